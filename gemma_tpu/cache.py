@@ -1,0 +1,64 @@
+"""KV cache: rings of W slots for local layers, the whole context for global ones. Letters: see gemma_tpu.config.
+
+A row's tokens always fill positions 0 … length-1, and position p lives in slot p % S. So the row's length alone says
+which position each slot holds, for a ring and for a full-length cache alike; a row is emptied by setting its length
+to 0. Nothing else is stored, and nothing of an earlier occupant can be seen.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma_tpu.config import GemmaConfig
+
+LayerCache = tuple[Float[Array, "R K S H"], Float[Array, "R K S H"]]  # keys, values; R: rows of the cache
+Cache = tuple[LayerCache, ...]
+
+
+def cache_slots(config: GemmaConfig, layer: int, context: int) -> int:
+    """S of a layer for a context of so many tokens."""
+    return context if config.is_global(layer) else min(config.sliding_window, context)
+
+
+def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype) -> Cache:
+    def zeros(layer: int) -> jax.Array:
+        shape = (rows, config.num_kv_heads, cache_slots(config, layer, context), config.head_dim)
+        return jnp.zeros(shape, dtype)
+
+    return tuple((zeros(layer), zeros(layer)) for layer in range(config.num_layers))
+
+
+def cache_bytes(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype) -> int:
+    """Bytes of the whole cache over all devices."""
+    slots = sum(cache_slots(config, layer, context) for layer in range(config.num_layers))
+    return 2 * rows * slots * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
+    """The position each slot holds once a row has `length` tokens: the latest p < length with p % S = slot, or -1."""
+    last = length[:, None] - 1
+    position = last - (last - jnp.arange(slots)) % slots
+    return jnp.where(position >= 0, position, -1)
+
+
+def write(
+    cache: LayerCache,
+    rows: Int[Array, "B"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    start: Int[Array, "B"],
+    count: Int[Array, "B"],
+) -> LayerCache:
+    """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S of them."""
+    slots = cache[0].shape[2]
+    token = jnp.arange(key.shape[1])
+    kept = (token < count[:, None]) & (token >= count[:, None] - slots)
+    # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
+    slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
+
+    def scatter(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[rows[:, None], :, slot].set(new.astype(old.dtype), mode="drop", unique_indices=True)
+
+    return scatter(cache[0], key), scatter(cache[1], value)

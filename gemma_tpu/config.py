@@ -1,0 +1,146 @@
+"""Architecture of Gemma 3 models: shapes and constants, nothing about how they are run.
+
+The dimension letters used by every annotation, einsum and sharding rule of this package:
+
+| letter | dimension | letter | dimension |
+|---|---|---|---|
+| B | batch rows | N | query heads |
+| T | query tokens | K | key/value heads |
+| S | cache slots, or keys attended to | G | query heads per kv head, N / K |
+| D | embedding | H | head dimension |
+| F | mlp hidden | V | vocabulary |
+| L | layers | W | sliding window |
+| I | images | E | vision width |
+| P | patches of an image | M | vision mlp hidden |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+GLOBAL_EVERY = 6  # layer i is global iff (i + 1) % 6 == 0 (Gemma 3 report, section 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP tower. `image_size` and `patch_size` are in pixels."""
+
+    width: int = 1152
+    depth: int = 27
+    mlp_dim: int = 4304
+    num_heads: int = 16
+    image_size: int = 896
+    patch_size: int = 14
+    num_soft_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        pooled = math.isqrt(self.num_soft_tokens)
+        problems = []
+        if self.width % self.num_heads:
+            problems.append(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+        if self.image_size % self.patch_size:
+            problems.append(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if pooled**2 != self.num_soft_tokens or self.grid % pooled:
+            problems.append(f"num_soft_tokens {self.num_soft_tokens} is no square that pools a {self.grid}-grid evenly")
+        if problems:
+            raise ValueError(f"VisionConfig: {'; '.join(problems)}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """A Gemma 3 text decoder, with a vision tower if `vision` is set.
+
+    `query_scale` multiplies queries after their norm and rotary embedding. `global_rope_scale` divides positions on
+    global layers. `max_context` is the longest context the weights were trained for, in tokens.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int
+    query_scale: float
+    local_rope_base: float = 10_000
+    global_rope_base: float = 1_000_000
+    global_rope_scale: float = 1.0
+    max_context: int = 131_072
+    vision: VisionConfig | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.num_heads % self.num_kv_heads:
+            problems.append(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            problems.append(f"head_dim {self.head_dim} is odd: rotary embedding pairs its halves")
+        if problems:
+            raise ValueError(f"GemmaConfig: {'; '.join(problems)}")
+
+    @property
+    def group_size(self) -> int:
+        """G: query heads that share one kv head."""
+        return self.num_heads // self.num_kv_heads
+
+    def is_global(self, layer: int) -> bool:
+        """Whether `layer` (from 0) attends to the whole context instead of a sliding window."""
+        return (layer + 1) % GLOBAL_EVERY == 0
+
+
+def _gemma3(
+    layers: int, embed: int, hidden: int, heads: int, kv_heads: int, *, head_dim: int = 256, multimodal: bool = True
+) -> GemmaConfig:
+    # 27B scales queries by (embed / heads)^-0.5, every other size by head_dim^-0.5 (google/gemma_pytorch config.py).
+    query_dim = embed // heads if head_dim == 128 else head_dim
+    return GemmaConfig(
+        vocab_size=262_144,
+        embed_dim=embed,
+        hidden_dim=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        sliding_window=1024 if multimodal else 512,
+        query_scale=query_dim**-0.5,
+        global_rope_scale=8.0 if multimodal else 1.0,
+        max_context=131_072 if multimodal else 32_768,
+        vision=VisionConfig() if multimodal else None,
+    )
+
+
+CONFIGS: dict[str, GemmaConfig] = {
+    "gemma3-270m": _gemma3(18, 640, 2048, 4, 1, multimodal=False),
+    "gemma3-1b": _gemma3(26, 1152, 6912, 4, 1, multimodal=False),
+    "gemma3-4b": _gemma3(34, 2560, 10_240, 8, 4),
+    "gemma3-12b": _gemma3(48, 3840, 15_360, 16, 8),
+    "gemma3-27b": _gemma3(62, 5376, 21_504, 32, 16, head_dim=128),
+}
+
+DEMO = GemmaConfig(
+    vocab_size=2048,
+    embed_dim=256,
+    hidden_dim=768,
+    num_layers=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    sliding_window=512,
+    query_scale=64**-0.5,
+    max_context=8192,
+    vision=VisionConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=28),
+)

@@ -1,0 +1,82 @@
+"""Grouped-query attention: projections, the masks of Gemma 3, and softmax attention. Letters: see gemma_tpu.config."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
+
+Queries = Float[Array, "B T K G H"]
+KeyValues = Float[Array, "B T K H"]
+
+
+class Attention(nnx.Module):
+    """The projections of one layer. q, k and v are one product: kv head k holds its G query heads, its key, its value."""
+
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs) -> None:
+        K, G, H, D = config.num_kv_heads, config.group_size, config.head_dim, config.embed_dim
+        init = nnx.initializers.normal(D**-0.5)
+        self.qkv = nnx.Param(init(rngs.params(), (K, G + 2, H, D)))
+        self.out = nnx.Param(nnx.initializers.normal((K * G * H) ** -0.5)(rngs.params(), (K, G, H, D)))
+        self.query_norm = RMSNorm(H)
+        self.key_norm = RMSNorm(H)
+        self.query_scale = config.query_scale
+
+    def project(self, x: Float[Array, "B T D"], rope: Rope) -> tuple[Queries, KeyValues, KeyValues]:
+        """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
+        qkv = jnp.einsum("btd,kghd->btkgh", x, self.qkv[...])
+        query = apply_rope(self.query_norm(qkv[:, :, :, :-2]), rope) * self.query_scale
+        key = apply_rope(self.key_norm(qkv[:, :, :, -2]), rope)
+        return query.astype(x.dtype), key.astype(x.dtype), qkv[:, :, :, -1]
+
+    def output(self, encoded: Queries) -> Float[Array, "B T D"]:
+        return jnp.einsum("btkgh,kghd->btd", encoded, self.out[...])
+
+
+def attend(
+    query: Queries,
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+) -> Queries:
+    """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
+    scores = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", probs, value)
+
+
+def attention_mask(
+    query_pos: Int[Array, "B T"],
+    key_pos: Int[Array, "B S"],
+    *,
+    query_image: Int[Array, "B T"] | None = None,
+    key_image: Int[Array, "B S"] | None = None,
+    window: int | None = None,
+) -> Bool[Array, "B T S"]:
+    """Which keys a query sees, from positions alone; key position -1 marks an empty slot.
+
+    Causal, except that soft tokens of one image (equal id > 0) see each other in both directions. `window` W keeps
+    |query_pos - key_pos| < W, on both sides as Google's implementation does (an image block longer than W is cut).
+
+        two text tokens, an image of three, one text token:      with window=2:
+            1 0 0 0 0 0                                               1 0 0 0 0 0
+            1 1 0 0 0 0                                               1 1 0 0 0 0
+            1 1 1 1 1 0                                               0 1 1 1 0 0
+            1 1 1 1 1 0                                               0 0 1 1 1 0
+            1 1 1 1 1 0                                               0 0 0 1 1 0
+            1 1 1 1 1 1                                               0 0 0 0 1 1
+    """
+    query, key = query_pos[:, :, None], key_pos[:, None, :]
+    mask = key <= query
+    if query_image is not None and key_image is not None:
+        mask |= (query_image[:, :, None] == key_image[:, None, :]) & (query_image[:, :, None] > 0)
+    if window is not None:
+        mask &= jnp.abs(query - key) < window
+    return mask & (key >= 0)

@@ -1,0 +1,135 @@
+"""SigLIP vision tower and the projection to soft tokens. Letters: see gemma_tpu.config."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gemma_tpu.config import VisionConfig
+from gemma_tpu.model.layers import NORM_EPS, RMSNorm
+
+_QUERY_BLOCK = 1024  # scores of a 4,096-patch image are made 1,024 queries at a time: 256 MB instead of 1 GB
+
+
+class LayerNorm(nnx.Module):
+    """Standard layer normalisation over the last axis, in float32."""
+
+    def __init__(self, dim: int) -> None:
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + NORM_EPS)
+        return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def full_attention(
+    query: Float[Array, "I P n h"], key: Float[Array, "I P n h"], value: Float[Array, "I P n h"]
+) -> Float[Array, "I P n h"]:
+    """Unmasked attention between all patches, softmax in float32."""
+    if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+    def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
+        scores = jnp.einsum("itnh,ipnh->intp", q, key, preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+        return jnp.einsum("intp,ipnh->itnh", probs, value)
+
+    I, P, n, h = query.shape
+    if P <= _QUERY_BLOCK or P % _QUERY_BLOCK:
+        return block(query)
+    blocks = jnp.moveaxis(query.reshape(I, P // _QUERY_BLOCK, _QUERY_BLOCK, n, h), 1, 0)
+    return jnp.moveaxis(jax.lax.map(block, blocks), 0, 1).reshape(I, P, n, h)
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+        E, n, h = config.width, config.num_heads, config.head_dim
+        init = nnx.initializers.normal(E**-0.5)
+        self.qkv = nnx.Param(init(rngs.params(), (3, n, h, E)))
+        self.qkv_bias = nnx.Param(jnp.zeros((3, n, h)))
+        self.out = nnx.Param(init(rngs.params(), (n, h, E)))
+        self.out_bias = nnx.Param(jnp.zeros(E))
+
+    def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
+        qkv = jnp.einsum("ipe,cnhe->cipnh", x, self.qkv[...]) + self.qkv_bias[...][:, None, None]
+        return jnp.einsum("ipnh,nhe->ipe", full_attention(*qkv), self.out[...]) + self.out_bias[...]
+
+
+class VisionMLP(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.lecun_normal()
+        self.up = nnx.Param(init(rngs.params(), (config.width, config.mlp_dim)))
+        self.up_bias = nnx.Param(jnp.zeros(config.mlp_dim))
+        self.down = nnx.Param(init(rngs.params(), (config.mlp_dim, config.width)))
+        self.down_bias = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
+        hidden = jax.nn.gelu(jnp.einsum("ipe,em->ipm", x, self.up[...]) + self.up_bias[...], approximate=True)
+        return jnp.einsum("ipm,me->ipe", hidden, self.down[...]) + self.down_bias[...]
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+        self.attention_norm = LayerNorm(config.width)
+        self.attention = VisionAttention(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width)
+        self.mlp = VisionMLP(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class PatchEmbedding(nnx.Module):
+    """Each p×p patch times one matrix (SigLIP's convolution with stride p)."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+        p = config.patch_size
+        self.kernel = nnx.Param(nnx.initializers.normal((3 * p * p) ** -0.5)(rngs.params(), (p, p, 3, config.width)))
+        self.bias = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, pixels: Float[Array, "I side side 3"]) -> Float[Array, "I P E"]:
+        kernel = self.kernel[...]
+        I, p, E = pixels.shape[0], kernel.shape[0], kernel.shape[-1]
+        grid = pixels.shape[1] // p
+        patches = pixels.reshape(I, grid, p, grid, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(I, grid * grid, -1)
+        return jnp.einsum("ipc,ce->ipe", patches, kernel.reshape(-1, E)) + self.bias[...]
+
+
+class VisionTower(nnx.Module):
+    """Pixels → patches → blocks → norm → average pool → RMSNorm → projection: `num_soft_tokens` per image."""
+
+    def __init__(self, config: VisionConfig, embed_dim: int, *, rngs: nnx.Rngs) -> None:
+        E = config.width
+        self.patch = PatchEmbedding(config, rngs=rngs)
+        self.positions = nnx.Param(nnx.initializers.normal(E**-0.5)(rngs.params(), (config.num_patches, E)))
+        self.blocks = nnx.List([VisionBlock(config, rngs=rngs) for _ in range(config.depth)])
+        self.norm = LayerNorm(E)
+        self.soft_token_norm = RMSNorm(E)
+        self.projection = nnx.Param(nnx.initializers.normal(E**-0.5)(rngs.params(), (E, embed_dim)))
+        self.pooled_grid = math.isqrt(config.num_soft_tokens)
+
+    def __call__(self, pixels: Float[Array, "I side side 3"], tap=None) -> Float[Array, "I soft D"]:
+        """`pixels` in [-1, 1]. Soft tokens are not multiplied by √D, unlike text embeddings."""
+        tap = tap or (lambda name, value: None)
+        x = self.patch(pixels.astype(self.projection.dtype)) + self.positions[...]
+        tap("vision.patch", x)
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"vision_block_{i}"):
+                x = block(x)
+            tap(f"vision.blocks.{i}", x)
+        x = self.norm(x)
+        tap("vision.norm", x)
+        (I, P, E), out = x.shape, self.pooled_grid
+        side = math.isqrt(P) // out
+        pooled = x.reshape(I, out, side, out, side, E).astype(jnp.float32).mean(axis=(2, 4)).astype(x.dtype)
+        soft = jnp.einsum("ipe,ed->ipd", self.soft_token_norm(pooled.reshape(I, out * out, E)), self.projection[...])
+        tap("vision.soft_tokens", soft)
+        return soft

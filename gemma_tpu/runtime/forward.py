@@ -1,0 +1,137 @@
+"""The plain path: whole sequences without a cache. Teacher-forced logits, training, and the oracle of the fast path."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model import Params, text_model, vision_model
+from gemma_tpu.model.attention import attend, attention_mask
+from gemma_tpu.model.transformer import AttendLayer, Tap
+from gemma_tpu.text import SOFT_TOKEN
+
+
+def precision(params: Params) -> contextlib.AbstractContextManager:
+    """float32 weights mean float32 products: TPUs and GPUs would otherwise round the factors to bf16 or TF32."""
+    is_float32 = next(iter(params.values())).dtype == jnp.float32
+    return jax.default_matmul_precision("highest" if is_float32 else "default")
+
+
+def number_soft_tokens(tokens: np.ndarray) -> np.ndarray:
+    """int[B, T] → int32[B, T]: soft tokens numbered from 0 over the whole batch, row by row; -1 elsewhere."""
+    soft = np.asarray(tokens) == SOFT_TOKEN
+    return np.where(soft, np.cumsum(soft).reshape(soft.shape) - 1, -1).astype(np.int32)
+
+
+def self_attention(
+    config: GemmaConfig, positions: Int[Array, "B T"], lengths: Int[Array, "B"], image: Int[Array, "B T"]
+) -> AttendLayer:
+    """Every token attends within its own row alone. `image` is 0 for text, else one id per image."""
+    token = jnp.arange(positions.shape[1])
+    key_pos = jnp.where(token < lengths[:, None], positions, -1)
+    masks = {
+        window: attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
+        for window in (None, config.sliding_window)
+    }
+
+    def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        window = None if config.is_global(layer) else config.sliding_window
+        return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), masks[window])
+
+    return attend_layer
+
+
+def image_ids(soft_index: Int[Array, "B T"], num_soft_tokens: int) -> Int[Array, "B T"]:
+    """0 for text, i + 1 for soft tokens of image i."""
+    return jnp.where(soft_index >= 0, soft_index // num_soft_tokens + 1, 0)
+
+
+def hidden_states(
+    config: GemmaConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    soft_tokens: Float[Array, "I soft D"] | None = None,
+    soft_index: Int[Array, "B T"] | None = None,
+    start: Int[Array, "B"] | int = 0,
+    tap: Tap | None = None,
+) -> Float[Array, "B T D"]:
+    """Final hidden states. Differentiable and traceable; `start` is the position of each row's first token."""
+    model = text_model(config, params)
+    B, T = tokens.shape
+    positions = jnp.broadcast_to(jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(T), (B, T))
+    if soft_tokens is None or soft_index is None:
+        soft_tokens, image = None, jnp.zeros((B, T), jnp.int32)
+    else:
+        image = image_ids(soft_index, soft_tokens.shape[1])
+    x = model.embed(tokens, soft_tokens, soft_index)
+    return model(x, positions, self_attention(config, positions, lengths, image), tap)
+
+
+def _forward(
+    config: GemmaConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    soft_tokens: jax.Array | None,
+    soft_index: jax.Array | None,
+    start: jax.Array | int,
+    tap: Tap | None = None,
+) -> jax.Array:
+    with precision(params):
+        x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, tap)
+        logits = text_model(config, params).embedder.decode(x)
+    if tap:
+        tap("logits", logits)
+    return logits
+
+
+_jit_forward = jax.jit(_forward, static_argnums=0)
+
+
+def forward(
+    config: GemmaConfig,
+    params: Params,
+    tokens: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, "B"] | None = None,
+    *,
+    soft_tokens: Float[Array, "I soft D"] | None = None,
+    start: Int[np.ndarray, "B"] | int = 0,
+    tap: Tap | None = None,
+) -> Float[Array, "B T V"]:
+    """float32 logits of every position of expanded `tokens` (SOFT_TOKEN where a soft token stands).
+
+    Rows shorter than T are padded on the right with anything; `lengths` says how much is real. `soft_tokens` of all
+    images stand in the order of their runs, row by row. With `tap`, runs eagerly and shows every module's output.
+    """
+    tokens = np.asarray(tokens)
+    soft_index = number_soft_tokens(tokens)
+    wanted = int(soft_index.max()) + 1
+    given = 0 if soft_tokens is None else soft_tokens.shape[0] * soft_tokens.shape[1]
+    if wanted != given:
+        raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
+    lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    run = _jit_forward if tap is None else functools.partial(_forward, tap=tap)
+    return run(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft_tokens, jnp.asarray(soft_index), start)
+
+
+def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
+    with precision(params):
+        return vision_model(config, params)(pixels, tap)
+
+
+_jit_encode = jax.jit(_encode, static_argnums=0)
+
+
+def encode_images(
+    config: GemmaConfig, params: Params, pixels: Float[Array, "I side side 3"], *, tap: Tap | None = None
+) -> Float[Array, "I soft D"]:
+    """Soft tokens of images given as pixels in [-1, 1], in the dtype of the weights."""
+    run = _jit_encode if tap is None else functools.partial(_encode, tap=tap)
+    return run(config, params, pixels)
