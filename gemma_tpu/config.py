@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+SOFT_TOKEN = -1  # stands in token sequences for a soft token of an image; no vocabulary has it
 GLOBAL_EVERY = 6  # layer i is global iff (i + 1) % 6 == 0 (Gemma 3 report, section 2)
 
 

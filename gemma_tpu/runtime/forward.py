@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.transformer import AttendLayer, Tap
-from gemma_tpu.text import SOFT_TOKEN
 
 
 def precision(params: Params) -> contextlib.AbstractContextManager:
