@@ -1,0 +1,234 @@
+"""The device programs and the one state they share. Letters: see gemma_tpu.config; R: rows of the cache.
+
+Every program takes the state and gives it back, donated, so that nothing of cache size is ever copied. What changes
+between calls is an array; static are only the architecture, the mesh and the choice of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_tpu.cache import Cache, init_cache, slot_positions, write
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model import Params, text_model, vision_model
+from gemma_tpu.model.attention import attend, attention_mask
+from gemma_tpu.runtime.forward import image_ids, precision
+from gemma_tpu.sampling import Sampling, sample
+from gemma_tpu.sharding import partition
+
+MAX_STOP_TOKENS = 16
+NO_TOKEN = -1  # where a row produced nothing
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """What the caller of a row asked for. `stop` is padded with NO_TOKEN."""
+
+    sampling: Sampling
+    stop: Int[Array, "R stops"]
+    forbidden: Bool[Array, "R V"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything the device remembers between calls.
+
+    `length`: tokens in the cache. `last`: the token to feed next, at position `length`. `remaining`: tokens a row may
+    still produce; 0 means that it rests.
+    """
+
+    cache: Cache
+    length: Int[Array, "R"]
+    last: Int[Array, "R"]
+    remaining: Int[Array, "R"]
+    controls: Controls
+
+
+def init_state(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype, mesh: Mesh) -> State:
+    """An empty state of `rows` × `context` tokens, made in place on the mesh."""
+
+    def make() -> State:
+        zeros = functools.partial(jnp.zeros, rows)
+        sampling = Sampling(zeros(), zeros(jnp.int32), zeros(), zeros(), zeros(jnp.uint32))
+        stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN)
+        controls = Controls(sampling, stop, jnp.zeros((rows, config.vocab_size), bool))
+        cache = init_cache(config, rows, context, dtype)
+        return State(cache, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), controls)
+
+    return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make), mesh))()
+
+
+def state_shardings(state: State, mesh: Mesh) -> State:
+    """The cache is split over rows and kv heads; the few numbers per row are on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda _: whole, state)
+    return dataclasses.replace(shardings, cache=jax.tree.map(lambda x: partition("RKSH", x.shape, mesh), state.cache))
+
+
+def _pin(state: State, mesh: Mesh) -> State:
+    """Keeps what a program returns where what it took was, so that the buffers can be reused."""
+    if mesh.size == 1:
+        return state
+    return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def encode(params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig) -> tuple[jax.Array, ...]:
+    """Soft tokens [soft, D] of each image, as separate arrays."""
+    with precision(params):
+        soft_tokens = vision_model(config, params)(pixels)
+    return tuple(soft_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "fresh"), donate_argnames=("state",))
+def prefill(
+    params: Params,
+    state: State,
+    rows: Int[Array, "B"] | None,
+    tokens: Int[Array, "B T"],
+    start: Int[Array, "B"],
+    count: Int[Array, "B"],
+    soft_tokens: Float[Array, "I soft D"] | None,
+    soft_index: Int[Array, "B T"] | None,
+    *,
+    config: GemmaConfig,
+    mesh: Mesh,
+    fresh: bool,
+) -> State:
+    """Puts the first `count` tokens of each row at positions start … start + count - 1 of its cache.
+
+    `rows` are the rows of the state at hand, None for all of them; a row with count 0 is left as it is. `fresh` says
+    that every row starts at 0, so that there is no cache to attend to. No image may reach over the chunk's end.
+    """
+    row_ids = jnp.arange(state.length.shape[0]) if rows is None else rows
+    B, T = tokens.shape
+    token = jnp.arange(T)
+    positions = start[:, None] + token
+    key_pos = jnp.where(token < count[:, None], positions, -1)
+    image = jnp.zeros((B, T), jnp.int32) if soft_tokens is None else image_ids(soft_index, soft_tokens.shape[1])
+    cache = list(state.cache)
+
+    @functools.cache
+    def mask(window: int | None, slots: int) -> jax.Array:
+        own = attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
+        if fresh:
+            return own
+        return jnp.concatenate([attention_mask(positions, slot_positions(start, slots), window=window), own], axis=-1)
+
+    def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        old = cache[layer]
+        cache[layer] = write(old, row_ids, key, value, start, count)
+        keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+        if not fresh:
+            old_keys, old_values = old if rows is None else (old[0][rows], old[1][rows])
+            keys = jnp.concatenate([old_keys, keys], axis=2)
+            values = jnp.concatenate([old_values, values], axis=2)
+        window = None if config.is_global(layer) else config.sliding_window
+        return attend(query, keys, values, mask(window, old[0].shape[2]))
+
+    with precision(params):
+        model = text_model(config, params)
+        model(model.embed(tokens, soft_tokens, soft_index), positions, attend_layer)
+    length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
+    return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+def admit(
+    state: State,
+    row: Int[Array, ""],
+    length: Int[Array, ""],
+    last: Int[Array, ""],
+    remaining: Int[Array, ""],
+    controls: Controls,
+    *,
+    mesh: Mesh,
+) -> State:
+    """Lets a row of `length` cached tokens decode up to `remaining` tokens; 0 puts it to rest. `controls` of one row."""
+    state = State(
+        cache=state.cache,
+        length=state.length.at[row].set(length),
+        last=state.last.at[row].set(last),
+        remaining=state.remaining.at[row].set(remaining),
+        controls=jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), state.controls, controls),
+    )
+    return _pin(state, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+def release(state: State, row: Int[Array, ""], *, mesh: Mesh) -> State:
+    """Puts a row to rest where it stands."""
+    return _pin(dataclasses.replace(state, remaining=state.remaining.at[row].set(0)), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "max_steps", "min_rows"), donate_argnames=("state",))
+def decode(
+    params: Params,
+    state: State,
+    rows: Int[Array, "B"] | None,
+    steps: Int[Array, ""],
+    *,
+    config: GemmaConfig,
+    mesh: Mesh,
+    max_steps: int,
+    min_rows: int,
+) -> tuple[State, Int[Array, "steps B"]]:
+    """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
+
+    `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows: a TPU multiplies
+    by fewer than 8 on its vector unit, which is slower than 8 on the matrix unit.
+    """
+    picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
+    B = picked.length.shape[0]
+    row_ids, padding = jnp.arange(B), max(0, min_rows - B)
+    model, controls = text_model(config, params), picked.controls
+
+    def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
+        i, row, tokens = carry
+        active = row.remaining > 0
+        position = row.length[:, None]
+        cache = list(row.cache)
+
+        @functools.cache
+        def mask(window: int | None, slots: int) -> jax.Array:
+            return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
+
+        def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            cache[layer] = write(cache[layer], row_ids, key[:B], value[:B], row.length, active.astype(jnp.int32))
+            window = None if config.is_global(layer) else config.sliding_window
+            encoded = attend(query[:B], *cache[layer], mask(window, cache[layer][0].shape[2]))
+            return jnp.pad(encoded, ((0, padding), *((0, 0),) * (encoded.ndim - 1)))
+
+        pad = functools.partial(jnp.pad, pad_width=((0, padding), (0, 0)))
+        x = model(model.embed(pad(row.last[:, None])), pad(position), attend_layer)
+        logits = model.embedder.decode(x)[:B, 0]
+        logits = jnp.where(controls.forbidden, -jnp.inf, logits)
+        token = sample(logits, row.length + 1, controls.sampling)
+        stopped = jnp.any(token[:, None] == controls.stop, axis=-1)
+        row = State(
+            cache=tuple(cache),
+            length=row.length + active,
+            last=jnp.where(active, token, row.last),
+            remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
+            controls=controls,
+        )
+        return i + 1, row, tokens.at[i].set(jnp.where(active, token, NO_TOKEN))
+
+    def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+        i, row, _ = carry
+        return (i < steps) & jnp.any(row.remaining > 0)
+
+    with precision(params):
+        empty = jnp.full((max_steps, B), NO_TOKEN)
+        _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    if rows is not None:
+        picked = jax.tree.map(lambda all_rows, some: all_rows.at[rows].set(some), state, picked)
+    return _pin(picked, mesh), tokens
