@@ -75,17 +75,29 @@ def state_shardings(state: State, mesh: Mesh) -> State:
 
 def _pin(state: State, mesh: Mesh) -> State:
     """Keeps what a program returns where what it took was, so that the buffers can be reused."""
-    if mesh.size == 1:
-        return state
     return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def encode(params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig) -> tuple[jax.Array, ...]:
-    """Soft tokens [soft, D] of each image, as separate arrays."""
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def encode(
+    params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig, mesh: Mesh
+) -> tuple[Float[Array, "soft D"], ...]:
+    """Soft tokens of each image, as separate arrays that are whole on every device."""
     with precision(params):
         soft_tokens = vision_model(config, params)(pixels)
-    return tuple(soft_tokens)
+    return tuple(jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec())) for one in soft_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def stack(images: tuple[Float[Array, "soft D"], ...], *, mesh: Mesh) -> Float[Array, "I soft D"]:
+    """One array of several images' soft tokens, for `prefill`."""
+    return jax.lax.with_sharding_constraint(jnp.stack(images), NamedSharding(mesh, PartitionSpec()))
+
+
+def blank_image(config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Float[Array, "soft D"]:
+    """Soft tokens of no image, to fill `stack` up to a known size."""
+    zeros = jnp.zeros((config.vision.num_soft_tokens, config.embed_dim), dtype)
+    return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "fresh"), donate_argnames=("state",))

@@ -1,0 +1,412 @@
+"""The engine: one thread that owns the device state, gives requests rows, and keeps the device busy.
+
+Each turn of its loop dispatches at most one chunk of prefill and one call of decode, and reads the tokens of the
+decode call before last: the device always has the next call queued when the host looks at the last one's tokens.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model import Params
+from gemma_tpu.runtime import programs
+from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
+from gemma_tpu.runtime.request import ImageInput, Options, Request
+from gemma_tpu.runtime.rows import Row, cache_keys, chunk_end, choose_row, image_spans
+from gemma_tpu.sampling import Sampling
+
+STEPS_PER_CALL = 8  # decode steps between two looks of the host
+CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
+_IMAGE_BATCHES = (4, 1)
+_SOFT_TOKEN_CACHE = 64  # images whose soft tokens are kept for follow-up questions
+_TPU_ROWS = 8  # fewer rows than this run on the vector unit (docs: DESIGN, decode batch)
+
+Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
+
+
+class Engine:
+    """Runs requests on one model. Thread-safe; `close` ends the thread."""
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        params: Params,
+        *,
+        mesh: Mesh,
+        max_context: int,
+        max_rows: int,
+        dtype: jnp.dtype,
+        eos_tokens: Sequence[int] = (),
+        steps_per_call: int = STEPS_PER_CALL,
+        chunks: Sequence[int] = CHUNKS,
+    ) -> None:
+        self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
+        self._eos_tokens, self._steps_per_call, self._dtype = tuple(eos_tokens), steps_per_call, dtype
+        # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
+        self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
+        self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
+        self._num_soft = config.vision.num_soft_tokens if config.vision else 0
+        self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
+        platform = mesh.devices.flat[0].platform
+        self._min_rows = _TPU_ROWS if platform == "tpu" else 1
+        # Where arithmetic is scarce, one request should not pay for all rows; elsewhere they come almost for free.
+        self._decode_single = platform == "cpu" and max_rows > 1
+        self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
+
+        self._wake = threading.Condition()
+        self._pending: collections.deque[Request] = collections.deque()
+        self._tasks: collections.deque[tuple[Callable[[], object], Future]] = collections.deque()
+        self._closed = False
+        self._turn = 0
+        self._reset()
+        self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
+        self._thread.start()
+
+    # What callers use, from any thread.
+
+    def submit(self, tokens: Sequence[int], images: Sequence[ImageInput] = (), options: Options = Options()) -> Request:
+        """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
+        if not tokens:
+            raise ValueError("the prompt is empty")
+        if len(tokens) >= self.max_context:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, and the context of {self.max_context} must also hold the answer: "
+                "shorten it, or load the model with a larger max_context"
+            )
+        if (spans := len(image_spans(tokens, self._num_soft))) != len(images):
+            raise ValueError(f"the prompt has places for {spans} images, and {len(images)} were given")
+        if tokens[-1] < 0 or max(tokens) >= self.config.vocab_size:
+            raise ValueError(f"a prompt is ids in [0, {self.config.vocab_size}) and must not end with an image's soft token")
+        ids = (*(options.stop_tokens or ()), *options.forbidden_tokens)
+        if bad := [i for i in ids if not 0 <= i < self.config.vocab_size]:
+            raise ValueError(f"stop_tokens and forbidden_tokens must be in [0, {self.config.vocab_size}), got {bad}")
+        request = Request(tokens, images, options)
+        with self._wake:
+            self._check_open()
+            self._pending.append(request)
+            self._wake.notify()
+        return request
+
+    def warmup(self, progress: Progress | None = None) -> int:
+        """Compiles every program there is, so that no request has to; returns how many calls that took."""
+        return self._call(lambda: self._warmup(progress or (lambda *_: None)))
+
+    def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
+        """Soft tokens [soft, D] of each image."""
+        return self._call(lambda: self._soft_tokens(images))
+
+    def knows_image(self, digest: bytes) -> bool:
+        """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
+        return digest in self._soft_cache
+
+    def close(self) -> None:
+        """Ends the thread; requests under way fail."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this model has been closed")
+
+    def _call(self, function: Callable[[], object]):
+        future: Future = Future()
+        with self._wake:
+            self._check_open()
+            self._tasks.append((function, future))
+            self._wake.notify()
+        return future.result()
+
+    # Everything below runs on the engine's thread.
+
+    def _reset(self) -> None:
+        self._state = programs.init_state(self.config, self.max_rows, self.max_context, self._dtype, self.mesh)
+        self._rows = [Row(i) for i in range(self.max_rows)]
+        self._unread: collections.deque[tuple[list[Row], bool, jax.Array]] = collections.deque()
+        self._soft_cache: collections.OrderedDict[bytes, jax.Array] = collections.OrderedDict()
+        self._blank = programs.blank_image(self.config, self._dtype, self.mesh) if self._num_soft else None
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._closed or self._pending or self._tasks or self._unread or self._busy()):
+                    self._wake.wait()
+                tasks, self._tasks = self._tasks, collections.deque()
+                if self._closed:
+                    break
+            for function, future in tasks:
+                try:
+                    future.set_result(function())
+                except Exception as error:  # the caller's to handle: it waits on the future
+                    future.set_exception(error)
+            try:
+                self._turn_once()
+            except Exception as error:  # a failed program may have consumed the state: tell everyone, start afresh
+                self._fail_all(error)
+                self._restart()
+        closed = RuntimeError("the model was closed")
+        self._fail_all(closed)
+        for _, future in tasks:
+            future.set_exception(closed)
+
+    def _restart(self) -> None:
+        try:
+            self._reset()
+        except Exception as error:  # no memory for a new state, say: nothing can run any more
+            with self._wake:
+                self._closed = True
+            self._fail_all(error)
+
+    def _busy(self) -> bool:
+        return any(row.request for row in self._rows)
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._wake:
+            requests = [*self._pending, *(row.request for row in self._rows if row.request)]
+            self._pending.clear()
+        for request in requests:
+            request.fail(error)
+
+    def _turn_once(self) -> None:
+        self._turn += 1
+        self._drop_cancelled()
+        self._admit_pending()
+        self._prefill_chunk()
+        dispatched = self._decode()
+        while len(self._unread) > (1 if dispatched else 0):
+            self._read()
+
+    def _drop_cancelled(self) -> None:
+        for row in self._rows:
+            if row.request and row.request.cancelled.is_set():
+                if row.decoding:
+                    self._state = programs.release(self._state, np.int32(row.index), mesh=self.mesh)
+                self._leave(row, "cancelled")
+
+    def _leave(self, row: Row, reason: str) -> None:
+        request, row.request, row.decoding, row.last_used = row.request, None, False, self._turn
+        request.finish(reason)
+
+    def _admit_pending(self) -> None:
+        while self._pending:
+            request = self._pending[0]
+            if request.cancelled.is_set():
+                self._pending.popleft()
+                request.finish("cancelled")
+                continue
+            spans = image_spans(request.tokens, self._num_soft)
+            keys = cache_keys(request.tokens, spans, [image.digest for image in request.images])
+            choice = choose_row(self._rows, keys)
+            if choice is None:
+                return
+            self._pending.popleft()
+            row, cached = choice
+            row.request, row.spans, row.prompt_keys, row.keys = request, spans, keys, keys[:cached]
+            request.cached_tokens = cached
+            request.image_tokens = sum(span.end - span.start for span in spans)
+            request.clock.admitted = time.perf_counter()
+
+    # Prefill.
+
+    def _prefill_chunk(self) -> None:
+        rows = [row for row in self._rows if row.prefilling]
+        unfinished = [row for row in rows if len(row.keys) < row.prefill_target]
+        if unfinished:
+            self._dispatch_prefill(unfinished)
+        for row in rows:
+            if len(row.keys) >= row.prefill_target:
+                self._start_decoding(row)
+
+    def _dispatch_prefill(self, rows: Sequence[Row]) -> None:
+        ends = {
+            row.index: chunk_end(len(row.keys), row.prefill_target, self._chunks[-1], row.spans) for row in rows
+        }
+        longest = max(ends[row.index] - len(row.keys) for row in rows)
+        size = next(size for size in self._chunks if size >= longest)
+        whole = len(rows) > 1 or self.max_rows == 1
+        B = self.max_rows if whole else 1
+        tokens, soft_index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
+        start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        images: list[ImageInput] = []
+        for row in rows:
+            at = row.index if whole else 0
+            begin, end = len(row.keys), ends[row.index]
+            start[at], count[at] = begin, end - begin
+            tokens[at, : end - begin] = row.request.tokens[begin:end]
+            for span in row.spans:
+                if begin <= span.start and span.end <= end:
+                    first = len(images) * self._num_soft
+                    soft_index[at, span.start - begin : span.end - begin] = first + np.arange(self._num_soft)
+                    images.append(row.request.images[span.image])
+            row.keys = row.prompt_keys[:end]
+        self._state = programs.prefill(
+            self._text_params,
+            self._state,
+            None if whole else np.array([rows[0].index], np.int32),
+            tokens,
+            start,
+            count,
+            *self._soft_arguments(images, soft_index),
+            fresh=not start.any(),
+            **self._static,
+        )
+
+    def _soft_arguments(
+        self, images: Sequence[ImageInput], soft_index: np.ndarray
+    ) -> tuple[jax.Array, np.ndarray] | tuple[None, None]:
+        """Soft tokens padded to as many images as a chunk of this shape can hold; None where it can hold none."""
+        capacity = soft_index.shape[0] * (soft_index.shape[1] // self._num_soft) if self._num_soft else 0
+        if not capacity:
+            return None, None
+        soft = self._soft_tokens(images)
+        return programs.stack((*soft, *[self._blank] * (capacity - len(soft))), mesh=self.mesh), soft_index
+
+    def _soft_tokens(self, images: Sequence[ImageInput]) -> list[jax.Array]:
+        new = {image.digest: image for image in images if image.digest not in self._soft_cache}
+        todo = list(new.values())
+        while todo:
+            batch = next(size for size in _IMAGE_BATCHES if size <= len(todo))
+            pixels = np.stack([image.pixels for image in todo[:batch]])
+            encoded = self._encode(pixels)
+            self._soft_cache |= zip((image.digest for image in todo[:batch]), encoded, strict=True)
+            todo = todo[batch:]
+        soft = [self._soft_cache[image.digest] for image in images]
+        for image in images:
+            self._soft_cache.move_to_end(image.digest)
+        while len(self._soft_cache) > max(_SOFT_TOKEN_CACHE, len(images)):
+            self._soft_cache.popitem(last=False)
+        return soft
+
+    def _encode(self, pixels: np.ndarray) -> tuple[jax.Array, ...]:
+        return programs.encode(self._vision_params, pixels, config=self.config, mesh=self.mesh)
+
+    # Decode.
+
+    def _start_decoding(self, row: Row) -> None:
+        request = row.request
+        row.decoding, row.last_key = True, row.prompt_keys[-1]
+        row.limit = min(request.options.max_new_tokens, self.max_context - len(request.tokens))
+        self._admit(row.index, row.prefill_target, request.tokens[-1], row.limit, request.options)
+        request.clock.prefilled = time.perf_counter()
+
+    def _admit(self, index: int, length: int, last: int, remaining: int, options: Options) -> None:
+        numbers = (np.int32(value) for value in (index, length, last, remaining))
+        controls = _controls(options, self._stop_tokens(options), self.config.vocab_size)
+        self._state = programs.admit(self._state, *numbers, controls, mesh=self.mesh)
+
+    def _stop_tokens(self, options: Options) -> Sequence[int]:
+        return self._eos_tokens if options.stop_tokens is None else options.stop_tokens
+
+    def _decode(self) -> bool:
+        rows = [row for row in self._rows if row.decoding]
+        if not rows:
+            return False
+        # A row's first token is worth a call of its own: its caller is waiting for it.
+        first = any(not row.request.generated and not row.unread for row in rows)
+        single = self._decode_single and len(rows) == 1
+        picked = np.array([rows[0].index], np.int32) if single else None
+        tokens = self._dispatch_decode(picked, 1 if first else self._steps_per_call)
+        tokens.copy_to_host_async()
+        for row in rows:
+            row.unread += 1
+        self._unread.append((rows, single, tokens))
+        return True
+
+    def _dispatch_decode(self, picked: np.ndarray | None, steps: int) -> jax.Array:
+        self._state, tokens = programs.decode(
+            self._text_params,
+            self._state,
+            picked,
+            np.int32(steps),
+            max_steps=self._steps_per_call,
+            min_rows=self._min_rows,
+            **self._static,
+        )
+        return tokens
+
+    def _read(self) -> None:
+        rows, single, tokens = self._unread.popleft()
+        for row, column in ((row, 0 if single else row.index) for row in rows):
+            row.unread -= 1
+            self._deliver(row, [int(t) for t in np.asarray(tokens)[:, column] if t != NO_TOKEN])
+
+    def _deliver(self, row: Row, new: list[int]) -> None:
+        if not new:
+            return
+        # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
+        row.keys += [row.last_key, *new[:-1]]
+        row.last_key = new[-1]
+        request = row.request
+        if request is None:  # cancelled while this call was under way
+            return
+        stopped = new[-1] in self._stop_tokens(request.options)
+        if visible := new[:-1] if stopped else new:
+            request.push(visible)
+        if stopped or len(request.generated) >= row.limit:
+            self._leave(row, "stop" if stopped else "length")
+
+    # Warm-up: every program runs once on inputs that change nothing.
+
+    def _warmup(self, progress: Progress) -> int:
+        calls: list[tuple[str, Callable[[], object]]] = []
+        if self._vision_params:
+            side = self.config.vision.image_size
+            for batch in _IMAGE_BATCHES:
+                pixels = np.zeros((batch, side, side, 3), np.float32)
+                calls.append((f"{batch} images", functools.partial(self._encode, pixels)))
+        for size in self._chunks:
+            for B in sorted({1, self.max_rows}):
+                for fresh in (True, False):
+                    calls.append((f"prefill {B}×{size}", functools.partial(self._warm_prefill, B, size, fresh)))
+        # A row past the end is none: the write is dropped.
+        calls.append(("admit", lambda: self._admit(self.max_rows, 0, 0, 0, Options())))
+        calls.append(("release", self._warm_release))
+        for picked in [None, np.zeros(1, np.int32)] if self._decode_single else [None]:
+            calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
+        for done, (label, call) in enumerate(calls):
+            progress(label, done, len(calls))
+            jax.block_until_ready(call())
+        progress("ready", len(calls), len(calls))
+        return len(calls)
+
+    def _warm_prefill(self, B: int, size: int, fresh: bool) -> None:
+        soft = self._soft_arguments([], np.full((B, size), -1, np.int32))
+        nothing = np.zeros(B, np.int32)
+        rows = None if B == self.max_rows else nothing
+        tokens = np.zeros((B, size), np.int32)
+        args = (self._text_params, self._state, rows, tokens, nothing, nothing, *soft)
+        self._state = programs.prefill(*args, fresh=fresh, **self._static)
+
+    def _warm_release(self) -> None:
+        self._state = programs.release(self._state, np.int32(self.max_rows), mesh=self.mesh)
+
+
+def _controls(options: Options, stop_tokens: Sequence[int], vocab_size: int) -> Controls:
+    """The controls of one row, as numpy arrays."""
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
+    stop[0, : len(stop_tokens)] = list(stop_tokens)
+    forbidden = np.zeros((1, vocab_size), bool)
+    forbidden[0, list(options.forbidden_tokens)] = True
+    sampling = Sampling(
+        temperature=np.array([options.temperature], np.float32),
+        top_k=np.array([options.top_k], np.int32),
+        top_p=np.array([options.top_p], np.float32),
+        min_p=np.array([options.min_p], np.float32),
+        seed=np.array([seed], np.uint32),
+    )
+    return Controls(sampling, stop, forbidden)

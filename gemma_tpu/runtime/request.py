@@ -1,0 +1,176 @@
+"""What a caller asks of the engine, and what it gets back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import queue
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import PIL.Image
+
+from gemma_tpu.image import to_pixels
+from gemma_tpu.runtime.programs import MAX_STOP_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to generate. Greedy by default; top_k and top_p are those Google recommends for temperature 1.
+
+    temperature ≥ 0 (0: greedy), top_k ≥ 0 (0: off), 0 < top_p ≤ 1, 0 ≤ min_p ≤ 1. `seed` None draws one.
+    `stop_tokens` None means the tokenizer's end of turn and eos. ValueError for a value out of range.
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_k: int = 64
+    top_p: float = 0.95
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_tokens: Sequence[int] | None = None
+    forbidden_tokens: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        _check_range("max_new_tokens", self.max_new_tokens, int, 1, math.inf)
+        _check_range("temperature", self.temperature, float, 0, 1000)
+        _check_range("top_k", self.top_k, int, 0, 2**31 - 1)
+        _check_range("top_p", self.top_p, float, 0, 1, low_open=True)
+        _check_range("min_p", self.min_p, float, 0, 1)
+        if self.seed is not None:
+            _check_range("seed", self.seed, int, 0, 2**32 - 1)
+        # A lone string is a stop string, not a sequence of letters.
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"stop must be non-empty strings, got {self.stop!r}")
+        object.__setattr__(self, "stop", stop)
+        if self.stop_tokens is not None and len(self.stop_tokens) > MAX_STOP_TOKENS:
+            raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
+
+
+def _check_range(name: str, value: float, kind: type, low: float, high: float, *, low_open: bool = False) -> None:
+    numeric = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, numeric):
+        raise ValueError(f"{name} must be {'an integer' if kind is int else 'a number'}, got {value!r}")
+    if not (low < value if low_open else low <= value) or not value <= high:
+        upper = f"and at most {high}" if math.isfinite(high) else ""
+        raise ValueError(f"{name} must be {'above' if low_open else 'at least'} {low} {upper}".rstrip() + f", got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInput:
+    """An RGB image on its way to a vision tower that takes `side` × `side` pixels."""
+
+    image: PIL.Image.Image
+    side: int
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """Equal for equal images."""
+        size = struct.pack("<2I", *self.image.size)
+        return hashlib.blake2b(size + self.image.tobytes(), digest_size=16).digest()
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """float32[side, side, 3] in [-1, 1]."""
+        return to_pixels(self.image, self.side)
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Token counts. `image_tokens` and `cached_tokens` (taken from the cache of an earlier turn) are among the prompt's."""
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Seconds: waiting for a row, from there to the end of the prompt, from submission to the first token, decoding."""
+
+    queue: float
+    prefill: float
+    first_token: float
+    decode: float
+    tokens_per_second: float
+
+
+@dataclasses.dataclass
+class _Clock:
+    submitted: float
+    admitted: float = math.nan
+    prefilled: float = math.nan
+    first: float = math.nan
+    finished: float = math.nan
+
+
+class Request:
+    """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
+
+    Leaving the iteration early (break, an exception, a garbage-collected generator) cancels the work.
+    """
+
+    def __init__(self, tokens: Sequence[int], images: Sequence[ImageInput], options: Options) -> None:
+        self.tokens = list(tokens)
+        self.images = list(images)
+        self.options = options
+        self.generated: list[int] = []
+        self.finish_reason: str | None = None  # "stop", "length" or "cancelled"
+        self.cached_tokens = 0
+        self.image_tokens = 0
+        self.clock = _Clock(time.perf_counter())
+        self.cancelled = threading.Event()
+        self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        try:
+            while (event := self._events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Asks the engine to stop; the row is free a step later. Harmless after the end."""
+        self.cancelled.set()
+
+    # The engine's end.
+
+    def push(self, tokens: list[int]) -> None:
+        if not self.generated:
+            self.clock.first = time.perf_counter()
+        self.generated += tokens
+        self._events.put(tokens)
+
+    def finish(self, reason: str) -> None:
+        self.finish_reason = reason
+        self.clock.finished = time.perf_counter()
+        self._events.put(None)
+
+    def fail(self, error: BaseException) -> None:
+        self._events.put(error)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(len(self.tokens), self.image_tokens, self.cached_tokens, len(self.generated))
+
+    @property
+    def timings(self) -> Timings:
+        clock, after_first = self.clock, len(self.generated) - 1
+        decode = clock.finished - clock.first
+        return Timings(
+            queue=clock.admitted - clock.submitted,
+            prefill=clock.prefilled - clock.admitted,
+            first_token=clock.first - clock.submitted,
+            decode=decode,
+            tokens_per_second=after_first / decode if after_first > 0 and decode > 0 else 0.0,
+        )
