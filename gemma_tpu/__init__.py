@@ -1,0 +1,34 @@
+"""Gemma 3 on TPU slices, from plain JAX and Flax."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemma_tpu.api import Chat, Completion, Model, TextStream, load
+    from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
+    from gemma_tpu.runtime.request import Options, Timings, Usage
+    from gemma_tpu.text import Tokenizer
+
+__version__ = "0.1.0"
+
+# Names are imported when first used: `gemma-tpu --help` and a single module should not wait for jax.
+_HOME = {
+    "gemma_tpu.api": ("Chat", "Completion", "Model", "TextStream", "load"),
+    "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
+    "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
+    "gemma_tpu.text": ("Tokenizer",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [*sorted(_MODULE_OF), "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,0 +1,374 @@
+"""The public library: a loaded model that answers prompts, streams, chats, and gives logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gemma_tpu.checkpoint import load_params, open_checkpoint, resolve
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.image import load_image
+from gemma_tpu.model import Params
+from gemma_tpu.runtime.engine import Engine, Progress
+from gemma_tpu.runtime.forward import forward
+from gemma_tpu.runtime.request import ImageInput, Options, Request, Timings, Usage
+from gemma_tpu.sharding import make_mesh, param_sharding
+from gemma_tpu.text import Detokenizer, Prompt, StopStrings, Tokenizer, expand_images, render_messages, render_raw
+
+Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
+SinglePrompt = str | Sequence[Message] | Sequence[int]
+
+_LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled"."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+
+
+class TextStream(Iterator[str]):
+    """An answer as it is written: iterate for pieces of text, then read `completion`.
+
+    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self._request, self._tokenizer = request, tokenizer
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._hit_stop = False
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stops the work."""
+        self._pieces.close()
+        self._request.cancel()  # also when iteration never began
+
+    __del__ = close
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far; whole once the iteration has ended."""
+        reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
+        usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
+        return Completion("".join(self._text), list(self._tokens), reason, usage, self._request.timings)
+
+    def _run(self) -> Iterator[str]:
+        detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
+        events = iter(self._request)
+        for tokens in events:
+            self._tokens += tokens
+            piece, self._hit_stop = stops.push(detokenizer.push(tokens))
+            if piece:
+                self._text.append(piece)
+                yield piece
+            if self._hit_stop:
+                self._request.cancel()
+                for _ in events:  # until the engine has let go of the row
+                    pass
+                return
+        piece, self._hit_stop = stops.push(detokenizer.flush())
+        if piece := piece + ("" if self._hit_stop else stops.flush()):
+            self._text.append(piece)
+            yield piece
+
+
+class Model:
+    """Gemma 3 on a mesh, ready to answer. Made by `load`; thread-safe; `close` frees the device."""
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        mesh: Mesh,
+        dtype: jnp.dtype,
+        max_context: int,
+        max_rows: int,
+    ) -> None:
+        self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
+        self._tokenizer = tokenizer
+        ends = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn)
+        self.engine = Engine(
+            config,
+            params,
+            mesh=mesh,
+            max_context=max_context,
+            max_rows=max_rows,
+            dtype=self.dtype,
+            eos_tokens=[token for token in ends if token is not None],
+        )
+        self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
+        self._closer = weakref.finalize(self, self.engine.close)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("no tokenizer.model lies beside this checkpoint: pass tokenizer= to load()")
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Stops the engine and lets go of the device memory."""
+        self._closer()
+        self.params = {}
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def warmup(self, progress: Progress | None = None) -> int:
+        """Compiles every program, so that no later request waits for the compiler. Returns how many there are."""
+        return self.engine.warmup(progress)
+
+    def generate(
+        self,
+        prompt: SinglePrompt | Sequence[SinglePrompt],
+        *,
+        images: Sequence[Any] | None = None,
+        raw: bool = False,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Answers one prompt, or a batch of them.
+
+        A prompt is a string (one user message, its `images` shown before it), a list of messages in the OpenAI shape,
+        or a list of token ids; a list of those is a batch. With `raw=True` a string is taken as it is, each
+        `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`. ValueError for a prompt
+        that is malformed, too long, or has the wrong number of images.
+        """
+        if _is_batch(prompt):
+            if images is not None:
+                raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
+            streams = [self.stream(one, raw=raw, **options) for one in prompt]
+            return [_finish(stream) for stream in streams]
+        return _finish(self.stream(prompt, images=images, raw=raw, **options))
+
+    def stream(
+        self, prompt: SinglePrompt, *, images: Sequence[Any] | None = None, raw: bool = False, **options: Any
+    ) -> TextStream:
+        """Like `generate` for one prompt, as pieces of text that are final when they come."""
+        settings = self._options(options)
+        rendered = self._render(prompt, images, raw)
+        return TextStream(self._submit(rendered, settings), self.tokenizer)
+
+    def chat(self, system: str | None = None, **options: Any) -> Chat:
+        """A conversation that remembers its turns. `options` hold for every answer, see `Options`."""
+        self._options(options)
+        return Chat(self, system, options)
+
+    def logits(self, tokens: Any, images: Sequence[Sequence[Any]] | None = None) -> jax.Array:
+        """Teacher-forced logits: int[B, T] → float32[B, T, V].
+
+        Each `<start_of_image>` is expanded into the block of the next image of its row (`images`: a list per row). The
+        result has one row per token given; that of a `<start_of_image>` belongs to the first token of its block, as in
+        Google's implementation.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.config.vocab_size):
+            raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
+        rows, kept = zip(*(self._expand(row.tolist()) for row in tokens), strict=True)
+        markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
+        shown = [image for row in images or () for image in row]
+        if images is not None and len(images) != len(tokens) or len(shown) != markers:
+            raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images in {len(images or ())}")
+        longest = -(-max(map(len, rows)) // _LOGITS_BUCKET) * _LOGITS_BUCKET
+        padded = np.zeros((len(rows), longest), np.int32)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        soft = jnp.stack(self._encode(shown)) if shown else None
+        lengths = np.array([len(row) for row in rows])
+        logits = forward(self.config, self.params, padded, lengths, soft_tokens=soft)
+        return jnp.take_along_axis(logits, jnp.asarray(kept)[:, :, None], axis=1)
+
+    def encode_images(self, images: Sequence[Any]) -> jax.Array:
+        """Soft tokens float32[I, soft, D] of images in any form `generate` takes."""
+        if not images:
+            raise ValueError("no images given")
+        return jnp.stack(self._encode(images)).astype(jnp.float32)
+
+    def _expand(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """Tokens with images expanded, and where each token given has gone."""
+        if self._tokenizer is None:
+            return tokens, list(range(len(tokens)))
+        expanded: list[int] = []
+        kept = []
+        for token in tokens:
+            kept.append(len(expanded))
+            expanded += expand_images([token], self._num_soft_tokens, self._tokenizer)
+        return expanded, kept
+
+    def _encode(self, images: Sequence[Any]) -> list[jax.Array]:
+        return self.engine.encode_images(self._image_inputs([load_image(image) for image in images]))
+
+    def _image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
+        if not images:
+            return []
+        if self.config.vision is None:
+            raise ValueError("this model has no vision tower: it takes text only")
+        inputs = [ImageInput(image, self.config.vision.image_size) for image in images]
+        for image in inputs:
+            if not self.engine.knows_image(image.digest):
+                image.pixels  # resized here, on the caller's thread, not on the engine's
+        return inputs
+
+    def _options(self, options: dict[str, Any]) -> Options:
+        known = [field.name for field in dataclasses.fields(Options)]
+        if unknown := sorted(options.keys() - set(known)):
+            raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
+        settings = Options(**options)
+        if self._tokenizer is None:
+            return settings
+        # An image can be shown to a model, not written by it.
+        markers = {self._tokenizer.start_of_image, self._tokenizer.end_of_image} - {None}
+        return dataclasses.replace(settings, forbidden_tokens=sorted({*settings.forbidden_tokens, *markers}))
+
+    def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool) -> Prompt:
+        if isinstance(prompt, str) and not raw:
+            parts = [{"type": "image", "image": image} for image in images or ()]
+            prompt, images = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}], None
+        if isinstance(prompt, str):
+            return render_raw(prompt, images or (), self.tokenizer, self._num_soft_tokens)
+        if prompt and isinstance(prompt[0], dict):
+            if images is not None:
+                raise ValueError("images= goes with a string: in messages, images are parts of their content")
+            return render_messages(prompt, self.tokenizer, self._num_soft_tokens)
+        if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
+            raise ValueError("a prompt is a string, a list of messages, or a list of token ids")
+        return Prompt(self._expand([int(token) for token in prompt])[0], [load_image(image) for image in images or ()])
+
+    def _submit(self, prompt: Prompt, options: Options) -> Request:
+        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
+
+
+class Chat:
+    """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got."""
+
+    def __init__(self, model: Model, system: str | None, options: dict[str, Any]) -> None:
+        self._model, self._options = model, options
+        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+
+    def send(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> Completion:
+        """Says something, with images shown before it, and returns the answer."""
+        stream = _ChatStream(self, text, images, options)
+        return _finish(stream)
+
+    def stream(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> TextStream:
+        """Like `send`, as pieces of text."""
+        return _ChatStream(self, text, images, options)
+
+    def _ask(self, text: str, images: Sequence[Any], options: dict[str, Any]) -> tuple[list[Message], Request]:
+        parts = [{"type": "image", "image": load_image(image)} for image in images]
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+        messages = [*self.messages, question]
+        settings = self._model._options({**self._options, **options})
+        return messages, self._model._submit(self._model._render(messages, None, False), settings)
+
+
+class _ChatStream(TextStream):
+    """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
+
+    def __init__(self, chat: Chat, text: str, images: Sequence[Any], options: dict[str, Any]) -> None:
+        self._chat = chat
+        self._messages, request = chat._ask(text, images, options)
+        super().__init__(request, chat._model.tokenizer)
+
+    def _run(self) -> Iterator[str]:
+        try:
+            yield from super()._run()
+        finally:
+            if self._text:
+                self._chat.messages = [*self._messages, {"role": "assistant", "content": "".join(self._text)}]
+
+
+def load(
+    source: str | Path,
+    *,
+    config: GemmaConfig | None = None,
+    mesh: Mesh | tuple[int, int] | None = None,
+    dtype: str | jnp.dtype = "auto",
+    max_context: int = 8192,
+    max_rows: int = 8,
+    tokenizer: Tokenizer | str | Path | bytes | None = None,
+    text_only: bool = False,
+    progress: bool | Any = True,
+) -> Model:
+    """Loads a checkpoint onto a mesh.
+
+    Args:
+      source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, or a name such as "gemma3-4b-it".
+      config: inferred from the checkpoint unless given.
+      mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
+      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
+        refused: Gemma 3's activations overflow it.
+      max_context: tokens of prompt and answer together; at most what the model was trained for.
+      max_rows: requests that run at once.
+      tokenizer: a SentencePiece model; by default the one beside the weights.
+      text_only: leaves out the vision tower.
+      progress: a progress bar, or a function of (bytes done, bytes in all).
+
+    Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do.
+    """
+    checkpoint = open_checkpoint(resolve(source))
+    config = config or checkpoint.config
+    if text_only:
+        config = dataclasses.replace(config, vision=None)
+    if not 2 <= max_context <= config.max_context:
+        raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
+    if max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh)
+    dtype = _dtype(dtype, mesh)
+    if not isinstance(tokenizer, Tokenizer | None):
+        tokenizer = Tokenizer(tokenizer)
+    if tokenizer is None and checkpoint.tokenizer_path is not None:
+        tokenizer = Tokenizer(checkpoint.tokenizer_path)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
+    params = load_params(
+        checkpoint,
+        config,
+        dtype=dtype,
+        sharding=lambda name, shape: param_sharding(name, shape, mesh),
+        text_only=text_only,
+        progress=progress,
+    )
+    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+
+
+def _dtype(dtype: str | jnp.dtype, mesh: Mesh) -> jnp.dtype:
+    if dtype == "auto":
+        dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {dtype}')
+    return jnp.dtype(dtype)
+
+
+def _is_batch(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], dict | int | np.integer)
+
+
+def _finish(stream: TextStream) -> Completion:
+    for _ in stream:
+        pass
+    return stream.completion
