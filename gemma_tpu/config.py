@@ -78,8 +78,8 @@ class GemmaConfig:
     head_dim: int
     sliding_window: int
     query_scale: float
-    local_rope_base: float = 10_000
-    global_rope_base: float = 1_000_000
+    local_rope_base: float = 10_000.0
+    global_rope_base: float = 1_000_000.0
     global_rope_scale: float = 1.0
     max_context: int = 131_072
     vision: VisionConfig | None = None

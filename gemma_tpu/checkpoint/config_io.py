@@ -1,0 +1,303 @@
+"""The architecture of a checkpoint: from its config.json, or from the shapes of its parameters.
+
+A config.json is always in Hugging Face's format, beside Orbax files too, so that one reader serves both and
+transformers reads what is written here. Both of its styles occur: the old one (`rope_scaling`, `rope_local_base_freq`,
+`sliding_window_pattern`; what equals a default may be left out) and that of transformers 5 (`rope_parameters` by layer
+type, `layer_types`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_tpu.checkpoint import names
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.hf_names import EXTRA_ROWS
+from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, GemmaConfig, VisionConfig
+
+# Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
+_TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+# What this package computes and nothing else; a config that says otherwise is refused.
+_TEXT_FIXED: dict[str, Any] = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+    "tie_word_embeddings": True,
+    "sliding_window_pattern": GLOBAL_EVERY,
+}
+_VISION_FIXED: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3}
+_IMAGE_TOKEN = 262_144  # of the real vocabulary: the first id behind it
+_OTHERS = {
+    "gemma": "a Gemma 1 model",
+    "gemma2": "a Gemma 2 model",
+    "gemma3n": "a Gemma 3n model",
+    "gemma3n_text": "a Gemma 3n model",
+}
+
+
+def from_json(text: str | bytes, path: str) -> GemmaConfig:
+    """The config in a config.json. `path` is what errors name."""
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no config: {error}") from error
+    model_type = raw.get("model_type")
+    if model_type not in ("gemma3", "gemma3_text"):
+        seems = _OTHERS.get(str(model_type), f"a model of type {model_type!r}")
+        raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
+    if "quantization_config" in raw:
+        raise CheckpointError(f"{path}: a quantised checkpoint; take the one with bfloat16 weights")
+    multimodal = model_type == "gemma3"
+    text_raw = raw.get("text_config") or {} if multimodal else raw
+    text = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
+    _refuse({"tie_word_embeddings": raw.get("tie_word_embeddings")} | text, _TEXT_FIXED, path)
+    local_base, global_base, global_scale = _rope(text, path)
+    layers = text["num_hidden_layers"]
+    expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
+    if text.get("layer_types", expected) != expected:
+        raise CheckpointError(f"{path}: layer_types is not Gemma 3's pattern of one global layer in {GLOBAL_EVERY}")
+    image_token = raw.get("image_token_index", raw.get("image_token_id", _IMAGE_TOKEN))
+    extra = EXTRA_ROWS if text["vocab_size"] == image_token + EXTRA_ROWS else 0
+    try:
+        return GemmaConfig(
+            vocab_size=text["vocab_size"] - extra,
+            embed_dim=text["hidden_size"],
+            hidden_dim=text["intermediate_size"],
+            num_layers=layers,
+            num_heads=text["num_attention_heads"],
+            num_kv_heads=text["num_key_value_heads"],
+            head_dim=text["head_dim"],
+            sliding_window=text["sliding_window"],
+            query_scale=text["query_pre_attn_scalar"] ** -0.5,
+            local_rope_base=local_base,
+            global_rope_base=global_base,
+            global_rope_scale=global_scale,
+            max_context=text["max_position_embeddings"],
+            vision=_vision(raw, path) if multimodal else None,
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
+    for key, value in fixed.items():
+        found = values.get(key)
+        if found is not None and found != value:
+            raise CheckpointError(f"{path}: {key} is {found!r}; Gemma 3 models here have {value!r}")
+
+
+def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
+    """Local base, global base, and the factor that divides positions on global layers."""
+    rope = text.get("rope_parameters")
+    if rope is None:
+        rope = text.get("rope_scaling") or {}
+    if not {"full_attention", "sliding_attention"} & set(rope):
+        rope = {"full_attention": rope}
+    full, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
+    full_type = full.get("rope_type", full.get("type", "default"))
+    if full_type not in ("default", "linear") or local.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{path}: rope type {full_type!r} is not supported; Gemma 3 has 'default' and 'linear'")
+    return (
+        float(local.get("rope_theta", text.get("rope_local_base_freq", 10_000))),
+        float(full.get("rope_theta", text.get("rope_theta", 1_000_000))),
+        float(full.get("factor", 1.0)) if full_type == "linear" else 1.0,
+    )
+
+
+def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
+    vision = _VISION_DEFAULTS | (raw.get("vision_config") or {})
+    _refuse(vision, _VISION_FIXED, path)
+    sides: dict[str, int] = {}
+    for key in ("image_size", "patch_size"):
+        side = {vision[key]} if isinstance(vision[key], int) else set(vision[key])
+        if len(side) != 1:
+            raise CheckpointError(f"{path}: {key} is {vision[key]}, not square")
+        sides[key] = side.pop()
+    return VisionConfig(
+        width=vision["hidden_size"],
+        depth=vision["num_hidden_layers"],
+        mlp_dim=vision["intermediate_size"],
+        num_heads=vision["num_attention_heads"],
+        num_soft_tokens=raw.get("mm_tokens_per_image") or 256,
+        **sides,
+    )
+
+
+def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[str, int] | None = None) -> str:
+    """A config.json as transformers 5 writes it.
+
+    `special_ids`: ids of "pad", "bos", "eos", "start_of_image", "end_of_image" where they are not Gemma's.
+    """
+    ids = {"pad": 0, "eos": 1, "bos": 2, "start_of_image": 255_999, "end_of_image": 256_000, **(special_ids or {})}
+    scalar = config.query_scale**-2
+    if round(scalar) ** -0.5 == config.query_scale:
+        scalar = round(scalar)  # transformers accepts integers only
+    full: dict[str, Any] = {"rope_type": "default", "rope_theta": config.global_rope_base}
+    if config.global_rope_scale != 1:
+        full |= {"rope_type": "linear", "factor": config.global_rope_scale}
+    text = {
+        "model_type": "gemma3_text",
+        "vocab_size": config.vocab_size + (EXTRA_ROWS if config.vision else 0),
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "sliding_window": config.sliding_window,
+        "query_pre_attn_scalar": scalar,
+        "max_position_embeddings": config.max_context,
+        "layer_types": [
+            "full_attention" if config.is_global(i) else "sliding_attention" for i in range(config.num_layers)
+        ],
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_base},
+        },
+        "pad_token_id": ids["pad"],
+        "eos_token_id": ids["eos"],
+        "bos_token_id": ids["bos"],
+        **{key: value for key, value in _TEXT_FIXED.items() if key != "sliding_window_pattern"},
+    }
+    if config.vision is None:
+        return _dump({"architectures": ["Gemma3ForCausalLM"], "dtype": dtype, **text})
+    v = config.vision
+    return _dump(
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "dtype": dtype,
+            "mm_tokens_per_image": v.num_soft_tokens,
+            "boi_token_index": ids["start_of_image"],
+            "eoi_token_index": ids["end_of_image"],
+            "image_token_index": config.vocab_size,
+            "tie_word_embeddings": True,
+            "text_config": {**text, "dtype": dtype},
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "dtype": dtype,
+                "hidden_size": v.width,
+                "intermediate_size": v.mlp_dim,
+                "num_hidden_layers": v.depth,
+                "num_attention_heads": v.num_heads,
+                "image_size": v.image_size,
+                "patch_size": v.patch_size,
+                "vision_use_head": False,
+                **_VISION_FIXED,
+            },
+        }
+    )
+
+
+def _dump(raw: dict[str, Any]) -> str:
+    return json.dumps(raw, indent=2) + "\n"
+
+
+def with_dtype(text: str | bytes, dtype: str) -> str:
+    """A config.json with its dtype replaced."""
+    raw = json.loads(text)
+    for part in (raw, raw.get("text_config"), raw.get("vision_config")):
+        if part is not None:
+            part.pop("torch_dtype", None)
+            part["dtype"] = dtype
+    return _dump(raw)
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
+    """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others."""
+    refuse_others(shapes, path)
+    heads = shapes.get("layer_0/attn/q_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ())[1:])
+    kv_heads = shapes.get("layer_0/attn/kv_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ()))
+    return _match(
+        shapes.get("embedder/input_embedding", ()),
+        hidden=shapes.get("layer_0/mlp/linear", (0,))[0],
+        layers=_count(r"layer_(\d+)/.+", shapes),
+        heads=heads[0] if heads else 0,
+        kv_heads=kv_heads[1] if kv_heads else 0,
+        head_dim=shapes["layer_0/attn/_query_norm/scale"][0],
+        vision=any(map(names.is_multimodal, shapes)),
+        path=path,
+    )
+
+
+def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
+    """As `infer_from_canonical`, from Hugging Face's cores."""
+    refuse_others(shapes, path)
+    head_dim = shapes["layers.0.self_attn.q_norm.weight"][0]
+    return _match(
+        shapes.get("embed_tokens.weight", ()),
+        hidden=shapes.get("layers.0.mlp.up_proj.weight", (0,))[0],
+        layers=_count(r"layers\.(\d+)\..+", shapes),
+        heads=shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0] // head_dim,
+        kv_heads=shapes.get("layers.0.self_attn.k_proj.weight", (0,))[0] // head_dim,
+        head_dim=head_dim,
+        vision=any(name.startswith("vision.") for name in shapes),
+        path=path,
+    )
+
+
+def refuse_others(shapes: Shapes, path: str) -> None:
+    """Raises `CheckpointError` if canonical or core names are those of another model; says which it seems to be.
+
+    Gemma 3 normalises queries and keys; the Gemmas before it do not.
+    """
+    if any("altup" in name for name in shapes):
+        seems = "this seems to be a Gemma 3n model, not Gemma 3"
+    elif {"layer_0/attn/_query_norm/scale", "layers.0.self_attn.q_norm.weight"} & set(shapes):
+        return
+    elif any(re.search("post_ffw_norm|post_feedforward_layernorm", name) for name in shapes):
+        seems = "this seems to be a Gemma 2 model (its queries have no norm), not Gemma 3"
+    elif any(name.endswith(("layer_0/pre_ffw_norm/scale", "layer_0/attn/q_einsum/w")) for name in shapes):
+        seems = "this seems to be a Gemma 1 model (its queries have no norm), not Gemma 3"
+    else:
+        seems = f"this is no Gemma 3 checkpoint; it holds {', '.join(sorted(shapes)[:3]) or 'no parameters'} …"
+    raise CheckpointError(f"{path}: {seems}")
+
+
+def _count(pattern: str, shapes: Shapes) -> int:
+    return 1 + max((int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))), default=-1)
+
+
+def _match(table: tuple[int, ...], *, path: str, vision: bool, **dims: int) -> GemmaConfig:
+    found = {"embed": table[1] if len(table) == 2 else 0, **dims}
+    for config in CONFIGS.values():
+        c = config
+        known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
+        if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + EXTRA_ROWS):
+            return config if vision else dataclasses.replace(config, vision=None)
+    listed = ", ".join(f"{name} {size}" for name, size in found.items())
+    raise CheckpointError(
+        f"{path}: has no config.json, and its shapes ({listed}) are none of {', '.join(CONFIGS)}: "
+        "pass the architecture as config=GemmaConfig(…), or put a config.json beside it"
+    )

@@ -1,0 +1,210 @@
+"""Hugging Face directories: safetensors files, one or several with an index, read slice by slice and written streaming.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and
+the arrays, row-major and back to back (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+
+from gemma_tpu.checkpoint import lazy, storage
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
+
+
+class SafetensorsArray(Leaf):
+    """One array of a safetensors file, its bytes at `offset` of the file."""
+
+    def __init__(self, store: ts.KvStore, file: str, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int):
+        self.store, self.file, self.name, self.offset = store, file, name, offset
+        self.dtype, self.shape = dtype, shape
+
+    def _span(self, box: Box) -> tuple[Box, int, int]:
+        """The least box around `box` that is contiguous in the file, and its first and last byte (exclusive)."""
+        around = list(lazy.whole(self.shape))
+        for axis, part in enumerate(box):
+            around[axis] = part
+            if part.stop - part.start > 1:
+                break
+        strides = [int(np.prod(self.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(self.shape))]
+        start = sum(part.start * stride for part, stride in zip(around, strides, strict=True))
+        count = int(np.prod(lazy.box_shape(tuple(around)), dtype=np.int64))
+        first = self.offset + start * self.dtype.itemsize
+        return tuple(around), first, first + count * self.dtype.itemsize
+
+    def read(self, box: Box) -> np.ndarray:
+        around, first, last = self._span(box)
+        try:
+            value = self.store.read(self.file.rsplit("/", 1)[1], byte_range=slice(first, last)).result().value
+        except Exception as error:
+            raise CheckpointError(f"{self.file}: cannot read {self.name}: {error}") from error
+        if len(value) != last - first:
+            raise CheckpointError(f"{self.file}: cannot read {self.name}: the file ends early")
+        return np.frombuffer(value, self.dtype).reshape(lazy.box_shape(around))[lazy.relative(box, around)]
+
+    def cost(self, box: Box) -> int:
+        _, first, last = self._span(box)
+        return last - first
+
+
+def is_hf(names: set[str]) -> bool:
+    """Whether a directory with these entries is a Hugging Face checkpoint."""
+    return INDEX in names or any(name.endswith(".safetensors") for name in names)
+
+
+def read_directory(path: str) -> dict[str, SafetensorsArray]:
+    """The arrays of a directory with safetensors files, or of one such file, by their stored names."""
+    if path.endswith(".safetensors"):
+        return read_file(path)
+    names = storage.entries(path)
+    index: dict[str, str] | None = None
+    if INDEX in names:
+        index = _read_index(storage.join(path, INDEX))
+        files = sorted(set(index.values()))
+        if missing := sorted(set(files) - names):
+            raise CheckpointError(f"{path}: {INDEX} lists files that are missing: {', '.join(missing)}")
+    elif "model.safetensors" in names:
+        files = ["model.safetensors"]
+    else:
+        files = sorted(name for name in names if name.endswith(".safetensors"))
+    arrays: dict[str, SafetensorsArray] = {}
+    for file in files:
+        for name, array in read_file(storage.join(path, file)).items():
+            if name in arrays and (index is None or index.get(name) == file):
+                raise CheckpointError(f"{path}: {name} is in {arrays[name].file.rsplit('/', 1)[1]} and in {file}")
+            arrays[name] = array
+    if index is not None and (missing := sorted(set(index) - set(arrays))):
+        raise CheckpointError(f"{path}: {INDEX} lists parameters that no file holds: {', '.join(missing)}")
+    return arrays
+
+
+def _read_index(path: str) -> dict[str, str]:
+    try:
+        weight_map = json.loads(storage.read_file(path))["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: no index of safetensors files: {error}") from error
+
+
+def read_file(path: str) -> dict[str, SafetensorsArray]:
+    """The arrays of one safetensors file. `CheckpointError` if it is truncated or no such file."""
+    store = storage.open_store(storage.parent(path))
+    prefix = storage.read_file(path, slice(0, 8)) if _size_at_least(path, 8) else b""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or not 2 <= length <= _MAX_HEADER:
+        raise CheckpointError(f"{path}: no safetensors file (its first 8 bytes are no header length)")
+    if not _size_at_least(path, 8 + length):
+        raise CheckpointError(f"{path}: truncated: the file ends inside its header of {length} bytes")
+    try:
+        header = json.loads(storage.read_file(path, slice(8, 8 + length)))
+        header.pop("__metadata__", None)
+        entries = {
+            name: (entry["dtype"], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its safetensors header is corrupt: {error}") from error
+
+    if foreign := sorted({dtype for dtype, *_ in entries.values()} - set(DTYPES)):
+        raise CheckpointError(
+            f"{path}: holds {', '.join(foreign)} arrays: a quantised checkpoint? Only {', '.join(DTYPES)} can be read"
+        )
+    arrays = {}
+    for name, (code, shape, start, stop) in entries.items():
+        dtype = DTYPES[code]
+        if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+            raise CheckpointError(f"{path}: its safetensors header is corrupt: {name} has {stop - start} bytes")
+        arrays[name] = SafetensorsArray(store, path, name, dtype, shape, 8 + length + start)
+    end = 8 + length + max((stop for *_, stop in entries.values()), default=0)
+    if not _size_at_least(path, end):
+        raise CheckpointError(f"{path}: truncated: its header describes {end} bytes, the file has fewer")
+    return arrays
+
+
+def _size_at_least(path: str, size: int) -> bool:
+    """Whether a file has `size` bytes: asked by reading the last of them, which needs no stat of a remote object."""
+    if not storage.is_remote(path):
+        return os.path.isfile(path) and os.path.getsize(path) >= size
+    try:
+        return size == 0 or len(storage.read_file(path, slice(size - 1, size))) == 1
+    except CheckpointError as error:
+        if "OUT_OF_RANGE" in str(error):
+            return False
+        raise
+
+
+def write_directory(
+    path: Path,
+    arrays: dict[str, LazyArray],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes safetensors files of at most `max_shard_bytes` (an array larger than that has a file to itself).
+
+    One block of one array is in memory at a time. `progress` is told the bytes of each block written.
+    """
+    shards: list[dict[str, LazyArray]] = [{}]
+    for name, array in arrays.items():
+        if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + array.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = array
+    if len(shards) == 1:
+        _write_file(path / "model.safetensors", shards[0], progress)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(path / file, shard, progress)
+        weight_map |= dict.fromkeys(shard, file)
+    index: dict[str, Any] = {
+        "metadata": {"total_size": sum(array.nbytes for array in arrays.values())},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_file(path: Path, arrays: dict[str, LazyArray], progress: Callable[[int], None]) -> None:
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say this
+    offset = 0
+    for name, array in arrays.items():
+        if array.dtype not in codes:
+            raise CheckpointError(f"{path}: {name} is {array.dtype}, which safetensors files here do not hold")
+        offsets = [offset, offset + array.nbytes]
+        header[name] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        offset += array.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for array in arrays.values():
+            for block in _rows(array):
+                data = np.ascontiguousarray(block).view(np.uint8)
+                file.write(data.data)
+                progress(data.nbytes)
+
+
+def _rows(array: LazyArray) -> Iterator[np.ndarray]:
+    for box in lazy.read_blocks(array, lazy.whole(array.shape), axis=0):
+        yield array.read(box)

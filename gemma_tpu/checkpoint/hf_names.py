@@ -1,0 +1,186 @@
+"""Hugging Face's parameter names: four ways to prefix them, one table of what they hold.
+
+| where | text | vision | projector |
+|---|---|---|---|
+| released multimodal files | language_model.model. | vision_tower.vision_model. | multi_modal_projector. |
+| written by transformers 5 | language_model.model. | vision_tower. | multi_modal_projector. |
+| in memory, transformers 5 | model.language_model. | model.vision_tower. | model.multi_modal_projector. |
+| text-only files | model. | | |
+
+The part behind the prefix, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.`
+and `projector.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from gemma_tpu.checkpoint import lazy
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.names import SIGLIP, Arrays, Shapes, canonical_shapes
+from gemma_tpu.config import GemmaConfig
+
+EXTRA_ROWS = 64  # Hugging Face's multimodal embedding tables have these behind the vocabulary; no token uses them
+
+_TEXT = re.compile(r"(?:model\.)?(?:language_model\.)?(?:model\.)?((?:layers\.\d+\.|embed_tokens\.|norm\.).+)")
+_VISION = re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)")
+_PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.(.+)")
+# The tied output head, and buffers that some versions stored: nothing to read.
+_IGNORED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb(_local)?\.inv_freq|embeddings\.position_ids|embed_scale)")
+
+
+def core(name: str) -> str | None:
+    """A stored name without its prefix; `None` for what holds no parameter; a name that is not known as it is."""
+    if _IGNORED.fullmatch(name):
+        return None
+    if match := _VISION.fullmatch(name):
+        return f"vision.{match[1]}"
+    if match := _PROJECTOR.fullmatch(name):
+        return f"projector.{match[1]}"
+    match = _TEXT.fullmatch(name)
+    return match[1] if match else name
+
+
+def cores(arrays: Mapping[str, LazyArray], path: str) -> tuple[Arrays, dict[str, str]]:
+    """Arrays by core, and the stored name of each core."""
+    found: Arrays = {}
+    stored: dict[str, str] = {}
+    for name, array in arrays.items():
+        if (key := core(name)) is None:
+            continue
+        if key in found:
+            raise CheckpointError(f"{path}: {stored[key]} and {name} name the same parameter")
+        found[key], stored[key] = array, name
+    return found, stored
+
+
+class _Layout(NamedTuple):
+    """How one array lies on both sides: `to_hf` of the canonical array, `from_hf` with the canonical shape."""
+
+    to_hf: Callable[[LazyArray], LazyArray]
+    from_hf: Callable[[LazyArray, tuple[int, ...]], LazyArray]
+
+
+_SAME = _Layout(lambda a: a, lambda a, _: a)
+_TRANSPOSED = _Layout(lambda a: a.transpose(1, 0), lambda a, _: a.transpose(1, 0))
+# [N,D,H] - [NH,D]
+_HEADS_IN = _Layout(
+    lambda a: a.transpose(0, 2, 1).merge(0), lambda a, shape: a.split(0, (shape[0], shape[2])).transpose(0, 2, 1)
+)
+# [N,H,D] - [D,NH]
+_HEADS_OUT = _Layout(lambda a: a.merge(0).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(0, shape[:2]))
+# [E,n,h] - [nh,E]
+_VISION_IN = _Layout(lambda a: a.merge(1).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(1, shape[1:]))
+_BIAS = _Layout(lambda a: a.merge(0), lambda a, shape: a.split(0, (shape[0], shape[1])))  # [n,h] - [nh]
+_PATCH = _Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))  # [p,p,3,E] - [E,3,p,p]
+_FIRST = _Layout(lambda a: a.take(0, 0), lambda a, _: a.expand(0))  # [1,P,E] - [P,E]
+
+
+class _Row(NamedTuple):
+    """A canonical name and the cores that hold it: several if its first axis is divided among them."""
+
+    canonical: str
+    cores: tuple[str, ...]
+    layout: _Layout
+
+
+_LAYER = [
+    _Row("pre_attention_norm/scale", ("input_layernorm.weight",), _SAME),
+    _Row("post_attention_norm/scale", ("post_attention_layernorm.weight",), _SAME),
+    _Row("pre_ffw_norm/scale", ("pre_feedforward_layernorm.weight",), _SAME),
+    _Row("post_ffw_norm/scale", ("post_feedforward_layernorm.weight",), _SAME),
+    _Row("attn/_query_norm/scale", ("self_attn.q_norm.weight",), _SAME),
+    _Row("attn/_key_norm/scale", ("self_attn.k_norm.weight",), _SAME),
+    _Row("attn/attn_vec_einsum/w", ("self_attn.o_proj.weight",), _HEADS_OUT),
+    _Row("mlp/gating_einsum", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), _SAME),
+    _Row("mlp/linear", ("mlp.down_proj.weight",), _TRANSPOSED),
+]
+_Q, _K, _V = (f"self_attn.{part}_proj.weight" for part in "qkv")
+_GROUPED = [_Row("attn/q_einsum/w", (_Q,), _HEADS_IN), _Row("attn/kv_einsum/w", (_K, _V), _HEADS_IN)]
+_UNGROUPED = [_Row("attn/qkv_einsum/w", (_Q, _K, _V), _HEADS_IN)]
+_MHA = "MultiHeadDotProductAttention_0"
+_BLOCK = [
+    *(
+        _Row(f"LayerNorm_{n}/{ours}", (f"layer_norm{n + 1}.{theirs}",), _SAME)
+        for n in (0, 1)
+        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+    ),
+    *(_Row(f"{_MHA}/{p}/kernel", (f"self_attn.{p[0]}_proj.weight",), _VISION_IN) for p in ("query", "key", "value")),
+    *(_Row(f"{_MHA}/{p}/bias", (f"self_attn.{p[0]}_proj.bias",), _BIAS) for p in ("query", "key", "value")),
+    _Row(f"{_MHA}/out/kernel", ("self_attn.out_proj.weight",), _HEADS_OUT),
+    _Row(f"{_MHA}/out/bias", ("self_attn.out_proj.bias",), _SAME),
+    *(_Row(f"MlpBlock_0/Dense_{n}/kernel", (f"mlp.fc{n + 1}.weight",), _TRANSPOSED) for n in (0, 1)),
+    *(_Row(f"MlpBlock_0/Dense_{n}/bias", (f"mlp.fc{n + 1}.bias",), _SAME) for n in (0, 1)),
+]
+_VISION_REST = [
+    _Row(f"{SIGLIP}/embedding/kernel", ("vision.embeddings.patch_embedding.weight",), _PATCH),
+    _Row(f"{SIGLIP}/embedding/bias", ("vision.embeddings.patch_embedding.bias",), _SAME),
+    _Row(f"{SIGLIP}/pos_embedding", ("vision.embeddings.position_embedding.weight",), _FIRST),
+    _Row(f"{SIGLIP}/Transformer/encoder_norm/scale", ("vision.post_layernorm.weight",), _SAME),
+    _Row(f"{SIGLIP}/Transformer/encoder_norm/bias", ("vision.post_layernorm.bias",), _SAME),
+    _Row("embedder/mm_soft_embedding_norm/scale", ("projector.mm_soft_emb_norm.weight",), _SAME),
+    _Row("embedder/mm_input_projection/w", ("projector.mm_input_projection_weight",), _SAME),
+]
+
+
+def _rows(config: GemmaConfig) -> Iterator[_Row]:
+    yield _Row("embedder/input_embedding", ("embed_tokens.weight",), _SAME)
+    for i in range(config.num_layers):
+        for row in (*_LAYER, *(_UNGROUPED if config.num_kv_heads == config.num_heads else _GROUPED)):
+            yield _Row(f"layer_{i}/{row.canonical}", tuple(f"layers.{i}.{c}" for c in row.cores), row.layout)
+    yield _Row("final_norm/scale", ("norm.weight",), _SAME)
+    if config.vision:
+        for i in range(config.vision.depth):
+            prefix = f"{SIGLIP}/Transformer/encoderblock_{i}"
+            for row in _BLOCK:
+                names = tuple(f"vision.encoder.layers.{i}.{c}" for c in row.cores)
+                yield _Row(f"{prefix}/{row.canonical}", names, row.layout)
+        yield from _VISION_REST
+
+
+def core_shapes(config: GemmaConfig) -> Shapes:
+    """Every core of a model, with its shape, without extra embedding rows."""
+    zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
+    return {name: array.shape for name, array in _cores_from_canonical(zeros, config)}
+
+
+def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """Canonical arrays as views of the cores, which have been checked against `core_shapes`."""
+    shapes = canonical_shapes(config)
+    canonical: Arrays = {}
+    for row in _rows(config):
+        shape = shapes[row.canonical]
+        if len(row.cores) == 1:
+            canonical[row.canonical] = row.layout.from_hf(found[row.cores[0]], shape)
+        else:
+            parts = [row.layout.from_hf(found[name], shape[1:]) for name in row.cores]
+            canonical[row.canonical] = lazy.stack(parts)
+    return {name: canonical[name] for name in shapes}
+
+
+def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """Arrays by the names of the released files, which every transformers version since 4.50 loads."""
+    named: Arrays = {}
+    for name, array in _cores_from_canonical(canonical, config):
+        if name.startswith("vision."):
+            named[f"vision_tower.vision_model.{name.removeprefix('vision.')}"] = array
+        elif name.startswith("projector."):
+            named[f"multi_modal_projector.{name.removeprefix('projector.')}"] = array
+        else:
+            if name == "embed_tokens.weight" and config.vision:
+                array = array.pad(0, config.vocab_size + EXTRA_ROWS)
+            named[("language_model.model." if config.vision else "model.") + name] = array
+    return named
+
+
+def _cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:
+    for row in _rows(config):
+        array = canonical[row.canonical]
+        if len(row.cores) == 1:
+            yield row.cores[0], row.layout.to_hf(array)
+        else:
+            for index, name in enumerate(row.cores):
+                yield name, row.layout.to_hf(array.take(0, index))

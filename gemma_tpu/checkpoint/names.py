@@ -1,0 +1,277 @@
+"""The parameter names and layouts in which Gemma 3 exists, and the views that lead from one to another.
+
+Google's nested names ("canonical" here, joined by "/") are the middle: every layout on disk becomes a dict of canonical
+names, and this package's parameters, Hugging Face's files and Orbax trees are made from that.
+
+| here | canonical (Google) | Hugging Face |
+|---|---|---|
+| embedder.table [V,D] | embedder/input_embedding [V,D] | embed_tokens.weight [V(+64),D] |
+| attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] | {q,k,v}_proj.weight [NH,D] |
+| the same, if K = N | attn/qkv_einsum/w [3,N,D,H] | {q,k,v}_proj.weight [NH,D] |
+| attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] | o_proj.weight [D,NH] |
+| mlp.gate_up [2,F,D] | mlp/gating_einsum [2,F,D] | {gate,up}_proj.weight [F,D] |
+| mlp.down [F,D] | mlp/linear [F,D] | down_proj.weight [D,F] |
+| vision.patch.kernel [p,p,3,E] | embedding/kernel [p,p,3,E] | patch_embedding.weight [E,3,p,p] |
+| vision: attention.qkv [3,n,h,E] | {query,key,value}/kernel [E,n,h] | {q,k,v}_proj.weight [nh,E] |
+| vision: attention.out [n,h,E] | out/kernel [n,h,E] | out_proj.weight [E,nh] |
+| vision: mlp.up [E,M], mlp.down [M,E] | Dense_0/kernel, Dense_1/kernel, the same | fc{1,2}.weight, transposed |
+| vision.projection [E,D] | embedder/mm_input_projection/w [E,D] | mm_input_projection_weight [E,D] |
+
+Norms, biases and the rest differ in name only. Neither side permutes rotary halves, and query head n belongs to kv head
+n // G on both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gemma_tpu.checkpoint import lazy
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.config import GemmaConfig, VisionConfig
+
+SIGLIP = "vision_encoder/siglip_encoder"
+MULTIMODAL = (f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/")
+Arrays = dict[str, LazyArray]
+Shapes = dict[str, tuple[int, ...]]
+
+# Norms of a layer: ours, canonical.
+_NORMS = {
+    "pre_attention_norm": "pre_attention_norm",
+    "attention.query_norm": "attn/_query_norm",
+    "attention.key_norm": "attn/_key_norm",
+    "post_attention_norm": "post_attention_norm",
+    "pre_ffw_norm": "pre_ffw_norm",
+    "post_ffw_norm": "post_ffw_norm",
+}
+
+
+def is_multimodal(name: str) -> bool:
+    """Whether a canonical name belongs to the vision tower or the projection of its output."""
+    return name.startswith(MULTIMODAL)
+
+
+def canonical_shapes(config: GemmaConfig) -> Shapes:
+    """Every canonical parameter of a model, with its shape."""
+    c = config
+    shapes: Shapes = {"embedder/input_embedding": (c.vocab_size, c.embed_dim)}
+    for i in range(c.num_layers):
+        layer: Shapes = {f"{norm}/scale": (c.embed_dim,) for norm in _NORMS.values()}
+        layer["attn/_query_norm/scale"] = layer["attn/_key_norm/scale"] = (c.head_dim,)
+        if c.num_kv_heads == c.num_heads:
+            layer["attn/qkv_einsum/w"] = (3, c.num_heads, c.embed_dim, c.head_dim)
+        else:
+            layer["attn/q_einsum/w"] = (c.num_heads, c.embed_dim, c.head_dim)
+            layer["attn/kv_einsum/w"] = (2, c.num_kv_heads, c.embed_dim, c.head_dim)
+        layer["attn/attn_vec_einsum/w"] = (c.num_heads, c.head_dim, c.embed_dim)
+        layer["mlp/gating_einsum"] = (2, c.hidden_dim, c.embed_dim)
+        layer["mlp/linear"] = (c.hidden_dim, c.embed_dim)
+        shapes |= {f"layer_{i}/{name}": shape for name, shape in layer.items()}
+    shapes["final_norm/scale"] = (c.embed_dim,)
+    return shapes | (_canonical_vision_shapes(c.vision, c.embed_dim) if c.vision else {})
+
+
+def _canonical_vision_shapes(v: VisionConfig, embed_dim: int) -> Shapes:
+    e, m, heads = v.width, v.mlp_dim, (v.num_heads, v.head_dim)
+    shapes: Shapes = {
+        f"{SIGLIP}/embedding/kernel": (v.patch_size, v.patch_size, 3, e),
+        f"{SIGLIP}/embedding/bias": (e,),
+        f"{SIGLIP}/pos_embedding": (1, v.num_patches, e),
+    }
+    for i in range(v.depth):
+        block: Shapes = {f"LayerNorm_{n}/{part}": (e,) for n in (0, 1) for part in ("scale", "bias")}
+        for part in ("query", "key", "value"):
+            block[f"MultiHeadDotProductAttention_0/{part}/kernel"] = (e, *heads)
+            block[f"MultiHeadDotProductAttention_0/{part}/bias"] = heads
+        block["MultiHeadDotProductAttention_0/out/kernel"] = (*heads, e)
+        block["MultiHeadDotProductAttention_0/out/bias"] = (e,)
+        block |= {"MlpBlock_0/Dense_0/kernel": (e, m), "MlpBlock_0/Dense_0/bias": (m,)}
+        block |= {"MlpBlock_0/Dense_1/kernel": (m, e), "MlpBlock_0/Dense_1/bias": (e,)}
+        shapes |= {f"{SIGLIP}/Transformer/encoderblock_{i}/{name}": shape for name, shape in block.items()}
+    shapes |= {f"{SIGLIP}/Transformer/encoder_norm/{part}": (e,) for part in ("scale", "bias")}
+    shapes["embedder/mm_soft_embedding_norm/scale"] = (e,)
+    shapes["embedder/mm_input_projection/w"] = (e, embed_dim)
+    return shapes
+
+
+# Orbax layouts.
+
+
+def find_root(names: Iterable[str]) -> str | None:
+    """The prefix (empty, or ending in "/") below which a tree of array names holds a model; `None` if none does.
+
+    A trainer's state holds arrays of the model's names several times: the parameters, the optimizer's moments, perhaps
+    an average. The parameters are wanted.
+    """
+    roots = set()
+    for name in names:
+        if match := re.fullmatch(r"((?:.+/)?)embedder/input_embedding", name):
+            roots.add(match[1].removesuffix("transformer/"))
+    wanted = [root for root in roots if not re.search(r"opt|(^|/)(mu|nu|ema|avg)(/|$)", root)]
+    # "params/" before, say, "ema_params/"; then the one nearest to the top.
+    wanted.sort(key=lambda root: ("params" not in root.split("/") and bool(root), root.count("/"), root))
+    return wanted[0] if wanted else None
+
+
+def orbax_kind(names: Iterable[str], root: str) -> str:
+    below = [name.removeprefix(root) for name in names if name.startswith(root)]
+    if root:
+        return "orbax-trainer"
+    if any(name.startswith("transformer/stacked_layers/") for name in below):
+        return "orbax-stacked"
+    return "orbax-flat" if any(name.startswith("transformer/") for name in below) else "orbax-nested"
+
+
+def canonical_from_orbax(arrays: Mapping[str, LazyArray]) -> Arrays:
+    """Canonical names for the arrays of any Orbax layout, named by their keys below the root, joined by "/"."""
+    types = [int(match[1]) for name in arrays if (match := re.search(r"stacked_layers/attention_type_(\d+)/", name))]
+    canonical: Arrays = {}
+    for stored, array in arrays.items():
+        name = stored.removeprefix("transformer/").replace("SigLiPFromPatches_0/", "vision_encoder/", 1)
+        # Flat and stacked trees have a "w" below the mlp's parameters, nested ones have not.
+        name = re.sub(r"(/mlp/(?:gating_einsum|linear))/w$", r"\1", name)
+        if match := re.fullmatch(r"stacked_layers/attention_type_(\d+)/(.+)", name):
+            # Slice s of type t is layer s * pattern + t.
+            for s in range(array.shape[0]):
+                layer = s * (max(types) + 1) + int(match[1])
+                canonical[f"layer_{layer}/{match[2]}"] = array.take(0, s)
+        else:
+            canonical[name] = array
+    return canonical
+
+
+def orbax_tree(canonical: Mapping[str, LazyArray], *, flat: bool) -> dict[str, Any]:
+    """The pytree of an Orbax checkpoint: Google's released flat layout, or the nested one of a Flax model."""
+    tree: dict[str, Any] = {}
+    for name, array in canonical.items():
+        if not flat:
+            *path, leaf = name.split("/")
+        else:
+            if re.search(r"/mlp/(gating_einsum|linear)$", name):
+                name += "/w"
+            name = re.sub("^vision_encoder/", "SigLiPFromPatches_0/", name)
+            if not name.startswith("SigLiPFromPatches_0/"):
+                name = f"transformer/{name}"
+            *path, leaf = name.rsplit("/", 1)
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = array
+    return tree
+
+
+# This package's parameters.
+
+_VISION_BLOCK = {
+    "attention_norm.scale": "LayerNorm_0/scale",
+    "attention_norm.bias": "LayerNorm_0/bias",
+    "attention.out": "MultiHeadDotProductAttention_0/out/kernel",
+    "attention.out_bias": "MultiHeadDotProductAttention_0/out/bias",
+    "mlp_norm.scale": "LayerNorm_1/scale",
+    "mlp_norm.bias": "LayerNorm_1/bias",
+    "mlp.up": "MlpBlock_0/Dense_0/kernel",
+    "mlp.up_bias": "MlpBlock_0/Dense_0/bias",
+    "mlp.down": "MlpBlock_0/Dense_1/kernel",
+    "mlp.down_bias": "MlpBlock_0/Dense_1/bias",
+}
+
+
+def _same(config: GemmaConfig) -> dict[str, str]:
+    """Ours to canonical, of the parameters that differ in name only."""
+    same = {"embedder.table": "embedder/input_embedding", "final_norm.scale": "final_norm/scale"}
+    for i in range(config.num_layers):
+        same |= {f"layers.{i}.{ours}.scale": f"layer_{i}/{theirs}/scale" for ours, theirs in _NORMS.items()}
+        same |= {
+            f"layers.{i}.mlp.gate_up": f"layer_{i}/mlp/gating_einsum",
+            f"layers.{i}.mlp.down": f"layer_{i}/mlp/linear",
+        }
+    if config.vision:
+        same |= {"vision.patch.kernel": f"{SIGLIP}/embedding/kernel", "vision.patch.bias": f"{SIGLIP}/embedding/bias"}
+        for i in range(config.vision.depth):
+            block = f"{SIGLIP}/Transformer/encoderblock_{i}"
+            same |= {f"vision.blocks.{i}.{ours}": f"{block}/{theirs}" for ours, theirs in _VISION_BLOCK.items()}
+        same |= {f"vision.norm.{part}": f"{SIGLIP}/Transformer/encoder_norm/{part}" for part in ("scale", "bias")}
+        same["vision.soft_token_norm.scale"] = "embedder/mm_soft_embedding_norm/scale"
+        same["vision.projection"] = "embedder/mm_input_projection/w"
+    return same
+
+
+def ours_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """This package's parameters, as views. Vision parameters are left out if `config.vision` is None."""
+    n, k, g = config.num_heads, config.num_kv_heads, config.group_size
+    ours = {name: canonical[theirs] for name, theirs in _same(config).items()}
+    for i in range(config.num_layers):
+        attn = f"layer_{i}/attn"
+        if k == n:
+            fused = canonical[f"{attn}/qkv_einsum/w"]
+            q, kv = fused.take(0, 0), fused.crop(0, 1, 3)
+        else:
+            q, kv = canonical[f"{attn}/q_einsum/w"], canonical[f"{attn}/kv_einsum/w"]
+        # [K,G,H,D] and [K,2,H,D], so that a kv head lies beside its query heads and one device can hold them all.
+        q, kv = q.transpose(0, 2, 1).split(0, (k, g)), kv.transpose(1, 0, 3, 2)
+        ours[f"layers.{i}.attention.qkv"] = lazy.concat([q, kv], 1)
+        ours[f"layers.{i}.attention.out"] = canonical[f"{attn}/attn_vec_einsum/w"].split(0, (k, g))
+    if config.vision:
+        ours["vision.positions"] = canonical[f"{SIGLIP}/pos_embedding"].take(0, 0)
+        for i in range(config.vision.depth):
+            attn = f"{SIGLIP}/Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0"
+            kernels = [canonical[f"{attn}/{part}/kernel"].transpose(1, 2, 0) for part in ("query", "key", "value")]
+            ours[f"vision.blocks.{i}.attention.qkv"] = lazy.stack(kernels)
+            biases = [canonical[f"{attn}/{part}/bias"] for part in ("query", "key", "value")]
+            ours[f"vision.blocks.{i}.attention.qkv_bias"] = lazy.stack(biases)
+    return ours
+
+
+def canonical_from_ours(ours: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """The inverse of `ours_from_canonical`. `CheckpointError` names what is missing, unexpected or wrongly shaped."""
+    g = config.group_size
+    shapes = our_shapes(config)
+    check(shapes, {name: array.shape for name, array in ours.items()}, "parameters")
+    canonical = {theirs: ours[name] for name, theirs in _same(config).items()}
+    for i in range(config.num_layers):
+        attn = f"layer_{i}/attn"
+        qkv = ours[f"layers.{i}.attention.qkv"]
+        q = qkv.crop(1, 0, g).merge(0).transpose(0, 2, 1)
+        kv = qkv.crop(1, g, g + 2).transpose(1, 0, 3, 2)
+        if config.num_kv_heads == config.num_heads:
+            canonical[f"{attn}/qkv_einsum/w"] = lazy.concat([q.expand(0), kv], 0)
+        else:
+            canonical[f"{attn}/q_einsum/w"], canonical[f"{attn}/kv_einsum/w"] = q, kv
+        canonical[f"{attn}/attn_vec_einsum/w"] = ours[f"layers.{i}.attention.out"].merge(0)
+    if config.vision:
+        canonical[f"{SIGLIP}/pos_embedding"] = ours["vision.positions"].expand(0)
+        for i in range(config.vision.depth):
+            attn = f"{SIGLIP}/Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0"
+            for index, part in enumerate(("query", "key", "value")):
+                kernel = ours[f"vision.blocks.{i}.attention.qkv"].take(0, index)
+                canonical[f"{attn}/{part}/kernel"] = kernel.transpose(2, 0, 1)
+                canonical[f"{attn}/{part}/bias"] = ours[f"vision.blocks.{i}.attention.qkv_bias"].take(0, index)
+    return {name: canonical[name] for name in canonical_shapes(config)}
+
+
+def our_shapes(config: GemmaConfig) -> Shapes:
+    """This package's parameters of a model, with their shapes."""
+    zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
+    return {name: array.shape for name, array in ours_from_canonical(zeros, config).items()}
+
+
+def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises one `CheckpointError` that says what is missing, unexpected and wrongly shaped in `where`."""
+    problems = []
+    if missing := sorted(set(expected) - set(found)):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(set(found) - set(expected)):
+        problems.append(f"unexpected {_some(extra)}")
+    wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    if wrong:
+        listed = [f"{name} is {list(found[name])}, not {list(expected[name])}" for name in wrong]
+        problems.append(f"wrongly shaped: {_some(listed)}")
+    if problems:
+        raise CheckpointError(f"{where}: {'; '.join(problems)}")
+
+
+def _some(items: list[str], limit: int = 12) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest

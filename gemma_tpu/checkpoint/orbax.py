@@ -1,0 +1,182 @@
+"""Orbax checkpoints: where the arrays of one lie, reading them slice by slice, and writing one leaf after another.
+
+Orbax stores each leaf of a pytree as a zarr array (version 2 or 3) named by the keys that lead to it, joined by ".",
+either in one OCDBT database or each in a directory of its own. Reading goes to TensorStore directly, because Orbax
+restores whole trees; writing goes through Orbax, so that what is written is an Orbax checkpoint in all its files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from gemma_tpu.checkpoint import lazy, storage
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
+_ITEMS = ("params", "default", "state", "item", "model")  # names of a step's items, the likeliest to hold a model first
+_STEP = re.compile(r"(?:\w+[-_])?(\d+)")
+# Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it.
+_CHUNK_BYTES = 16 << 20
+
+
+class OrbaxArray(Leaf):
+    def __init__(self, store: ts.TensorStore, name: str, file: str):
+        self.store, self.name, self.file = store, name, file
+        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+        self.chunk = store.chunk_layout.read_chunk.shape or self.shape
+
+    def read(self, box: Box) -> np.ndarray:
+        try:
+            return self.store[box].read(order="C").result()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{self.file}: cannot read {self.name}: {reason}") from error
+
+    def cost(self, box: Box) -> int:
+        count = 1
+        for part, chunk, size in zip(box, self.chunk, self.shape, strict=True):
+            count *= min(-(-part.stop // chunk) * chunk, size) - part.start // chunk * chunk
+        return count * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What `list_arrays` found: `specs` maps an array's name, its keys joined by "/", to a TensorStore spec."""
+
+    path: str
+    specs: dict[str, dict[str, Any]]
+
+
+def locate(path: str) -> str | None:
+    """The directory at or below `path` that holds arrays: of a step directory, the newest step; `None` if none does.
+
+    `CheckpointError` if there are several and nothing says which is meant.
+    """
+    return _locate(path, storage.entries(path), depth=3)
+
+
+def _locate(path: str, names: set[str], depth: int) -> str | None:
+    if _holds_arrays(path, names):
+        return path
+    names = {name for name in names if _TEMPORARY not in name}
+    if not depth or not names:
+        return None
+    steps = {int(match[1]): name for name in names if (match := _STEP.fullmatch(name))}
+    for _, name in sorted(steps.items(), reverse=True):
+        child = storage.join(path, name)
+        if found := _locate(child, storage.entries(child), depth - 1):
+            return found
+    for name in _ITEMS:
+        child = storage.join(path, name)
+        if name in names and (found := _locate(child, storage.entries(child), depth - 1)):
+            return found
+    children = [storage.join(path, name) for name in sorted(names)]
+    found = [child for child in children if _holds_arrays(child, storage.entries(child))]
+    if len(found) > 1:
+        raise CheckpointError(f"{path}: holds several checkpoints, say which: {', '.join(found)}")
+    return found[0] if found else None
+
+
+def _holds_arrays(path: str, names: set[str]) -> bool:
+    if names & {"manifest.ocdbt", "_METADATA"}:
+        return True
+    # Orbax before 2023 wrote no _METADATA, but a msgpack file of the tree beside a directory for each array.
+    return "checkpoint" in names and any(name.startswith(("transformer", "params", "layer_0")) for name in names)
+
+
+def list_arrays(path: str) -> Stored:
+    """The arrays of the checkpoint directory `path`, without opening any."""
+    if _TEMPORARY in path:
+        raise CheckpointError(f"{path}: an Orbax checkpoint whose writing never finished")
+    names = storage.entries(path)
+    metadata: dict[str, Any] = {}
+    if "_METADATA" in names:
+        try:
+            metadata = json.loads(storage.read_file(storage.join(path, "_METADATA")))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{storage.join(path, '_METADATA')}: is no JSON: {error}") from error
+    if "manifest.ocdbt" in names:
+        database = {"driver": "ocdbt", "cache_pool": "cache_pool#directory"}
+        keys = storage.list_keys(storage.open_store(path, **database), path)
+    else:
+        database = None
+        keys = storage.list_keys(storage.open_store(path), path)
+
+    specs = {}
+    for key in keys:
+        directory, _, file = key.rpartition("/")
+        if file not in _ZARR or not directory:
+            continue
+        if database:
+            kvstore = {**database, "base": storage.spec(path), "path": f"{directory}/"}
+        else:
+            kvstore = storage.spec(storage.join(path, directory))
+        spec = {"driver": _ZARR[file], "kvstore": kvstore, "recheck_cached_data": "open"}
+        # A chunk that is not there reads as zeros. Newer Orbax writes zeros too, so there it means a damaged file.
+        if metadata.get("store_array_data_equal_to_fill_value"):
+            spec["fill_missing_data_reads"] = False
+        specs[directory.replace(".", "/")] = spec
+    return Stored(path, specs)
+
+
+def open_arrays(stored: Stored, names: Sequence[str]) -> dict[str, OrbaxArray]:
+    """Opens some of the arrays: reads their shapes and dtypes, not their data."""
+    futures = {name: ts.open(stored.specs[name], open=True, read=True, context=storage.context()) for name in names}
+    arrays = {}
+    for name, future in futures.items():
+        try:
+            arrays[name] = OrbaxArray(future.result(), name, stored.path)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{stored.path}: cannot open {name}: {reason}") from error
+    return arrays
+
+
+class _LazyHandler(ocp.type_handlers.NumpyHandler):
+    """Lets Orbax save lazy arrays as if they were NumPy's, a few at a time in memory."""
+
+    def __init__(self, progress: Callable[[int], None]):
+        super().__init__(deepcopy_host_arrays=False)
+        self.progress = progress
+
+    async def serialize(
+        self,
+        values: Sequence[LazyArray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
+    ) -> Sequence[ocp.future.Future]:
+        args = args or [ocp.type_handlers.SaveArgs()] * len(values)
+        start = 0
+        for stop in range(1, len(values) + 1):
+            held = sum(value.nbytes for value in values[start:stop])
+            if held < 4 * lazy.BLOCK_BYTES and stop < len(values):
+                continue
+            arrays = [np.ascontiguousarray(value.read_all()) for value in values[start:stop]]
+            for future in await super().serialize(arrays, infos[start:stop], args[start:stop]):
+                future.result()
+            self.progress(held)
+            start = stop
+        return []
+
+
+def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
+    """Writes nested dicts of lazy arrays as one checkpoint directory. `progress` is told the bytes of each step."""
+    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(progress)))
+    args = ocp.args.PyTreeSave(tree, save_args=_map(tree, lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(path, args=args)
+
+
+def _map(tree: dict[str, Any], function: Callable[[LazyArray], Any]) -> dict[str, Any]:
+    return {k: _map(v, function) if isinstance(v, dict) else function(v) for k, v in tree.items()}

@@ -1,0 +1,115 @@
+"""Files of a checkpoint, on a local disk or at `gs://`, through TensorStore's key-value stores.
+
+TensorStore reads byte ranges of local files and of Cloud Storage objects alike, without another client library, so
+everything that reads a checkpoint goes through here and is written once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import tensorstore as ts
+
+from gemma_tpu.checkpoint.errors import CheckpointError
+
+_REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
+# A name that cannot be resolved should be an error within seconds, not after TensorStore's default of minutes.
+_CONTEXT = {
+    "gcs_request_retries": {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"},
+    "cache_pool": {"total_bytes_limit": 0},
+    "cache_pool#directory": {"total_bytes_limit": 64 << 20},
+}
+_context: ts.Context | None = None
+
+
+def context() -> ts.Context:
+    """The TensorStore context of every read. It caches databases' directories, but no data: data is read once."""
+    global _context
+    if _context is None:
+        _context = ts.Context(_CONTEXT)
+    return _context
+
+
+def is_remote(path: str) -> bool:
+    return _REMOTE.match(path) is not None
+
+
+def normalise(path: str | os.PathLike[str]) -> str:
+    """An absolute local path or a `gs://` URL, without a slash at its end."""
+    path = os.fspath(path)
+    if not is_remote(path):
+        return os.path.abspath(os.path.expanduser(path))
+    if not path.startswith("gs://"):
+        raise CheckpointError(f"{path}: only local paths and gs:// can be read")
+    return path.rstrip("/")
+
+
+def join(path: str, *names: str) -> str:
+    return "/".join([path.rstrip("/"), *names])
+
+
+def parent(path: str) -> str:
+    return path.rsplit("/", 1)[0] or "/"
+
+
+def spec(path: str) -> dict[str, Any]:
+    """The key-value store spec of a directory."""
+    if is_remote(path):
+        bucket, _, prefix = path.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{prefix.rstrip('/')}/" if prefix else ""}
+    return {"driver": "file", "path": path.rstrip("/") + "/"}
+
+
+def open_store(path: str, **wrapper: Any) -> ts.KvStore:
+    """Opens a directory; `wrapper` (say `driver="ocdbt"`) opens a database that has that directory as its base."""
+    store = {**wrapper, "base": spec(path)} if wrapper else spec(path)
+    try:
+        return ts.KvStore.open(store, context=context()).result()
+    except Exception as error:
+        raise unreadable(path, error) from error
+
+
+def list_keys(store: ts.KvStore, path: str) -> list[str]:
+    """Every key below the directory that `store` opened, sorted."""
+    try:
+        return sorted(key.decode() for key in store.list().result())
+    except Exception as error:
+        raise unreadable(path, error) from error
+
+
+def entries(path: str) -> set[str]:
+    """Names of the files and directories directly in `path`; empty if it does not exist."""
+    if not is_remote(path):
+        return set(os.listdir(path)) if os.path.isdir(path) else set()
+    return {key.split("/", 1)[0] for key in list_keys(open_store(path), path)}
+
+
+def exists(path: str) -> bool:
+    """Whether a file or a non-empty directory is there."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    name = path.rsplit("/", 1)[-1]
+    return name in entries(parent(path)) if path.count("/") > 2 else bool(entries(path))
+
+
+def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> bytes:
+    """A file's bytes, or those of a range. `CheckpointError` if the file is not there."""
+    path = normalise(path)
+    directory, name = path.rsplit("/", 1)
+    try:
+        read = open_store(directory or "/").read(name, byte_range=byte_range).result()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise unreadable(path, error) from error
+    if read.state != "value":
+        raise CheckpointError(f"{path}: no such file")
+    return read.value
+
+
+def unreadable(path: str, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    hint = " (is there a network, and do you have access to the bucket?)" if is_remote(path) else ""
+    return CheckpointError(f"{path}: cannot be read{hint}: {reason}")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gemma_tpu.checkpoint import CheckpointError, lazy
+
+
+class Counted(lazy.Memory):
+    """An array that counts the elements that are read from it."""
+
+    elements = 0
+
+    def read(self, box):
+        self.elements += int(np.prod(lazy.box_shape(box)))
+        return super().read(box)
+
+    def cost(self, box):
+        return int(np.prod(lazy.box_shape(box))) * self.dtype.itemsize
+
+
+def leaf(*shape: int, seed: int = 0) -> Counted:
+    return Counted(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), "a")
+
+
+def boxes(shape: tuple[int, ...], count: int = 40):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        starts = [int(rng.integers(size)) for size in shape]
+        yield tuple(slice(s, int(rng.integers(s + 1, size + 1))) for s, size in zip(starts, shape, strict=True))
+
+
+def views():
+    """A view, and the same with NumPy."""
+    a, b = leaf(6, 8, 5), leaf(6, 8, 5, seed=1)
+    x, y = a.array, b.array
+    yield a.transpose(2, 0, 1), x.transpose(2, 0, 1)
+    yield a.split(1, (2, 4)), x.reshape(6, 2, 4, 5)
+    yield a.merge(0), x.reshape(48, 5)
+    yield a.merge(1), x.reshape(6, 40)
+    yield a.expand(1), x[:, None]
+    yield a.take(1, 3), x[:, 3]
+    yield a.crop(0, 2, 5), x[2:5]
+    yield a.pad(1, 11), np.pad(x, ((0, 0), (0, 3), (0, 0)))
+    yield lazy.stack([a, b], 1), np.stack([x, y], 1)
+    yield lazy.concat([a, b, a], 2), np.concatenate([x, y, x], 2)
+    yield a.astype(np.dtype(np.float16)), x.astype(np.float16)
+    yield a.merge(0).transpose(1, 0).split(1, (8, 6)), x.reshape(48, 5).T.reshape(5, 8, 6)
+    fused = lazy.concat([a.transpose(0, 2, 1).split(0, (3, 2)), b.crop(0, 0, 3).transpose(0, 2, 1).expand(1)], 1)
+    yield fused, np.concatenate([x.transpose(0, 2, 1).reshape(3, 2, 5, 8), y[:3].transpose(0, 2, 1)[:, None]], 1)
+
+
+@pytest.mark.parametrize("index", range(13))
+def test_a_box_of_a_view_is_what_numpy_says(index):
+    view, expected = list(views())[index]
+    assert view.shape == expected.shape
+    np.testing.assert_array_equal(view.read_all(), expected)
+    for box in boxes(view.shape):
+        np.testing.assert_array_equal(view.read(box), expected[box])
+
+
+def test_a_shard_of_a_fused_view_reads_its_part_of_each_array_and_no_more():
+    q, kv = leaf(8, 16, 4), leaf(2, 4, 16, 4)
+    fused = lazy.concat([q.transpose(0, 2, 1).split(0, (4, 2)), kv.transpose(1, 0, 3, 2)], 1)
+    fused.read((slice(1, 2), slice(0, 4), slice(0, 4), slice(0, 16)))
+    assert (q.elements, kv.elements) == (2 * 16 * 4, 2 * 16 * 4)  # two of 8 query heads, one of 4 kv heads, twice
+
+
+def test_cost_is_what_is_read():
+    for view, _ in views():
+        for box in boxes(view.shape, 10):
+            before = {id(part): part.elements for part in view.leaves()}
+            view.read(box)
+            read = sum(part.elements - before[key] for key, part in {id(p): p for p in view.leaves()}.items())
+            assert view.cost(box) == read * 4
+
+
+def test_blocks_cover_a_box_once_and_do_not_read_a_chunk_twice():
+    a = leaf(64, 32)
+    box = (slice(3, 60), slice(1, 31))
+    seen = np.zeros(a.shape, int)
+    blocks = list(lazy.read_blocks(a, box, block_bytes=1024))
+    for block in blocks:
+        seen[block] += 1
+    expected = np.zeros(a.shape, int)
+    expected[box] = 1
+    assert len(blocks) > 3
+    np.testing.assert_array_equal(seen, expected)
+
+    class OneChunk(Counted):
+        def cost(self, box):
+            return self.nbytes
+
+    assert list(lazy.read_blocks(OneChunk(a.array, "a"), box, block_bytes=1024)) == [box]
+
+
+def test_views_that_cannot_be_are_errors():
+    a = leaf(6, 8)
+    with pytest.raises(CheckpointError, match="cannot be divided"):
+        a.split(0, (4, 2))
+    with pytest.raises(CheckpointError, match="has no 3:9"):
+        a.crop(0, 3, 9)
+    with pytest.raises(CheckpointError, match="cannot be joined"):
+        lazy.concat([a, leaf(6, 7)], 0)
