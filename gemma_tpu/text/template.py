@@ -1,0 +1,283 @@
+"""Conversations and raw text → prompts: token ids with a run of SOFT_TOKEN for each image.
+
+Two ways to put an image between its newlines exist, and they differ by a token where the text beside the image begins
+or ends with a newline. `render_messages` does as Hugging Face's processor (the it models are served with it): newlines
+are part of the text before it is tokenized, so that they merge with their neighbours. `render_raw` and `expand_images`
+do as Google's gemma package: the id of "\\n\\n" is put in after tokenizing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from gemma_tpu import image as image_lib
+from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
+
+LoadImage = Callable[[Any], Image.Image]
+if TYPE_CHECKING:
+    Messages = Sequence[Mapping[str, Any]]
+else:
+    Messages = Any  # they come from users: checked below, with errors that say where
+
+# Gemma3Processor's words around the crops of a pan and scan (transformers 5.23, processing_gemma3.py).
+_BEFORE_ORIGINAL, _BEFORE_CROPS, _BETWEEN_CROPS = (
+    "Here is the original image ",
+    " and here are some crops to help you see better ",
+    " ",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """`tokens`, fully expanded: an image is <start_of_image>, num_soft_tokens × SOFT_TOKEN, <end_of_image>.
+
+    `images` (RGB) are in the order of those runs.
+    """
+
+    tokens: list[int]
+    images: list[Image.Image] = dataclasses.field(default_factory=list)
+
+
+def render_messages(
+    messages: Messages,
+    tokenizer: Tokenizer,
+    num_soft_tokens: int | None,
+    *,
+    load_image: LoadImage = image_lib.load_image,
+    pan_and_scan: bool = False,
+    continue_final: bool = False,
+) -> Prompt:
+    """The prompt for the model's next turn in a conversation.
+
+    A message is `{"role": "user" | "assistant" | "system", "content": …}` ("model" is another name of "assistant").
+    Content is a string or a list of parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}` with
+    anything `load_image` reads, or `{"type": "image_url", "image_url": {"url": …}}`. Only users show images. Roles
+    alternate, user first and last. A system message, only as the first, is put before the first user's text, with an
+    empty line between. With `continue_final`, a last message of the assistant is left open for the model to go on.
+
+    As in the chat template of the released it models, each text (part) is stripped of whitespace at both ends, but for
+    the system's, and the parts of a message follow each other with nothing between. Unlike there, all text parts of a
+    system message count, and an empty system message is as none.
+
+    `num_soft_tokens` is None or 0 for a model that reads only text. With `pan_and_scan`, an image far from square is
+    followed by crops of it (see `gemma_tpu.image.pan_and_scan`).
+
+    Raises ValueError, naming the message, for anything not of this shape.
+    """
+    system, turns = _check(messages, continue_final)
+    builder = _Builder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
+    builder.control(tokenizer.bos_id)
+    for i, (where, role, content) in enumerate(turns):
+        builder.control(tokenizer.start_of_turn)
+        builder.text(f"{role}\n")
+        if i == 0 and system.strip():
+            builder.text(f"{system}\n\n")
+        for at, kind, value in _parts(content, where):
+            if kind == "text":
+                builder.text(value.strip())
+            elif role == "user":
+                builder.image(value, at)
+            else:
+                raise ValueError(f"{at}: an image in a message of the assistant; only users show images")
+        if not (continue_final and role == "model" and i == len(turns) - 1):
+            builder.control(tokenizer.end_of_turn)
+            builder.text("\n")
+    if turns[-1][1] == "user":
+        builder.control(tokenizer.start_of_turn)
+        builder.text("model\n")
+    return builder.prompt()
+
+
+def render_raw(
+    text: str,
+    images: Sequence[Any],
+    tokenizer: Tokenizer,
+    num_soft_tokens: int | None,
+    *,
+    bos: bool = True,
+    load_image: LoadImage = image_lib.load_image,
+) -> Prompt:
+    """The prompt for text taken as it is: control pieces in it are parsed, and nothing is stripped.
+
+    Each <start_of_image> is the place of one of `images` (see `expand_images`). `bos` puts <bos> in front, if the text
+    does not begin with it. ValueError if the numbers of markers and images differ.
+    """
+    tokens = tokenizer.encode(text, control=True)
+    if bos and tokens[:1] != [tokenizer.bos_id]:
+        tokens.insert(0, tokenizer.bos_id)
+    markers = 0 if tokenizer.start_of_image is None else tokens.count(tokenizer.start_of_image)
+    if images or markers:
+        _require_images(tokenizer, num_soft_tokens)
+    if markers != len(images):
+        raise ValueError(
+            f"the prompt has {markers} <start_of_image> but {len(images)} image(s) were given; it needs one for each"
+        )
+    return Prompt(expand_images(tokens, num_soft_tokens, tokenizer), [load_image(source) for source in images])
+
+
+def expand_images(tokens: Sequence[int], num_soft_tokens: int | None, tokenizer: Tokenizer) -> list[int]:
+    """`tokens` with the rest of an image put around each <start_of_image>.
+
+    That is: the ids of "\\n\\n", <start_of_image>, num_soft_tokens × SOFT_TOKEN, <end_of_image>, the ids of "\\n\\n".
+    ValueError if there is one and the model reads only text, or if the tokens are expanded already.
+    """
+    if SOFT_TOKEN in tokens:
+        raise ValueError("the tokens hold soft tokens already: expand the images of a prompt only once")
+    if tokenizer.start_of_image is None or tokenizer.start_of_image not in tokens:
+        return list(tokens)
+    block = _image_block(tokenizer, num_soft_tokens)
+    block = [*tokenizer.double_newline, *block, *tokenizer.double_newline]
+    expanded: list[int] = []
+    for token in tokens:
+        expanded += block if token == tokenizer.start_of_image else [token]
+    return expanded
+
+
+class _Builder:
+    """Collects a prompt; text between two control tokens is tokenized as one, as if the whole were one string."""
+
+    def __init__(self, tokenizer: Tokenizer, num_soft_tokens: int | None, load_image: LoadImage, pan_and_scan: bool):
+        self._tokenizer = tokenizer
+        self._num_soft_tokens = num_soft_tokens
+        self._load_image = load_image
+        self._pan_and_scan = pan_and_scan
+        self._tokens: list[int] = []
+        self._images: list[Image.Image] = []
+        self._text = ""
+
+    def text(self, text: str) -> None:
+        self._text += text
+
+    def control(self, *tokens: int) -> None:
+        self._tokens += self._tokenizer.encode(self._text)
+        self._tokens += tokens
+        self._text = ""
+
+    def image(self, source: Any, where: str) -> None:
+        try:
+            _require_images(self._tokenizer, self._num_soft_tokens)
+            image = self._load_image(source)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        crops = image_lib.pan_and_scan(image) if self._pan_and_scan else []
+        if not crops:
+            self._block(image)
+            return
+        self.text(_BEFORE_ORIGINAL)
+        self._block(image)
+        self.text(_BEFORE_CROPS)
+        for i, crop in enumerate(crops):
+            self.text(_BETWEEN_CROPS if i else "")
+            self._block(crop)
+
+    def _block(self, image: Image.Image) -> None:
+        self.text("\n\n")
+        self.control(*_image_block(self._tokenizer, self._num_soft_tokens))
+        self.text("\n\n")
+        self._images.append(image)
+
+    def prompt(self) -> Prompt:
+        self.control()
+        return Prompt(self._tokens, self._images)
+
+
+def _image_block(tokenizer: Tokenizer, num_soft_tokens: int | None) -> list[int]:
+    start, count, end = _require_images(tokenizer, num_soft_tokens)
+    return [start, *[SOFT_TOKEN] * count, end]
+
+
+def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[int, int, int]:
+    """Start id, number of soft tokens, end id."""
+    if not num_soft_tokens:
+        raise ValueError(
+            "this model reads only text (it has no vision tower); leave the images out or use 4B or larger"
+        )
+    if tokenizer.start_of_image is None or tokenizer.end_of_image is None:
+        raise ValueError(
+            f"{tokenizer.name}: a tokenizer for text only: its vocabulary lacks <start_of_image> or <end_of_image>"
+        )
+    return tokenizer.start_of_image, num_soft_tokens, tokenizer.end_of_image
+
+
+_Turn = tuple[str, str, Any]  # where it stands, "user" or "model", its content
+
+
+def _check(messages: Messages, continue_final: bool) -> tuple[str, list[_Turn]]:
+    """The system text, and the turns."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages is empty; it needs at least one message of a user")
+    system = ""
+    turns: list[_Turn] = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {type(message).__name__}')
+        if missing := [key for key in ("role", "content") if key not in message]:
+            raise ValueError(f"{where}: lacks {' and '.join(missing)}")
+        role, content = message["role"], message["content"]
+        if role == "system":
+            if i:
+                raise ValueError(f"{where}: a system message may only be the first")
+            system = _system_text(content, where)
+            continue
+        if role not in ("user", "assistant", "model"):
+            raise ValueError(f"{where}: unknown role {role!r}; known are system, user and assistant (or model)")
+        role = "user" if role == "user" else "model"
+        expected = "model" if len(turns) % 2 else "user"
+        if role != expected:
+            said = (
+                "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
+            )
+            raise ValueError(f"{where}: role {message['role']!r} out of turn: {said}")
+        turns.append((where, role, content))
+    if not turns:
+        raise ValueError("messages hold no message of a user")
+    if turns[-1][1] == "model" and not continue_final:
+        raise ValueError(
+            f"{turns[-1][0]}: the last message is the assistant's; end with a user's, or pass continue_final=True"
+        )
+    return system, turns
+
+
+def _system_text(content: Any, where: str) -> str:
+    texts = []
+    for at, kind, value in _parts(content, where):
+        if kind != "text":
+            raise ValueError(f"{at}: a system message holds only text")
+        texts.append(value)
+    return "".join(texts)
+
+
+def _parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
+    """The parts of a message's content: where it stands, "text" or "image", and the text or the image's source."""
+    if isinstance(content, str):
+        yield where, "text", content
+        return
+    if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence):
+        raise ValueError(f"{where}: content must be a string or a list of parts, got {type(content).__name__}")
+    for i, part in enumerate(content):
+        at = f"{where}.content[{i}]"
+        if not isinstance(part, Mapping):
+            raise ValueError(f'{at}: expected a part such as {{"type": "text", "text": …}}, got {type(part).__name__}')
+        kind = part.get("type")
+        if kind not in ("text", "image", "image_url"):
+            raise ValueError(f"{at}: unknown type {kind!r}; known are text, image and image_url")
+        if part.get(kind) is None:
+            raise ValueError(f"{at}: a part of type {kind!r} needs the key {kind!r}")
+        value = part[kind]
+        if kind == "text":
+            if not isinstance(value, str):
+                raise ValueError(f"{at}: text must be a string, got {type(value).__name__}")
+            yield at, "text", value
+            continue
+        if kind == "image_url":
+            value = value.get("url") if isinstance(value, Mapping) else value
+            if not isinstance(value, str):
+                raise ValueError(f'{at}: image_url must be a string or {{"url": string}}')
+        yield at, "image", value
