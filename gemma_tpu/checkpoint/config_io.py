@@ -61,10 +61,10 @@ _OTHERS = {
 }
 
 
-def from_json(text: str | bytes, path: str) -> GemmaConfig:
+def from_json(source: str | bytes, path: str) -> GemmaConfig:
     """The config in a config.json. `path` is what errors name."""
     try:
-        raw = json.loads(text)
+        raw = json.loads(source)
         if not isinstance(raw, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
@@ -76,8 +76,8 @@ def from_json(text: str | bytes, path: str) -> GemmaConfig:
     if "quantization_config" in raw:
         raise CheckpointError(f"{path}: a quantised checkpoint; take the one with bfloat16 weights")
     multimodal = model_type == "gemma3"
-    text_raw = raw.get("text_config") or {} if multimodal else raw
-    text = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
+    text_raw: dict[str, Any] = (raw.get("text_config") or {}) if multimodal else raw
+    text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
     _refuse({"tie_word_embeddings": raw.get("tie_word_embeddings")} | text, _TEXT_FIXED, path)
     local_base, global_base, global_scale = _rope(text, path)
     layers = text["num_hidden_layers"]
@@ -219,6 +219,12 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
 
 def _dump(raw: dict[str, Any]) -> str:
     return json.dumps(raw, indent=2) + "\n"
+
+
+def table_rows(text: str | bytes) -> int:
+    """Rows of the embedding table in the safetensors files that a config.json describes."""
+    raw = json.loads(text)
+    return raw.get("text_config", raw).get("vocab_size", _TEXT_DEFAULTS["vocab_size"])
 
 
 def with_dtype(text: str | bytes, dtype: str) -> str:

@@ -118,14 +118,14 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
     try:
         header = json.loads(storage.read_file(path, slice(8, 8 + length)))
         header.pop("__metadata__", None)
-        entries = {
-            name: (entry["dtype"], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
-            for name, entry in header.items()
-        }
+        entries: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+        for name, entry in header.items():
+            start, stop = map(int, entry["data_offsets"])
+            entries[name] = (entry["dtype"], tuple(map(int, entry["shape"])), start, stop)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its safetensors header is corrupt: {error}") from error
 
-    if foreign := sorted({dtype for dtype, *_ in entries.values()} - set(DTYPES)):
+    if foreign := sorted({entry[0] for entry in entries.values()} - set(DTYPES)):
         raise CheckpointError(
             f"{path}: holds {', '.join(foreign)} arrays: a quantised checkpoint? Only {', '.join(DTYPES)} can be read"
         )
@@ -135,7 +135,7 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
             raise CheckpointError(f"{path}: its safetensors header is corrupt: {name} has {stop - start} bytes")
         arrays[name] = SafetensorsArray(store, path, name, dtype, shape, 8 + length + start)
-    end = 8 + length + max((stop for *_, stop in entries.values()), default=0)
+    end = 8 + length + max((entry[3] for entry in entries.values()), default=0)
     if not _size_at_least(path, end):
         raise CheckpointError(f"{path}: truncated: its header describes {end} bytes, the file has fewer")
     return arrays

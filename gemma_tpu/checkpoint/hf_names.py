@@ -161,8 +161,11 @@ def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) ->
     return {name: canonical[name] for name in shapes}
 
 
-def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
-    """Arrays by the names of the released files, which every transformers version since 4.50 loads."""
+def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int) -> Arrays:
+    """Arrays by the names of the released files, which every transformers version since 4.50 loads.
+
+    `table_rows`: rows of the embedding table, those behind the vocabulary being zeros.
+    """
     named: Arrays = {}
     for name, array in _cores_from_canonical(canonical, config):
         if name.startswith("vision."):
@@ -170,8 +173,8 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -
         elif name.startswith("projector."):
             named[f"multi_modal_projector.{name.removeprefix('projector.')}"] = array
         else:
-            if name == "embed_tokens.weight" and config.vision:
-                array = array.pad(0, config.vocab_size + EXTRA_ROWS)
+            if name == "embed_tokens.weight":
+                array = array.pad(0, table_rows)
             named[("language_model.model." if config.vision else "model.") + name] = array
     return named
 

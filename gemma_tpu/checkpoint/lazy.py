@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class Leaf(LazyArray):
 class Memory(Leaf):
     """An array in memory (NumPy's or JAX's) that takes part in views."""
 
-    def __init__(self, array: np.ndarray, name: str):
+    def __init__(self, array: Any, name: str):
         self.array, self.name, self.file = array, name, "memory"
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
 

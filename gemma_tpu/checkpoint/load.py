@@ -11,16 +11,16 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from gemma_tpu.checkpoint import lazy, names
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import Box, LazyArray
+from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import Checkpoint
 from gemma_tpu.config import GemmaConfig
 
+_Shard = tuple[Box, list[jax.Device]]
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 # Parameters are read in parallel as long as this much host memory is enough for them; a larger one is read alone.
 _HOST_BYTES = 1 << 30
 # XLA's CPU backend takes a host buffer over without a copy if it is aligned to this many bytes.
@@ -146,9 +146,6 @@ class _Plan:
         return out
 
 
-_Shard = tuple[Box, list[jax.Device]]
-
-
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
@@ -173,22 +170,3 @@ class _Memory:
             with self._changed:
                 self._used -= size
                 self._changed.notify_all()
-
-
-@contextlib.contextmanager
-def reporter(progress: Progress | bool, total: int, title: str = "Loading") -> Iterator[Callable[[int], None]]:
-    """A function that is told bytes as they are done, by any thread, and shows them or passes them on."""
-    lock = threading.Lock()
-    done = 0
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} GB [{elapsed}<{remaining}]"
-    with tqdm(total=total / 1e9, desc=title, bar_format=shape, disable=progress is not True) as bar:
-
-        def report(count: int) -> None:
-            nonlocal done
-            with lock:
-                done += count
-                bar.update(count / 1e9)
-                if callable(progress):
-                    progress(done, total)
-
-        yield report

@@ -152,10 +152,10 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 
     async def serialize(
         self,
-        values: Sequence[LazyArray],
+        values: Sequence[Any],  # LazyArrays
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
-    ) -> Sequence[ocp.future.Future]:
+    ) -> Sequence[Any]:
         args = args or [ocp.type_handlers.SaveArgs()] * len(values)
         start = 0
         for stop in range(1, len(values) + 1):

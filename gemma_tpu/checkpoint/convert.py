@@ -1,0 +1,175 @@
+"""Writing checkpoints: saving parameters, and converting one layout into another, one block in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sentencepiece
+
+from gemma_tpu.checkpoint import config_io, hf, hf_names, lazy, names, orbax, storage
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.progress import Progress, reporter
+from gemma_tpu.checkpoint.source import open_checkpoint
+from gemma_tpu.config import GemmaConfig
+
+LAYOUTS = ("orbax", "orbax-flat", "safetensors")
+_DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
+# Files beside the parameters that belong to the model: tokenizer, templates, defaults of generation.
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    to: str,
+    dtype: Any = None,
+    config: GemmaConfig | None = None,
+    progress: Progress | bool = True,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Writes the checkpoint at `src` as a new directory `dst`, which appears when it is complete.
+
+    `to`: "orbax" (nested, as a Flax model has it), "orbax-flat" (as Google released it) or "safetensors" (Hugging
+    Face). `dtype`: "bfloat16" or "float32"; by default every parameter keeps its own, and converting back gives the
+    same bits. config.json, tokenizer and chat template go along. `max_shard_bytes` is for safetensors.
+
+    Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
+    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint.
+    """
+    checkpoint = open_checkpoint(src, config=config)
+    files = {}
+    for name in _CARRIED:
+        for directory in checkpoint.directories:
+            if name in storage.entries(directory):
+                files[name] = storage.read_file(storage.join(directory, name))
+                break
+    if checkpoint.tokenizer_path:
+        files["tokenizer.model"] = storage.read_file(checkpoint.tokenizer_path)
+    return _write(
+        dst, checkpoint.arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, max_shard_bytes
+    )
+
+
+def save_params(
+    params: Mapping[str, jax.Array | np.ndarray],
+    config: GemmaConfig,
+    dst: str | os.PathLike[str],
+    *,
+    layout: str = "orbax-flat",
+    dtype: Any = None,
+    tokenizer: str | os.PathLike[str] | bytes | None = None,
+    progress: Progress | bool = False,
+) -> Path:
+    """Writes parameters, named as in `gemma_tpu.model.param_shapes`, as a new checkpoint directory `dst`.
+
+    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model, its path or its bytes, to put beside it.
+    """
+    arrays = {name: lazy.Memory(array, name) for name, array in params.items()}
+    files = {}
+    if tokenizer is not None:
+        files["tokenizer.model"] = tokenizer if isinstance(tokenizer, bytes) else Path(tokenizer).read_bytes()
+    canonical = names.canonical_from_ours(arrays, config)
+    return _write(dst, canonical, config, None, files, layout, dtype, progress)
+
+
+def _write(
+    dst: str | os.PathLike[str],
+    arrays: Mapping[str, LazyArray],
+    config: GemmaConfig,
+    config_json: str | None,
+    files: Mapping[str, bytes],
+    layout: str,
+    dtype: Any,
+    progress: Progress | bool,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"{layout!r} is no layout to write: choose one of {', '.join(LAYOUTS)}")
+    if dtype is not None:
+        dtype = _dtype(dtype)
+        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    stored = arrays["embedder/input_embedding"].dtype.name
+    if config_json is None:
+        config_json = config_io.to_json(config, stored, _special_ids(files.get("tokenizer.model")))
+    else:
+        config_json = config_io.with_dtype(config_json, stored)
+    with _staging(dst) as path:
+        with reporter(progress, sum(array.nbytes for array in arrays.values()), "Writing") as report:
+            if layout == "safetensors":
+                path.mkdir()
+                hf_arrays = hf_names.hf_from_canonical(arrays, config, config_io.table_rows(config_json))
+                hf.write_directory(path, hf_arrays, max_shard_bytes=max_shard_bytes, progress=report)
+            else:
+                orbax.write(path, names.orbax_tree(arrays, flat=layout == "orbax-flat"), report)
+        for name, content in files.items():
+            (path / name).write_bytes(content)
+        # Last, because transformers does not take a directory without it for a model.
+        (path / "config.json").write_text(config_json)
+    return Path(storage.normalise(dst))
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        found = jnp.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+    except TypeError as error:
+        raise CheckpointError(f"dtype {dtype!r} is not known: choose bfloat16 or float32") from error
+    if found not in (jnp.bfloat16, jnp.float32):
+        # Gemma 3's activations overflow float16, and a checkpoint in it would invite computing in it.
+        raise CheckpointError(f"dtype {found.name} cannot be written: choose bfloat16 or float32")
+    return found
+
+
+def _special_ids(tokenizer: bytes | None) -> dict[str, int]:
+    if tokenizer is None:
+        return {}
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(tokenizer)
+    except RuntimeError as error:
+        raise CheckpointError(f"tokenizer.model is no SentencePiece model: {error}") from error
+    ids = {"pad": processor.pad_id(), "bos": processor.bos_id(), "eos": processor.eos_id()}
+    ids |= {name: processor.PieceToId(f"<{name}>") for name in ("start_of_image", "end_of_image")}
+    return {name: index for name, index in ids.items() if index >= 0 and index != processor.unk_id()}
+
+
+@contextlib.contextmanager
+def _staging(dst: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `dst` to write to, which becomes `dst` at the end, or vanishes if there is an error."""
+    target = storage.normalise(dst)
+    if storage.is_remote(target):
+        raise CheckpointError(f"{target}: write to a local path first, then copy it with gcloud storage cp -r")
+    path = Path(target)
+    if path.exists():
+        raise CheckpointError(f"{path}: exists already; remove it or choose another destination")
+    work = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        yield work / path.name
+        os.rename(work / path.name, path)
+        work.rmdir()
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise

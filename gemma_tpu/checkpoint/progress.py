@@ -1,0 +1,30 @@
+"""Progress of work that is counted in bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@contextlib.contextmanager
+def reporter(progress: Progress | bool, total: int, title: str = "Loading") -> Iterator[Callable[[int], None]]:
+    """A function that is told bytes as they are done, by any thread, and shows them or passes them on."""
+    lock = threading.Lock()
+    done = 0
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} GB [{elapsed}<{remaining}]"
+    with tqdm(total=total / 1e9, desc=title, bar_format=shape, disable=progress is not True) as bar:
+
+        def report(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                bar.update(count / 1e9)
+                if callable(progress):
+                    progress(done, total)
+
+        yield report
