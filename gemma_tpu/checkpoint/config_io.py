@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint import names
@@ -78,6 +78,7 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     multimodal = model_type == "gemma3"
     text_raw: dict[str, Any] = (raw.get("text_config") or {}) if multimodal else raw
     text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
+    _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse({"tie_word_embeddings": raw.get("tie_word_embeddings")} | text, _TEXT_FIXED, path)
     local_base, global_base, global_scale = _rope(text, path)
     layers = text["num_hidden_layers"]
@@ -114,6 +115,12 @@ def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> N
             raise CheckpointError(f"{path}: {key} is {found!r}; Gemma 3 models here have {value!r}")
 
 
+def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) -> None:
+    for key in keys:
+        if isinstance(values[key], bool) or not isinstance(values[key], int | float) or values[key] <= 0:
+            raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a positive number")
+
+
 def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
     """Local base, global base, and the factor that divides positions on global layers."""
     rope = text.get("rope_parameters")
@@ -141,6 +148,7 @@ def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
         if len(side) != 1:
             raise CheckpointError(f"{path}: {key} is {vision[key]}, not square")
         sides[key] = side.pop()
+    _require_numbers(vision | sides, _VISION_DEFAULTS, path)
     return VisionConfig(
         width=vision["hidden_size"],
         depth=vision["num_hidden_layers"],
