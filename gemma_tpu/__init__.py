@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemma_tpu.api import Chat, Completion, Model, TextStream, load
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
+    from gemma_tpu.image import load_image
     from gemma_tpu.runtime.request import Options, Timings, Usage
     from gemma_tpu.text import Tokenizer
 
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "gemma_tpu.api": ("Chat", "Completion", "Model", "TextStream", "load"),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
+    "gemma_tpu.image": ("load_image",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
     "gemma_tpu.text": ("Tokenizer",),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
@@ -57,9 +58,10 @@ class TextStream(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """Stops the work."""
-        self._pieces.close()
+        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
         self._request.cancel()  # also when iteration never began
+        with contextlib.suppress(ValueError):  # another thread is inside the generator, and will leave it
+            self._pieces.close()
 
     __del__ = close
 
@@ -157,7 +159,9 @@ class Model:
         """
         if _is_batch(prompt):
             if images is not None:
-                raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
+                raise ValueError(
+                    "images= goes with a single prompt: in a batch, give conversations with images in them"
+                )
             streams = [self.stream(one, raw=raw, **options) for one in prompt]
             return [_finish(stream) for stream in streams]
         return _finish(self.stream(prompt, images=images, raw=raw, **options))
@@ -185,13 +189,15 @@ class Model:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.config.vocab_size):
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
             raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
         rows, kept = zip(*(self._expand(row.tolist()) for row in tokens), strict=True)
         markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
         shown = [image for row in images or () for image in row]
-        if images is not None and len(images) != len(tokens) or len(shown) != markers:
-            raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images in {len(images or ())}")
+        if (images is not None and len(images) != len(tokens)) or len(shown) != markers:
+            raise ValueError(
+                f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images in {len(images or ())}"
+            )
         longest = -(-max(map(len, rows)) // _LOGITS_BUCKET) * _LOGITS_BUCKET
         padded = np.zeros((len(rows), longest), np.int32)
         for i, row in enumerate(rows):
@@ -229,7 +235,7 @@ class Model:
         inputs = [ImageInput(image, self.config.vision.image_size) for image in images]
         for image in inputs:
             if not self.engine.knows_image(image.digest):
-                image.pixels  # resized here, on the caller's thread, not on the engine's
+                image.prepare()  # resized here, on the caller's thread, not on the engine's
         return inputs
 
     def _options(self, options: dict[str, Any]) -> Options:
@@ -338,7 +344,7 @@ def load(
     if max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
     mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh)
-    dtype = _dtype(dtype, mesh)
+    dtype = resolve_dtype(dtype, mesh)
     if not isinstance(tokenizer, Tokenizer | None):
         tokenizer = Tokenizer(tokenizer)
     if tokenizer is None and checkpoint.tokenizer_path is not None:
@@ -356,7 +362,7 @@ def load(
     return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
 
 
-def _dtype(dtype: str | jnp.dtype, mesh: Mesh) -> jnp.dtype:
+def resolve_dtype(dtype: str | jnp.dtype, mesh: Mesh) -> jnp.dtype:
     if dtype == "auto":
         dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):

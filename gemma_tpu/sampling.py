@@ -34,7 +34,9 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
 
     def draw() -> jax.Array:
         kept = filter_logits(logits, settings)
-        noise = jax.vmap(lambda seed, at: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), at), kept.shape[1:]))
+        noise = jax.vmap(
+            lambda seed, at: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), at), kept.shape[1:])
+        )
         drawn = jnp.argmax(kept + noise(settings.seed, position), axis=-1).astype(jnp.int32)
         return jnp.where(settings.temperature > 0, drawn, greedy)
 

@@ -60,6 +60,6 @@ def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
 
 def param_sharding(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The sharding of a parameter by its name (`gemma_tpu.model.param_shapes`); norms and biases of D or E are whole."""
+    """The sharding of a parameter by its name (`gemma_tpu.model.param_shapes`); norms and biases are whole."""
     dims = _PARAM_DIMS.get(re.sub(r"^layers\.\d+\.|(?<=vision\.)blocks\.\d+\.", "", name))
     return partition(dims or "." * len(shape), shape, mesh)

@@ -17,7 +17,7 @@ KeyValues = Float[Array, "B T K H"]
 
 
 class Attention(nnx.Module):
-    """The projections of one layer. q, k and v are one product: kv head k holds its G query heads, its key, its value."""
+    """The projections of a layer. q, k and v are one product: kv head k holds its G query heads, its key, its value."""
 
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs) -> None:
         K, G, H, D = config.num_kv_heads, config.group_size, config.head_dim, config.embed_dim

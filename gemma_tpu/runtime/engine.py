@@ -25,7 +25,7 @@ from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
 from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
 from gemma_tpu.runtime.request import ImageInput, Options, Request
-from gemma_tpu.runtime.rows import Row, cache_keys, chunk_end, choose_row, image_spans
+from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
 from gemma_tpu.sampling import Sampling
 
 STEPS_PER_CALL = 8  # decode steps between two looks of the host
@@ -83,13 +83,15 @@ class Engine:
             raise ValueError("the prompt is empty")
         if len(tokens) >= self.max_context:
             raise ValueError(
-                f"the prompt has {len(tokens)} tokens, and the context of {self.max_context} must also hold the answer: "
+                f"the prompt has {len(tokens)} tokens, and the context of {self.max_context} must hold the answer too: "
                 "shorten it, or load the model with a larger max_context"
             )
         if (spans := len(image_spans(tokens, self._num_soft))) != len(images):
             raise ValueError(f"the prompt has places for {spans} images, and {len(images)} were given")
         if tokens[-1] < 0 or max(tokens) >= self.config.vocab_size:
-            raise ValueError(f"a prompt is ids in [0, {self.config.vocab_size}) and must not end with an image's soft token")
+            raise ValueError(
+                f"a prompt is ids in [0, {self.config.vocab_size}) and must not end with an image's soft token"
+            )
         ids = (*(options.stop_tokens or ()), *options.forbidden_tokens)
         if bad := [i for i in ids if not 0 <= i < self.config.vocab_size]:
             raise ValueError(f"stop_tokens and forbidden_tokens must be in [0, {self.config.vocab_size}), got {bad}")
@@ -113,11 +115,14 @@ class Engine:
         return digest in self._soft_cache
 
     def close(self) -> None:
-        """Ends the thread; requests under way fail."""
+        """Ends the thread and lets go of the device memory; requests under way fail."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        self._text_params = self._vision_params = {}
+        self._soft_cache.clear()
+        del self._state
 
     def _check_open(self) -> None:
         if self._closed:
@@ -196,6 +201,12 @@ class Engine:
                 if row.decoding:
                     self._state = programs.release(self._state, np.int32(row.index), mesh=self.mesh)
                 self._leave(row, "cancelled")
+        with self._wake:  # those that wait for a row need not wait for it to be told
+            given_up = [request for request in self._pending if request.cancelled.is_set()]
+            for request in given_up:
+                self._pending.remove(request)
+        for request in given_up:
+            request.finish("cancelled")
 
     def _leave(self, row: Row, reason: str) -> None:
         request, row.request, row.decoding, row.last_used = row.request, None, False, self._turn
@@ -232,9 +243,7 @@ class Engine:
                 self._start_decoding(row)
 
     def _dispatch_prefill(self, rows: Sequence[Row]) -> None:
-        ends = {
-            row.index: chunk_end(len(row.keys), row.prefill_target, self._chunks[-1], row.spans) for row in rows
-        }
+        ends = {row.index: chunk_end(len(row.keys), row.prefill_target, self._chunks[-1], row.spans) for row in rows}
         longest = max(ends[row.index] - len(row.keys) for row in rows)
         size = next(size for size in self._chunks if size >= longest)
         whole = len(rows) > 1 or self.max_rows == 1
@@ -386,7 +395,7 @@ class Engine:
     def _warm_prefill(self, B: int, size: int, fresh: bool) -> None:
         soft = self._soft_arguments([], np.full((B, size), -1, np.int32))
         nothing = np.zeros(B, np.int32)
-        rows = None if B == self.max_rows else nothing
+        rows = None if self.max_rows == B else nothing
         tokens = np.zeros((B, size), np.int32)
         args = (self._text_params, self._state, rows, tokens, nothing, nothing, *soft)
         self._state = programs.prefill(*args, fresh=fresh, **self._static)

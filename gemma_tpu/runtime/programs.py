@@ -164,7 +164,7 @@ def admit(
     *,
     mesh: Mesh,
 ) -> State:
-    """Lets a row of `length` cached tokens decode up to `remaining` tokens; 0 puts it to rest. `controls` of one row."""
+    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests). `controls` are of one row."""
     state = State(
         cache=state.cache,
         length=state.length.at[row].set(length),

@@ -60,7 +60,9 @@ def _check_range(name: str, value: float, kind: type, low: float, high: float, *
         raise ValueError(f"{name} must be {'an integer' if kind is int else 'a number'}, got {value!r}")
     if not (low < value if low_open else low <= value) or not value <= high:
         upper = f"and at most {high}" if math.isfinite(high) else ""
-        raise ValueError(f"{name} must be {'above' if low_open else 'at least'} {low} {upper}".rstrip() + f", got {value}")
+        raise ValueError(
+            f"{name} must be {'above' if low_open else 'at least'} {low} {upper}".rstrip() + f", got {value}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,14 @@ class ImageInput:
         """float32[side, side, 3] in [-1, 1]."""
         return to_pixels(self.image, self.side)
 
+    def prepare(self) -> None:
+        """Computes `pixels`, so that who reads them later need not wait."""
+        _ = self.pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Token counts. `image_tokens` and `cached_tokens` (taken from the cache of an earlier turn) are among the prompt's."""
+    """Token counts. `image_tokens` and `cached_tokens` (those an earlier turn left in the cache) are part of the prompt."""
 
     prompt_tokens: int
     image_tokens: int

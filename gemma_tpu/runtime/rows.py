@@ -1,4 +1,4 @@
-"""Host-side bookkeeping of the cache's rows: who sits where, what can be reused, which tokens go into the next chunk."""
+"""Host-side bookkeeping of the cache's rows: who sits where, what can be reused, which tokens go next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def image_spans(tokens: Sequence[int], num_soft_tokens: int) -> list[ImageSpan]:
         if is_soft:
             positions = list(run)
             if len(positions) != num_soft_tokens:
-                raise ValueError(f"an image takes {num_soft_tokens} soft tokens, the prompt has a run of {len(positions)}")
+                raise ValueError(
+                    f"an image takes {num_soft_tokens} soft tokens, the prompt has a run of {len(positions)}"
+                )
             spans.append(ImageSpan(positions[0], positions[-1] + 1, len(spans)))
     return spans
 
