@@ -1,0 +1,1 @@
+"""How the demo checkpoint is made: data generators, tokenizer, training, export and evaluation."""
