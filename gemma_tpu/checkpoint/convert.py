@@ -60,8 +60,8 @@ def convert(
     files = {}
     for name in _CARRIED:
         for directory in checkpoint.directories:
-            if name in storage.entries(directory):
-                files[name] = storage.read_file(storage.join(directory, name))
+            if storage.is_file(file := storage.join(directory, name)):
+                files[name] = storage.read_file(file)
                 break
     if checkpoint.tokenizer_path:
         files["tokenizer.model"] = storage.read_file(checkpoint.tokenizer_path)

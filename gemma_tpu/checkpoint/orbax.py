@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -26,8 +27,10 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
 _ITEMS = ("params", "default", "state", "item", "model")  # names of a step's items, the likeliest to hold a model first
 _STEP = re.compile(r"(?:\w+[-_])?(\d+)")
-# Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it.
+# Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it. Orbax
+# divides the longest axes; attention is sharded by heads, so each head is a chunk.
 _CHUNK_BYTES = 16 << 20
+_HEADS_AXIS = {"q_einsum": 0, "kv_einsum": 1, "qkv_einsum": 1, "attn_vec_einsum": 0}
 
 
 class OrbaxArray(Leaf):
@@ -58,18 +61,18 @@ class Stored:
     specs: dict[str, dict[str, Any]]
 
 
-def locate(path: str) -> str | None:
+def locate(path: str, names: set[str]) -> str | None:
     """The directory at or below `path` that holds arrays: of a step directory, the newest step; `None` if none does.
 
-    `CheckpointError` if there are several and nothing says which is meant.
+    `names`: the entries of `path`. `CheckpointError` if there are several and nothing says which is meant.
     """
-    return _locate(path, storage.entries(path), depth=3)
+    return _locate(path, names, depth=3)
 
 
 def _locate(path: str, names: set[str], depth: int) -> str | None:
     if _holds_arrays(path, names):
         return path
-    names = {name for name in names if _TEMPORARY not in name}
+    names = {name for name in names if _TEMPORARY not in name and not name.endswith(".part")}
     if not depth or not names:
         return None
     steps = {int(match[1]): name for name in names if (match := _STEP.fullmatch(name))}
@@ -173,10 +176,12 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
     """Writes nested dicts of lazy arrays as one checkpoint directory. `progress` is told the bytes of each step."""
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(progress)))
-    args = ocp.args.PyTreeSave(tree, save_args=_map(tree, lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)))
+    args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(path, args=args)
 
 
-def _map(tree: dict[str, Any], function: Callable[[LazyArray], Any]) -> dict[str, Any]:
-    return {k: _map(v, function) if isinstance(v, dict) else function(v) for k, v in tree.items()}
+def _save_args(path: tuple[Any, ...], _: LazyArray) -> ocp.SaveArgs:
+    module = jax.tree_util.keystr(path[:-1], simple=True, separator="/").rsplit("/", 1)[-1]
+    axis = _HEADS_AXIS.get(module)
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=() if axis is None else (axis,))

@@ -16,14 +16,14 @@ def reporter(progress: Progress | bool, total: int, title: str = "Loading") -> I
     """A function that is told bytes as they are done, by any thread, and shows them or passes them on."""
     lock = threading.Lock()
     done = 0
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} GB [{elapsed}<{remaining}]"
-    with tqdm(total=total / 1e9, desc=title, bar_format=shape, disable=progress is not True) as bar:
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=title, unit_scale=True, bar_format=shape, disable=progress is not True) as bar:
 
         def report(count: int) -> None:
             nonlocal done
             with lock:
                 done += count
-                bar.update(count / 1e9)
+                bar.update(count)
                 if callable(progress):
                     progress(done, total)
 

@@ -14,7 +14,8 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig
 
-PARTIAL = re.compile(r"\.partial-\d+(/|$)")  # in the path of what a conversion is still writing, or never finished
+# In the path of what a conversion or a download is still writing, or never finished.
+_PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model")
 _GOOGLE_BUCKET = "gs://gemma-data"
 
@@ -57,14 +58,15 @@ def open_checkpoint(
     are missing, unexpected or wrongly shaped.
     """
     path = storage.normalise(path)
-    if PARTIAL.search(path):
-        raise CheckpointError(f"{path}: left behind by a conversion that was stopped; delete it and convert again")
-    if not storage.exists(path):
-        raise CheckpointError(f"{path}: no such file or directory")
+    if _PARTIAL.search(path):
+        raise CheckpointError(f"{path}: left behind by a conversion or a download that was stopped; run that again")
     found = storage.entries(path)
+    if not found and not storage.is_file(path) and not os.path.isdir(path):
+        access = ", or you have no access to it" if storage.is_remote(path) else ""
+        raise CheckpointError(f"{path}: no such file or directory{access}")
     if path.endswith(".safetensors") or hf.is_hf(found):
         return _open_hf(path, config, text_only)
-    if (located := orbax.locate(path)) is not None:
+    if (located := orbax.locate(path, found)) is not None:
         return _open_orbax(located, path, config, text_only)
     if foreign := sorted(name for name in found if name.endswith((".bin", ".gguf", ".pth", ".ckpt", ".msgpack"))):
         holds = f"; it has {foreign[0]}, a format that is not read here: take the safetensors or Orbax version"
@@ -132,8 +134,8 @@ def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tu
     if config is not None:
         return config, None
     for directory in directories:
-        if "config.json" in storage.entries(directory):
-            file = storage.join(directory, "config.json")
+        file = storage.join(directory, "config.json")
+        if storage.is_file(file):
             text = storage.read_file(file).decode()
             return config_io.from_json(text, file), text
     return None, None
@@ -185,8 +187,7 @@ def _tokenizer(directories: tuple[str, ...]) -> str | None:
     for directory in (*directories, above):
         if directory == f"{_GOOGLE_BUCKET}/checkpoints":
             return f"{_GOOGLE_BUCKET}/tokenizers/tokenizer_gemma3.model"
-        found = storage.entries(directory)
         for name in _TOKENIZERS:
-            if name in found:
-                return storage.join(directory, name)
+            if storage.is_file(file := storage.join(directory, name)):
+                return file
     return None

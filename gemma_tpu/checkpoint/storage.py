@@ -86,17 +86,23 @@ def entries(path: str) -> set[str]:
     return {key.split("/", 1)[0] for key in list_keys(open_store(path), path)}
 
 
-def exists(path: str) -> bool:
-    """Whether a file or a non-empty directory is there."""
+def is_file(path: str) -> bool:
+    """Whether a file is there. A bucket is asked for its first byte, since listing what is around could take long."""
     if not is_remote(path):
-        return os.path.exists(path)
-    name = path.rsplit("/", 1)[-1]
-    return name in entries(parent(path)) if path.count("/") > 2 else bool(entries(path))
+        return os.path.isfile(path)
+    return bool(_read(path, slice(0, 1)))
 
 
 def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> bytes:
     """A file's bytes, or those of a range. `CheckpointError` if the file is not there."""
     path = normalise(path)
+    value = _read(path, byte_range)
+    if value is None:
+        raise CheckpointError(f"{path}: no such file")
+    return value
+
+
+def _read(path: str, byte_range: slice) -> bytes | None:
     directory, name = path.rsplit("/", 1)
     try:
         read = open_store(directory or "/").read(name, byte_range=byte_range).result()
@@ -104,9 +110,7 @@ def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> 
         raise
     except Exception as error:
         raise unreadable(path, error) from error
-    if read.state != "value":
-        raise CheckpointError(f"{path}: no such file")
-    return read.value
+    return read.value if read.state == "value" else None
 
 
 def unreadable(path: str, error: Exception) -> CheckpointError:

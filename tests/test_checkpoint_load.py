@@ -1,0 +1,201 @@
+"""Loading onto eight devices: the right shards, and no byte more from disk than they need."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import checkpoint_samples as samples
+import jax
+import numpy as np
+import pytest
+from checkpoint_samples import CONFIGS
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemma_tpu.checkpoint import load_params, open_checkpoint, orbax, save_params
+from gemma_tpu.checkpoint.load import _Memory
+from gemma_tpu.config import GemmaConfig
+
+
+def divided(mesh: Mesh):
+    """Shards the last axis that the model axis divides, so that shards cut across rows and chunks too."""
+
+    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        spec: list[str | None] = [None] * len(shape)
+        for axis in reversed(range(len(shape))):
+            if shape[axis] % mesh.shape["model"] == 0:
+                spec[axis] = "model"
+                break
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return sharding
+
+
+def save(layout: str, path: Path, sample: samples.Sample) -> Path:
+    if layout == "hf":
+        return samples.save_hf(path, sample.hf, shards=2)
+    tree = samples.flat_tree(sample.canonical) if layout == "flat" else samples.stacked_tree(sample.canonical)
+    return samples.save_orbax(path, tree, use_zarr3=layout == "stacked")
+
+
+@pytest.mark.parametrize("layout", ["flat", "stacked", "hf"])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4), (8, 1)])
+def test_every_device_gets_its_shard(shape, layout, tmp_path):
+    sample = samples.sample(CONFIGS["grouped-8"])
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "model"))
+    checkpoint = open_checkpoint(save(layout, tmp_path / "c", sample), config=sample.config)
+    sharding = divided(mesh)
+    dtype = np.float32
+    params = load_params(checkpoint, sample.config, dtype=dtype, sharding=sharding, progress=False)
+    assert set(params) == set(sample.ours)
+    split = 0
+    for name, array in params.items():
+        expected = sample.ours[name].astype(dtype)
+        assert array.sharding == sharding(name, expected.shape)
+        assert array.dtype == dtype
+        assert len(array.addressable_shards) == 8
+        for shard in array.addressable_shards:
+            np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], err_msg=name)
+        split += not array.is_fully_replicated
+    assert (split > 50) == (shape != (8, 1))
+
+
+def bytes_read_by_this_process() -> int:
+    """As the operating system counts them."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
+LARGE = GemmaConfig(
+    vocab_size=8192, embed_dim=512, hidden_dim=64, num_layers=1, num_heads=8, num_kv_heads=8, head_dim=64,
+    sliding_window=8, query_scale=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> dict[str, Path]:
+    sample = samples.sample(LARGE)
+    path = tmp_path_factory.mktemp("large")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orbax, "_CHUNK_BYTES", 1 << 17)
+        save_params(sample.ours, LARGE, path / "flat")
+    return {"flat": path / "flat", "hf": samples.save_hf(path / "hf", sample.hf)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes where Linux does")
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+def test_only_what_this_process_holds_is_read(large, layout, monkeypatch):
+    mesh = Mesh(np.array(jax.devices()), ("model",))
+    by_rows = {"embedder.table": "V", "attention.qkv": "K", "attention.out": "K"}
+
+    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        rows = any(name.endswith(part) for part in by_rows)
+        return NamedSharding(mesh, PartitionSpec("model" if rows else None))
+
+    # As on a slice with several hosts, where a process can address some of the devices only.
+    mine = jax.devices()[3]
+    monkeypatch.setattr(
+        NamedSharding,
+        "addressable_devices_indices_map",
+        lambda self, shape: {mine: self.devices_indices_map(shape)[mine]},
+        raising=False,
+    )
+    made = {}
+    monkeypatch.setattr(
+        jax, "make_array_from_single_device_arrays", lambda shape, _, parts: made.setdefault(shape, parts)[0]
+    )
+    checkpoint = open_checkpoint(large[layout], config=LARGE)
+    before = bytes_read_by_this_process()
+    load_params(checkpoint, LARGE, dtype=samples.BF16, sharding=sharding, progress=False)
+    count = bytes_read_by_this_process() - before
+    sample = samples.sample(LARGE)
+    held = sum(
+        array.nbytes // (8 if any(name.endswith(part) for part in by_rows) else 1)
+        for name, array in sample.ours.items()
+    )
+    assert checkpoint.nbytes > 5 * held
+    assert held * 0.8 < count < held * 1.25 + 200_000  # less than `held` if compressed; indices on top
+    shard = made[(8192, 512)][0]
+    np.testing.assert_array_equal(np.asarray(shard), sample.ours["embedder.table"][3 * 1024 : 4 * 1024])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes where Linux does")
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_nothing_is_read_twice(large, layout, axis):
+    """Replicated, divided by rows, and by columns, which cut every row of the file."""
+    mesh = Mesh(np.array(jax.devices()), ("model",))
+
+    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        spec: list[str | None] = [None] * len(shape)
+        if axis is not None and axis < len(shape) and shape[axis] % 8 == 0:
+            spec[axis] = "model"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    checkpoint = open_checkpoint(large[layout], config=LARGE)
+    before = bytes_read_by_this_process()
+    load_params(checkpoint, LARGE, dtype=samples.BF16, sharding=sharding, progress=False)
+    count = bytes_read_by_this_process() - before
+    assert checkpoint.nbytes * 0.8 < count < checkpoint.nbytes * 1.1 + 200_000
+
+
+def test_progress_counts_every_byte_once(tmp_path, capsys):
+    sample = samples.sample(CONFIGS["grouped-8"])
+    checkpoint = open_checkpoint(samples.save_hf(tmp_path / "c", sample.hf), config=sample.config)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    seen: list[tuple[int, int]] = []
+    options = {"dtype": np.float32, "sharding": lambda *_: device}
+    load_params(checkpoint, sample.config, progress=lambda done, total: seen.append((done, total)), **options)
+    total = sum(array.nbytes for array in sample.canonical.values())
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+    assert capsys.readouterr().err == ""
+    load_params(checkpoint, sample.config, **options)
+    assert re.search(r"Loading: 100%\|.*\| 46\.2kB/46\.2kB", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_load_leaves_no_array_and_no_thread(error, tmp_path):
+    sample = samples.sample(CONFIGS["grouped-8"])
+    checkpoint = open_checkpoint(samples.save_hf(tmp_path / "c", sample.hf), config=sample.config)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    before, started = len(jax.live_arrays()), 0
+
+    def interrupt(done: int, total: int) -> None:
+        nonlocal started
+        started += 1
+        if started == 20:
+            raise error("stop")
+
+    with pytest.raises((KeyboardInterrupt, ValueError), match="stop"):
+        load_params(
+            checkpoint, sample.config, dtype=np.float32, sharding=lambda *_: device, progress=interrupt, concurrency=3
+        )
+    assert len(jax.live_arrays()) == before
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("load")] == []
+    assert started < 40
+
+
+def test_host_memory_is_bounded():
+    memory, lock = _Memory(100), threading.Lock()
+    held: list[int] = []
+    most: list[list[int]] = []
+
+    def use(size: int) -> None:
+        with memory.hold(size):
+            with lock:
+                held.append(size)
+                most.append(list(held))
+            time.sleep(0.002)
+            with lock:
+                held.remove(size)
+
+    threads = [threading.Thread(target=use, args=(size,)) for size in [30, 50, 250, 20, 60, 40, 101, 30, 30] * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(sum(sizes) <= 100 or len(sizes) == 1 for sizes in most)
+    assert max(map(len, most)) > 1
+    assert len(most) == 27
