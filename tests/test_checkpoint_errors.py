@@ -159,7 +159,7 @@ def test_a_file_that_shrinks_while_it_is_read(sample, tmp_path):
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4000])
     before = len(jax.live_arrays())
-    with pytest.raises(CheckpointError, match=rf"{file}: cannot read \S+(_tower|model)\S+"):
+    with pytest.raises(CheckpointError, match=rf"{file}: the file ends early \(while reading \S+weight\)"):
         load_params(checkpoint, CONFIG, dtype=samples.BF16, sharding=lambda *_: ONE_DEVICE, progress=False)
     assert len(jax.live_arrays()) == before
 

@@ -102,3 +102,16 @@ def test_views_that_cannot_be_are_errors():
         a.crop(0, 3, 9)
     with pytest.raises(CheckpointError, match="cannot be joined"):
         lazy.concat([a, leaf(6, 7)], 0)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1)])
+def test_copies_of_large_arrays(axes):
+    values = np.random.default_rng(0).standard_normal((33, 70, 1100)).astype(np.float32).transpose(axes)
+    out = np.zeros(values.shape, np.float32)
+    lazy.copy(out, values)
+    np.testing.assert_array_equal(out, values)
+    assert lazy.contiguous(values).flags.c_contiguous
+    np.testing.assert_array_equal(lazy.contiguous(values), values)
+    wide = np.zeros(values.shape, np.float64)
+    lazy.copy(wide, values)
+    np.testing.assert_array_equal(wide, values)

@@ -14,7 +14,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import tensorstore as ts
 
 from gemma_tpu.checkpoint import lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
@@ -33,9 +32,8 @@ _MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
 class SafetensorsArray(Leaf):
     """One array of a safetensors file, its bytes at `offset` of the file."""
 
-    def __init__(self, store: ts.KvStore, file: str, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int):
-        self.store, self.file, self.name, self.offset = store, file, name, offset
-        self.dtype, self.shape = dtype, shape
+    def __init__(self, file: str, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int):
+        self.file, self.name, self.dtype, self.shape, self.offset = file, name, dtype, shape, offset
 
     def _span(self, box: Box) -> tuple[Box, int, int]:
         """The least box around `box` that is contiguous in the file, and its first and last byte (exclusive)."""
@@ -53,12 +51,10 @@ class SafetensorsArray(Leaf):
     def read(self, box: Box) -> np.ndarray:
         around, first, last = self._span(box)
         try:
-            value = self.store.read(self.file.rsplit("/", 1)[1], byte_range=slice(first, last)).result().value
-        except Exception as error:
-            raise CheckpointError(f"{self.file}: cannot read {self.name}: {error}") from error
-        if len(value) != last - first:
-            raise CheckpointError(f"{self.file}: cannot read {self.name}: the file ends early")
-        return np.frombuffer(value, self.dtype).reshape(lazy.box_shape(around))[lazy.relative(box, around)]
+            values = storage.read_range(self.file, first, last)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} (while reading {self.name})") from error
+        return values.view(self.dtype).reshape(lazy.box_shape(around))[lazy.relative(box, around)]
 
     def cost(self, box: Box) -> int:
         _, first, last = self._span(box)
@@ -108,7 +104,6 @@ def _read_index(path: str) -> dict[str, str]:
 
 def read_file(path: str) -> dict[str, SafetensorsArray]:
     """The arrays of one safetensors file. `CheckpointError` if it is truncated or no such file."""
-    store = storage.open_store(storage.parent(path))
     prefix = storage.read_file(path, slice(0, 8)) if _size_at_least(path, 8) else b""
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 2 <= length <= _MAX_HEADER:
@@ -134,7 +129,7 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
         dtype = DTYPES[code]
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
             raise CheckpointError(f"{path}: its safetensors header is corrupt: {name} has {stop - start} bytes")
-        arrays[name] = SafetensorsArray(store, path, name, dtype, shape, 8 + length + start)
+        arrays[name] = SafetensorsArray(path, name, dtype, shape, 8 + length + start)
     end = 8 + length + max((entry[3] for entry in entries.values()), default=0)
     if not _size_at_least(path, end):
         raise CheckpointError(f"{path}: truncated: its header describes {end} bytes, the file has fewer")
@@ -200,7 +195,7 @@ def _write_file(path: Path, arrays: dict[str, LazyArray], progress: Callable[[in
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for array in arrays.values():
             for block in _rows(array):
-                data = np.ascontiguousarray(block).view(np.uint8)
+                data = lazy.contiguous(block).view(np.uint8)
                 file.write(data.data)
                 progress(data.nbytes)
 

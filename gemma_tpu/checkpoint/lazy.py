@@ -18,7 +18,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 
 _T = TypeVar("_T")
 Box = tuple[slice, ...]
-BLOCK_BYTES = 64 << 20  # what is read at a time, where a read can be divided
+BLOCK_BYTES = 16 << 20  # what is read at a time, where a read can be divided
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -33,6 +33,28 @@ def box_shape(box: Box) -> tuple[int, ...]:
 def normalise_box(box: Sequence[slice], shape: Sequence[int]) -> Box:
     """Fills in the None of a box, as `Sharding.devices_indices_map` returns them."""
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(box, shape, strict=True))
+
+
+def copy(out: np.ndarray, values: np.ndarray) -> None:
+    """`out[...] = values`, five times as fast as NumPy for a large transposed array.
+
+    NumPy walks along the rows of `out`, so every element of `values` is in another memory page. Strips of 16 columns
+    use each cache line that was fetched.
+    """
+    if out.dtype == values.dtype and values.ndim > 1 and values.strides[-1] >= 2048 and values.size > 1 << 16:
+        for start in range(0, values.shape[-1], 16):
+            out[..., start : start + 16] = values[..., start : start + 16]
+    else:
+        out[...] = values
+
+
+def contiguous(values: np.ndarray) -> np.ndarray:
+    """`values` in row-major order, copied only if it is not."""
+    if values.flags.c_contiguous:
+        return values
+    out = np.empty(values.shape, values.dtype)
+    copy(out, values)
+    return out
 
 
 class LazyArray(abc.ABC):
@@ -339,7 +361,7 @@ class _Concatenated(LazyArray):
     def read(self, box: Box) -> np.ndarray:
         out = np.empty(box_shape(box), self.dtype)
         for part, part_box, target in self.pieces(box):
-            out[target] = part.read(part_box)
+            copy(out[target], part.read(part_box))
         return out
 
     def cost(self, box: Box) -> int:

@@ -141,7 +141,7 @@ class _Plan:
             if stop.is_set():
                 raise _Stopped
             values = self.array.read(block)
-            out[lazy.relative(block, around)] = values
+            lazy.copy(out[lazy.relative(block, around)], values)
             report(values.nbytes)
         return out
 

@@ -163,9 +163,9 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         start = 0
         for stop in range(1, len(values) + 1):
             held = sum(value.nbytes for value in values[start:stop])
-            if held < 4 * lazy.BLOCK_BYTES and stop < len(values):
+            if held < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
-            arrays = [np.ascontiguousarray(value.read_all()) for value in values[start:stop]]
+            arrays = [lazy.contiguous(value.read_all()) for value in values[start:stop]]
             for future in await super().serialize(arrays, infos[start:stop], args[start:stop]):
                 future.result()
             self.progress(held)
@@ -175,7 +175,8 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 
 def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
     """Writes nested dicts of lazy arrays as one checkpoint directory. `progress` is told the bytes of each step."""
-    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(progress)))
+    handlers = (LazyArray, _LazyHandler(progress)), (jax.Array, ocp.type_handlers.ArrayHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(path, args=args)

@@ -1,0 +1,112 @@
+"""Peak host memory and speed of loading a checkpoint of real size.
+
+    python benchmarks/load_memory.py DIRECTORY [--size gemma3-4b] [--layout orbax-flat|safetensors] [--dtype bfloat16]
+
+Writes random bfloat16 weights of that size into DIRECTORY (8.6 GB for 4B), unless an earlier run left them there, and
+loads them in a fresh process onto a CPU device. The parameters themselves end up in host memory there, so what is
+reported is the peak less their size and less what the process held before: the memory that loading itself needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from gemma_tpu.checkpoint import convert, hf, hf_names, lazy, load_params, names, open_checkpoint
+from gemma_tpu.checkpoint.config_io import to_json
+from gemma_tpu.config import CONFIGS, GemmaConfig
+
+
+class Random(lazy.Zeros):
+    """Random bits in the range of weights, made when they are read: the same few million again and again."""
+
+    _bits = np.random.default_rng(0).standard_normal(1 << 22, np.float32).astype(ml_dtypes.bfloat16)
+
+    def read(self, box: lazy.Box) -> np.ndarray:
+        return np.resize(self._bits, lazy.box_shape(box))
+
+
+def write(path: Path, config: GemmaConfig, layout: str) -> None:
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    canonical = {name: Random(shape, dtype) for name, shape in names.canonical_shapes(config).items()}
+    hf_path = path.with_name(f"{path.name}-safetensors") if layout != "safetensors" else path
+    hf_path.mkdir(parents=True)
+    rows = config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0)
+    hf.write_directory(hf_path, hf_names.hf_from_canonical(canonical, config, rows))
+    (hf_path / "config.json").write_text(to_json(config))
+    if layout != "safetensors":
+        start, before = time.perf_counter(), memory("VmRSS")
+        convert(hf_path, path, to=layout)
+        seconds, held = time.perf_counter() - start, memory("VmHWM") - before
+        print(f"converted safetensors to {layout} in {seconds:.1f} s, {held / 1e9:.2f} GB of host memory at the peak")
+        for file in hf_path.iterdir():
+            file.unlink()
+        hf_path.rmdir()
+
+
+def memory(line: str) -> int:
+    """Bytes of resident memory: "VmRSS" now, "VmHWM" at the peak (getrusage's peak includes the parent's, by fork)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{line}:")[1].split()[0]) * 1024
+
+
+def measure(path: Path, dtype: str, concurrency: int) -> None:
+    import jax
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    checkpoint = open_checkpoint(path)
+    jax.device_put(np.zeros(8), device).block_until_ready()
+    before = memory("VmRSS")
+    start = time.perf_counter()
+    params = load_params(
+        checkpoint, checkpoint.config, dtype=dtype, sharding=lambda *_: device, concurrency=concurrency
+    )
+    seconds = time.perf_counter() - start
+    held = sum(array.nbytes for array in params.values())
+    largest = max(array.nbytes for array in params.values())
+    print(
+        json.dumps(
+            {
+                "checkpoint": checkpoint.kind,
+                "dtype": dtype,
+                "concurrency": concurrency,
+                "stored_gb": round(checkpoint.nbytes / 1e9, 2),
+                "seconds": round(seconds, 1),
+                "gb_per_second": round(checkpoint.nbytes / 1e9 / seconds, 2),
+                "host_gb_beside_the_parameters": round((memory("VmHWM") - before - held) / 1e9, 2),
+                "bound_gb": round((largest * concurrency + 1e9) / 1e9, 2),
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--size", choices=CONFIGS, default="gemma3-4b")
+    parser.add_argument("--layout", choices=("orbax", "orbax-flat", "safetensors"), default="orbax-flat")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.dtype, arguments.concurrency)
+        return
+    path = arguments.directory / f"{arguments.size}-{arguments.layout}"
+    if not path.exists():
+        write(path, CONFIGS[arguments.size], arguments.layout)
+    command = [sys.executable, __file__, str(arguments.directory), "--measure", str(path)]
+    command += ["--dtype", arguments.dtype, "--concurrency", str(arguments.concurrency)]
+    subprocess.run(command, check=True, env={"JAX_PLATFORMS": "cpu"} | os.environ)
+
+
+if __name__ == "__main__":
+    main()
