@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Chat, Completion, Model, TextStream, load
+    from gemma_tpu.compilation import use_compilation_cache
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
     from gemma_tpu.image import load_image
     from gemma_tpu.runtime.request import Options, Timings, Usage
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 # Names are imported when first used: `gemma-tpu --help` and a single module should not wait for jax.
 _HOME = {
     "gemma_tpu.api": ("Chat", "Completion", "Model", "TextStream", "load"),
+    "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
     "gemma_tpu.image": ("load_image",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),

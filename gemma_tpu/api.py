@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.checkpoint import load_params, open_checkpoint, resolve
+from gemma_tpu.checkpoint import load_params, open_checkpoint, read_file, resolve
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
@@ -313,7 +313,7 @@ def load(
     config: GemmaConfig | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: str | jnp.dtype = "auto",
-    max_context: int = 8192,
+    max_context: int | None = None,
     max_rows: int = 8,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
@@ -327,7 +327,7 @@ def load(
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
         refused: Gemma 3's activations overflow it.
-      max_context: tokens of prompt and answer together; at most what the model was trained for.
+      max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once.
       tokenizer: a SentencePiece model; by default the one beside the weights.
       text_only: leaves out the vision tower.
@@ -335,10 +335,10 @@ def load(
 
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do.
     """
-    checkpoint = open_checkpoint(resolve(source))
-    config = config or checkpoint.config
-    if text_only:
-        config = dataclasses.replace(config, vision=None)
+    checkpoint = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
+    config = checkpoint.config
+    if max_context is None:
+        max_context = min(8192, config.max_context)
     if not 2 <= max_context <= config.max_context:
         raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
     if max_rows < 1:
@@ -348,7 +348,7 @@ def load(
     if not isinstance(tokenizer, Tokenizer | None):
         tokenizer = Tokenizer(tokenizer)
     if tokenizer is None and checkpoint.tokenizer_path is not None:
-        tokenizer = Tokenizer(checkpoint.tokenizer_path)
+        tokenizer = Tokenizer(read_file(checkpoint.tokenizer_path))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
     params = load_params(

@@ -1,4 +1,4 @@
-"""The Gemma 3 decoder. It knows nothing of caches: its caller says how a layer attends. Letters: see gemma_tpu.config."""
+"""The Gemma 3 decoder. It knows nothing of caches: its caller says how to attend. Letters: see gemma_tpu.config."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def hidden_states(
     lengths: Int[Array, "B"],
     soft_tokens: Float[Array, "I soft D"] | None = None,
     soft_index: Int[Array, "B T"] | None = None,
-    start: Int[Array, "B"] | int = 0,
+    start: Int[Array, "B"] | Int[Array, ""] | int = 0,
     tap: Tap | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states. Differentiable and traceable; `start` is the position of each row's first token."""

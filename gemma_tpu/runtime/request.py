@@ -90,7 +90,7 @@ class ImageInput:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Token counts. `image_tokens` and `cached_tokens` (those an earlier turn left in the cache) are part of the prompt."""
+    """Token counts; `image_tokens` and `cached_tokens` (left by an earlier turn) are part of the prompt."""
 
     prompt_tokens: int
     image_tokens: int
