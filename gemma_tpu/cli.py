@@ -80,33 +80,23 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     download = command("download", _download, "Fetch released weights into the local cache.")
     download.add_argument("name", help="such as gemma3-4b-it")
 
-    _add_lazily(
-        commands, "verify", "gemma_tpu.verify", "Compare a checkpoint's answers with a reference implementation."
-    )
-    _add_lazily(commands, "bench", "gemma_tpu.bench", "Measure speed as a caller sees it.")
+    for name, help in (
+        ("verify", "Compare a checkpoint's answers with those of a reference implementation."),
+        ("bench", "Measure speed as a caller sees it."),
+    ):
+        sub = commands.add_parser(name, help=help, description=help)
+        if name in chosen:  # these two live in modules of their own, arguments and all
+            module = importlib.import_module(f"gemma_tpu.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.main)
     return parser
-
-
-def _add_lazily(commands: Any, name: str, module: str, help: str) -> None:
-    """A command whose arguments and code live in `module`, imported only if it is the one asked for."""
-    sub = commands.add_parser(name, help=help, description=help)
-    if name in sys.argv[1:2]:
-        import importlib
-
-        found = importlib.import_module(module)
-        found.add_arguments(sub)
-        sub.set_defaults(run=found.main)
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a directory, gs:// path or name such as gemma3-4b-it")
-    parser.add_argument(
-        "--mesh", type=mesh_shape, metavar="DATA,MODEL", help="by default all devices on the model axis"
-    )
+    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
-    parser.add_argument(
-        "--max-context", type=int, metavar="TOKENS", help="of prompt and answer (default: 8192 at most)"
-    )
+    parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
 

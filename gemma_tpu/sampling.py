@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
+
+Leaf = Any  # of a pytree: an array, or the sharding or shape that a transformation of the tree puts in its place
 
 
 @jax.tree_util.register_dataclass
@@ -21,11 +24,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 class Sampling:
     """Settings of each row. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
 
-    temperature: Float[Array, "B"]
-    top_k: Int[Array, "B"]
-    top_p: Float[Array, "B"]
-    min_p: Float[Array, "B"]
-    seed: UInt32[Array, "B"]
+    temperature: Leaf  # float32[B]
+    top_k: Leaf  # int32[B]
+    top_p: Leaf  # float32[B]
+    min_p: Leaf  # float32[B]
+    seed: Leaf  # uint32[B]
 
 
 def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sampling) -> Int[Array, "B"]:
@@ -71,7 +74,7 @@ def _keep_above(logits: jax.Array, enough: Callable[[Bool[Array, "B V"]], Bool[A
     bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds  # enough at low, not enough at high
         middle = (low & high) + ((low ^ high) >> 1)  # (low + high) / 2 without overflow
         ok = enough(order >= middle[:, None])

@@ -7,4 +7,4 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 from jaxtyping import install_import_hook
 
-install_import_hook("gemma_tpu", "beartype.beartype")
+install_import_hook("gemma_tpu", "shape_check.check")

@@ -15,6 +15,8 @@ from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.transformer import AttendLayer, Tap
 
+AnyArray = jax.Array | np.ndarray  # where a caller may hold either
+
 
 def precision(params: Params) -> contextlib.AbstractContextManager:
     """float32 weights mean float32 products: TPUs and GPUs would otherwise round the factors to bf16 or TF32."""
@@ -97,11 +99,11 @@ _jit_forward = jax.jit(_forward, static_argnums=0)
 def forward(
     config: GemmaConfig,
     params: Params,
-    tokens: Int[np.ndarray, "B T"],
-    lengths: Int[np.ndarray, "B"] | None = None,
+    tokens: Int[AnyArray, "B T"],
+    lengths: Int[AnyArray, "B"] | None = None,
     *,
-    soft_tokens: Float[Array, "I soft D"] | None = None,
-    start: Int[np.ndarray, "B"] | int = 0,
+    soft_tokens: Float[AnyArray, "I soft D"] | None = None,
+    start: Int[AnyArray, "B"] | int = 0,
     tap: Tap | None = None,
 ) -> Float[Array, "B T V"]:
     """float32 logits of every position of expanded `tokens` (SOFT_TOKEN where a soft token stands).
@@ -129,7 +131,7 @@ _jit_encode = jax.jit(_encode, static_argnums=0)
 
 
 def encode_images(
-    config: GemmaConfig, params: Params, pixels: Float[Array, "I side side 3"], *, tap: Tap | None = None
+    config: GemmaConfig, params: Params, pixels: Float[AnyArray, "I side side 3"], *, tap: Tap | None = None
 ) -> Float[Array, "I soft D"]:
     """Soft tokens of images given as pixels in [-1, 1], in the dtype of the weights."""
     run = _jit_encode if tap is None else functools.partial(_encode, tap=tap)

@@ -12,14 +12,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from gemma_tpu.cache import Cache, init_cache, slot_positions, write
+from gemma_tpu.cache import init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.runtime.forward import image_ids, precision
-from gemma_tpu.sampling import Sampling, sample
+from gemma_tpu.sampling import Leaf, Sampling, sample
 from gemma_tpu.sharding import partition
 
 MAX_STOP_TOKENS = 16
@@ -32,8 +32,8 @@ class Controls:
     """What the caller of a row asked for. `stop` is padded with NO_TOKEN."""
 
     sampling: Sampling
-    stop: Int[Array, "R stops"]
-    forbidden: Bool[Array, "R V"]
+    stop: Leaf  # int32[R, MAX_STOP_TOKENS]
+    forbidden: Leaf  # bool[R, V]
 
 
 @jax.tree_util.register_dataclass
@@ -45,10 +45,10 @@ class State:
     still produce; 0 means that it rests.
     """
 
-    cache: Cache
-    length: Int[Array, "R"]
-    last: Int[Array, "R"]
-    remaining: Int[Array, "R"]
+    cache: Leaf  # Cache
+    length: Leaf  # int32[R]
+    last: Leaf  # int32[R]
+    remaining: Leaf  # int32[R]
     controls: Controls
 
 

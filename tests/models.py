@@ -1,0 +1,55 @@
+"""Small random models for tests."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.model import param_shapes
+from gemma_tpu.runtime.engine import Engine
+from gemma_tpu.sharding import make_mesh, param_sharding
+
+# A window of 8 wraps soon; eight layers are six local ones, a global one, and a seventh local one after it.
+TEXT = GemmaConfig(
+    vocab_size=64,
+    embed_dim=32,
+    hidden_dim=64,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=8,
+    sliding_window=8,
+    query_scale=0.3,
+    max_context=512,
+)
+VISION = VisionConfig(width=32, depth=2, mlp_dim=48, num_heads=8, image_size=56, num_soft_tokens=4)
+
+
+@functools.cache
+def random_params(config: GemmaConfig, seed: int = 0) -> dict[str, jax.Array]:
+    """Every parameter random, norm scales and biases too; large enough that greedy choices vary."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape: tuple[int, ...]) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape) * (0.5 if len(shape) == 1 else 0.25), jnp.float32)
+
+    return {name: leaf(struct.shape) for name, struct in sorted(param_shapes(config).items())}
+
+
+def mesh_of(data: int, model: int) -> Mesh:
+    return make_mesh((data, model), jax.devices()[: data * model])
+
+
+def make_engine(config: GemmaConfig, mesh: Mesh | None = None, **options) -> Engine:
+    mesh = mesh or mesh_of(1, 1)
+    params = {
+        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+        for name, value in random_params(config).items()
+    }
+    settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
+    return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)

@@ -1,0 +1,137 @@
+"""The cached path against the plain one: every logit that prefill and decode would see, row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import TEXT, VISION, mesh_of, random_params
+
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.model.params import text_model
+from gemma_tpu.runtime import encode_images, forward, programs
+from gemma_tpu.runtime.forward import number_soft_tokens
+from gemma_tpu.runtime.programs import Controls
+from gemma_tpu.runtime.rows import chunk_end, image_spans
+from gemma_tpu.sampling import Sampling
+from gemma_tpu.sharding import param_sharding
+
+MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
+ROWS, CONTEXT = 4, 48
+LENGTHS = (45, 30, 9, 17)  # past the window of 8, past several wraps of the rings, ragged
+IMAGES = {0: (3, 20, 33), 1: (7,), 3: (0, 6)}  # row → where its images' soft tokens begin
+
+
+def _tokens() -> np.ndarray:
+    tokens = np.random.default_rng(1).integers(0, TEXT.vocab_size, (ROWS, CONTEXT))
+    for row, starts in IMAGES.items():
+        for start in starts:
+            tokens[row, start : start + VISION.num_soft_tokens] = SOFT_TOKEN
+    for row, length in enumerate(LENGTHS):
+        tokens[row, length:] = 0
+    return tokens
+
+
+@functools.cache
+def _expected() -> tuple[np.ndarray, np.ndarray]:
+    """Soft tokens of all images, and teacher-forced logits of all rows by the plain path."""
+    params = random_params(MULTIMODAL)
+    count = sum(map(len, IMAGES.values()))
+    pixels = np.random.default_rng(2).uniform(-1, 1, (count, 56, 56, 3)).astype(np.float32)
+    soft = encode_images(MULTIMODAL, params, pixels)
+    return soft, np.asarray(forward(MULTIMODAL, params, _tokens(), np.array(LENGTHS), soft_tokens=soft))
+
+
+def _hidden_to_logits(params: dict[str, jax.Array], hidden: jax.Array) -> np.ndarray:
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(text_model(TEXT, params).embedder.decode(hidden))
+
+
+class _Cached:
+    """Drives the programs by hand."""
+
+    def __init__(self, mesh) -> None:
+        self.mesh = mesh
+        self.params = {
+            name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+            for name, value in random_params(MULTIMODAL).items()
+            if not name.startswith("vision.")
+        }
+        self.state = programs.init_state(TEXT, ROWS, CONTEXT, jnp.dtype("float32"), mesh)
+
+    def prefill(self, row: int, begin: int, end: int, size: int, *, whole: bool) -> None:
+        tokens, soft_index = _tokens(), number_soft_tokens(_tokens())
+        B, at = (ROWS, row) if whole else (1, 0)
+        chunk, index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
+        chunk[at, : end - begin], index[at, : end - begin] = tokens[row, begin:end], soft_index[row, begin:end]
+        start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        start[at], count[at] = begin, end - begin
+        rows = None if whole else np.array([row], np.int32)
+        arguments = (rows, chunk, start, count, _expected()[0], index)
+        self.state = programs.prefill(
+            self.params, self.state, *arguments, config=TEXT, mesh=self.mesh, fresh=begin == 0
+        )
+
+    def decode(self, row: int, length: int, token: int, *, single: bool, min_rows: int) -> int:
+        """One greedy step after `length` cached tokens."""
+        nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
+        controls = Controls(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
+        numbers = (np.int32(x) for x in (row, length, token, 1))
+        self.state = programs.admit(self.state, *numbers, controls, mesh=self.mesh)
+        picked = np.array([row], np.int32) if single else None
+        static = {"config": TEXT, "mesh": self.mesh, "max_steps": 4, "min_rows": min_rows}
+        self.state, tokens = programs.decode(self.params, self.state, picked, np.int32(1), **static)
+        return int(tokens[0, 0 if single else row])
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 1), 5), ((1, 8), 16), ((2, 4), 5), ((8, 1), 16)])
+def test_prefill_then_decode_equals_the_plain_path(shape: tuple[int, int], size: int, monkeypatch) -> None:
+    """In chunks of any size, images anywhere, then token by token to the end of the context."""
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
+    jax.clear_caches()
+    cached = _Cached(mesh_of(*shape))
+    tokens, (_, expected) = _tokens(), _expected()
+    for row, length in enumerate(LENGTHS):
+        spans = image_spans(tokens[row, :length].tolist(), VISION.num_soft_tokens)
+        prefilled, target = 0, max([length - 6, *(span.end for span in spans)])
+        while prefilled < target:
+            end = chunk_end(prefilled, target, size, spans)
+            cached.prefill(row, prefilled, end, size, whole=row % 2 == 0)
+            prefilled = end
+        for position in range(target, length):
+            single = position % 2 == 0 and shape == (1, 1)
+            cached.decode(row, position, int(tokens[row, position]), single=single, min_rows=8 if row else 1)
+            jax.effects_barrier()
+            logits = seen[-1][0 if single else row]
+            assert np.abs(logits - expected[row, position]).max() < 1e-4, (row, position)
+    assert len(seen) == sum(LENGTHS) - sum(
+        max([n - 6, *(s.end for s in image_spans(tokens[r, :n].tolist(), VISION.num_soft_tokens))])
+        for r, n in enumerate(LENGTHS)
+    )
+
+
+def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits, ordered=False)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def test_a_prefill_leaves_other_rows_alone() -> None:
+    cached = _Cached(mesh_of(1, 1))
+    cached.prefill(0, 0, 3, 16, whole=True)
+    before = jax.tree.map(lambda x: np.asarray(x[0]).copy(), cached.state.cache)
+    cached.prefill(1, 0, 7, 16, whole=True)
+    cached.prefill(2, 0, 9, 16, whole=False)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(lambda x: np.asarray(x[0]), cached.state.cache))
+    assert np.asarray(cached.state.length).tolist() == [3, 7, 9, 0]
+
+
+def test_the_state_is_donated() -> None:
+    cached = _Cached(mesh_of(1, 1))
+    old = cached.state.cache[0][0]
+    cached.prefill(0, 0, 3, 16, whole=True)
+    assert old.is_deleted()

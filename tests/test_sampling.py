@@ -1,0 +1,80 @@
+"""Filters against a sort; draws against the distribution they should follow."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma_tpu.sampling import Sampling, filter_logits, sample
+
+V = 97
+
+
+def settings(B: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0) -> Sampling:
+    def full(value, dtype) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(value, dtype), (B,))
+
+    return Sampling(
+        full(temperature, jnp.float32),
+        full(top_k, jnp.int32),
+        full(top_p, jnp.float32),
+        full(min_p, jnp.float32),
+        full(seed, jnp.uint32),
+    )
+
+
+def by_sorting(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
+    """The kept tokens of one row, filter after filter, in float64."""
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")
+    kept = order[: top_k or V]
+    probs = np.exp(scaled[kept] - scaled.max())
+    probs /= probs.sum()
+    kept = kept[: int(np.searchsorted(np.cumsum(probs), top_p - 1e-12)) + 1] if top_p < 1 else kept
+    return {int(i) for i in kept if scaled[i] >= scaled.max() + np.log(max(min_p, 1e-300))}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [(1, 0, 1, 0), (1, 5, 1, 0), (1, 0, 0.7, 0), (0.3, 20, 0.9, 0), (2, 0, 1, 0.1), (1.5, 40, 0.6, 0.05), (1, 1, 1, 0)],
+)
+def test_filters_keep_what_a_sort_keeps(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    logits = np.random.default_rng(3).standard_normal((16, V)).astype(np.float32) * 3
+    logits[:, 7] = -np.inf  # a forbidden token
+    result = np.asarray(filter_logits(jnp.asarray(logits), settings(16, temperature, top_k, top_p, min_p)))
+    for row in range(16):
+        kept = {int(i) for i in np.flatnonzero(np.isfinite(result[row]))}
+        assert kept == by_sorting(logits[row], temperature, top_k, top_p, min_p) - {7}
+        np.testing.assert_allclose(result[row, sorted(kept)], logits[row, sorted(kept)] / temperature, rtol=1e-6)
+
+
+def test_ties_at_the_threshold_are_kept() -> None:
+    logits = jnp.array([[3.0, 2.0, 2.0, 2.0, 1.0, -0.0, 0.0]])
+    kept = lambda **k: np.isfinite(np.asarray(filter_logits(logits, settings(1, **k))))[0].tolist()  # noqa: E731
+    assert kept(top_k=2) == [True, True, True, True, False, False, False]
+    assert kept(top_p=0.5) == [True, True, True, True, False, False, False]
+
+
+def test_rows_keep_their_own_settings() -> None:
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, V)), jnp.float32)
+    mixed = settings(3, temperature=[0.0, 1.0, 1.0], top_k=[3, 3, 0], seed=[1, 2, 3])
+    result = np.asarray(filter_logits(logits, mixed))
+    assert np.isfinite(result).sum(axis=1).tolist() == [V, 3, V]
+    token = np.asarray(sample(logits, jnp.array([5, 6, 7]), mixed))
+    assert token[0] == int(logits[0].argmax())
+    for row in (1, 2):  # a row alone draws what it draws in company
+        alone = jax.tree.map(lambda x, row=row: x[row : row + 1], mixed)
+        assert sample(logits[row : row + 1], jnp.array([5 + row]), alone)[0] == token[row]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    draws = 4000
+    many = jnp.broadcast_to(logits, (draws, 4))
+    by_seed = sample(many, jnp.zeros(draws, jnp.int32), settings(draws, seed=np.arange(draws)))
+    by_position = sample(many, jnp.arange(draws), settings(draws, seed=7))
+    for tokens in (by_seed, by_position):
+        share = np.bincount(np.asarray(tokens), minlength=4) / draws
+        np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0.05], atol=0.03)  # three standard deviations
