@@ -97,6 +97,24 @@ def test_orbax_layouts_of_other_shapes(layout, config, tmp_path):
     assert_same(load(save(tmp_path / "c", sample), kind, sample), sample.ours)
 
 
+@pytest.mark.parametrize(
+    ("roots", "expected"),
+    [
+        ([""], ""),
+        (["transformer/"], ""),
+        (["opt_state/0/mu/", "opt_state/0/nu/", "params/"], "params/"),
+        (["params/transformer/", "ema_params/transformer/"], "params/"),
+        (["state/model/", "opt_state/0/mu/params/"], "state/model/"),
+        (["params/params/", "opt_state/1/nu/params/"], "params/params/"),
+        (["opt_state/0/mu/"], None),
+        ([], None),
+    ],
+)
+def test_the_parameters_are_found_among_an_optimizers_copies(roots, expected):
+    arrays = [f"{root}embedder/input_embedding" for root in roots]
+    assert names.find_root([*arrays, "step"]) == expected
+
+
 def _renamed(hf: dict[str, np.ndarray], *replacements: tuple[str, str]) -> dict[str, np.ndarray]:
     def rename(name: str) -> str:
         for old, new in replacements:

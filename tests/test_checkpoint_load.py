@@ -14,8 +14,8 @@ import pytest
 from checkpoint_samples import CONFIGS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_tpu.checkpoint import load_params, open_checkpoint, orbax, save_params
-from gemma_tpu.checkpoint.load import _Memory
+from gemma_tpu.checkpoint import lazy, load_params, open_checkpoint, orbax, save_params
+from gemma_tpu.checkpoint.load import _Memory, _Plan
 from gemma_tpu.config import GemmaConfig
 
 
@@ -156,25 +156,39 @@ def test_progress_counts_every_byte_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_load_leaves_no_array_and_no_thread(error, tmp_path):
-    sample = samples.sample(CONFIGS["grouped-8"])
-    checkpoint = open_checkpoint(samples.save_hf(tmp_path / "c", sample.hf), config=sample.config)
+def test_an_interrupted_load_leaves_no_array_and_no_thread(error, large, monkeypatch):
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 1 << 14)
+    checkpoint = open_checkpoint(large["hf"], config=LARGE)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    before, started = len(jax.live_arrays()), 0
+    before, blocks = len(jax.live_arrays()), 0
 
     def interrupt(done: int, total: int) -> None:
-        nonlocal started
-        started += 1
-        if started == 20:
+        nonlocal blocks
+        blocks += 1
+        if blocks == 20:
             raise error("stop")
 
     with pytest.raises((KeyboardInterrupt, ValueError), match="stop"):
-        load_params(
-            checkpoint, sample.config, dtype=np.float32, sharding=lambda *_: device, progress=interrupt, concurrency=3
-        )
+        load_params(checkpoint, LARGE, dtype=np.float32, sharding=lambda *_: device, progress=interrupt, concurrency=3)
     assert len(jax.live_arrays()) == before
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("load")] == []
-    assert started < 40
+    assert blocks < 100  # of more than 500: those that were being read stop between two blocks
+
+
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+def test_a_shard_at_a_time_is_in_host_memory(large, layout):
+    """If shards lie apart in the file; otherwise, and on one device, the array as a whole."""
+    table = open_checkpoint(large[layout], config=LARGE).arrays["embedder/input_embedding"]
+    mesh, dtype = Mesh(np.array(jax.devices()), ("model",)), np.dtype(np.float32)
+    size = 8192 * 512 * 4
+
+    def host_bytes(*spec: str | None) -> int:
+        return _Plan(table, NamedSharding(mesh, PartitionSpec(*spec)), dtype).host_bytes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "BLOCK_BYTES", 1 << 17)
+        assert size / 8 <= host_bytes("model") < size / 2
+        assert size <= host_bytes() < size * 1.2
 
 
 def test_host_memory_is_bounded():

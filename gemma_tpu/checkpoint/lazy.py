@@ -175,28 +175,26 @@ def stack(parts: Sequence[LazyArray], axis: int = 0) -> LazyArray:
     return concat([part.expand(axis) for part in parts], axis)
 
 
-def read_blocks(array: LazyArray, box: Box, block_bytes: int = BLOCK_BYTES, axis: int | None = None) -> Iterator[Box]:
-    """Divides `box` along one axis into boxes of about `block_bytes`, if that takes no more reading than `box` at once.
+def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator[Box]:
+    """Divides `box` along one axis into boxes of BLOCK_BYTES or a multiple, as small as takes hardly more reading.
 
     `axis`: the only axis that may be divided; otherwise the first that can be.
     """
     shape = box_shape(box)
-    total = math.prod(shape) * array.dtype.itemsize
-    for candidate in range(len(shape)) if axis is None else [axis]:
-        count = min(math.ceil(total / block_bytes), shape[candidate]) if shape else 1
-        if count <= 1:
-            continue
-        step = math.ceil(shape[candidate] / count)
-        part = box[candidate]
-        blocks = [
-            _replace(box, candidate, slice(start, min(start + step, part.stop)))
-            for start in range(part.start, part.stop, step)
-        ]
-        # Chunked storage reads whole chunks: blocks that cut chunks would read them several times. A quarter more is
-        # allowed, for chunks that lie across a border.
-        if sum(array.cost(block) for block in blocks) <= 1.25 * array.cost(box):
-            yield from blocks
-            return
+    count = math.ceil(math.prod(shape) * array.dtype.itemsize / BLOCK_BYTES)
+    axes = range(len(shape)) if axis is None else [axis]
+    # Chunked storage reads whole chunks, so blocks that cut chunks read them several times. Blocks of several chunks
+    # cut few; a quarter more is allowed.
+    most = 1.25 * array.cost(box)
+    while count > 1:
+        for candidate in axes:
+            step, part = math.ceil(shape[candidate] / count), box[candidate]
+            starts = range(part.start, part.stop, step)
+            blocks = [_replace(box, candidate, slice(start, min(start + step, part.stop))) for start in starts]
+            if len(blocks) > 1 and sum(array.cost(block) for block in blocks) <= most:
+                yield from blocks
+                return
+        count //= 2
     yield box
 
 
