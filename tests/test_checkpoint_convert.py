@@ -189,20 +189,26 @@ def test_errors_leave_nothing_behind(tmp_path):
 
 KILLED = """
 import sys, time
+from pathlib import Path
 from gemma_tpu.checkpoint import convert
 src, dst, to, where = sys.argv[1:]
 
-def progress(done, total):
-    if where == "middle" and done > total / 2 or where == "written" and done >= total:
-        print("reached", flush=True)
-        time.sleep(600)
+def wait(*_):
+    print("reached", flush=True)
+    time.sleep(600)
 
+def progress(done, total):
+    if where == "amid the arrays" and done > total / 2:
+        wait()
+
+if where == "before config.json":
+    Path.write_text = wait
 convert(src, dst, to=to, progress=progress)
 """
 
 
 @pytest.mark.parametrize("to", ["orbax-flat", "safetensors"])
-@pytest.mark.parametrize("where", ["middle", "written"])
+@pytest.mark.parametrize("where", ["amid the arrays", "before config.json"])
 def test_a_killed_conversion_leaves_nothing_that_loads(to, where, tmp_path):
     sample = samples.sample(CONFIGS["one-kv-14"])
     src = samples.save_hf(tmp_path / "src", sample.hf, samples.hf_config(sample.config))

@@ -54,6 +54,16 @@ def _items(path: Path, tree: dict) -> Path:
     return path
 
 
+def _of_2022(path: Path, tree: dict) -> Path:
+    """Before _METADATA: a directory per array, and a file with the tree that is named `checkpoint`."""
+    samples.save_orbax(path, tree, use_ocdbt=False)
+    for file in path.iterdir():
+        if file.is_file():
+            file.unlink()
+    (path / "checkpoint").write_bytes(b"msgpack")
+    return path
+
+
 ORBAX: dict[str, tuple[str, Callable[[Path, Sample], Path]]] = {
     "nested": ("orbax-nested", lambda p, s: samples.save_orbax(p, samples.nested_tree(s.canonical))),
     "nested, StandardCheckpointer": ("orbax-nested", lambda p, s: _standard(p, samples.nested_tree(s.canonical))),
@@ -67,6 +77,7 @@ ORBAX: dict[str, tuple[str, Callable[[Path, Sample], Path]]] = {
         "orbax-nested",
         lambda p, s: samples.save_orbax(p, samples.nested_tree(s.canonical), use_ocdbt=False, use_zarr3=True),
     ),
+    "flat, of 2022": ("orbax-flat", lambda p, s: _of_2022(p, samples.flat_tree(s.canonical))),
     "stacked": ("orbax-stacked", lambda p, s: samples.save_orbax(p, samples.stacked_tree(s.canonical))),
     "stacked, zarr3": (
         "orbax-stacked",
