@@ -102,7 +102,7 @@ class Model:
         tokenizer: Tokenizer | None,
         *,
         mesh: Mesh,
-        dtype: jnp.dtype,
+        dtype: jax.typing.DTypeLike,
         max_context: int,
         max_rows: int,
     ) -> None:
@@ -312,7 +312,7 @@ def load(
     *,
     config: GemmaConfig | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
-    dtype: str | jnp.dtype = "auto",
+    dtype: jax.typing.DTypeLike = "auto",
     max_context: int | None = None,
     max_rows: int = 8,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
@@ -362,7 +362,7 @@ def load(
     return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
 
 
-def resolve_dtype(dtype: str | jnp.dtype, mesh: Mesh) -> jnp.dtype:
+def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:
     if dtype == "auto":
         dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from models import TEXT
+from small_models import TEXT
 
 from gemma_tpu.cache import cache_bytes, cache_slots, init_cache, slot_positions, write
 

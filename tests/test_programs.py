@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import TEXT, VISION, mesh_of, random_params
+from small_models import TEXT, VISION, mesh_of, random_params
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.model.params import text_model

@@ -30,13 +30,17 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "B T D"], rope: Rope) -> tuple[Queries, KeyValues, KeyValues]:
         """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
-        qkv = jnp.einsum("btd,kghd->btkgh", x, self.qkv[...])
+        # One contracted dimension and one output dimension: given more, XLA may reorder a weight to suit an activation.
+        weight = self.qkv[...]
+        flat = jnp.einsum("btd,od->bto", x, weight.reshape(-1, weight.shape[-1]))
+        qkv = flat.reshape(*x.shape[:2], *weight.shape[:-1])
         query = apply_rope(self.query_norm(qkv[:, :, :, :-2]), rope) * self.query_scale
         key = apply_rope(self.key_norm(qkv[:, :, :, -2]), rope)
         return query.astype(x.dtype), key.astype(x.dtype), qkv[:, :, :, -1]
 
     def output(self, encoded: Queries) -> Float[Array, "B T D"]:
-        return jnp.einsum("btkgh,kghd->btd", encoded, self.out[...])
+        weight = self.out[...]
+        return jnp.einsum("bto,od->btd", encoded.reshape(*encoded.shape[:2], -1), weight.reshape(-1, weight.shape[-1]))
 
 
 def attend(

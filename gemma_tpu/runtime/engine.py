@@ -48,13 +48,13 @@ class Engine:
         mesh: Mesh,
         max_context: int,
         max_rows: int,
-        dtype: jnp.dtype,
+        dtype: jax.typing.DTypeLike,
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
         chunks: Sequence[int] = CHUNKS,
     ) -> None:
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
-        self._eos_tokens, self._steps_per_call, self._dtype = tuple(eos_tokens), steps_per_call, dtype
+        self._eos_tokens, self._steps_per_call, self._dtype = tuple(eos_tokens), steps_per_call, jnp.dtype(dtype)
         # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
         self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
         self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
