@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
 from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
@@ -88,13 +88,12 @@ class Engine:
             )
         if (spans := len(image_spans(tokens, self._num_soft))) != len(images):
             raise ValueError(f"the prompt has places for {spans} images, and {len(images)} were given")
-        if tokens[-1] < 0 or max(tokens) >= self.config.vocab_size:
-            raise ValueError(
-                f"a prompt is ids in [0, {self.config.vocab_size}) and must not end with an image's soft token"
-            )
+        vocabulary = range(self.config.vocab_size)
+        if not all(token in vocabulary or token == SOFT_TOKEN for token in tokens) or tokens[-1] == SOFT_TOKEN:
+            raise ValueError(f"a prompt is ids in [0, {len(vocabulary)}) and cannot end within an image")
         ids = (*(options.stop_tokens or ()), *options.forbidden_tokens)
-        if bad := [i for i in ids if not 0 <= i < self.config.vocab_size]:
-            raise ValueError(f"stop_tokens and forbidden_tokens must be in [0, {self.config.vocab_size}), got {bad}")
+        if bad := [token for token in ids if token not in vocabulary]:
+            raise ValueError(f"stop_tokens and forbidden_tokens must be in [0, {len(vocabulary)}), got {bad}")
         request = Request(tokens, images, options)
         with self._wake:
             self._check_open()

@@ -82,7 +82,7 @@ def _forward(
     lengths: jax.Array,
     soft_tokens: jax.Array | None,
     soft_index: jax.Array | None,
-    start: jax.Array | int,
+    start: jax.Array,
     tap: Tap | None = None,
 ) -> jax.Array:
     with precision(params):
@@ -119,7 +119,9 @@ def forward(
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
     run = _jit_forward if tap is None else functools.partial(_forward, tap=tap)
-    return run(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft_tokens, jnp.asarray(soft_index), start)
+    arrays = (jnp.asarray(x) for x in (tokens, lengths))
+    soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
+    return run(config, params, *arrays, soft, jnp.asarray(soft_index), jnp.asarray(start))
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:

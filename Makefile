@@ -1,0 +1,33 @@
+# make demo: serve the demo page.   make test: run the tests.   make check: what CI runs before the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/python -m demo
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_sampling.py tests/test_rows.py tests/test_text_*.py
+
+# One stamp for each set of packages, so that a change of pyproject.toml installs again.
+.venv/installed: EXTRA :=
+.venv/installed-test: EXTRA := [test]
+.venv/installed-dev: EXTRA := [dev]
+.venv/installed .venv/installed-test .venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".$(EXTRA)"
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gemma_tpu needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv build dist *.egg-info

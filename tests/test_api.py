@@ -1,0 +1,185 @@
+"""The public API on a small random model: prompts of every form, streams, chats, batches, meshes, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from small_models import TEXT, VISION, mesh_of, random_params
+
+import gemma_tpu
+from gemma_tpu.checkpoint import save_params
+from gemma_tpu.runtime import encode_images, forward
+from gemma_tpu.sharding import param_sharding
+
+TOKENIZER = gemma_tpu.Tokenizer(Path(__file__).parent / "goldens" / "text" / "tokenizer.model")
+CONFIG = dataclasses.replace(TEXT, vocab_size=TOKENIZER.vocab_size, vision=VISION)
+PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
+OTHER = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+QUESTION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]},
+]
+PROMPTS = ["Hello", QUESTION, TOKENIZER.encode("some tokens", bos=True)]
+FREE = {"max_new_tokens": 12, "stop_tokens": ()}
+
+
+def make_model(data: int = 1, model: int = 1, **options) -> gemma_tpu.Model:
+    mesh = mesh_of(data, model)
+    params = {
+        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+        for name, value in random_params(CONFIG).items()
+    }
+    settings = {"dtype": jnp.float32, "max_context": 192, "max_rows": 4} | options
+    return gemma_tpu.Model(CONFIG, params, TOKENIZER, mesh=mesh, **settings)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with make_model() as model:
+        yield model
+
+
+@functools.cache
+def _one_device() -> list[list[int]]:
+    with make_model() as model:
+        return [answer.tokens for answer in model.generate(PROMPTS, **FREE)]
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4), (8, 1)])
+def test_a_mesh_gives_the_answers_of_one_device(shape: tuple[int, int]) -> None:
+    with make_model(*shape) as model:
+        assert [answer.tokens for answer in model.generate(PROMPTS, **FREE)] == _one_device()
+        soft = model.encode_images([PICTURE])
+    expected = encode_images(CONFIG, random_params(CONFIG), gemma_tpu.image.to_pixels(PICTURE, VISION.image_size)[None])
+    np.testing.assert_allclose(soft, expected, atol=1e-5)
+
+
+def test_a_batch_answers_each_prompt_as_alone(model: gemma_tpu.Model) -> None:
+    batch = model.generate(PROMPTS, **FREE)
+    alone = [model.generate(prompt, **FREE) for prompt in PROMPTS]
+    assert [answer.tokens for answer in batch] == [answer.tokens for answer in alone] == _one_device()
+    assert batch[1].usage.image_tokens == VISION.num_soft_tokens
+    assert all(answer.finish_reason == "length" and len(answer.tokens) == 12 for answer in batch)
+    assert [answer.text for answer in batch] == [TOKENIZER.decode(answer.tokens) for answer in batch]
+
+
+def test_streams_are_the_answer_in_pieces(model: gemma_tpu.Model) -> None:
+    stream = model.stream("Hello", **FREE)
+    assert "".join(stream) == stream.completion.text == model.generate("Hello", **FREE).text
+    assert stream.completion.timings.first_token > 0
+
+
+def test_images_of_a_string_are_those_of_a_message(model: gemma_tpu.Model) -> None:
+    parts = [{"type": "image", "image": PICTURE}, {"type": "image", "image": OTHER}, {"type": "text", "text": "Which?"}]
+    as_message = model.generate([{"role": "user", "content": parts}], **FREE)
+    assert model.generate("Which?", images=[PICTURE, OTHER], **FREE).tokens == as_message.tokens
+    assert model.generate("Which?", images=[OTHER, PICTURE], **FREE).tokens != as_message.tokens
+
+
+def test_stop_strings_cut_the_answer(model: gemma_tpu.Model) -> None:
+    text = model.generate("Hello", **FREE).text
+    stop = text[len(text) // 2 :][:2]
+    answer = model.generate("Hello", stop=[stop], **FREE)
+    assert answer.text == text[: text.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_a_chat_equals_the_whole_conversation(model: gemma_tpu.Model) -> None:
+    chat = model.chat("Be brief.", **FREE)
+    first = chat.send("What is it?", images=[PICTURE])
+    second = chat.send("And now?", images=[OTHER])
+    history = [
+        *QUESTION,
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": [{"type": "image", "image": OTHER}, {"type": "text", "text": "And now?"}]},
+    ]
+    with make_model() as fresh:
+        whole = fresh.generate(history, **FREE)
+    assert whole.usage.cached_tokens == 0
+    assert second.tokens == whole.tokens
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Model) -> None:
+    chat = model.chat(max_new_tokens=100, stop_tokens=())
+    stream = chat.stream("Hello")
+    said = next(stream)
+    stream.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert stream.completion.finish_reason == "cancelled"
+    unheard = model.chat(**FREE)
+    unheard.stream("Hello").close()
+    assert unheard.messages == []
+
+
+def test_logits_are_those_of_the_plain_path(model: gemma_tpu.Model) -> None:
+    soi, newline = TOKENIZER.start_of_image, TOKENIZER.double_newline
+    tokens = np.array([[2, 70, soi, 80, 81], [2, 71, 72, 73, soi]])
+    logits = model.logits(tokens, [[PICTURE], [OTHER]])
+    assert logits.shape == (2, 5, CONFIG.vocab_size)
+    assert logits.dtype == jnp.float32
+    soft = model.encode_images([PICTURE, OTHER])
+    block = [*newline, soi, *[gemma_tpu.config.SOFT_TOKEN] * VISION.num_soft_tokens, TOKENIZER.end_of_image, *newline]
+    for row, image in ((0, soft[:1]), (1, soft[1:])):
+        at = int(np.flatnonzero(tokens[row] == soi)[0])
+        expanded = [*tokens[row, :at], *block, *tokens[row, at + 1 :]]
+        plain = forward(CONFIG, random_params(CONFIG), np.array([expanded]), soft_tokens=image)[0]
+        kept = [*range(at + 1), *range(at + len(block), len(expanded))]  # <start_of_image>: its block's first token
+        np.testing.assert_allclose(logits[row], plain[np.array(kept)], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.generate("x", images=[b"not an image"]), "image"),
+        (lambda m: m.generate("x", colour="red"), "unknown option colour; the options are max_new_tokens"),
+        (lambda m: m.generate("<start_of_image>", raw=True), "1 <start_of_image> but 0 image"),
+        (lambda m: m.generate([{"role": "wizard", "content": "x"}]), "wizard"),
+        (lambda m: m.generate(["a", "b"], images=[PICTURE]), "images= goes with a single prompt"),
+        (lambda m: m.generate("word " * 300), "shorten it, or load the model with a larger max_context"),
+        (lambda m: m.generate(""), None),
+        (lambda m: m.generate([1, "a"]), "a prompt is a string, a list of messages, or a list of token ids"),
+        (lambda m: m.generate("x", temperature=-1), "temperature must be at least 0"),
+        (lambda m: m.logits(np.zeros((2, 3))), "tokens must be integers of shape"),
+        (lambda m: m.logits(np.array([[TOKENIZER.start_of_image]])), "1 <start_of_image> in 1 rows, 0 images"),
+        (lambda m: m.encode_images([]), "no images"),
+    ],
+)
+def test_mistakes_are_named(model: gemma_tpu.Model, call, message: str | None) -> None:
+    if message is None:  # an empty user message is odd but well-formed
+        call(model)
+        return
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+def test_load(tmp_path: Path) -> None:
+    """From disk, with the config and the tokenizer found beside the weights."""
+    path = tmp_path / "checkpoint"
+    tokenizer = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
+    save_params(random_params(CONFIG), CONFIG, path, tokenizer=tokenizer)
+    with gemma_tpu.load(path, mesh=(1, 8), max_context=192, max_rows=2, progress=False) as model:
+        assert model.config == CONFIG
+        assert model.dtype == jnp.float32  # "auto" on a CPU
+        assert model.generate(QUESTION, **FREE).tokens == _one_device()[1]
+    with gemma_tpu.load(path, mesh=mesh_of(1, 1), text_only=True, max_context=64, progress=False) as model:
+        assert model.config.vision is None
+        with pytest.raises(ValueError, match="text"):
+            model.generate("x", images=[PICTURE])
+    for options, message in (
+        ({"max_context": 10**6}, "max_context must be in"),
+        ({"max_rows": 0}, "max_rows must be at least 1"),
+        ({"mesh": (3, 2)}, "does not fit 8 devices"),
+        ({"dtype": "float16"}, "float16 overflows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gemma_tpu.load(path, progress=False, **options)
+    with pytest.raises(ValueError, match="no such file or directory, and no name of a released model"):
+        gemma_tpu.load("gemma9-1b")

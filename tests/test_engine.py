@@ -1,0 +1,207 @@
+"""The engine against a plain greedy loop: ragged rows, chunks, wraps, images, conversations, company, and failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import jax
+import jax.monitoring
+import numpy as np
+import PIL.Image
+import pytest
+from small_models import TEXT, VISION, make_engine, mesh_of, random_params
+
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.runtime import encode_images, forward, programs
+from gemma_tpu.runtime.engine import Engine
+from gemma_tpu.runtime.request import ImageInput, Options, Request
+
+MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
+CONTEXT = 128
+NO_STOP = Options(max_new_tokens=20, stop_tokens=())
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = make_engine(MULTIMODAL, max_context=CONTEXT)
+    yield engine
+    engine.close()
+
+
+def images(*seeds: int) -> list[ImageInput]:
+    pictures = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in seeds]
+    return [ImageInput(PIL.Image.fromarray(picture), VISION.image_size) for picture in pictures]
+
+
+def prompt(length: int, *image_starts: int, seed: int = 0) -> list[int]:
+    tokens = np.random.default_rng([length, seed]).integers(0, TEXT.vocab_size, length)
+    for start in image_starts:
+        tokens[start : start + VISION.num_soft_tokens] = SOFT_TOKEN
+    return tokens.tolist()
+
+
+def run(request: Request) -> list[int]:
+    return [token for tokens in request for token in tokens]
+
+
+def is_greedy(tokens: list[int], answer: list[int], shown: list[ImageInput] = ()) -> bool:
+    """Whether the plain path, given prompt and answer, would have chosen each token of the answer."""
+    padded = np.zeros((1, CONTEXT), int)
+    padded[0, : len(tokens) + len(answer)] = tokens + answer
+    params = random_params(MULTIMODAL)
+    pixels = np.stack([image.pixels for image in shown]) if shown else None
+    soft = encode_images(MULTIMODAL, params, pixels) if shown else None
+    lengths = np.array([len(tokens) + len(answer)])
+    logits = np.asarray(forward(MULTIMODAL, params, padded, lengths, soft_tokens=soft))[0]
+    return logits[len(tokens) - 1 : len(tokens) - 1 + len(answer)].argmax(-1).tolist() == answer
+
+
+def test_ragged_requests_answer_as_alone(engine: Engine) -> None:
+    shown = images(1, 2)
+    cases = [
+        (prompt(1), []),
+        (prompt(2), []),
+        (prompt(50), []),
+        (prompt(100), []),
+        (prompt(17, 3), shown[:1]),
+        (prompt(40, 6, 21), shown),  # the first image would straddle the first chunk's end
+        (prompt(9, 1), shown[1:]),
+    ]
+    requests = [engine.submit(tokens, pictures, NO_STOP) for tokens, pictures in cases]  # more than there are rows
+    for (tokens, pictures), request in zip(cases, requests, strict=True):
+        answer = run(request)
+        assert len(answer) == 20
+        assert request.finish_reason == "length"
+        assert is_greedy(tokens, answer, pictures)
+
+
+def test_a_conversation_continues_from_its_cache(engine: Engine) -> None:
+    tokens, pictures = prompt(30, 5, seed=1), images(3)
+    answer = run(engine.submit(tokens, pictures, NO_STOP))
+    follow_up = tokens + answer + prompt(12, 4, seed=2)
+    request = engine.submit(follow_up, pictures + images(4), NO_STOP)
+    second = run(request)
+    assert request.usage.cached_tokens == len(tokens) + len(answer) - 1
+    assert is_greedy(follow_up, second, pictures + images(4))
+    # The same tokens with another picture are another prompt.
+    other = engine.submit(follow_up, images(5, 4), NO_STOP)
+    assert is_greedy(follow_up, run(other), images(5, 4))
+    assert other.usage.cached_tokens == 0
+
+
+def test_stops(engine: Engine) -> None:
+    tokens = prompt(20, seed=3)
+    answer = run(engine.submit(tokens, (), NO_STOP))
+    stop = answer[7]
+    request = engine.submit(tokens, (), Options(max_new_tokens=20, stop_tokens=[stop]))
+    assert run(request) == answer[: answer.index(stop)]
+    assert request.finish_reason == "stop"
+    request = engine.submit(tokens, (), Options(max_new_tokens=20, stop_tokens=(), forbidden_tokens=[answer[0]]))
+    assert answer[0] not in run(request)
+    long = prompt(CONTEXT - 3, seed=4)
+    request = engine.submit(long, (), Options(max_new_tokens=50, stop_tokens=()))
+    assert len(run(request)) == 3  # the context is full
+    assert request.finish_reason == "length"
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(engine: Engine) -> None:
+    options = Options(max_new_tokens=30, temperature=1.5, top_k=0, top_p=1.0, seed=11, stop_tokens=())
+    tokens = prompt(10, seed=5)
+    alone = run(engine.submit(tokens, (), options))
+    others = [engine.submit(prompt(n), (), dataclasses.replace(options, seed=n)) for n in (3, 33)]
+    assert run(engine.submit(tokens, (), options)) == alone
+    assert all(len(run(other)) == 30 for other in others)
+    assert run(engine.submit(tokens, (), dataclasses.replace(options, seed=12))) != alone
+
+
+def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
+    endless = Options(max_new_tokens=100, stop_tokens=())
+    for _ in range(3):
+        stream = iter(engine.submit(prompt(5, seed=6), (), endless))
+        next(stream)
+        stream.close()
+    answers = [run(engine.submit(prompt(5, seed=n), (), NO_STOP)) for n in range(7, 12)]
+    assert all(len(answer) == 20 for answer in answers)
+    assert all(row.request is None for row in engine._rows)
+
+
+def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> None:
+    engine.warmup()
+    compiled: list[str] = []
+
+    def listen(name: str, *_, **__) -> None:
+        if threading.current_thread() is engine._thread and "backend_compile" in name:
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        sampled = Options(max_new_tokens=9, temperature=0.7, top_k=5, top_p=0.8, min_p=0.01, seed=1, stop_tokens=[3])
+        first = [engine.submit(prompt(n, seed=20), (), NO_STOP) for n in (1, 6, 12, 90)]
+        answers = [run(request) for request in first]
+        more = [engine.submit(prompt(n, 2, seed=21), images(n), sampled) for n in (8, 16, 31)]
+        more.append(engine.submit([*prompt(90, seed=20), *answers[3], 5, 6], (), sampled))
+        assert [len(run(request)) <= 9 for request in more] == [True] * 4
+        assert more[-1].usage.cached_tokens > 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+
+
+def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
+    for tokens, shown, message in (
+        ([], [], "empty"),
+        ([1] * CONTEXT, [], f"has {CONTEXT} tokens, and the context of {CONTEXT} must hold the answer too"),
+        (prompt(9, 2), [], "places for 1 images, and 0 were given"),
+        ([1, 2], images(1), "places for 0 images, and 1 were given"),
+        ([1, 64], [], r"ids in \[0, 64\)"),
+        ([1, -7, 1], [], r"ids in \[0, 64\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(tokens, shown, NO_STOP)
+    with pytest.raises(ValueError, match=r"must be in \[0, 64\), got \[64\]"):
+        engine.submit([1], (), Options(forbidden_tokens=[64]))
+
+
+def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: Engine, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("the device is out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "decode", fail)
+        for request in [engine.submit(prompt(4), (), NO_STOP) for _ in range(6)]:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(request)
+    assert is_greedy(prompt(4), run(engine.submit(prompt(4), (), NO_STOP)))
+
+
+def test_closing_ends_requests_with_an_error() -> None:
+    engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
+    request = engine.submit(prompt(4), (), Options(max_new_tokens=100, stop_tokens=()))
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        run(request)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit([1])
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", 1.5),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", True),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("stop", [""]),
+        ("stop_tokens", list(range(17))),
+    ],
+)
+def test_options_out_of_range_are_errors(name: str, bad: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        Options(**{name: bad})
