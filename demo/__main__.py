@@ -1,0 +1,136 @@
+"""python -m demo: serves the demo page on a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+DEFAULT_CHECKPOINT = Path("checkpoints") / "gemma3-demo"
+_CACHE = Path.home() / ".cache" / "gemma_tpu" / "compiled"
+_GRACE = 2  # seconds that open pages have when the server is stopped
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves until Ctrl-C. Returns an exit code; what is wrong is one line on standard error."""
+    arguments = _parse(argv)
+    try:
+        source = _find(arguments.checkpoint)
+        listener = _listen(arguments.host, arguments.port)
+    except (ValueError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    with listener:
+        return _serve(arguments, source, listener)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Gemma 3 in the browser: pictures and text.")
+    parser.add_argument("--checkpoint", help=f"a directory, gs:// path or name (default: {DEFAULT_CHECKPOINT})")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
+    parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
+    parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
+    parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
+    parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
+    return parser.parse_args(argv)
+
+
+def _mesh(value: str) -> tuple[int, int]:
+    try:
+        data, model = (int(part) for part in value.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not of the form DATA,MODEL, such as 1,8") from None
+    return data, model
+
+
+def _find(checkpoint: str | None) -> str:
+    """The checkpoint asked for. Names and gs:// paths are looked up when it is loaded."""
+    if checkpoint is None:
+        places = [Path.cwd() / DEFAULT_CHECKPOINT, Path(__file__).parent.parent / DEFAULT_CHECKPOINT]
+        for place in places:
+            if place.is_dir():
+                return str(DEFAULT_CHECKPOINT if place == places[0] else place)
+        raise ValueError(
+            f"{DEFAULT_CHECKPOINT} is neither here nor beside the demo: run it in the repository, or give --checkpoint"
+        )
+    path = Path(checkpoint).expanduser()
+    looks_like_path = len(path.parts) > 1 or checkpoint.startswith((".", "~"))
+    if looks_like_path and "://" not in checkpoint and not path.exists():
+        raise ValueError(f"--checkpoint {checkpoint}: no such file or directory")
+    return str(path) if path.exists() else checkpoint
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Taken before anything slow happens, so that a port in use is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+    return listener
+
+
+def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) -> int:
+    # Read by jax when it is first imported, which the loader does. The second start then need not compile.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+    import fastapi
+    import uvicorn
+
+    from demo.app import mount
+    from demo.state import Loader
+
+    def load(progress):
+        import gemma_tpu
+
+        return gemma_tpu.load(
+            source,
+            mesh=arguments.mesh,
+            dtype=arguments.dtype,
+            max_context=arguments.max_context,
+            max_rows=arguments.max_rows,
+            progress=progress,
+        )
+
+    loader = Loader(source, load)
+    if not arguments.no_load:
+        loader.start()
+    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, lang=arguments.lang)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
+    if arguments.share:
+        print(f"It is public at {_share(port)}", flush=True)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        loader.close()
+    return 0
+
+
+def _share(port: int) -> str:
+    from gradio.networking import setup_tunnel
+
+    return setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The page as a whole, and putting it on a web server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
+os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
+
+import fastapi
+import gradio as gr
+
+from demo.chat import Conversation, Readers
+from demo.header import controls, header
+from demo.page import Page
+from demo.state import Loader
+from demo.tab import EXAMPLES, ChatTab
+from demo.texts import LANGUAGES
+from demo.theme import theme
+
+_STATIC = Path(__file__).parent / "static"
+_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
+_KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
+_MAX_UPLOAD = "64mb"
+
+
+def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
+    """The page. `lang` is its language at first; None takes the visitor's, as his browser says."""
+    page, readers = Page(lang or "en"), Readers()
+    with gr.Blocks(title="gemma_tpu", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as blocks:
+        with gr.Row(elem_classes="top"):
+            head = gr.HTML(header(loader, page.lang), elem_id="head")
+            with gr.Column(elem_classes="controls", min_width=190, scale=0):
+                language = page.add(
+                    gr.Radio,
+                    says={"label": "language"},
+                    choices=[(name, code) for code, name in LANGUAGES.items()],
+                    value=page.lang,
+                    show_label=False,
+                    container=False,
+                    elem_id="language",
+                )
+                button, _ = controls(loader.status, page.lang)
+                load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
+        with gr.Tabs(elem_id="tabs"):
+            tabs = [ChatTab(page, name, loader, readers, language) for name in ("image", "text")]
+        clock = gr.Timer(1.0)
+
+        shown = [head, load, clock]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+        async def look(lang: str) -> list[Any]:
+            return [header(loader, lang), *controls(loader.status, lang)]
+
+        async def begin(lang: str) -> list[Any]:
+            loader.start()
+            return await look(lang)
+
+        async def translate(lang: str, *conversations: Conversation) -> list[Any]:
+            talks = [value for one in conversations for value in (one.shown(lang), one.footer(lang))]
+            return [*page.say(lang), *talks, *await look(lang)]
+
+        async def greet(lang_now: str, request: gr.Request) -> str:
+            wanted = request.headers.get("accept-language", "")
+            return lang_now if lang else "zh" if wanted.lower().startswith("zh") else "en"
+
+        together: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        load.click(begin, language, shown, **together)
+        clock.tick(look, language, shown, **together)
+        language.change(
+            translate,
+            [language, *(tab.conversation for tab in tabs)],
+            [*page.outputs, *(output for tab in tabs for output in (tab.chat, tab.stats)), *shown],
+            **together,
+        )
+        language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
+
+        async def leave(request: gr.Request) -> None:
+            readers.leave(request.session_hash or "")
+
+        blocks.unload(leave)
+        blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet)
+    return blocks
+
+
+def mount(app: fastapi.FastAPI, loader: Loader, *, lang: str | None = None, path: str = "/") -> fastapi.FastAPI:
+    """Puts the page on `app` at `path`; at "/" it must come after all other routes."""
+    return gr.mount_gradio_app(
+        app,
+        build(loader, lang),
+        path,
+        theme=theme(),
+        css_paths=_STATIC / "style.css",
+        head=f"<style>{(_STATIC / 'frame.css').read_text()}</style>",
+        favicon_path=str(_STATIC / "favicon.png") if path == "/" else None,
+        allowed_paths=[str(EXAMPLES)],
+        footer_links=[],
+        max_file_size=_MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        show_error=True,
+    )

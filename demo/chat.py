@@ -1,0 +1,212 @@
+"""Conversations: what was said, what the model is told of it, and the answer under way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from demo.texts import text
+
+if TYPE_CHECKING:
+    from gemma_tpu import Completion, Model, TextStream
+
+_LOG = logging.getLogger(__name__)
+# What Markdown takes for more than itself: anywhere, and at the beginning of a line.
+_MARKUP = re.compile(r"([\\`*_\[\]<>#~|$&])|^([-+=]|\d+(?=[.)]))")
+
+
+class Answer:
+    """An answer being written, read on a thread of its own, so that many can wait without one each in the web server.
+
+    `text` grows until `done`; then `error` says if it broke off.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        self._pieces: list[str] = []
+        self.done = False
+        self.error: Exception | None = None
+        threading.Thread(target=self._read, name="demo-answer", daemon=True).start()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    @property
+    def completion(self) -> Completion:
+        return self._stream.completion
+
+    def stop(self) -> None:
+        """Stops the model's work; `done` follows soon."""
+        self._stream.close()
+
+    def _read(self) -> None:
+        try:
+            for piece in self._stream:
+                self._pieces.append(piece)
+        except Exception as error:  # the page's to show
+            _LOG.exception("an answer broke off")
+            self.error = error
+        finally:
+            self.done = True
+
+
+class Readers:
+    """Who waits for which answer, so that it can be stopped when he leaves the page."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, list[Answer]] = {}
+
+    @contextlib.contextmanager
+    def reading(self, session: str, answer: Answer) -> Iterator[None]:
+        """Stops `answer` in the end, in case that it has not come to its own."""
+        self._answers.setdefault(session, []).append(answer)
+        try:
+            yield
+        finally:
+            answer.stop()
+            waited_for = self._answers.get(session, [])
+            if answer in waited_for:
+                waited_for.remove(answer)
+            if not waited_for:
+                self._answers.pop(session, None)
+
+    def leave(self, session: str) -> None:
+        for answer in self._answers.pop(session, []):
+            answer.stop()
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A question with the pictures shown in it (paths), and its answer. `seed` is None if nothing was drawn."""
+
+    question: str
+    pictures: tuple[str, ...]
+    answer: Answer
+    seed: int | None
+
+
+class Conversation:
+    """The conversation of one tab of the page, for one visitor; thread-safe.
+
+    All turns stay on the screen. The model is told those since the first picture was last changed: a new picture is a
+    new subject, and old ones would only be mistaken for it.
+    """
+
+    def __init__(self) -> None:
+        self._turns: list[Turn] = []
+        self._picture: str | None = None
+        self._start = 0
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict) -> Conversation:
+        return Conversation()  # gr.State copies the one that it is given for each visitor
+
+    @property
+    def writing(self) -> bool:
+        return bool(self._turns) and not self._turns[-1].answer.done
+
+    def has_picture(self, pictures: Sequence[str | None]) -> bool:
+        """Whether a question with `pictures` would have one to be about."""
+        return any(pictures) or any(turn.pictures for turn in self._told())
+
+    def ask(self, model: Model, question: str, pictures: Sequence[str | None], options: dict[str, Any]) -> Turn:
+        """Begins an answer. `pictures` are those laid out now; the model is shown the ones it has not seen yet.
+
+        ValueError if the model cannot take it; the conversation is then as before.
+        """
+        with self._lock:
+            first = pictures[0] if pictures else None
+            fresh = first is not None and first != self._picture
+            told = [] if fresh else self._told()
+            seen = {path for turn in told for path in turn.pictures}
+            new = tuple(path for path in pictures if path and path not in seen)
+            messages = [message for turn in told for message in _exchange(turn)]
+            answer = Answer(model.stream([*messages, _question(question, new)], **options))
+            turn = Turn(question, new, answer, options["seed"] if options["temperature"] > 0 else None)
+            if fresh:
+                self._picture, self._start = first, len(self._turns)
+            self._turns.append(turn)
+            return turn
+
+    def stop(self) -> None:
+        """Stops the answer that is being written, if one is."""
+        if self._turns:
+            self._turns[-1].answer.stop()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self.stop()
+            self._turns, self._picture, self._start = [], None, 0
+
+    def shown(self, lang: str) -> list[dict[str, Any]]:
+        """The conversation for gr.Chatbot."""
+        messages: list[dict[str, Any]] = []
+        for turn in self._turns:
+            pictures = [{"path": path, "alt_text": text("picture", lang)} for path in turn.pictures]
+            messages.append({"role": "user", "content": [*pictures, _part(literal(turn.question))]})
+            nothing = text("no_answer", lang) if turn.answer.done else "…"
+            messages.append({"role": "assistant", "content": [_part(turn.answer.text or nothing)]})
+        return messages
+
+    def footer(self, lang: str) -> str:
+        """The line under the conversation: about its last answer, if it has one."""
+        if not self._turns:
+            return text("prompt_keys", lang)
+        turn = self._turns[-1]
+        if not turn.answer.done:
+            return text("writing" if turn.answer.text else "waiting", lang)
+        return statistics(turn.answer.completion, turn.seed, lang)
+
+    def _told(self) -> list[Turn]:
+        """An unanswered question has left no trace in the model's memory."""
+        return [turn for turn in self._turns[self._start :] if turn.answer.text]
+
+
+def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
+    parts = [{"type": "image", "image": path} for path in pictures]
+    return {"role": "user", "content": [*parts, _part(question)]}
+
+
+def _exchange(turn: Turn) -> list[dict[str, Any]]:
+    return [_question(turn.question, turn.pictures), {"role": "assistant", "content": turn.answer.text}]
+
+
+def _part(content: str) -> dict[str, str]:
+    return {"type": "text", "text": content}
+
+
+def literal(content: str) -> str:
+    """Text as Markdown that shows it as it was typed: 2*3*4 is no emphasis, and <b> is not bold."""
+    lines = []
+    for line in content.split("\n"):
+        bare = line.lstrip(" ")
+        escaped = _MARKUP.sub(lambda found: f"\\{found[1]}" if found[1] else f"&#8203;{found[2]}", bare)
+        lines.append("&nbsp;" * (len(line) - len(bare)) + escaped)
+    return "\n".join(lines)
+
+
+def statistics(completion: Completion, seed: int | None, lang: str) -> str:
+    """One line about an answer: its length, speed, what was cached, and how it ended if not by itself."""
+    usage, timings = completion.usage, completion.timings
+    count = usage.completion_tokens
+    parts = [text("stat_token", lang) if count == 1 else text("stat_tokens", lang, count=f"{count:,}")]
+    if timings.tokens_per_second > 0:
+        speed = timings.tokens_per_second
+        parts.append(text("stat_speed", lang, speed=f"{speed:,.0f}" if speed >= 100 else f"{speed:.1f}"))
+    if math.isfinite(timings.first_token):
+        parts.append(text("stat_first", lang, seconds=f"{timings.first_token:.2f}"))
+    key = "stat_cached" if usage.cached_tokens else "stat_prompt"
+    parts.append(text(key, lang, cached=f"{usage.cached_tokens:,}", prompt=f"{usage.prompt_tokens:,}"))
+    if seed is not None:
+        parts.append(text("stat_seed", lang, seed=seed))
+    if completion.finish_reason in ("cancelled", "length"):
+        parts.append(text(f"ended_{completion.finish_reason}", lang))
+    return " · ".join(parts)

@@ -1,0 +1,110 @@
+"""Every text of the page, in English and Chinese."""
+
+from __future__ import annotations
+
+LANGUAGES = {"en": "English", "zh": "中文"}
+
+# key: (English, Chinese); {…} are filled in by `text`.
+TEXTS: dict[str, tuple[str, str]] = {
+    # The header.
+    "tagline": ("Gemma 3 on plain JAX", "用纯 JAX 运行 Gemma 3"),
+    "language": ("Language", "语言"),
+    "checkpoint": ("Checkpoint", "检查点"),
+    "devices": ("Devices", "设备"),
+    "mesh": ("Mesh", "网格"),
+    "mesh_value": ("{data} data × {model} model", "{data} 数据 × {model} 模型"),
+    "dtype": ("Precision", "精度"),
+    "text_and_images": ("{parameters} parameters, text and images", "{parameters} 参数，文本与图像"),
+    "text_only": ("{parameters} parameters, text only", "{parameters} 参数，仅文本"),
+    # Loading.
+    "idle": ("Not loaded", "未加载"),
+    "starting": ("Starting", "正在启动"),
+    "reading": ("Reading weights", "正在读取权重"),
+    "compiling": ("Compiling", "正在编译"),
+    "ready": ("Ready", "就绪"),
+    "failed": ("Loading failed", "加载失败"),
+    "step_starting": ("Opening the checkpoint and starting JAX", "正在打开检查点并启动 JAX"),
+    "step_reading": ("Step 1 of 2: reading weights, {done} of {total}", "第 1 步，共 2 步：读取权重，{done} / {total}"),
+    "step_compiling": (
+        "Step 2 of 2: compiling {step}, {done} of {total} programs done",
+        "第 2 步，共 2 步：编译 {step}，已完成 {done} / {total} 个程序",
+    ),
+    "loaded_in": ("loaded in {seconds} s", "加载用时 {seconds} 秒"),
+    "load": ("Load model", "加载模型"),
+    "loading": ("Loading… {percent} %", "加载中… {percent} %"),
+    "loaded": ("Model loaded", "模型已加载"),
+    "retry": ("Try again", "重试"),
+    # The tabs.
+    "tab_image": ("Image + text → text", "图像 + 文本 → 文本"),
+    "tab_text": ("Text → text", "文本 → 文本"),
+    "picture": ("Picture", "图片"),
+    "picture_2": ("Second picture", "第二张图片"),
+    "picture_drop": ("Drop a picture here\nor click to choose one", "将图片拖到此处\n或点击选择"),
+    "picture_drop_2": ("A second one, to compare", "第二张图片，用于比较"),
+    "picture_hint": (
+        "Ask as many questions about it as you like. A new picture starts a new conversation.",
+        "可以针对同一张图片连续提问。换一张图片会开始新的对话。",
+    ),
+    "examples": ("Examples", "示例"),
+    "chat_empty_image": (
+        "Choose a picture, or one of the examples, and ask about it.",
+        "请选择一张图片或一个示例，然后提问。",
+    ),
+    "chat_empty_text": ("Ask something, or choose one of the examples.", "请输入问题，或选择一个示例。"),
+    "prompt_image": ("Ask about the picture", "针对图片提问"),
+    "prompt_text": ("Ask something", "请输入问题"),
+    "prompt_keys": ("Enter sends, Shift+Enter starts a new line", "按 Enter 发送，Shift+Enter 换行"),
+    "send": ("Send", "发送"),
+    "stop": ("Stop", "停止"),
+    "clear": ("New conversation", "新对话"),
+    # Settings.
+    "settings": ("Settings", "设置"),
+    "max_tokens": ("Longest answer (tokens)", "回答的最大长度（token）"),
+    "temperature": ("Temperature", "温度"),
+    "temperature_info": ("0 always takes the likeliest token", "0 表示总是选择概率最高的 token"),
+    "top_k": ("Top-k", "Top-k"),
+    "top_k_info": ("0 turns it off", "0 表示关闭"),
+    "top_p": ("Top-p", "Top-p"),
+    "min_p": ("Min-p", "Min-p"),
+    "min_p_info": ("0 turns it off", "0 表示关闭"),
+    "random_seed": ("A new seed for every answer", "每次回答使用新的随机种子"),
+    "seed": ("Seed", "随机种子"),
+    # Under an answer.
+    "waiting": ("Reading the prompt…", "正在读取提示…"),
+    "writing": ("Writing…", "正在生成…"),
+    "no_answer": ("(no answer)", "（没有回答）"),
+    "stat_tokens": ("{count} tokens", "{count} 个 token"),
+    "stat_token": ("1 token", "1 个 token"),
+    "stat_speed": ("{speed} tokens/s", "{speed} token/秒"),
+    "stat_first": ("first token after {seconds} s", "首个 token 用时 {seconds} 秒"),
+    "stat_cached": (
+        "{cached} of {prompt} prompt tokens from the cache",
+        "提示的 {prompt} 个 token 中 {cached} 个来自缓存",
+    ),
+    "stat_prompt": ("prompt of {prompt} tokens", "提示 {prompt} 个 token"),
+    "stat_seed": ("seed {seed}", "随机种子 {seed}"),
+    "ended_cancelled": ("stopped", "已停止"),
+    "ended_length": ("cut at the length limit", "达到长度上限"),
+    # What goes wrong.
+    "not_loaded": ("The model is not loaded yet: press “Load model” first.", "模型尚未加载：请先点击“加载模型”。"),
+    "still_loading": ("The model is still loading; please try again in a moment.", "模型仍在加载，请稍后再试。"),
+    "load_failed": (
+        "The model could not be loaded; see the message at the top.",
+        "模型加载失败，请查看页面顶部的信息。",
+    ),
+    "empty_prompt": ("Write a question first.", "请先输入问题。"),
+    "no_picture": (
+        "Choose a picture first, or use the other tab for text alone.",
+        "请先选择一张图片；纯文本请使用另一个标签页。",
+    ),
+    "bad_picture": ("This file cannot be used as a picture: {error}", "无法将此文件用作图片：{error}"),
+    "no_vision": ("This checkpoint reads only text: use the other tab.", "此检查点仅支持文本：请使用另一个标签页。"),
+    "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
+    "broke": ("The answer broke off: {error}", "回答中断：{error}"),
+    "busy": ("An answer is still being written: stop it first.", "正在生成回答：请先停止。"),
+}
+
+
+def text(key: str, lang: str, **values: object) -> str:
+    """The text `key` in `lang`, with its {…} filled in."""
+    return TEXTS[key][list(LANGUAGES).index(lang)].format(**values)

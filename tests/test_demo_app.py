@@ -1,0 +1,474 @@
+"""The demo page in a real browser: Debian's Chromium, driven by Playwright, on a tiny random model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fastapi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, expect, sync_playwright
+
+import gemma_tpu
+from demo.app import mount
+from demo.settings import DEFAULTS
+from demo.state import Loader
+from demo.tab import examples
+from demo.texts import text
+from gemma_tpu.model import param_shapes
+from gemma_tpu.sharding import make_mesh
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package `chromium`, or set CHROMIUM"),
+    pytest.mark.xdist_group("demo"),
+]
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TOKENIZER = Path(__file__).parent / "goldens" / "text" / "tokenizer.model"
+CONFIG = gemma_tpu.GemmaConfig(
+    vocab_size=800,
+    embed_dim=32,
+    hidden_dim=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    sliding_window=64,
+    query_scale=0.25,
+    max_context=8192,
+    vision=gemma_tpu.VisionConfig(16, 1, 32, 2, image_size=56, patch_size=14, num_soft_tokens=4),
+)
+ENDLESS = 8000  # tokens
+WAIT = 30_000  # ms, on a machine that may be busy
+
+Load = Callable[[Callable[[int, int], None]], gemma_tpu.Model]
+
+
+class Scripted(Loader):
+    """A loader whose `load` a test can choose."""
+
+    def __init__(self, name: str) -> None:
+        self.script: list[Load] = []
+        super().__init__(name, lambda progress: self.script.pop(0)(progress))
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    mesh = make_mesh((1, 1), jax.devices()[:1])
+    rng = np.random.default_rng(2)  # with this seed it babbles a little and never ends an answer
+    shapes = param_shapes(CONFIG)
+    params = {name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
+    tokenizer = gemma_tpu.Tokenizer(TOKENIZER)
+    dtype = jnp.dtype("float32")
+    with gemma_tpu.Model(CONFIG, params, tokenizer, mesh=mesh, dtype=dtype, max_context=8192, max_rows=1) as model:
+        model.engine._chunks = [64]  # fewer programs to compile
+        yield model
+
+
+@pytest.fixture
+def slow(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a model is done before anybody could stop it: here it writes 400 tokens a second."""
+    decode = model.engine._dispatch_decode
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return decode(*arguments)
+
+    monkeypatch.setattr(model.engine, "_dispatch_decode", slowly)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Scripted:
+    return Scripted("path/to/gemma3-tiny")
+
+
+@pytest.fixture(scope="module")
+def server(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
+    """The page on a ready model at /, and at /fresh one whose loading is scripted."""
+    loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
+    loader.start()
+    assert loader.wait(600).phase == "ready"
+    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh"), loader)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.problems: list[str] = []
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("response", lambda r: self.problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        self.page.on("request", lambda request: self._request(request.url, url))
+        self.page.goto(url)
+        expect(self.page.locator("#image-prompt textarea")).to_be_visible(timeout=WAIT)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
+
+    def _request(self, url: str, home: str) -> None:
+        host = urlsplit(home).netloc
+        if not url.startswith((f"http://{host}/", "data:", f"blob:http://{host}/")):
+            self.problems.append(f"a request to another host: {url}")
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.problems
+
+    # What visitors do.
+
+    def go(self, tab: str) -> None:
+        self.page.click(f"#{tab}-tab-button")
+        expect(self.page.locator(f"#{tab}-prompt")).to_be_visible()
+
+    def set(self, tab: str, **settings: float) -> None:
+        panel = self.page.locator(f"#{tab}-max_new_tokens")
+        if not panel.is_visible():
+            self.page.locator(".settings > button").locator("visible=true").click()
+        for name, value in settings.items():
+            field = self.page.locator(f'#{tab}-{name} input[type="number"]')
+            field.fill(str(value))
+            field.press("Tab")
+
+    def begin(self, tab: str, prompt: str) -> None:
+        field = self.page.locator(f"#{tab}-prompt textarea")
+        field.fill(prompt)
+        field.press("Enter")
+
+    def ask(self, tab: str, prompt: str) -> str:
+        """The whole answer."""
+        before = self.answers(tab).count()
+        self.begin(tab, prompt)
+        expect(self.answers(tab)).to_have_count(before + 1, timeout=WAIT)
+        self.ended(tab)
+        return self.answer(tab)
+
+    def ended(self, tab: str) -> None:
+        expect(self.page.locator(f"#{tab}-stop")).to_be_hidden(timeout=WAIT)
+        expect(self.stats(tab)).to_contain_text(re.compile("token"))
+
+    def answers(self, tab: str) -> Any:
+        return self.page.locator(f"#{tab}-chat [data-testid=bot]")
+
+    def answer(self, tab: str) -> str:
+        """The last answer as the model wrote it; on the screen it is rendered as Markdown."""
+        label = self.answers(tab).last.get_attribute("aria-label")
+        return label.removeprefix("bot's message: ")
+
+    def stats(self, tab: str) -> Any:
+        return self.page.locator(f"#{tab}-stats")
+
+    def notice(self, tab: str) -> Any:
+        return self.page.locator(f"#{tab}-notice [role=alert]")
+
+
+@pytest.fixture
+def visit(browser: Browser, server: str) -> Iterator[Visit]:
+    visit = Visit(browser, server)
+    yield visit
+    visit.close()
+
+
+def busy(model: gemma_tpu.Model) -> bool:
+    return model.engine._busy() or bool(model.engine._pending)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def red_png(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(path)
+    return path
+
+
+def test_model_is_loaded_with_progress_and_again_after_a_failure(
+    browser: Browser, server: str, scripted: Scripted, model: gemma_tpu.Model
+) -> None:
+    go_on = threading.Event()
+
+    def fail(progress: Callable[[int, int], None]) -> gemma_tpu.Model:
+        raise ValueError("shard 3 is <torn>")
+
+    def succeed(progress: Callable[[int, int], None]) -> gemma_tpu.Model:
+        progress(3_000_000, 10_000_000)
+        assert go_on.wait(60)
+        return model
+
+    scripted.script = [fail, succeed]
+    visit = Visit(browser, f"{server}/fresh/")
+    page = visit.page
+    button, state = page.locator("#load"), page.locator("#head .state")
+    expect(state).to_have_text("Not loaded")
+    visit.begin("image", "hello")
+    expect(visit.notice("image")).to_contain_text("Load model")
+
+    button.click()
+    expect(state).to_have_text("Loading failed")
+    expect(page.locator("#head [role=alert]")).to_contain_text("shard 3 is <torn>")
+    expect(button).to_have_text("Try again")
+
+    button.click()
+    expect(page.locator("#head [role=progressbar]")).to_have_attribute("aria-valuenow", "30")
+    expect(page.locator("#head .progress")).to_contain_text("3.0 MB of 10.0 MB")
+    expect(button).to_have_text("Loading… 30 %")
+    expect(button).to_be_disabled()
+    page.click("#image-send")
+    expect(visit.notice("image")).to_contain_text("still loading")
+
+    go_on.set()
+    expect(state).to_contain_text("Ready")
+    expect(button).to_have_text("Model loaded")
+    for fact, value in {"devices": "cpu × 1", "mesh": "1 data × 1 model", "dtype": "float32"}.items():
+        expect(page.locator(f"[data-fact={fact}]")).to_have_text(value)
+    expect(page.locator("#head h1")).to_have_text("gemma3-tiny")
+    visit.close()
+
+
+def test_text_answer_streams_and_is_what_the_library_says(visit: Visit, model: gemma_tpu.Model, slow: None) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=500)
+    visit.begin("text", "hello there")
+    expect(visit.page.locator("#text-stop")).to_be_visible(timeout=WAIT)
+    lengths = set()
+    while visit.page.locator("#text-stop").is_visible():
+        lengths.add(len(visit.answer("text")))
+    assert len(lengths) > 2  # it came piece by piece
+    visit.ended("text")
+    expect(visit.stats("text")).to_have_text(
+        re.compile(r"500 tokens · [\d,.]+ tokens/s · first token after [\d.]+ s · prompt of \d+ tokens · cut at")
+    )
+    assert visit.answer("text") == model.generate("hello there", max_new_tokens=500).text
+
+
+def test_follow_up_is_told_the_conversation_so_far(visit: Visit, model: gemma_tpu.Model) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=20)
+    first = visit.ask("text", "one <start_of_image> *two*")
+    second = visit.ask("text", "three")
+    chat = model.chat(max_new_tokens=20)
+    assert [first, second] == [chat.send("one <start_of_image> *two*").text, chat.send("three").text]
+    expect(visit.page.locator("#text-chat [data-testid=user]").first).to_have_text("one <start_of_image> *two*")
+    visit.page.click("#text-clear")
+    expect(visit.answers("text")).to_have_count(0)
+    assert visit.ask("text", "three") == model.generate("three", max_new_tokens=20).text
+
+
+def test_what_was_typed_is_shown_as_typed(visit: Visit) -> None:
+    lines = ["2*3*4 = a_b_c", "<b>bold</b> & <start_of_turn> &amp;", "# no heading", "- no list", "+ no list"]
+    lines += ["1. no list", "1) no list", "==", "--", "> no quote", "`no code` ~~kept~~ [text](link) ![x](y) | a |"]
+    lines += ["a\\*b \\", "你好，*世界*", "x $$y$$ $z$", "if x:", "    indented"]
+    visit.go("text")
+    visit.set("text", max_new_tokens=1)
+    visit.ask("text", "\n".join(lines))
+    shown = visit.page.locator("#text-chat [data-testid=user]").inner_text()
+    assert shown.replace("\u200b", "").replace("\u00a0", " ").strip().split("\n") == lines
+
+
+def test_questions_about_a_picture(visit: Visit, model: gemma_tpu.Model, red_png: Path) -> None:
+    visit.set("image", max_new_tokens=20)
+    visit.page.set_input_files("#picture-1 input[type=file]", red_png)
+    expect(visit.page.locator("#picture-1 img")).to_be_visible()
+    chat = model.chat(max_new_tokens=20)
+    assert visit.ask("image", "What?") == chat.send("What?", images=[red_png]).text
+    expect(visit.page.locator("#image-chat img")).to_have_count(1)
+    assert visit.ask("image", "And where?") == chat.send("And where?").text
+    expect(visit.page.locator("#image-chat img")).to_have_count(1)  # shown to the model once
+    # A new picture is a new subject.
+    visit.page.locator(".image-example").first.click()
+    picture = Path(examples("image")[0]["pictures"][0])
+    expect(visit.page.locator(f'#picture-1 img[src$="{picture.name}"]')).to_be_visible()
+    path = Path(__file__).parent.parent / "demo" / "examples" / picture
+    assert visit.ask("image", "What?") == model.generate("What?", images=[path], max_new_tokens=20).text
+
+
+def test_examples_fill_the_form(visit: Visit) -> None:
+    field = visit.page.locator("#image-prompt textarea")
+    for i, example in enumerate(examples("image")):
+        visit.page.locator(".image-example").nth(i).click()
+        expect(field).to_have_value(example["en"])
+        for number in range(2):
+            shown = visit.page.locator(f"#picture-{number + 1} img")
+            if number < len(example["pictures"]):
+                expect(shown).to_have_attribute("src", re.compile(re.escape(example["pictures"][number]) + "$"))
+            else:
+                expect(shown).to_have_count(0)
+    visit.go("text")
+    for i, example in enumerate(examples("text")):
+        visit.page.locator(".text-example").nth(i).click()
+        expect(visit.page.locator("#text-prompt textarea")).to_have_value(example["en"])
+
+
+def test_stop_stops_the_engine_and_so_does_leaving(
+    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, slow: None
+) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=ENDLESS)
+    visit.begin("text", "hello there")
+    wait_for(lambda: busy(model))
+    # Another visitor waits for the only row; he can give up too.
+    other = Visit(browser, server)
+    other.go("text")
+    other.set("text", max_new_tokens=5)
+    if busy(model):
+        other.begin("text", "hello")
+        expect(other.page.locator("#text-stop")).to_be_visible()
+        other.page.click("#text-stop")
+        other.ended("text")
+    visit.page.click("#text-stop")
+    expect(visit.stats("text")).to_contain_text("stopped")
+    wait_for(lambda: not busy(model))
+    count = int(re.match(r"([\d,]+) tokens", visit.stats("text").inner_text())[1].replace(",", ""))
+    assert 0 < count < ENDLESS
+    assert other.ask("text", "hello") == model.generate("hello", max_new_tokens=5).text
+
+    other.set("text", max_new_tokens=ENDLESS)
+    other.begin("text", "hello there")
+    wait_for(lambda: busy(model))
+    other.close()
+    wait_for(lambda: not busy(model))
+
+
+def test_clearing_stops_the_answer(visit: Visit, model: gemma_tpu.Model, slow: None) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=ENDLESS)
+    visit.begin("text", "hello there")
+    wait_for(lambda: busy(model))
+    visit.page.click("#text-clear")
+    wait_for(lambda: not busy(model))
+    expect(visit.answers("text")).to_have_count(0)
+    visit.set("text", max_new_tokens=3)
+    visit.ask("text", "hello")
+    expect(visit.answers("text")).to_have_count(1)
+
+
+def test_settings_reach_the_model(visit: Visit, model: gemma_tpu.Model) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=1)
+    visit.ask("text", "hello")
+    expect(visit.stats("text")).to_contain_text("1 token ·")
+    visit.page.click("#text-clear")
+    visit.page.uncheck("#text-random-seed input")
+    visit.set("text", max_new_tokens=12, temperature=1.5, top_k=7, top_p=0.9, min_p=0.02, seed=11)
+    options = {"max_new_tokens": 12, "temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.02}
+    assert visit.ask("text", "hello") == model.generate("hello", seed=11, **options).text
+    expect(visit.stats("text")).to_contain_text("seed 11")
+
+
+def test_wrong_input_is_answered_in_the_page(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    page.click("#image-send")
+    expect(visit.notice("image")).to_have_text(text("empty_prompt", "en"))
+    visit.begin("image", "What is it?")
+    expect(visit.notice("image")).to_have_text(text("no_picture", "en"))
+    expect(page.locator("#image-prompt textarea")).to_have_value("What is it?")  # nothing typed is lost
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    page.set_input_files("#picture-1 input[type=file]", broken)
+    expect(visit.notice("image")).to_contain_text("broken.png")
+    expect(visit.notice("image")).not_to_contain_text("/")
+    expect(page.locator("#picture-1 img")).to_have_count(0)
+
+    tiff = tmp_path / "scan.tiff"  # which browsers do not show
+    Image.new("RGB", (30, 20), "green").save(tiff)
+    page.set_input_files("#picture-1 input[type=file]", tiff)
+    expect(page.locator('#picture-1 img[src$=".png"]')).to_be_visible()
+    expect(visit.notice("image")).to_have_count(0)
+
+    visit.go("text")
+    visit.begin("text", "word " * 9000)
+    expect(visit.notice("text")).to_contain_text("shorten it")
+    visit.set("text", max_new_tokens=2)
+    visit.ask("text", "hello")
+    expect(visit.notice("text")).to_have_count(0)
+
+
+def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
+    page = visit.page
+    visit.set("image", max_new_tokens=2)
+    page.locator(".image-example").first.click()
+    visit.ask("image", "What?")
+    page.click("text=中文")
+    expect(page.locator("#load")).to_have_text(text("loaded", "zh"))
+    expect(page.locator("#image-send")).to_have_text(text("send", "zh"))
+    expect(page.locator("#image-tab-button")).to_have_text(text("tab_image", "zh"))
+    expect(page.locator("#image-prompt textarea")).to_have_attribute("placeholder", text("prompt_image", "zh"))
+    expect(page.locator(".image-example").nth(1)).to_have_text(examples("image")[1]["zh"])
+    expect(visit.stats("image")).to_contain_text("2 个 token")
+    expect(visit.answers("image")).to_have_count(1)
+    assert page.evaluate("document.documentElement.lang") == "zh"
+    page.click("#image-send")
+    expect(visit.notice("image")).to_have_text(text("empty_prompt", "zh"))
+    page.click("text=English")
+    expect(page.locator("#image-send")).to_have_text("Send")
+
+    chinese = Visit(browser, server, locale="zh-CN")
+    expect(chinese.page.locator("#image-send")).to_have_text(text("send", "zh"))
+    chinese.close()
+
+
+def test_page_fits_a_phone(visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    visit.page.locator(".image-example").last.click()
+    expect(visit.page.locator("#picture-2 img")).to_be_visible()
+    width = visit.page.evaluate("document.documentElement.scrollWidth")
+    assert width == 390
+    for name in ("#picture-1", "#picture-2", "#image-chat", "#image-prompt", "#image-send", "#load"):
+        box = visit.page.locator(name).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["width"] > 80
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    options = gemma_tpu.Options()
+    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS

@@ -1,0 +1,279 @@
+"""The demo without a browser: conversations, texts, the command line, what it imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+import string
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import demo
+from demo import __main__ as command
+from demo.chat import Conversation, Readers, Turn, literal, statistics
+from demo.state import Loader
+from demo.tab import EXAMPLES, examples
+from demo.texts import TEXTS
+from gemma_tpu import Completion, Timings, Usage
+
+FOLDER = Path(demo.__file__).parent
+GREEDY = {"temperature": 0.0, "seed": 1}
+
+
+class FakeStream:
+    """Yields `pieces`, waiting for `close` where one is None."""
+
+    def __init__(self, pieces: list[str | None]) -> None:
+        self._pieces, self.closed = pieces, threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if piece is not None:
+                yield piece
+            elif not self.closed.wait(10):
+                raise TimeoutError("nobody closed the stream")
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class FakeModel:
+    """Keeps what it was told; answers with `pieces`."""
+
+    def __init__(self) -> None:
+        self.told: list[list[dict[str, Any]]] = []
+        self.pieces: list[str | None] = ["Yes", "."]
+
+    def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
+        if any(part.get("text") == "too long" for part in messages[-1]["content"]):
+            raise ValueError("the prompt has 9000 tokens")
+        self.told.append(messages)
+        return FakeStream(self.pieces)
+
+
+def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: str | None) -> Turn:
+    turn = conversation.ask(model, question, pictures, GREEDY)  # type: ignore[arg-type]
+    if None not in model.pieces:
+        wait_for(lambda: turn.answer.done)
+    return turn
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ready = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        ready.wait(0.01)
+    raise AssertionError("waited in vain")
+
+
+def outline(messages: list[dict[str, Any]]) -> list[str]:
+    """Messages as short strings: "user: [a.png] What?"."""
+    lines = []
+    for message in messages:
+        content = message["content"]
+        parts = content if isinstance(content, list) else [{"text": content}]
+        said = " ".join(part.get("text") or f"[{part['image']}]" for part in parts)
+        lines.append(f"{message['role']}: {said}")
+    return lines
+
+
+def test_a_picture_is_shown_once_and_a_new_one_begins_anew() -> None:
+    conversation, model = Conversation(), FakeModel()
+    assert not conversation.has_picture([None, None])
+    ask(conversation, model, "What?", "a.png", None)
+    ask(conversation, model, "Where?", "a.png", None)
+    assert outline(model.told[-1]) == ["user: [a.png] What?", "assistant: Yes.", "user: Where?"]
+    ask(conversation, model, "Different?", "a.png", "b.png")
+    assert outline(model.told[-1])[-1] == "user: [b.png] Different?"
+    assert len(model.told[-1]) == 5
+    ask(conversation, model, "What?", "c.png", "b.png")
+    assert outline(model.told[-1]) == ["user: [c.png] [b.png] What?"]
+    # Taken away, it can still be asked about.
+    assert conversation.has_picture([None, None])
+    ask(conversation, model, "Sure?", None, None)
+    assert outline(model.told[-1]) == ["user: [c.png] [b.png] What?", "assistant: Yes.", "user: Sure?"]
+    assert len(conversation.shown("en")) == 10  # all of it is on the screen
+    conversation.clear()
+    assert conversation.shown("en") == []
+    ask(conversation, model, "What?", "c.png", None)
+    assert outline(model.told[-1]) == ["user: [c.png] What?"]
+
+
+def test_a_question_without_answer_leaves_no_trace_in_the_prompt() -> None:
+    conversation, model = Conversation(), FakeModel()
+    model.pieces = []
+    ask(conversation, model, "Hm?", "a.png")
+    assert conversation.shown("en")[-1]["content"][0]["text"] == "(no answer)"
+    model.pieces = ["Yes."]
+    ask(conversation, model, "What?", "a.png")
+    assert outline(model.told[-1]) == ["user: [a.png] What?"]
+    with pytest.raises(ValueError, match="9000 tokens"):
+        ask(conversation, model, "too long", "b.png")
+    ask(conversation, model, "Where?", "a.png")
+    assert outline(model.told[-1])[0] == "user: [a.png] What?"
+
+
+def test_stop_clear_and_leaving_close_the_stream() -> None:
+    model = FakeModel()
+    model.pieces = ["So", None]
+    readers = Readers()
+
+    def leave(conversation: Conversation, turn: Turn) -> None:
+        with readers.reading("visitor", turn.answer):
+            readers.leave("someone else")
+            assert not turn.answer.done
+            readers.leave("visitor")
+            wait_for(lambda: turn.answer.done)
+
+    for end in (lambda c, _: c.stop(), lambda c, _: c.clear(), leave):
+        conversation = Conversation()
+        turn = ask(conversation, model, "Why?")
+        wait_for(lambda turn=turn: turn.answer.text == "So")
+        assert conversation.writing
+        end(conversation, turn)
+        wait_for(lambda turn=turn: turn.answer.done)
+        assert turn.answer.error is None
+    assert readers._answers == {}
+
+
+def test_markup_that_was_typed_is_escaped() -> None:
+    """That this suffices is seen in the browser (test_demo_app.py)."""
+    assert literal("2*3 <b> a_b [x] `c` a\\*b") == r"2\*3 \<b\> a\_b \[x\] \`c\` a\\\*b"
+    assert literal("- x\n1. y") == "&#8203;- x\n&#8203;1. y"
+    assert literal("你好, it's 3 - 1 = 2.") == "你好, it's 3 - 1 = 2."
+
+
+def test_indents_and_empty_lines_are_kept() -> None:
+    assert literal("if x:\n    y\n\nz") == "if x:\n&nbsp;&nbsp;&nbsp;&nbsp;y\n\nz"
+
+
+def test_statistics_line() -> None:
+    usage = Usage(prompt_tokens=1284, image_tokens=256, cached_tokens=270, completion_tokens=128)
+    timings = Timings(queue=0.1, prefill=0.2, first_token=0.352, decode=3.0, tokens_per_second=42.33)
+    completion = Completion("…", [0] * 128, "length", usage, timings)
+    assert statistics(completion, 7, "en") == (
+        "128 tokens · 42.3 tokens/s · first token after 0.35 s · 270 of 1,284 prompt tokens from the cache · seed 7 · "
+        "cut at the length limit"
+    )
+    nan = float("nan")
+    never = Completion("", [], "cancelled", Usage(10, 0, 0, 0), Timings(nan, nan, nan, nan, 0.0))
+    assert statistics(never, None, "zh") == "0 个 token · 提示 10 个 token · 已停止"
+
+
+def test_loader_reports_what_went_wrong_and_tries_again() -> None:
+    seen = []
+
+    class Warm:
+        closed = False
+
+        def warmup(self, progress: Callable[[str, int, int], None]) -> None:
+            seen.append(loader.status)
+            progress("decode", 3, 4)
+            seen.append(loader.status)
+            if len(seen) == 2:
+                raise RuntimeError("out of\nmemory")
+
+        def close(self) -> None:
+            self.closed = True
+
+    models = [Warm(), Warm()]
+
+    def load(progress: Callable[[int, int], None]) -> Any:
+        progress(5, 10)
+        return models[0] if not seen else models[1]
+
+    loader = Loader("x", load)
+    assert loader.status.phase == "idle"
+    loader.start()
+    status = loader.wait(10)
+    assert (status.phase, status.error) == ("failed", "RuntimeError: out of memory")
+    assert loader.model is None
+    assert models[0].closed
+    loader.start()
+    assert loader.wait(10).phase == "ready"
+    assert loader.model is models[1]
+    loader.start()  # there is nothing more to do
+    assert loader.status.phase == "ready"
+    assert [(s.phase, s.fraction, s.step) for s in seen[:2]] == [("reading", 0.5, ""), ("compiling", 0.75, "decode")]
+
+
+def test_texts_exist_in_both_languages_and_all_are_used() -> None:
+    for key, texts in TEXTS.items():
+        assert len(texts) == 2
+        assert all(texts), key
+        fields = [{name for _, name, _, _ in string.Formatter().parse(one) if name} for one in texts]
+        assert fields[0] == fields[1], key
+    code = "".join(path.read_text() for path in FOLDER.glob("*.py") if path.name != "texts.py")
+    made_up = {f"tab_{n}" for n in ("image", "text")} | {f"chat_empty_{n}" for n in ("image", "text")}
+    made_up |= {f"prompt_{n}" for n in ("image", "text")} | {"picture", "picture_2", "picture_drop", "picture_drop_2"}
+    made_up |= {"ended_cancelled", "ended_length", "step_starting", "step_reading", "step_compiling"}
+    unused = [key for key in TEXTS if key not in made_up and f'"{key}"' not in code]
+    # Phases are texts too; the first of them is only ever a value.
+    assert set(unused) <= {"idle", "starting", "reading", "compiling", "ready", "failed"}
+    assert made_up <= set(TEXTS)
+
+
+def test_examples_are_there_and_small() -> None:
+    for name in ("image", "text"):
+        assert len(examples(name)) >= 3
+        for example in examples(name):
+            assert example["en"]
+            assert example["zh"]
+            for picture in example.get("pictures", []):
+                assert (EXAMPLES / picture).stat().st_size <= 50_000
+
+
+def test_only_the_public_api_is_imported() -> None:
+    for path in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [module for module in modules if module.startswith("gemma_tpu.")], path
+            assert not [module for module in modules if module.split(".")[0] == "jax"], path
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    for path in (FOLDER / "static").iterdir():
+        if path.suffix in (".css", ".svg"):
+            assert not re.search(r"@import|https?://", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "no/such/folder"], "demo: --checkpoint no/such/folder: no such file or directory\n"),
+        ([], "demo: checkpoints/gemma3-demo is neither here nor beside the demo"),
+        (["--checkpoint", ".", "--port", "70000"], "demo: cannot listen on 127.0.0.1:70000: "),
+    ],
+)
+def test_errors_on_the_command_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "elsewhere" / "demo" / "__main__.py"))
+    assert command.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_port_in_use(capsys: pytest.CaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command.main(["--checkpoint", ".", "--port", str(port)]) == 1
+    assert capsys.readouterr().err == (
+        f"demo: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port\n"
+    )
+
+
+def test_wrong_mesh(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--mesh", "8"])
+    assert exit.value.code == 2
+    assert "'8' is not of the form DATA,MODEL, such as 1,8" in capsys.readouterr().err
