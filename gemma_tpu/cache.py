@@ -22,7 +22,7 @@ def cache_slots(config: GemmaConfig, layer: int, context: int) -> int:
     return context if config.is_global(layer) else min(config.sliding_window, context)
 
 
-def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype) -> Cache:
+def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> Cache:
     def zeros(layer: int) -> jax.Array:
         shape = (rows, config.num_kv_heads, cache_slots(config, layer, context), config.head_dim)
         return jnp.zeros(shape, dtype)
@@ -30,7 +30,7 @@ def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype) -
     return tuple((zeros(layer), zeros(layer)) for layer in range(config.num_layers))
 
 
-def cache_bytes(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype) -> int:
+def cache_bytes(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> int:
     """Bytes of the whole cache over all devices."""
     slots = sum(cache_slots(config, layer, context) for layer in range(config.num_layers))
     return 2 * rows * slots * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize

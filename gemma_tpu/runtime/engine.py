@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,15 +22,13 @@ from jax.sharding import Mesh
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
-from gemma_tpu.runtime.request import ImageInput, Options, Request
+from gemma_tpu.runtime.images import BATCHES, SoftTokens
+from gemma_tpu.runtime.programs import NO_TOKEN
+from gemma_tpu.runtime.request import ImageInput, Options, Request, row_controls
 from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
-from gemma_tpu.sampling import Sampling
 
 STEPS_PER_CALL = 8  # decode steps between two looks of the host
 CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
-_IMAGE_BATCHES = (4, 1)
-_SOFT_TOKEN_CACHE = 64  # images whose soft tokens are kept for follow-up questions
 _TPU_ROWS = 8  # fewer rows than this run on the vector unit (docs: DESIGN, decode batch)
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -107,11 +104,12 @@ class Engine:
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""
-        return self._call(lambda: self._soft_tokens(images))
+        return self._call(lambda: self._soft_tokens.of(images))
 
     def knows_image(self, digest: bytes) -> bool:
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
-        return digest in self._soft_cache
+        self._check_open()
+        return digest in self._soft_tokens
 
     def close(self) -> None:
         """Ends the thread and lets go of the device memory; requests under way fail."""
@@ -120,8 +118,7 @@ class Engine:
             self._wake.notify()
         self._thread.join()
         self._text_params = self._vision_params = {}
-        self._soft_cache.clear()
-        del self._state
+        del self._state, self._soft_tokens
 
     def _check_open(self) -> None:
         if self._closed:
@@ -141,8 +138,7 @@ class Engine:
         self._state = programs.init_state(self.config, self.max_rows, self.max_context, self._dtype, self.mesh)
         self._rows = [Row(i) for i in range(self.max_rows)]
         self._unread: collections.deque[tuple[list[Row], bool, jax.Array]] = collections.deque()
-        self._soft_cache: collections.OrderedDict[bytes, jax.Array] = collections.OrderedDict()
-        self._blank = programs.blank_image(self.config, self._dtype, self.mesh) if self._num_soft else None
+        self._soft_tokens = SoftTokens(self.config, self._vision_params, self._dtype, self.mesh)
 
     def _run(self) -> None:
         while True:
@@ -209,6 +205,7 @@ class Engine:
 
     def _leave(self, row: Row, reason: str) -> None:
         request, row.request, row.decoding, row.last_used = row.request, None, False, self._turn
+        row.cancelled = reason == "cancelled"
         request.finish(reason)
 
     def _admit_pending(self) -> None:
@@ -268,52 +265,24 @@ class Engine:
             tokens,
             start,
             count,
-            *self._soft_arguments(images, soft_index),
+            self._soft_tokens.for_chunk(images, B, size),
+            soft_index,
             fresh=not start.any(),
             **self._static,
         )
-
-    def _soft_arguments(
-        self, images: Sequence[ImageInput], soft_index: np.ndarray
-    ) -> tuple[jax.Array, np.ndarray] | tuple[None, None]:
-        """Soft tokens padded to as many images as a chunk of this shape can hold; None where it can hold none."""
-        capacity = soft_index.shape[0] * (soft_index.shape[1] // self._num_soft) if self._num_soft else 0
-        if not capacity:
-            return None, None
-        soft = self._soft_tokens(images)
-        return programs.stack((*soft, *[self._blank] * (capacity - len(soft))), mesh=self.mesh), soft_index
-
-    def _soft_tokens(self, images: Sequence[ImageInput]) -> list[jax.Array]:
-        new = {image.digest: image for image in images if image.digest not in self._soft_cache}
-        todo = list(new.values())
-        while todo:
-            batch = next(size for size in _IMAGE_BATCHES if size <= len(todo))
-            pixels = np.stack([image.pixels for image in todo[:batch]])
-            encoded = self._encode(pixels)
-            self._soft_cache |= zip((image.digest for image in todo[:batch]), encoded, strict=True)
-            todo = todo[batch:]
-        soft = [self._soft_cache[image.digest] for image in images]
-        for image in images:
-            self._soft_cache.move_to_end(image.digest)
-        while len(self._soft_cache) > max(_SOFT_TOKEN_CACHE, len(images)):
-            self._soft_cache.popitem(last=False)
-        return soft
-
-    def _encode(self, pixels: np.ndarray) -> tuple[jax.Array, ...]:
-        return programs.encode(self._vision_params, pixels, config=self.config, mesh=self.mesh)
 
     # Decode.
 
     def _start_decoding(self, row: Row) -> None:
         request = row.request
-        row.decoding, row.last_key = True, row.prompt_keys[-1]
+        row.decoding, row.dispatched, row.last_key = True, False, row.prompt_keys[-1]
         row.limit = min(request.options.max_new_tokens, self.max_context - len(request.tokens))
         self._admit(row.index, row.prefill_target, request.tokens[-1], row.limit, request.options)
         request.clock.prefilled = time.perf_counter()
 
     def _admit(self, index: int, length: int, last: int, remaining: int, options: Options) -> None:
         numbers = (np.int32(value) for value in (index, length, last, remaining))
-        controls = _controls(options, self._stop_tokens(options), self.config.vocab_size)
+        controls = row_controls(options, self._stop_tokens(options), self.config.vocab_size)
         self._state = programs.admit(self._state, *numbers, controls, mesh=self.mesh)
 
     def _stop_tokens(self, options: Options) -> Sequence[int]:
@@ -324,12 +293,13 @@ class Engine:
         if not rows:
             return False
         # A row's first token is worth a call of its own: its caller is waiting for it.
-        first = any(not row.request.generated and not row.unread for row in rows)
+        first = not all(row.dispatched for row in rows)
         single = self._decode_single and len(rows) == 1
         picked = np.array([rows[0].index], np.int32) if single else None
         tokens = self._dispatch_decode(picked, 1 if first else self._steps_per_call)
         tokens.copy_to_host_async()
         for row in rows:
+            row.dispatched = True
             row.unread += 1
         self._unread.append((rows, single, tokens))
         return True
@@ -373,9 +343,9 @@ class Engine:
         calls: list[tuple[str, Callable[[], object]]] = []
         if self._vision_params:
             side = self.config.vision.image_size
-            for batch in _IMAGE_BATCHES:
+            for batch in BATCHES:
                 pixels = np.zeros((batch, side, side, 3), np.float32)
-                calls.append((f"{batch} images", functools.partial(self._encode, pixels)))
+                calls.append((f"{batch} images", functools.partial(self._soft_tokens.encode, pixels)))
         for size in self._chunks:
             for B in sorted({1, self.max_rows}):
                 for fresh in (True, False):
@@ -392,29 +362,12 @@ class Engine:
         return len(calls)
 
     def _warm_prefill(self, B: int, size: int, fresh: bool) -> None:
-        soft = self._soft_arguments([], np.full((B, size), -1, np.int32))
+        soft_tokens, soft_index = self._soft_tokens.for_chunk([], B, size), np.full((B, size), -1, np.int32)
         nothing = np.zeros(B, np.int32)
         rows = None if self.max_rows == B else nothing
         tokens = np.zeros((B, size), np.int32)
-        args = (self._text_params, self._state, rows, tokens, nothing, nothing, *soft)
+        args = (self._text_params, self._state, rows, tokens, nothing, nothing, soft_tokens, soft_index)
         self._state = programs.prefill(*args, fresh=fresh, **self._static)
 
     def _warm_release(self) -> None:
         self._state = programs.release(self._state, np.int32(self.max_rows), mesh=self.mesh)
-
-
-def _controls(options: Options, stop_tokens: Sequence[int], vocab_size: int) -> Controls:
-    """The controls of one row, as numpy arrays."""
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
-    stop[0, : len(stop_tokens)] = list(stop_tokens)
-    forbidden = np.zeros((1, vocab_size), bool)
-    forbidden[0, list(options.forbidden_tokens)] = True
-    sampling = Sampling(
-        temperature=np.array([options.temperature], np.float32),
-        top_k=np.array([options.top_k], np.int32),
-        top_p=np.array([options.top_p], np.float32),
-        min_p=np.array([options.min_p], np.float32),
-        seed=np.array([seed], np.uint32),
-    )
-    return Controls(sampling, stop, forbidden)

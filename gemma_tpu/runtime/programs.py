@@ -52,7 +52,7 @@ class State:
     controls: Controls
 
 
-def init_state(config: GemmaConfig, rows: int, context: int, dtype: jnp.dtype, mesh: Mesh) -> State:
+def init_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
     """An empty state of `rows` × `context` tokens, made in place on the mesh."""
 
     def make() -> State:
@@ -94,7 +94,7 @@ def stack(images: tuple[Float[Array, "soft D"], ...], *, mesh: Mesh) -> Float[Ar
     return jax.lax.with_sharding_constraint(jnp.stack(images), NamedSharding(mesh, PartitionSpec()))
 
 
-def blank_image(config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Float[Array, "soft D"]:
+def blank_image(config: GemmaConfig, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Float[Array, "soft D"]:
     """Soft tokens of no image, to fill `stack` up to a known size."""
     zeros = jnp.zeros((config.vision.num_soft_tokens, config.embed_dim), dtype)
     return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))
@@ -109,7 +109,7 @@ def prefill(
     start: Int[Array, "B"],
     count: Int[Array, "B"],
     soft_tokens: Float[Array, "I soft D"] | None,
-    soft_index: Int[Array, "B T"] | None,
+    soft_index: Int[Array, "B T"],
     *,
     config: GemmaConfig,
     mesh: Mesh,

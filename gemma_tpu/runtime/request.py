@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import queue
+import secrets
 import struct
 import threading
 import time
@@ -16,7 +17,8 @@ import numpy as np
 import PIL.Image
 
 from gemma_tpu.image import to_pixels
-from gemma_tpu.runtime.programs import MAX_STOP_TOKENS
+from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
+from gemma_tpu.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,23 @@ def _check_range(name: str, value: float, kind: type, low: float, high: float, *
         raise ValueError(
             f"{name} must be {'above' if low_open else 'at least'} {low} {upper}".rstrip() + f", got {value}"
         )
+
+
+def row_controls(options: Options, stop_tokens: Sequence[int], vocab_size: int) -> Controls:
+    """What the device is told of one row's options, as numpy arrays."""
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
+    stop[0, : len(stop_tokens)] = list(stop_tokens)
+    forbidden = np.zeros((1, vocab_size), bool)
+    forbidden[0, list(options.forbidden_tokens)] = True
+    sampling = Sampling(
+        temperature=np.array([options.temperature], np.float32),
+        top_k=np.array([options.top_k], np.int32),
+        top_p=np.array([options.top_p], np.float32),
+        min_p=np.array([options.min_p], np.float32),
+        seed=np.array([seed], np.uint32),
+    )
+    return Controls(sampling, stop, forbidden)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,11 @@ def chunk_end(start: int, target: int, longest: int, spans: Sequence[ImageSpan])
 
 @dataclasses.dataclass
 class Row:
-    """A row of the cache. `keys` are those of the tokens in it, known once every dispatched call has been read."""
+    """A row of the cache. `keys` are those of the tokens in it.
+
+    A row that the device itself put to rest (stop token, length) is known to be as read. One that was cancelled may
+    have gone on in the calls that were under way: it is free only when they have been read.
+    """
 
     index: int
     request: Request | None = None
@@ -64,12 +68,14 @@ class Row:
     decoding: bool = False
     last_key: int | bytes = 0  # of the token to be fed next
     limit: int = 0  # tokens the request may produce
+    dispatched: bool = False  # whether a decode call for the request has been dispatched
     unread: int = 0  # dispatched decode calls whose tokens have not been read
+    cancelled: bool = False
     last_used: int = 0
 
     @property
     def free(self) -> bool:
-        return self.request is None and self.unread == 0
+        return self.request is None and not (self.cancelled and self.unread)
 
     @property
     def prefill_target(self) -> int:
