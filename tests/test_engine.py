@@ -22,9 +22,9 @@ CONTEXT = 128
 NO_STOP = Options(max_new_tokens=20, stop_tokens=())
 
 
-@pytest.fixture(scope="module")
-def engine():
-    engine = make_engine(MULTIMODAL, max_context=CONTEXT)
+@pytest.fixture(scope="module", params=[False, True], ids=["rows alone", "rows together"])
+def engine(request):
+    engine = make_engine(MULTIMODAL, max_context=CONTEXT, batch_always=request.param)
     yield engine
     engine.close()
 

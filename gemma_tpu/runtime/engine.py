@@ -49,6 +49,7 @@ class Engine:
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
         chunks: Sequence[int] = CHUNKS,
+        batch_always: bool | None = None,
     ) -> None:
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
         self._eos_tokens, self._steps_per_call, self._dtype = tuple(eos_tokens), steps_per_call, jnp.dtype(dtype)
@@ -59,8 +60,9 @@ class Engine:
         self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
         platform = mesh.devices.flat[0].platform
         self._min_rows = _TPU_ROWS if platform == "tpu" else 1
-        # Where arithmetic is scarce, one request should not pay for all rows; elsewhere they come almost for free.
-        self._decode_single = platform == "cpu" and max_rows > 1
+        # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
+        # they cost as much as the others, so there one row is run alone: `batch_always` False.
+        self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
         self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
 
         self._wake = threading.Condition()
@@ -232,8 +234,9 @@ class Engine:
     def _prefill_chunk(self) -> None:
         rows = [row for row in self._rows if row.prefilling]
         unfinished = [row for row in rows if len(row.keys) < row.prefill_target]
-        if unfinished:
-            self._dispatch_prefill(unfinished)
+        for group in [unfinished] if self._batch_always else [[row] for row in unfinished]:
+            if group:
+                self._dispatch_prefill(group)
         for row in rows:
             if len(row.keys) >= row.prefill_target:
                 self._start_decoding(row)
@@ -294,7 +297,7 @@ class Engine:
             return False
         # A row's first token is worth a call of its own: its caller is waiting for it.
         first = not all(row.dispatched for row in rows)
-        single = self._decode_single and len(rows) == 1
+        single = not self._batch_always and len(rows) == 1
         picked = np.array([rows[0].index], np.int32) if single else None
         tokens = self._dispatch_decode(picked, 1 if first else self._steps_per_call)
         tokens.copy_to_host_async()
@@ -347,13 +350,13 @@ class Engine:
                 pixels = np.zeros((batch, side, side, 3), np.float32)
                 calls.append((f"{batch} images", functools.partial(self._soft_tokens.encode, pixels)))
         for size in self._chunks:
-            for B in sorted({1, self.max_rows}):
+            for B in sorted({1, self.max_rows}) if self._batch_always else [1]:
                 for fresh in (True, False):
                     calls.append((f"prefill {B}×{size}", functools.partial(self._warm_prefill, B, size, fresh)))
         # A row past the end is none: the write is dropped.
         calls.append(("admit", lambda: self._admit(self.max_rows, 0, 0, 0, Options())))
         calls.append(("release", self._warm_release))
-        for picked in [None, np.zeros(1, np.int32)] if self._decode_single else [None]:
+        for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:
             calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
         for done, (label, call) in enumerate(calls):
             progress(label, done, len(calls))
