@@ -29,6 +29,7 @@ from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image
 
 STEPS_PER_CALL = 8  # decode steps between two looks of the host
 CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
+CPU_CHUNKS = (64, 320, 512)  # padding costs time there, and longer chunks gain none
 _TPU_ROWS = 8  # fewer rows than this run on the vector unit (docs: DESIGN, decode batch)
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -48,7 +49,7 @@ class Engine:
         dtype: jax.typing.DTypeLike,
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
-        chunks: Sequence[int] = CHUNKS,
+        chunks: Sequence[int] | None = None,
         batch_always: bool | None = None,
     ) -> None:
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
@@ -57,8 +58,9 @@ class Engine:
         self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
         self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
         self._num_soft = config.vision.num_soft_tokens if config.vision else 0
-        self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
         platform = mesh.devices.flat[0].platform
+        chunks = chunks or (CPU_CHUNKS if platform == "cpu" else CHUNKS)
+        self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
         self._min_rows = _TPU_ROWS if platform == "tpu" else 1
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
