@@ -1,0 +1,135 @@
+"""`gemma-tpu verify`: this toolkit and a reference implementation on the same checkpoint, prompts and image.
+
+The reference runs in an interpreter of its own choosing, because Google's package needs versions of jax that this
+toolkit cannot use. Both sides are given the same token ids and the same pixels, and show every module's output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from gemma_tpu.verify.inputs import Question, make_questions
+from gemma_tpu.verify.ours import Ours
+from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
+from gemma_tpu.verify.report import Report, compare
+
+__all__ = ["Question", "Report", "add_arguments", "main", "verify"]
+
+# Largest |Δlogit| that rounding explains, the reference computing in float32. Measured on tiny random models: 2e-5 to
+# 1e-4 in float32; real ones are deeper and have larger activations. A wrong weight moves logits by whole units.
+TOLERANCE = {"float32": 0.01, "bfloat16": 1.0}
+
+
+def verify(
+    checkpoint: str | os.PathLike[str],
+    against: str,
+    *,
+    tolerance: float | None = None,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    image: Any = None,
+    python: str | os.PathLike[str] | None = None,
+    dtype: str = "float32",
+    new_tokens: int = 32,
+    mesh: Mesh | tuple[int, int] | None = None,
+    tokenizer: Any = None,
+    config: Any = None,
+    progress: bool = False,
+) -> Report:
+    """Compares a checkpoint's answers with those of a reference implementation.
+
+    Args:
+      checkpoint: what `gemma_tpu.load` takes. The reference reads it by its own loader; only if it cannot read that
+        format is it given a conversion (the report says so), which takes as much room in the temporary directory.
+      against: "gemma" (Google's, 3.3) or "transformers" (Hugging Face's, 5). It computes in float32 on the CPU.
+      tolerance: largest |Δlogit| that passes; by default 0.01 for float32, 1.0 for bfloat16.
+      prompts: texts taken as they are (<start_of_image> marks the place of the image), or token ids; by default a
+        short one, a question, one longer than the sliding window, and one with an image if the model takes images.
+      image: anything `gemma_tpu.image.load_image` reads; by default a drawing. False leaves images out.
+      python: interpreter that has the reference; by default the one that runs this.
+      dtype: of this toolkit's side. `mesh`, `tokenizer`, `config`: as in `gemma_tpu.load`.
+      new_tokens: how long both go on greedily after each prompt.
+
+    Raises ValueError if the reference is not installed or cannot express the model, RuntimeError if it fails.
+    """
+    if against not in REFERENCES:
+        raise ValueError(f"against must be one of {', '.join(REFERENCES)}, got {against!r}")
+    if dtype not in TOLERANCE:
+        raise ValueError(f"dtype must be one of {', '.join(TOLERANCE)}, got {dtype!r}")
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    python = str(python or sys.executable)
+
+    def say(text: str) -> None:
+        if progress:
+            print(text, file=sys.stderr, flush=True)
+
+    check_installed(against, python)  # before minutes of work on our side
+    with tempfile.TemporaryDirectory(prefix="gemma-tpu-verify-") as folder:
+        path, converted = reference_checkpoint(checkpoint, against, config, Path(folder), say)
+        say(f"gemma_tpu: loading {checkpoint} as {dtype}")
+        with Ours(checkpoint, dtype=dtype, mesh=mesh, tokenizer=tokenizer, config=config) as ours:
+            questions, images = make_questions(ours.model, prompts, image, new_tokens)
+            outputs = ours.run(questions, images, say)
+            say(f"{against}: running on the CPU")
+            theirs, versions = run_reference(against, python, path, ours.model, questions, images, Path(folder))
+            return compare(
+                questions,
+                outputs,
+                theirs,
+                tolerance=tolerance,
+                margin=ours.margin,
+                about={"against": against, "versions": versions, "dtype": dtype, "converted": converted},
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `gemma-tpu verify`."""
+    parser.add_argument("checkpoint", help="a directory, gs:// path or name such as gemma3-4b-it")
+    parser.add_argument("--against", required=True, choices=tuple(REFERENCES), help="the reference implementation")
+    parser.add_argument("--python", metavar="PATH", help="interpreter that has the reference (default: this one)")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="taken as it is; may be given several times")
+    parser.add_argument("--image", metavar="FILE", help="shown at <start_of_image> (default: a drawing)")
+    parser.add_argument("--no-image", action="store_true", help="leave images out")
+    parser.add_argument("--tolerance", type=float, help="largest |Δlogit| that passes (float32: 0.01, bfloat16: 1)")
+    parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of this side (default: float32)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="to go on greedily after each prompt (default: 32)")
+    parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="default: 1, all devices")
+    parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the report; 0 if the tolerance is met, else 1."""
+    report = verify(
+        args.checkpoint,
+        args.against,
+        tolerance=args.tolerance,
+        prompts=args.prompt,
+        image=False if args.no_image else args.image,
+        python=args.python,
+        dtype=args.dtype,
+        new_tokens=args.new_tokens,
+        mesh=args.mesh,
+        tokenizer=args.tokenizer,
+        progress=True,
+    )
+    print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())
+    return 0 if report.passed else 1
+
+
+def _mesh(text: str) -> tuple[int, int]:
+    from gemma_tpu.cli import mesh_shape
+
+    return mesh_shape(text)

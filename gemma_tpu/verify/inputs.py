@@ -1,0 +1,144 @@
+"""What both sides are asked: token ids, pixels, and which rows of the outputs to show."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from gemma_tpu.image import load_image
+from gemma_tpu.text import Tokenizer, expand_images, render_messages
+
+if TYPE_CHECKING:
+    from gemma_tpu.api import Model
+
+# A vocabulary of 262,144 makes a megabyte of each row of logits; an image 4,096 rows of every vision block.
+_LOGIT_ROWS, _HIDDEN_ROWS = 64, 256
+
+_SHORT = "The capital of France is"
+_QUESTION = "How many days are there in a week? Answer in one sentence."
+_ABOUT_IMAGE = "What is in the picture?"
+_PARAGRAPH = (
+    "The river rises in the hills above the town, turns south past the old mill and the two bridges, and reaches the "
+    "sea some 40 kilometres later. In spring it floods the meadows; in August one can cross it on foot. "
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One prompt; hashable, so that a program can be compiled for it.
+
+    `tokens` has a <start_of_image> per image, `expanded` the whole block (gemma_tpu.text).
+    `rows`: tokens whose logits are compared, `at`: where they stand in `expanded` (the first token of a block stands
+    for its <start_of_image>, as in Google's package). `hidden`: positions in `expanded` whose hidden states are.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    expanded: tuple[int, ...]
+    images: int
+    rows: tuple[int, ...]
+    at: tuple[int, ...]
+    hidden: tuple[int, ...]
+    new_tokens: int
+
+
+def make_questions(
+    model: Model, prompts: Sequence[str | Sequence[int]] | None, image: Any, new_tokens: int
+) -> tuple[list[Question], np.ndarray]:
+    """The questions, and the image as uint8[S, S, 3] (nothing without one), resized once so that both see the same."""
+    vision = model.config.vision
+    if prompts:
+        asked = [_given(model, prompt) for prompt in prompts]
+    else:
+        asked = _default_prompts(model, with_image=vision is not None and image is not False)
+    questions = [_question(name, tokens, model, new_tokens) for name, tokens in asked]
+    for question in questions:
+        tokens = question.tokens
+        if question.images and image is False:
+            raise ValueError(f"prompt {question.name!r} has <start_of_image>, but images are left out")
+        if not tokens or min(tokens) < 1 or max(tokens) >= model.config.vocab_size:
+            raise ValueError(
+                f"prompt {question.name!r} must hold token ids in [1, {model.config.vocab_size}); 0 is padding"
+            )
+    if vision is None or not any(question.images for question in questions):
+        return questions, np.zeros((0, 0, 3), np.uint8)
+    side = vision.image_size
+    shown = load_image(image) if image is not None else drawing(side)
+    return questions, np.asarray(shown.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _given(model: Model, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+    if isinstance(prompt, str):
+        return prompt, _encode(model.tokenizer, prompt)
+    return f"{len(prompt)} token ids", [int(token) for token in prompt]
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    tokens = tokenizer.encode(text, control=True)
+    return tokens if tokens[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *tokens]
+
+
+def _default_prompts(model: Model, *, with_image: bool) -> list[tuple[str, list[int]]]:
+    tokenizer, config = model.tokenizer, model.config
+    past_window = min(config.sliding_window + 64, config.max_context // 2)
+    asked = [
+        ("text", _encode(tokenizer, _SHORT)),
+        ("question", _turn(tokenizer, _QUESTION)),
+        ("past the window", _encode(tokenizer, _PARAGRAPH * (past_window // 10 + 1))[:past_window]),
+    ]
+    if with_image and tokenizer.start_of_image is not None:
+        turn = _turn(tokenizer, _ABOUT_IMAGE)
+        after_role = turn.index(tokenizer.start_of_turn) + 1 + len(tokenizer.encode("user\n"))
+        asked.append(("image", [*turn[:after_role], tokenizer.start_of_image, *turn[after_role:]]))
+    return asked
+
+
+def _turn(tokenizer: Tokenizer, text: str) -> list[int]:
+    return render_messages([{"role": "user", "content": text}], tokenizer, None).tokens
+
+
+def _question(name: str, tokens: list[int], model: Model, new_tokens: int) -> Question:
+    tokenizer, vision = model._tokenizer, model.config.vision
+    marker = None if tokenizer is None else tokenizer.start_of_image
+    expanded: list[int] = []
+    at = []
+    for token in tokens:
+        at.append(len(expanded))
+        if tokenizer is not None and token == marker:
+            expanded += expand_images([token], vision.num_soft_tokens if vision else None, tokenizer)
+        else:
+            expanded.append(token)
+    rows = range(max(0, len(tokens) - _LOGIT_ROWS), len(tokens))
+    return Question(
+        name=name,
+        tokens=tuple(tokens),
+        expanded=tuple(expanded),
+        images=sum(token == marker for token in tokens),
+        rows=tuple(rows),
+        at=tuple(at[row] for row in rows),
+        hidden=spread(len(expanded)),
+        new_tokens=new_tokens,
+    )
+
+
+def spread(count: int, most: int = _HIDDEN_ROWS) -> tuple[int, ...]:
+    """At most `most` of the numbers below `count`, evenly spread, with the first and the last."""
+    return tuple(sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()}))
+
+
+def drawing(side: int) -> Image.Image:
+    """A picture with edges, areas and colours in it, the same everywhere."""
+    image = Image.new("RGB", (side, side), (236, 240, 245))
+    draw = ImageDraw.Draw(image)
+    unit = side / 16
+    draw.rectangle((0, 11 * unit, side, side), fill=(90, 150, 80))
+    draw.ellipse((10 * unit, unit, 14 * unit, 5 * unit), fill=(250, 190, 40))
+    draw.rectangle((3 * unit, 6 * unit, 8 * unit, 12 * unit), fill=(190, 60, 50))
+    draw.polygon([(2 * unit, 6 * unit), (5.5 * unit, 3 * unit), (9 * unit, 6 * unit)], fill=(70, 50, 90))
+    for i in range(4):
+        draw.line((0, (12 + i) * unit, side, (12.5 + i) * unit), fill=(40, 90, 40), width=max(1, round(unit / 8)))
+    return image

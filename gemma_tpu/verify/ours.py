@@ -1,0 +1,88 @@
+"""This toolkit's side: every module's output, logits, and greedy tokens from the engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from gemma_tpu.api import Model, load
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.image import to_pixels
+from gemma_tpu.model import Params
+from gemma_tpu.runtime import encode_images, forward
+from gemma_tpu.runtime.request import ImageInput, Options
+from gemma_tpu.verify.inputs import Question, spread
+
+Outputs = dict[str, np.ndarray]  # "0/layers.3" → rows of that module's output for the first question
+
+
+class Ours:
+    """A loaded model that answers questions and shows how."""
+
+    def __init__(self, checkpoint: Any, **options: Any) -> None:
+        self.model: Model = load(checkpoint, max_rows=1, progress=False, **options)
+        self._image = np.zeros((0, 0, 3), np.uint8)
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.model.close()
+
+    def run(self, questions: Sequence[Question], image: np.ndarray, say: Callable[[str], None]) -> Outputs:
+        """Outputs for every question; `image` uint8[S, S, 3] is shown wherever one has an image."""
+        self._image = image
+        outputs: Outputs = {}
+        for i, question in enumerate(questions):
+            say(f"gemma_tpu: {question.name!r}, {len(question.expanded)} tokens")
+            shown = _show(self.model.config, question, self.model.params, self._pixels(question))
+            outputs |= {f"{i}/{name}": np.asarray(value) for name, value in shown.items()}
+            outputs[f"{i}/greedy"] = np.array(self._greedy(question), np.int32)
+        return outputs
+
+    def margin(self, question: Question, answer: Sequence[int], ours: int, theirs: int) -> float:
+        """By how much token `ours` is ahead of `theirs` after the question and the first tokens of an answer."""
+        config, params, pixels = self.model.config, self.model.params, self._pixels(question)
+        soft = None if pixels is None else encode_images(config, params, pixels)
+        logits = forward(config, params, np.array([[*question.expanded, *answer]]), soft_tokens=soft)[0, -1]
+        return float(logits[ours] - logits[theirs])
+
+    def _pixels(self, question: Question) -> jax.Array | None:
+        vision = self.model.config.vision
+        if not question.images or vision is None:
+            return None
+        return jnp.asarray(np.stack([to_pixels(Image.fromarray(self._image), vision.image_size)] * question.images))
+
+    def _greedy(self, question: Question) -> list[int]:
+        """Token by token through the engine, with its caches; never an image's markers, never stopping early."""
+        tokenizer, vision = self.model._tokenizer, self.model.config.vision
+        markers = () if tokenizer is None else (tokenizer.start_of_image, tokenizer.end_of_image)
+        forbidden = [marker for marker in markers if marker is not None]
+        options = Options(max_new_tokens=question.new_tokens, stop_tokens=(), forbidden_tokens=forbidden)
+        images = [ImageInput(Image.fromarray(self._image), vision.image_size)] * question.images if vision else []
+        return [token for piece in self.model.engine.submit(question.expanded, images, options) for token in piece]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _show(
+    config: GemmaConfig, question: Question, params: Params, pixels: Float[Array, "I side side 3"] | None
+) -> dict[str, jax.Array]:
+    """The chosen rows of every module's output, and of the logits, in float32."""
+    shown: dict[str, jax.Array] = {}
+
+    def keep(name: str, value: jax.Array) -> None:
+        rows = spread(value.shape[-2]) if name.startswith("vision.") else question.hidden
+        value = value if name.startswith("vision.") else value[0]
+        if name != "logits":
+            shown[name] = value[..., jnp.asarray(rows), :].astype(jnp.float32)
+
+    soft = None if pixels is None else encode_images(config, params, pixels, tap=keep)
+    logits = forward(config, params, np.array([question.expanded]), soft_tokens=soft, tap=keep)
+    return shown | {"logits": logits[0, jnp.asarray(question.at)]}

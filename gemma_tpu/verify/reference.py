@@ -1,0 +1,129 @@
+"""Running a reference implementation in another interpreter: what it is given, what it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma_tpu.checkpoint import convert, open_checkpoint, resolve
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.verify.inputs import Question, spread
+
+if TYPE_CHECKING:
+    from gemma_tpu.api import Model
+
+NOT_INSTALLED = 3  # exit status of the scripts
+
+REFERENCES = {
+    "gemma": (
+        "it needs a Python 3.11 environment of its own (kauldron 1.3, jax below 0.8: the repository's "
+        "tests/reference/requirements-gemma.txt has versions that work together), to be named by --python"
+    ),
+    "transformers": "pip install torch 'transformers>=5', or name an environment that has them by --python",
+}
+# What each reads by itself, by our names of layouts (gemma_tpu.checkpoint.Checkpoint.kind).
+_READS = {
+    "gemma": ("orbax-nested", "orbax-flat", "orbax-stacked"),
+    "transformers": ("safetensors",),
+}
+_CONVERT_TO = {"gemma": "orbax-flat", "transformers": "safetensors"}
+
+
+def check_installed(against: str, python: str) -> None:
+    """ValueError with the way out if `python` cannot import the reference."""
+    _run(against, python, "--check")
+
+
+def reference_checkpoint(
+    checkpoint: str | os.PathLike[str], against: str, config: Any, folder: Path, say: Callable[[str], None]
+) -> tuple[str, bool]:
+    """A path that the reference's own loader can read, and whether that is a conversion made here."""
+    source = resolve(checkpoint)
+    opened = open_checkpoint(source, config=config)
+    usable = opened.kind in _READS[against]
+    if against == "transformers":  # it reads local directories, and cannot infer a configuration
+        usable = usable and (Path(opened.path) / "config.json").is_file()
+    if usable:
+        return opened.path, False
+    say(f"converting {checkpoint} ({opened.kind}), which {against} does not read")
+    return str(convert(source, folder / "converted", to=_CONVERT_TO[against], config=config, progress=False)), True
+
+
+def run_reference(
+    against: str,
+    python: str,
+    checkpoint: str,
+    model: Model,
+    questions: Sequence[Question],
+    image: np.ndarray,
+    folder: Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The reference's outputs, under the same names as ours, and the versions of its packages.
+
+    Raises ValueError if it cannot express the model, RuntimeError if it fails.
+    """
+    config, tokenizer = model.config, model._tokenizer
+    newline = () if tokenizer is None else tokenizer.double_newline
+    if against == "gemma" and any(question.images for question in questions) and len(newline) != 1:
+        raise ValueError(
+            'gemma puts one token for "\\n\\n" around an image, which this vocabulary lacks: use --no-image'
+        )
+    request = {
+        "checkpoint": checkpoint,
+        "config": dataclasses.asdict(config),
+        "size": next((name for name, known in CONFIGS.items() if known == config), None),
+        "double_newline": list(newline),
+        "start_of_image": None if tokenizer is None else tokenizer.start_of_image,
+        "end_of_image": None if tokenizer is None else tokenizer.end_of_image,
+        "tower_rows": {str(n): spread(n) for n in _tower_lengths(config)},
+        "questions": [dataclasses.asdict(question) for question in questions],
+    }
+    (folder / "request.json").write_text(json.dumps(request))
+    np.save(folder / "image.npy", image)
+    _run(against, python, str(folder))
+    with np.load(folder / "result.npz") as file:
+        outputs = {name: file[name] for name in file.files}
+    return outputs, json.loads(str(outputs.pop("versions")))
+
+
+def _tower_lengths(config: Any) -> tuple[int, ...]:
+    return (config.vision.num_patches, config.vision.num_soft_tokens) if config.vision else ()
+
+
+def _run(against: str, python: str, argument: str) -> None:
+    script = Path(__file__).with_name(f"reference_{against}.py")
+    try:
+        done = subprocess.run(
+            [python, str(script), argument],
+            env=_environment(os.environ, other=python != sys.executable),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:
+        raise ValueError(f"--python {python} cannot be run: {error}") from error
+    if done.returncode == NOT_INSTALLED:
+        said = done.stderr.strip().splitlines()[-1]
+        raise ValueError(f"{against} cannot be imported by {python} ({said}): {REFERENCES[against]}")
+    if done.returncode:
+        raise RuntimeError(f"{against} failed: {' / '.join(done.stderr.strip().splitlines()[-5:])}")
+
+
+def _environment(ours: Mapping[str, str], *, other: bool) -> dict[str, str]:
+    """The reference computes on the CPU: this process holds the accelerator, and float32 there is exact."""
+    left_out = ["XLA_FLAGS", "LIBTPU_INIT_ARGS", *(["PYTHONPATH", "PYTHONHOME"] if other else [])]
+    return {name: value for name, value in ours.items() if name not in left_out} | {
+        "PYTHONSAFEPATH": "1",  # the folder of the script is not for imports
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+    }
