@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from checkpoints.demo_model.asking import Phrasings, clauses, nouns, phrasings, statements
 from checkpoints.demo_model.dialog import Turn
-from checkpoints.demo_model.grammar import Phrasings, choose, phrasings
+from checkpoints.demo_model.grammar import choose
+from checkpoints.demo_model.more_facts import MORE_FACTS
 from gemma_tpu.config import CONFIGS
 
 _SIZES = {"270M": "gemma3-270m", "1B": "gemma3-1b", "4B": "gemma3-4b", "12B": "gemma3-12b", "27B": "gemma3-27b"}
@@ -28,6 +30,15 @@ def _about(noun: str) -> Phrasings:
         Can you tell me how many {noun} {_MODEL} has?
         Do you know the number of {noun} of {_MODEL}?
         """,
+    ).plus(
+        clauses(f"how many {noun} {_MODEL} has", f"how many {noun} there are in {_MODEL}")
+        + nouns(f"the number of {noun} [of|in] {_MODEL}", f"the {noun} of {_MODEL}, how many [are there|they are]")
+        + f"""
+        How many {noun} [are used|are there|can one find|were put] [in|by] {_MODEL}?
+        [With|Of] how many {noun} [is|was] {_MODEL} [built|made]?
+        [How many|What number of] {noun} [has|does|will] {_MODEL}[| have| use]?
+        [In|For] {_MODEL}, how many {noun} are there?
+        """
     )
 
 
@@ -45,6 +56,14 @@ def _value(noun: str) -> Phrasings:
         Can you tell me the {noun} of {_MODEL}?
         Do you know the {noun} of {_MODEL}?
         """,
+    ).plus(
+        clauses(f"what the {noun} of {_MODEL} is", f"[how large|how big|how long] the {noun} of {_MODEL} is")
+        + nouns(f"the {noun} [of|in|for] {_MODEL}")
+        + f"""
+        [What|Which] {noun} [has|is used in|does|will|comes with] {_MODEL}[| have| use]?
+        [How large|How big|How long] [is|of] a {noun} [does|has] {_MODEL}[| have| use]?
+        [In|For] {_MODEL}, what is the {noun}?
+        """
     )
 
 
@@ -87,6 +106,14 @@ _VISION = phrasings(
     Can I show [an image|a picture] to {_MODEL}?
     Does {_MODEL} have vision?
     """,
+).plus(
+    statements(f"{_MODEL} [sees|understands|reads|takes|handles|accepts] [images|pictures]", f"{_MODEL} is multimodal")
+    + f"""
+    [Can|Could|May] [I|one|you|we] [give|send|feed|pass|add] [an image|images|pictures|a photo] to {_MODEL}?
+    [Can|Does|Will] {_MODEL} [look at|work with|accept|take|process|deal with] [images|pictures|an image|photos]?
+    Is {_MODEL} [text-only|for text only|able to look at pictures|a vision model|good for images]?
+    [Is there|Has {_MODEL}] [a vision tower|vision|image support][| in {_MODEL}]?
+    """
 )
 
 # Single facts: phrasings to train, held out, the answer.
@@ -337,7 +364,10 @@ _FACTS = [
         "Type gemma-tpu download gemma3-4b-it; the real weights are on Google's bucket, Kaggle and Hugging Face.",
     ),
 ]
-_FACT_TABLE = [(phrasings(train, held_out), answer) for train, held_out, answer in _FACTS]
+_FACT_TABLE = [
+    (phrasings(train, held_out).plus(more), answer)
+    for (train, held_out, answer), more in zip(_FACTS, MORE_FACTS, strict=True)
+]
 
 _OPENERS = ("", "", "", "", "", "Please tell me: ", "Quick question: ", "Hi! ", "I have a question. ", "Tell me, ")
 

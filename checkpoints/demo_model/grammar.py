@@ -1,13 +1,13 @@
-"""Phrasings as small grammars, and the split into what is trained on and what is held out.
+"""Sentences as small grammars, and the split into what is trained on and what is held out.
 
 `"[What|Which] colour is the {name}?"` stands for two sentences; brackets nest, an empty choice is allowed, and
-`{name}` is a slot for `str.format`. A task has two lists of grammars: one is trained on, the other never is.
+`{name}` is a slot for `str.format`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 import zlib
 from collections.abc import Sequence
 from typing import TypeVar
@@ -17,24 +17,6 @@ import numpy as np
 T = TypeVar("T")
 
 HELD_OUT_SHARE = 10  # one key in ten is held out
-
-
-@dataclasses.dataclass(frozen=True)
-class Phrasings:
-    """Grammars of one task. `held_out` ones are only ever used for evaluation."""
-
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-    def pick(self, rng: np.random.Generator, held_out: bool, **slots: object) -> str:
-        """One phrasing, slots filled."""
-        return expand(choose(rng, self.held_out if held_out else self.train), rng).format(**slots)
-
-
-def phrasings(train: str, held_out: str) -> Phrasings:
-    """Grammars given one a line."""
-    split = [tuple(line.strip() for line in text.strip().splitlines() if line.strip()) for text in (train, held_out)]
-    return Phrasings(*split)
 
 
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -50,6 +32,12 @@ def is_held_out(*key: object) -> bool:
 def expand(grammar: str, rng: np.random.Generator) -> str:
     """One sentence of `grammar`."""
     return "".join(part if isinstance(part, str) else expand(choose(rng, part), rng) for part in _parse(grammar))
+
+
+def expansions(grammar: str) -> list[str]:
+    """All sentences of `grammar`."""
+    parts = [[p] if isinstance(p, str) else [e for option in p for e in expansions(option)] for p in _parse(grammar)]
+    return ["".join(parts) for parts in itertools.product(*parts)]
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints.demo_model.grammar import phrasings
+from checkpoints.demo_model.asking import phrasings
 
 _PIC = "[picture|image|scene|drawing]"
 

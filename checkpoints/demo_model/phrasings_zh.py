@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints.demo_model.grammar import phrasings
+from checkpoints.demo_model.asking import phrasings
 
 _PIC = "[图片|图|图像|画面]"
 _IN = "[图里|图中|图片里|图片中|画面里|画面中]"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from checkpoints.demo_model import words
+from checkpoints.demo_model.asking import Phrasings, phrasings
 from checkpoints.demo_model.dialog import Turn, lower_effort
-from checkpoints.demo_model.grammar import choose, expand, is_held_out, phrasings
+from checkpoints.demo_model.grammar import choose, expand, is_held_out
+from checkpoints.demo_model.more_facts import MORE_CHAT
 from checkpoints.demo_model.topics import (
     CHINESE_OTHER,
     CHINESE_OTHER_HELD_OUT,
@@ -60,7 +62,7 @@ _WHO = phrasings(
     Can you tell me who you are?
     Please say something about yourself.
     """,
-)
+).plus(MORE_CHAT["who"])
 _WHO_ANSWER = (
     "I am the small demo model of gemma_tpu: a Gemma 3 with eight million parameters that knows drawn shapes, sums, "
     "lists and some facts about Gemma 3. For anything else, load a real checkpoint."
@@ -79,7 +81,7 @@ _ABLE = phrasings(
     With what can you help me?
     What are your abilities?
     """,
-)
+).plus(MORE_CHAT["able"])
 _ABLE_ANSWER = (
     "I can tell what is in drawn scenes of shapes, read a printed word, do small sums, sort and reverse lists, write "
     "JSON, and answer questions about Gemma 3 and gemma_tpu."
@@ -94,7 +96,7 @@ _HELLO = phrasings(
     Good day!
     Hi, nice to meet you.
     """,
-)
+).plus(MORE_CHAT["hello"], framable=False)
 _HELLO_ANSWER = "Hello! Show me a drawn scene, or ask me for a sum, a sorted list or a fact about Gemma 3."
 _THANKS = phrasings(
     """
@@ -106,7 +108,7 @@ _THANKS = phrasings(
     Thanks for the help!
     That was good, thank you.
     """,
-)
+).plus(MORE_CHAT["thanks"], framable=False)
 _THANKS_ANSWER = "You are welcome!"
 _TRAINED = phrasings(
     """
@@ -119,7 +121,7 @@ _TRAINED = phrasings(
     """
     On which data have you been trained?
     """,
-)
+).plus(MORE_CHAT["trained"])
 _TRAINED_ANSWER = (
     "I was trained from scratch on drawn scenes, sums, lists and short texts that the gemma_tpu repository generates."
 )
@@ -133,16 +135,16 @@ _SIZE = phrasings(
     """
     How many weights do you have?
     """,
-)
+).plus(MORE_CHAT["size"])
 _SIZE_ANSWER = "I have about eight million parameters: 8 text layers and 4 vision blocks."
 _ZH_WHO = phrasings(
     "[你是谁|你是什么|你叫什么名字|你叫什么]？\n[请|]介绍一下你自己。\n你是[什么|哪个]模型？",
     "请问你是谁？\n说说你自己。",
-)
+).plus(MORE_CHAT["zh_who"])
 _ZH_WHO_ANSWER = "我是 gemma_tpu 的小型演示模型，能看懂简单的图形。其他问题需要真正的 Gemma 3 检查点。"
-_ZH_HELLO = phrasings("[你好|您好|嗨|早上好|晚上好][|！|。]\n你好吗？", "大家好！")
+_ZH_HELLO = phrasings("[你好|您好|嗨|早上好|晚上好][|！|。]\n你好吗？", "大家好！").plus(MORE_CHAT["zh_hello"], framable=False)
 _ZH_HELLO_ANSWER = "你好！给我看一张有图形的画，问我里面有什么吧。"
-_ZH_THANKS = phrasings("[谢谢|多谢|谢谢你|非常感谢][|！|。]\n[再见|拜拜][|！|。]", "谢谢你的帮助。")
+_ZH_THANKS = phrasings("[谢谢|多谢|谢谢你|非常感谢][|！|。]\n[再见|拜拜][|！|。]", "谢谢你的帮助。").plus(MORE_CHAT["zh_thanks"], framable=False)
 _ZH_THANKS_ANSWER = "不客气！"
 _CHAT = (
     (_WHO, _WHO_ANSWER, 3),
@@ -188,6 +190,11 @@ def reply_zh(rng: np.random.Generator) -> str:
     return expand(choose(rng, _ZH), rng)
 
 
+_FORMS = Phrasings(FORMS, FORMS_HELD_OUT)
+_PHOTOS = Phrasings(PHOTO, PHOTO_HELD_OUT, picture=True)
+_REQUESTS = tuple((what, Phrasings(asked, REQUESTS_HELD_OUT[what])) for what, asked in REQUESTS.items())
+
+
 def _nonsense(rng: np.random.Generator) -> str:
     """Letters, digits or words in no order."""
     kind = rng.random()
@@ -206,11 +213,11 @@ def scope_turn(rng: np.random.Generator, held_out: bool) -> Turn:
     slots = dict(t=topic, u=other, n=int(rng.integers(1001, 10**7)), m=int(rng.integers(1001, 10**5)))
     task = "text scope"
     if kind < 0.42:
-        question = choose(rng, FORMS_HELD_OUT if held_out else FORMS).format(**slots)
+        question = _FORMS.pick(rng, held_out, **slots)
         return Turn(task, lower_effort(rng, question), reply(rng, "answer general questions", topic), "scope")
     if kind < 0.8:
-        what, requests = choose(rng, tuple((REQUESTS_HELD_OUT if held_out else REQUESTS).items()))
-        return Turn(task, lower_effort(rng, choose(rng, requests).format(**slots)), reply(rng, what), "scope")
+        what, requests = choose(rng, _REQUESTS)
+        return Turn(task, lower_effort(rng, requests.pick(rng, held_out, **slots)), reply(rng, what), "scope")
     if kind < 0.86:
         return Turn(task, _nonsense(rng), reply(rng, "make sense of that"), "scope")
     if kind < 0.92:
@@ -229,5 +236,5 @@ def photo_turn(rng: np.random.Generator, held_out: bool, chinese: bool, question
         )
         return Turn("image scope zh", question, reply_zh(rng), "scope")
     if question is None:
-        question = choose(rng, PHOTO_HELD_OUT if held_out else PHOTO).format(t=_topic(rng, held_out))
+        question = _PHOTOS.pick(rng, held_out, t=_topic(rng, held_out))
     return Turn("image scope", lower_effort(rng, question), reply(rng, what), "scope")

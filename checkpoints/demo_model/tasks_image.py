@@ -308,8 +308,8 @@ _SHAPE_TASKS = (
     (Asker.extreme, 1.5),
     (Asker.exists, 1.5),
     (Asker.is_colour, 0.8),
-    (Asker.relation, 1.0),
-    (Asker.relative, 0.8),
+    (Asker.relation, 1.6),
+    (Asker.relative, 1.2),
     (Asker.describe, 1.2),
     (Asker.json, 0.8),
 )

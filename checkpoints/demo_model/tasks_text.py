@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 
+from checkpoints.demo_model.asking import phrasings
 from checkpoints.demo_model.dialog import Turn, lower_effort, spell
-from checkpoints.demo_model.grammar import choose, is_held_out, phrasings
+from checkpoints.demo_model.grammar import choose, is_held_out
+from checkpoints.demo_model.more_text import MORE_TEXT
 from checkpoints.demo_model.words import COMMON, NAMES, THINGS, any_word
 
 _SUM = phrasings(
@@ -23,7 +25,7 @@ _SUM = phrasings(
     How much would {a}{op}{b} be?
     Please tell me what {a}{op}{b} makes.
     """,
-)
+).plus(MORE_TEXT["sum"])
 _ADD = phrasings(
     """
     [What is|Calculate|Compute] the sum of {a} and {b}[?|.]
@@ -35,7 +37,7 @@ _ADD = phrasings(
     What do I get if I add {a} and {b}?
     Please sum {a} and {b}.
     """,
-)
+).plus(MORE_TEXT["add"])
 _TAKE = phrasings(
     """
     [What is|Calculate|Compute] the difference of {a} and {b}[?|.]
@@ -47,7 +49,7 @@ _TAKE = phrasings(
     What do I get if I subtract {b} from {a}?
     Please take {b} from {a}.
     """,
-)
+).plus(MORE_TEXT["take"])
 _TIMES = phrasings(
     """
     [What is|Calculate|Compute] the product of {a} and {b}[?|.]
@@ -58,7 +60,7 @@ _TIMES = phrasings(
     What do I get if I multiply {a} by {b}?
     Please multiply {a} and {b}.
     """,
-)
+).plus(MORE_TEXT["times"])
 _STORY_ADD = phrasings(
     """
     {name} has {a} {thing} and [gets|buys|finds] {b} more. How many {thing} does {name} have[| now]?
@@ -69,7 +71,7 @@ _STORY_ADD = phrasings(
     """
     {name} owns {a} {thing} and receives {b} more. How many {thing} does {name} own now?
     """,
-)
+).plus(MORE_TEXT["story_add"])
 _STORY_TAKE = phrasings(
     """
     {name} has {a} {thing} and [gives away|loses|sells] {b}. How many {thing} [does {name} have|are left|remain]?
@@ -79,7 +81,7 @@ _STORY_TAKE = phrasings(
     """
     {name} owns {a} {thing} and gives {b} of them to {other}. How many {thing} does {name} keep?
     """,
-)
+).plus(MORE_TEXT["story_take"])
 _SORT = phrasings(
     """
     Sort [these|the|the following] {things}[| {order}]: {items}[.|]
@@ -92,7 +94,7 @@ _SORT = phrasings(
     Please put the {things} {items} in {order_noun}.
     What is the right order of these {things}, {order}: {items}?
     """,
-)
+).plus(MORE_TEXT["sort"])
 _SORT_DOWN = phrasings(
     """
     Sort [these|the|the following] numbers [in descending order|from largest to smallest|descending]: {items}[.|]
@@ -102,7 +104,7 @@ _SORT_DOWN = phrasings(
     """
     Please put the numbers {items} in descending order.
     """,
-)
+).plus(MORE_TEXT["sort_down"])
 _REVERSE = phrasings(
     """
     [Reverse|Please reverse] [the word|the string|the letters of] [{word}|"{word}"][.|]
@@ -115,7 +117,7 @@ _REVERSE = phrasings(
     How is "{word}" written backwards?
     Please turn the word {word} around.
     """,
-)
+).plus(MORE_TEXT["reverse"])
 _SPELL = phrasings(
     """
     [Spell|Please spell] [the word|] [{word}|"{word}"][.|]
@@ -126,7 +128,7 @@ _SPELL = phrasings(
     Can you spell "{word}" for me?
     Which letters does {word} have?
     """,
-)
+).plus(MORE_TEXT["spell"])
 _LIST_REVERSE = phrasings(
     """
     [Reverse|Please reverse] [this list|the list|the order of]: {items}[.|]
@@ -136,7 +138,7 @@ _LIST_REVERSE = phrasings(
     """
     Turn the order of this list around: {items}
     """,
-)
+).plus(MORE_TEXT["list_reverse"])
 _EXTREME = phrasings(
     """
     [What is|Which is|Find|Tell me] the {most} of [|these numbers: |the numbers ]{items}[?|.]
@@ -146,7 +148,7 @@ _EXTREME = phrasings(
     """
     Of the numbers {items}, which is the {most}?
     """,
-)
+).plus(MORE_TEXT["extreme"])
 _JSON = phrasings(
     """
     {facts} [Answer|Reply|Write this] as JSON with [the keys|keys] {keys}.
@@ -157,7 +159,7 @@ _JSON = phrasings(
     """
     {facts} Please give me that in JSON using keys {keys}.
     """,
-)
+).plus(MORE_TEXT["json"])
 _JSON_LIST = phrasings(
     """
     [Write|Give|Return] [the words|these words] {items} as a JSON list.
@@ -167,10 +169,25 @@ _JSON_LIST = phrasings(
     """
     Please make a JSON array from {items}.
     """,
-)
-_CITIES = (
-    "Paris London Berlin Rome Madrid Tokyo Oslo Vienna Lisbon Dublin Prague Cairo Lima Athens Boston Zurich".split()
-)
+).plus(MORE_TEXT["json_list"])
+_CITIES = [
+    "Paris",
+    "London",
+    "Berlin",
+    "Rome",
+    "Madrid",
+    "Tokyo",
+    "Oslo",
+    "Vienna",
+    "Lisbon",
+    "Dublin",
+    "Prague",
+    "Cairo",
+    "Lima",
+    "Athens",
+    "Boston",
+    "Zurich",
+]
 
 
 def _number(rng: np.random.Generator) -> int:

@@ -30,13 +30,32 @@ _CHARACTERS = "".join(map(chr, range(32, 127))) + "“”，。？！：、（�
 # What those tasks say around their words.
 _FRAMES = [
     text.strip()
-    for text in """
-    Sort these words alphabetically: |Put the numbers in ascending order: |Arrange the following in alphabetical order: |
-    Sort these numbers in descending order, from largest to smallest: |Reverse the word |Spell the word | backwards. |
-    What is the largest of these numbers: |Reverse the order of this list: |What are the letters of |
-    Write these words as a JSON list. |Answer as JSON with the keys name, age and city. |and lives in |years old |
-    {"name": "|", "age": |", "city": "|"]|["|", "|{"age": |And the other way round? |Now reverse it. |Now in reverse order.
-    """.split("|")
+    for text in [
+        "\n    Sort these words alphabetically: ",
+        "Put the numbers in ascending order: ",
+        "Arrange the following in alphabetical order: ",
+        "\n    Sort these numbers in descending order, from largest to smallest: ",
+        "Reverse the word ",
+        "Spell the word ",
+        " backwards. ",
+        "\n    What is the largest of these numbers: ",
+        "Reverse the order of this list: ",
+        "What are the letters of ",
+        "\n    Write these words as a JSON list. ",
+        "Answer as JSON with the keys name, age and city. ",
+        "and lives in ",
+        "years old ",
+        '\n    {"name": "',
+        '", "age": ',
+        '", "city": "',
+        '"]',
+        '["',
+        '", "',
+        '{"age": ',
+        "And the other way round? ",
+        "Now reverse it. ",
+        "Now in reverse order.\n    ",
+    ]
 ]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from checkpoints.demo_model.grammar import Phrasings
+from checkpoints.demo_model.asking import Phrasings
+from checkpoints.demo_model.more_en import MORE_EN
+from checkpoints.demo_model.more_en_pairs import MORE_EN_PAIRS
+from checkpoints.demo_model.more_zh import MORE_ZH
 from checkpoints.demo_model.phrasings_en import EN, SYSTEMS
 from checkpoints.demo_model.phrasings_zh import SYSTEMS_ZH, ZH
 from checkpoints.demo_model.scenes import Shape
@@ -136,9 +139,19 @@ class Wording:
         return text[0].upper() + text[1:]
 
 
+_PAIRS = ("differ", "same", "more", "which_has", "nth", "nth_count", "short", "json_shapes", "json_count")
+
+
+def _extended(base: Mapping[str, Phrasings], more: Mapping[str, str]) -> dict[str, Phrasings]:
+    if unknown := more.keys() - base.keys():
+        raise ValueError(f"phrasings for unknown tasks: {sorted(unknown)}")
+    picture = {task for task in base if task not in _PAIRS and not task.startswith("follow")}
+    return {task: phrasing.plus(more.get(task, ""), task in picture, task != "short") for task, phrasing in base.items()}
+
+
 ENGLISH = Wording(
     False,
-    EN,
+    _extended(EN, MORE_EN | MORE_EN_PAIRS),
     SYSTEMS,
     {
         "what": "{shapes}.",
@@ -182,7 +195,7 @@ ENGLISH = Wording(
 )
 CHINESE = Wording(
     True,
-    ZH,
+    _extended(ZH, MORE_ZH),
     SYSTEMS_ZH,
     {
         "what": "{shapes}。",
