@@ -92,7 +92,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     import fastapi
     import uvicorn
 
-    from demo.app import mount
+    from demo.app import Server, mount
     from demo.state import Loader
 
     def load(progress):
@@ -111,7 +111,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     if not arguments.no_load:
         loader.start()
     app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, lang=arguments.lang)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import fastapi
 import gradio as gr
+import uvicorn
 
 from demo.chat import Conversation, Readers
 from demo.header import controls, header
@@ -102,3 +104,14 @@ def mount(app: fastapi.FastAPI, loader: Loader, *, lang: str | None = None, path
         mcp_server=False,
         show_error=True,
     )
+
+
+class Server(uvicorn.Server):
+    """Lets go of open pages when it is stopped: each holds a connection that would not end by itself."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for route in self.config.app.routes:  # type: ignore[union-attr]
+            event = getattr(getattr(route, "app", None), "stop_event", None)  # Gradio's, for its own `launch`
+            if event is not None:
+                event.set()
+        await super().shutdown(sockets)

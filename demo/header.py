@@ -31,7 +31,7 @@ def header(loader: Loader, lang: str) -> str:
     )
     state = escape(text(status.phase, lang))
     if status.phase == "ready":
-        state += f'<span class="aside">{escape(text("loaded_in", lang, seconds=f"{status.seconds:.1f}"))}</span>'
+        state += f' <span class="aside">{escape(text("loaded_in", lang, seconds=f"{status.seconds:.1f}"))}</span>'
     items += (
         f'<div class="fact"><dt></dt><dd class="state" data-phase="{status.phase}" role="status">{state}</dd></div>'
     )

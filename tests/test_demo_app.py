@@ -2,88 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import fastapi
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-import uvicorn
+from demo_site import CHROMIUM, FLAGS, WAIT, Scripted, Visit, busy, serve, tiny_model, wait_for
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 import gemma_tpu
-from demo.app import mount
-from demo.settings import DEFAULTS
-from demo.state import Loader
 from demo.tab import examples
 from demo.texts import text
-from gemma_tpu.model import param_shapes
-from gemma_tpu.sharding import make_mesh
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package `chromium`, or set CHROMIUM"),
-    pytest.mark.xdist_group("demo"),
-]
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-TOKENIZER = Path(__file__).parent / "goldens" / "text" / "tokenizer.model"
-CONFIG = gemma_tpu.GemmaConfig(
-    vocab_size=800,
-    embed_dim=32,
-    hidden_dim=64,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=16,
-    sliding_window=64,
-    query_scale=0.25,
-    max_context=8192,
-    vision=gemma_tpu.VisionConfig(16, 1, 32, 2, image_size=56, patch_size=14, num_soft_tokens=4),
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 ENDLESS = 8000  # tokens
-WAIT = 30_000  # ms, on a machine that may be busy
-
-Load = Callable[[Callable[[int, int], None]], gemma_tpu.Model]
-
-
-class Scripted(Loader):
-    """A loader whose `load` a test can choose."""
-
-    def __init__(self, name: str) -> None:
-        self.script: list[Load] = []
-        super().__init__(name, lambda progress: self.script.pop(0)(progress))
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[gemma_tpu.Model]:
-    mesh = make_mesh((1, 1), jax.devices()[:1])
-    rng = np.random.default_rng(2)  # with this seed it babbles a little and never ends an answer
-    shapes = param_shapes(CONFIG)
-    params = {name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
-    tokenizer = gemma_tpu.Tokenizer(TOKENIZER)
-    dtype = jnp.dtype("float32")
-    with gemma_tpu.Model(CONFIG, params, tokenizer, mesh=mesh, dtype=dtype, max_context=8192, max_rows=1) as model:
-        model.engine._chunks = [64]  # fewer programs to compile
+    with tiny_model() as model:
         yield model
 
 
@@ -106,103 +47,16 @@ def scripted() -> Scripted:
 
 @pytest.fixture(scope="module")
 def server(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
-    """The page on a ready model at /, and at /fresh one whose loading is scripted."""
-    loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
-    loader.start()
-    assert loader.wait(600).phase == "ready"
-    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh"), loader)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serve(model, scripted) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-class Visit:
-    """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see."""
-
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        self.problems: list[str] = []
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT)
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
-        self.page.on("response", lambda r: self.problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
-        self.page.on("request", lambda request: self._request(request.url, url))
-        self.page.goto(url)
-        expect(self.page.locator("#image-prompt textarea")).to_be_visible(timeout=WAIT)
-
-    def _console(self, message: Any) -> None:
-        if message.type == "error":
-            self.problems.append(f"console: {message.text}")
-
-    def _request(self, url: str, home: str) -> None:
-        host = urlsplit(home).netloc
-        if not url.startswith((f"http://{host}/", "data:", f"blob:http://{host}/")):
-            self.problems.append(f"a request to another host: {url}")
-
-    def close(self) -> None:
-        self.context.close()
-        assert not self.problems
-
-    # What visitors do.
-
-    def go(self, tab: str) -> None:
-        self.page.click(f"#{tab}-tab-button")
-        expect(self.page.locator(f"#{tab}-prompt")).to_be_visible()
-
-    def set(self, tab: str, **settings: float) -> None:
-        panel = self.page.locator(f"#{tab}-max_new_tokens")
-        if not panel.is_visible():
-            self.page.locator(".settings > button").locator("visible=true").click()
-        for name, value in settings.items():
-            field = self.page.locator(f'#{tab}-{name} input[type="number"]')
-            field.fill(str(value))
-            field.press("Tab")
-
-    def begin(self, tab: str, prompt: str) -> None:
-        field = self.page.locator(f"#{tab}-prompt textarea")
-        field.fill(prompt)
-        field.press("Enter")
-
-    def ask(self, tab: str, prompt: str) -> str:
-        """The whole answer."""
-        before = self.answers(tab).count()
-        self.begin(tab, prompt)
-        expect(self.answers(tab)).to_have_count(before + 1, timeout=WAIT)
-        self.ended(tab)
-        return self.answer(tab)
-
-    def ended(self, tab: str) -> None:
-        expect(self.page.locator(f"#{tab}-stop")).to_be_hidden(timeout=WAIT)
-        expect(self.stats(tab)).to_contain_text(re.compile("token"))
-
-    def answers(self, tab: str) -> Any:
-        return self.page.locator(f"#{tab}-chat [data-testid=bot]")
-
-    def answer(self, tab: str) -> str:
-        """The last answer as the model wrote it; on the screen it is rendered as Markdown."""
-        label = self.answers(tab).last.get_attribute("aria-label")
-        return label.removeprefix("bot's message: ")
-
-    def stats(self, tab: str) -> Any:
-        return self.page.locator(f"#{tab}-stats")
-
-    def notice(self, tab: str) -> Any:
-        return self.page.locator(f"#{tab}-notice [role=alert]")
 
 
 @pytest.fixture
@@ -210,17 +64,6 @@ def visit(browser: Browser, server: str) -> Iterator[Visit]:
     visit = Visit(browser, server)
     yield visit
     visit.close()
-
-
-def busy(model: gemma_tpu.Model) -> bool:
-    return model.engine._busy() or bool(model.engine._pending)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -467,8 +310,3 @@ def test_page_fits_a_phone(visit: Visit) -> None:
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
         assert box["width"] > 80
-
-
-def test_defaults_are_those_of_the_library() -> None:
-    options = gemma_tpu.Options()
-    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS

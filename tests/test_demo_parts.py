@@ -16,10 +16,11 @@ import pytest
 import demo
 from demo import __main__ as command
 from demo.chat import Conversation, Readers, Turn, literal, statistics
+from demo.settings import DEFAULTS
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
-from gemma_tpu import Completion, Timings, Usage
+from gemma_tpu import Completion, Options, Timings, Usage
 
 FOLDER = Path(demo.__file__).parent
 GREEDY = {"temperature": 0.0, "seed": 1}
@@ -217,6 +218,11 @@ def test_texts_exist_in_both_languages_and_all_are_used() -> None:
     # Phases are texts too; the first of them is only ever a value.
     assert set(unused) <= {"idle", "starting", "reading", "compiling", "ready", "failed"}
     assert made_up <= set(TEXTS)
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    options = Options()
+    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
 
 
 def test_examples_are_there_and_small() -> None:
