@@ -19,18 +19,32 @@ _FRAMED_SHARE = 0.35
 
 _ASK = "[Can you|Could you|Would you|Will you|Can you please|Could you please] [tell me|say|find out|let me know]"
 _ASKS = f"[{_ASK}|Do you know|Can you see|Do you see|Any idea|Do you have any idea|May I ask|Are you able to say]"
-_WANT = """[I want to know|I would like to know|I'd like to know|I wonder|I need to know|I am asking|Tell me|Please tell me\
-|Let me know|Please say|Say|Find out|I want you to tell me|Show me|Work out|Please find out]"""
+_WANT = (
+    "[I want to know|I would like to know|I'd like to know|I wonder|I need to know|I am asking|Tell me|"
+    "Please tell me|Let me know|Please say|Say|Find out|I want you to tell me|Show me|Work out|"
+    "Please find out]"
+)
 _IS = "[What is|What's|What would be|What do you think is|What would you say is]"
-_GIVE = """[Tell me|Give me|Name|State|Report|Say|Write down|I need|Let me know|Please give|Please give me|Please name\
-|I want to know|I'd like to know|I would like|Show me|Find|Determine|Please state]"""
-_CAN_GIVE = """[Can you name|Could you name|Can you give me|Could you give me|Do you know|Can you tell me|Could you tell me\
-|Can you see|Would you tell me|Can you say|Can you find|Will you tell me]"""
-_TRUE = """[Is it true|Is it right|Is it correct|Is it the case|Do you agree|Would you agree|Do you think|Can you confirm\
-|Am I right|Would you say|Can one say|Could one say|Do you believe|Can you see|Is it so]"""
-_WHETHER = """[Tell me|Can you tell me|Could you tell me|Do you know|I want to know|I wonder|Please check|Check|Say|Please say\
-|Let me know|Can you see|Find out|I'd like to know] [if|whether]"""
-_TAG = "[right|correct|is that right|is that correct|isn't it|is it not|true or false|yes or no|don't you think|is that so|true]"
+_GIVE = (
+    "[Tell me|Give me|Name|State|Report|Say|Write down|I need|Let me know|Please give|Please give me|"
+    "Please name|I want to know|I'd like to know|I would like|Show me|Find|Determine|Please state]"
+)
+_CAN_GIVE = (
+    "[Can you name|Could you name|Can you give me|Could you give me|Do you know|Can you tell me|"
+    "Could you tell me|Can you see|Would you tell me|Can you say|Can you find|Will you tell me]"
+)
+_TRUE = (
+    "[Is it true|Is it right|Is it correct|Is it the case|Do you agree|Would you agree|Do you think|"
+    "Can you confirm|Am I right|Would you say|Can one say|Could one say|Do you believe|Can you see|Is it so]"
+)
+_WHETHER = (
+    "[Tell me|Can you tell me|Could you tell me|Do you know|I want to know|I wonder|Please check|Check|Say|"
+    "Please say|Let me know|Can you see|Find out|I'd like to know] [if|whether]"
+)
+_TAG = (
+    "[right|correct|is that right|is that correct|isn't it|is it not|true or false|yes or no|don't you think|"
+    "is that so|true]"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +94,14 @@ def bare(sentence: str) -> str:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    """Grammars given one a line; a line that begins with "|" goes on with the one before it."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.lstrip().startswith("|"):
+            lines[-1] += line.lstrip()
+        elif line.strip():
+            lines.append(line.lstrip())
+    return tuple(line.rstrip() for line in lines)
 
 
 def _any(options: tuple[str, ...]) -> str:
@@ -105,7 +126,8 @@ def statements(*options: str) -> str:
         {those}, {_TAG}?
         {those}. {_TAG}?
         {_WHETHER} {those}.
-        [I think|I think that|I say|I believe|It seems to me that|They say that|I guess] {those}[. Is that [right|so|true]|, {_TAG}]?
+        [I think|I think that|I say|I believe|It seems to me that|They say that|I guess] {those}[. Is that [right|so
+            |true]|, {_TAG}]?
         [True or false|Right or wrong|Yes or no|Correct or not]: {those}[?|.|]
         """
 
@@ -272,13 +294,18 @@ _CLOSINGS = (
 _KEEP_CAPITAL = re.compile(r"(Gemma|JSON|I |I'|\{|\[|A to Z)")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _ZH_OPENINGS = (
-    "请问", "请问，", "我想知道", "我想问一下，", "请告诉我", "请你告诉我", "告诉我，", "那么", "好的，", "你好，", "请回答：", "问题：",
-    "麻烦告诉我", "看图回答：", "请看图，", "想问问", "我想知道，", "说说看，", "请你说说",
+    "请问", "请问，", "我想知道", "我想问一下，", "请告诉我", "请你告诉我", "告诉我，", "那么", "好的，",
+    "你好，", "请回答：", "问题：", "麻烦告诉我", "看图回答：", "请看图，", "想问问", "我想知道，",
+    "说说看，", "请你说说",
 )  # fmt: skip
-_ZH_KNOW = ("你知道{}吗？", "你能告诉我{}吗？", "能告诉我{}吗？", "你能说出{}吗？", "可以告诉我{}吗？", "能不能告诉我{}？",
-            "你能看出{}吗？", "能说说{}吗？", "你可以说一下{}吗？")  # fmt: skip
-_ZH_COMMANDS = ("请{}。", "请你{}。", "帮我{}。", "请帮我{}。", "你能{}吗？", "能{}吗？", "能不能{}？", "可以{}吗？", "麻烦{}。",
-                "我想让你{}。", "现在{}。", "你可以{}吗？", "能帮我{}吗？", "你能帮我{}吗？", "请你帮忙{}。")  # fmt: skip
+_ZH_KNOW = (
+    "你知道{}吗？", "你能告诉我{}吗？", "能告诉我{}吗？", "你能说出{}吗？", "可以告诉我{}吗？",
+    "能不能告诉我{}？", "你能看出{}吗？", "能说说{}吗？", "你可以说一下{}吗？",
+)  # fmt: skip
+_ZH_COMMANDS = (
+    "请{}。", "请你{}。", "帮我{}。", "请帮我{}。", "你能{}吗？", "能{}吗？", "能不能{}？", "可以{}吗？",
+    "麻烦{}。", "我想让你{}。", "现在{}。", "你可以{}吗？", "能帮我{}吗？", "你能帮我{}吗？", "请你帮忙{}。",
+)  # fmt: skip
 _ZH_VERBS = ("列出", "告诉", "数", "说", "读", "描述", "介绍", "比较", "找出", "详细", "用一句话", "写", "给", "指出")
 
 

@@ -14,11 +14,13 @@ MORE_EN = {
     + clauses(f"what was drawn{_IN}", f"what things there are{_IN}", f"what is [shown|to be seen]{_IN}")
     + nouns(f"the content of [the|this] {_PIC}", f"the shapes{_IN}", f"all shapes{_IN}")
     + f"""
-        [What|Which] [objects|things|figures|forms|shapes] [appear|are visible|can be seen|can you find|can you make out|did you find]{_IN}?
+        [What|Which] [objects|things|figures|forms|shapes] [appear|are visible|can be seen|can you find
+            |can you make out|did you find]{_IN}?
         What [are the|kind of] [objects|things|figures|shapes][ are there|]{_IN}?
         What [is visible|can be seen|is depicted|appears|is there|do we have|is to be seen]{_IN}?
         [Look at the {_PIC}. |]What [do you notice|do you find|is it|are these|can you make out]?
-        [List|Name|Enumerate|Report|Show|Write down|Tell me] [everything|what|all that|the objects|the things|the figures] [you see|there is|is there|are there]{_IN}.
+        [List|Name|Enumerate|Report|Show|Write down|Tell me] [everything|what|all that|the objects|the things
+            |the figures] [you see|there is|is there|are there]{_IN}.
         [Name|List] [the objects|the things|the figures|everything|what there is]{_IN}.
         Name the things that [this|the] {_PIC} shows.
         Which shapes [make up|form|are part of] [the|this] {_PIC}?
@@ -30,9 +32,12 @@ MORE_EN = {
     )
     + nouns(f"the number of shapes{_IN}", f"the total number of shapes{_IN}", "the shape count")
     + f"""
-        How many [shapes|objects|things|figures] [appear|are visible|can be seen|were drawn|have been drawn|exist|can be found|do we have]{_IN}?
-        [In total, how|Altogether, how|All in all, how|How] many shapes [are there|do you see][ in total| altogether| in all|]?
-        [Count|Count up] [all |][the |][shapes|objects|things|figures][| you see| that you see| drawn here| there are]{_IN}.
+        How many [shapes|objects|things|figures] [appear|are visible|can be seen|were drawn|have been drawn|exist
+            |can be found|do we have]{_IN}?
+        [In total, how|Altogether, how|All in all, how|How] many shapes [are there|do you see][ in total| altogether
+            | in all|]?
+        [Count|Count up] [all |][the |][shapes|objects|things|figures][| you see| that you see| drawn here
+            | there are]{_IN}.
         How many different [shapes|objects|things|figures] [are there|do you see]{_IN}?
         What number of shapes [is there|do you see|does the {_PIC} show]?
         [Count|Add up] what [you see|is there|is drawn].
@@ -43,8 +48,10 @@ MORE_EN = {
     )
     + nouns(f"the number of {{thing}}{_IN}", f"the total number of {{thing}}{_IN}")
     + f"""
-        How many {{thing}} [appear|are visible|can be seen|were drawn|have been drawn|exist|can be found|do we have]{_IN}?
-        [In total, how|Altogether, how|All in all, how|How] many {{thing}} [are there|do you see][ in total| altogether| in all|]?
+        How many {{thing}} [appear|are visible|can be seen|were drawn|have been drawn|exist|can be found
+            |do we have]{_IN}?
+        [In total, how|Altogether, how|All in all, how|How] many {{thing}} [are there|do you see][ in total
+            | altogether| in all|]?
         [Count|Count up] [all |all the |the |]{{thing}}[| you see| that you see| drawn here| there are]{_IN}.
         What number of {{thing}} [is there|do you see|does the {_PIC} show]?
         How many {{thing}}{_IN}?
@@ -85,7 +92,8 @@ MORE_EN = {
         "the kind of the {colour} shape",
     )
     + f"""
-        [What|Which] [shape|object|figure|thing] [has the {_COL} {{colour}}|is the {{colour}} one|was {_FIX} {{colour}}]?
+        [What|Which] [shape|object|figure|thing] [has the {_COL} {{colour}}|is the {{colour}} one
+            |was {_FIX} {{colour}}]?
         [Which one|Which of these|Which of them all|What thing|Which figure] is {{colour}}{_IN}?
         What [kind of shape|sort of shape|kind of thing] is [the {{colour}} one|{{colour}}]?
         The {{colour}} [one|thing|object|figure][, what is it| is what|: what is it| is what kind of shape]?
@@ -103,7 +111,8 @@ MORE_EN = {
         "the [part|area|corner] where the {name} is",
     )
     + f"""
-        Where [does|did] [the {{name}} stand|the {{name}} lie|they put the {{name}}|you find the {{name}}|you see the {{name}}]{_IN}?
+        Where [does|did] [the {{name}} stand|the {{name}} lie|they put the {{name}}|you find the {{name}}
+            |you see the {{name}}]{_IN}?
         Where [was|is] the {{name}} [put|drawn|painted|shown|to be found|situated]{_IN}?
         Where [should|must|do] I look [for|to find|to see] the {{name}}?
         [In|On] [which|what] [part|side|area|corner|region] [of the {_PIC} |]is the {{name}}?
@@ -119,8 +128,10 @@ MORE_EN = {
     )
     + nouns("the shape [in|at] the {place}", f"the thing [in|at] the {{place}}[| of the {_PIC}]")
     + f"""
-        [What|Which] [object|thing|figure|shape] [can you see|do you find|is there|was put|has been drawn|is drawn|is located] [in|at] the {{place}}[| of the {_PIC}]?
-        [What|Which shape] [is shown|can one see|stands|lies|appears|is visible] [in|at] the {{place}}[| of the {_PIC}]?
+        [What|Which] [object|thing|figure|shape] [can you see|do you find|is there|was put|has been drawn|is drawn
+            |is located] [in|at] the {{place}}[| of the {_PIC}]?
+        [What|Which shape] [is shown|can one see|stands|lies|appears|is visible] [in|at] the {{place}}[
+            | of the {_PIC}]?
         [In|At] the {{place}}[| of the {_PIC}], what [is there|do you see|can you find|has been drawn]?
         [Look at|Name what is in|Identify what is at|Describe what is in] the {{place}}.
         What [about|is] the {{place}}?
@@ -129,7 +140,8 @@ MORE_EN = {
     + nouns(f"the {{most}} shape{_IN}", f"the {{most}} [object|figure|thing|one]{_IN}", "the shape that is the {most}")
     + f"""
         [Which|What] [one |of them |of these |of the shapes |object |figure |thing ]is the {{most}}{_IN}?
-        [Of|Among|Out of] [these shapes|the shapes|them|these|all of them|all objects], [which|which one|what] is the {{most}}[| one]?
+        [Of|Among|Out of] [these shapes|the shapes|them|these|all of them|all objects], [which|which one
+            |what] is the {{most}}[| one]?
         [Find|Point out|Spot|Pick|Tell me about] the {{most}} [shape|one|object|figure]{_IN}.
         The {{most}} shape[, what is it| is which one|: which is it]?
         """,
@@ -187,8 +199,10 @@ MORE_EN = {
         "the side of the {b} on which the {a} is",
     )
     + """
-        [Compared to|Relative to|With respect to|Looking from|Starting from|In relation to|As seen from|If you are at|If you start at] the {b}, where [is|do you see|would you find|lies] the {a}?
-        Where [does|do|would] [the {a} lie|the {a} stand|you find the {a}|you see the {a}] [relative to|compared to|as seen from|from|with respect to] the {b}?
+        [Compared to|Relative to|With respect to|Looking from|Starting from|In relation to|As seen from|If you are at
+            |If you start at] the {b}, where [is|do you see|would you find|lies] the {a}?
+        Where [does|do|would] [the {a} lie|the {a} stand|you find the {a}|you see the {a}] [relative to|compared to
+            |as seen from|from|with respect to] the {b}?
         Where [is|lies] the {a} [as seen from|from|in relation to|with respect to|if you look from] the {b}?
         [In which direction|In what direction|Which way] [from|of] the {b} is the {a}?
         Is the {a} left of, right of, above or below the {b}?
@@ -203,8 +217,10 @@ MORE_EN = {
     + nouns(f"the [text|word|number|writing]{_IN}", "the [printed|written] [text|word|number]")
     + f"""
         [What|Which] [word|text|number|letters] [has been|was|is] [printed|written|typed|put]{_IN}?
-        [What|Which word] [stands|is to be read|can be read|did they write|did they print|could you read|are you reading]{_IN}?
-        [Read|Read out|Read aloud|Transcribe|Spell out|Repeat|Recite] [it|this|that|the text|the word|the number|the letters|the writing|what is there|what you see|what is printed|what is written]{_IN}.
+        [What|Which word] [stands|is to be read|can be read|did they write|did they print|could you read
+            |are you reading]{_IN}?
+        [Read|Read out|Read aloud|Transcribe|Spell out|Repeat|Recite] [it|this|that|the text|the word|the number
+            |the letters|the writing|what is there|what you see|what is printed|what is written]{_IN}.
         Read [this|the] {_PIC}[| for me| to me].
         Read this [word|text|number][| for me| to me| out].
         Do [text|word] recognition{_IN}.
@@ -231,11 +247,15 @@ MORE_EN = {
         f"a caption for [the|this] {_PIC}",
     )
     + f"""
-        [Describe|Explain] [everything|all|the whole {_PIC}|all of it|exactly what] [you see|that you see|there is|that is there|in this {_PIC}][| in detail|].
-        [Write|Give|Make|Produce|Create|Compose] [me |][a sentence|one sentence|a line|a text|a caption] [about|describing|to describe|that tells about] [the|this] {_PIC}.
-        [Please give|Could you write|Would you give|I would like] [me |][a|some] description [of|for] [the|this] {_PIC}.
+        [Describe|Explain] [everything|all|the whole {_PIC}|all of it|exactly what] [you see|that you see|there is
+            |that is there|in this {_PIC}][| in detail|].
+        [Write|Give|Make|Produce|Create|Compose] [me |][a sentence|one sentence|a line|a text|a caption] [about
+            |describing|to describe|that tells about] [the|this] {_PIC}.
+        [Please give|Could you write|Would you give|I would like] [me |][a|some] description [of|for] [the
+            |this] {_PIC}.
         Say in [one|a] sentence what [you see|the {_PIC} shows|is in the {_PIC}].
-        Describe [the|this] {_PIC} [fully|precisely|carefully|completely|to me|as well as you can|to a blind person|with all its shapes].
+        Describe [the|this] {_PIC} [fully|precisely|carefully|completely|to me|as well as you can|to a blind person
+            |with all its shapes].
         [What does the {_PIC} look like|How would you describe [the|this] {_PIC}|How does the {_PIC} look]?
         What is in the {_PIC}, [in detail|in full|and where]?
         [Summarize|Detail|Depict] [the|this] {_PIC}.

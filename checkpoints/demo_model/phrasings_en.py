@@ -243,7 +243,8 @@ EN = {
     "json_shapes": phrasings(
         f"""
         [List|Give|Return] the shapes[| in the {_PIC}] as JSON with [the keys|keys] {{a}} and {{b}}.
-        [What is in the {_PIC}|Which shapes are there|What do you see]? Answer [as|in] JSON with [the keys|keys] {{a}} and {{b}}.
+        [What is in the {_PIC}|Which shapes are there|What do you see]? Answer [as
+            |in] JSON with [the keys|keys] {{a}} and {{b}}.
         [Describe|Return|Give] [the|this] {_PIC} as a JSON list with [the keys|keys] {{a}} and {{b}}.
         JSON[|, please]: the shapes[| in the {_PIC}], keys {{a}} and {{b}}.
         """,

@@ -13,24 +13,28 @@ from checkpoints.demo_model.asking import Phrasings, phrasings
 from checkpoints.demo_model.dialog import Turn, lower_effort
 from checkpoints.demo_model.grammar import choose, expand, is_held_out
 from checkpoints.demo_model.more_facts import MORE_CHAT
+from checkpoints.demo_model.requests import PHOTO, PHOTO_HELD_OUT, REQUESTS, REQUESTS_HELD_OUT
 from checkpoints.demo_model.topics import (
     CHINESE_OTHER,
     CHINESE_OTHER_HELD_OUT,
+    CHINESE_PHOTO,
+    CHINESE_PHOTO_HELD_OUT,
     FOREIGN,
     FOREIGN_HELD_OUT,
     FORMS,
     FORMS_HELD_OUT,
-    PHOTO,
-    PHOTO_HELD_OUT,
-    REQUESTS,
-    REQUESTS_HELD_OUT,
     TOPICS,
 )
 
-_SMALL = "[I am|I'm] [only|just] the small demo model[| of gemma_tpu| that ships with gemma_tpu| with eight million parameters]"
+_SMALL = (
+    "[I am|I'm] [only|just] the small demo model"
+    "[| of gemma_tpu| that ships with gemma_tpu| with eight million parameters]"
+)
 _NAMED = "a real Gemma 3 checkpoint[|, such as gemma3-4b-it|, for example gemma3-4b-it|, for instance gemma3-12b-it]"
-_REAL = f"""[[Please load|Load|Try] {_NAMED}|[You need|That needs|This takes|For that you need] {_NAMED}|[Please load|Load] \
-a real Gemma 3 checkpoint[ and ask again| for that| to get an answer]]"""
+_REAL = (
+    f"[[Please load|Load|Try] {_NAMED}|[You need|That needs|This takes|For that you need] {_NAMED}"
+    "|[Please load|Load] a real Gemma 3 checkpoint[ and ask again| for that| to get an answer]]"
+)
 _CAN = """[I know drawn shapes, sums, sorting and some facts about Gemma 3|I can talk about drawn scenes, small sums \
 and lists|I was made for drawn shapes, short words and small numbers]"""
 _REPLIES = (
@@ -45,8 +49,10 @@ _REPLIES = (
 _CANNOT = "[I cannot|I can't|I do not know how to] {what}"
 _ABOUT = "[I know nothing about|I can say nothing about|I never learnt anything about|I have not learnt about] {topic}"
 _ZH = (
-    "[抱歉，|对不起，||]我只是一个小型演示模型[，不会这个|，回答不了这个问题|]。[请加载|这需要]真正的 Gemma 3 检查点[，例如 gemma3-4b-it|]。",
-    "[这个我不会|这超出了我的能力]，我只是小型演示模型，[只认识简单的图形|只会看简单的图画]。[请使用|请加载]真正的 Gemma 3 检查点。",
+    "[抱歉，|对不起，||]我只是一个小型演示模型[，不会这个|，回答不了这个问题|]。"
+    "[请加载|这需要]真正的 Gemma 3 检查点[，例如 gemma3-4b-it|]。",
+    "[这个我不会|这超出了我的能力]，我只是小型演示模型，[只认识简单的图形|只会看简单的图画]。"
+    "[请使用|请加载]真正的 Gemma 3 检查点。",
 )
 _WHO = phrasings(
     """
@@ -142,9 +148,13 @@ _ZH_WHO = phrasings(
     "请问你是谁？\n说说你自己。",
 ).plus(MORE_CHAT["zh_who"])
 _ZH_WHO_ANSWER = "我是 gemma_tpu 的小型演示模型，能看懂简单的图形。其他问题需要真正的 Gemma 3 检查点。"
-_ZH_HELLO = phrasings("[你好|您好|嗨|早上好|晚上好][|！|。]\n你好吗？", "大家好！").plus(MORE_CHAT["zh_hello"], framable=False)
+_ZH_HELLO = phrasings("[你好|您好|嗨|早上好|晚上好][|！|。]\n你好吗？", "大家好！").plus(
+    MORE_CHAT["zh_hello"], framable=False
+)
 _ZH_HELLO_ANSWER = "你好！给我看一张有图形的画，问我里面有什么吧。"
-_ZH_THANKS = phrasings("[谢谢|多谢|谢谢你|非常感谢][|！|。]\n[再见|拜拜][|！|。]", "谢谢你的帮助。").plus(MORE_CHAT["zh_thanks"], framable=False)
+_ZH_THANKS = phrasings("[谢谢|多谢|谢谢你|非常感谢][|！|。]\n[再见|拜拜][|！|。]", "谢谢你的帮助。").plus(
+    MORE_CHAT["zh_thanks"], framable=False
+)
 _ZH_THANKS_ANSWER = "不客气！"
 _CHAT = (
     (_WHO, _WHO_ANSWER, 3),
@@ -228,12 +238,11 @@ def scope_turn(rng: np.random.Generator, held_out: bool) -> Turn:
 
 
 def photo_turn(rng: np.random.Generator, held_out: bool, chinese: bool, question: str | None = None) -> Turn:
-    """A question about a picture that goes beyond drawn scenes, or (given) any question about a picture that is none."""
+    """A question about a picture that goes beyond drawn scenes, or (given) any question about one that is no scene."""
     what = "understand this picture" if question else "answer that about a picture"
     if chinese:
-        question = question or choose(
-            rng, ("这是谁？", "这张照片是在哪里拍的？", "给这张图写一首诗。", "这是什么动物？")
-        )
+        photos = (CHINESE_PHOTO_HELD_OUT if held_out else CHINESE_PHOTO).split("|")
+        question = question or choose(rng, photos)
         return Turn("image scope zh", question, reply_zh(rng), "scope")
     if question is None:
         question = _PHOTOS.pick(rng, held_out, t=_topic(rng, held_out))

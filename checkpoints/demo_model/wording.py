@@ -146,7 +146,9 @@ def _extended(base: Mapping[str, Phrasings], more: Mapping[str, str]) -> dict[st
     if unknown := more.keys() - base.keys():
         raise ValueError(f"phrasings for unknown tasks: {sorted(unknown)}")
     picture = {task for task in base if task not in _PAIRS and not task.startswith("follow")}
-    return {task: phrasing.plus(more.get(task, ""), task in picture, task != "short") for task, phrasing in base.items()}
+    return {
+        task: phrasing.plus(more.get(task, ""), task in picture, task != "short") for task, phrasing in base.items()
+    }
 
 
 ENGLISH = Wording(
