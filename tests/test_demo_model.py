@@ -292,25 +292,28 @@ def test_a_packed_row_gives_the_hits_of_each_conversation_alone(encoder: rows.En
         )
     logits = np.asarray(logits)[0]
     soft = encode_images(_TINY, params, served)
-    at = 0
+    encoded = [encoder.encode(conversation) for group in groups for conversation in group.conversations]
+    tokens = np.zeros((len(encoded), 640), np.int32)
+    for row, (ids, _) in zip(tokens, encoded, strict=True):
+        row[: len(ids)] = [SOFT_TOKEN if token < 0 else token for token in ids]
+    shown = jnp.concatenate([soft] * len(groups[1].conversations))
+    lengths = np.array([len(ids) for ids, _ in encoded])
+    alone = np.asarray(forward(_TINY, params, tokens, lengths, soft_tokens=shown))
+    at = conversation = 0
     for group in groups:
         shared = 0
-        for i, conversation in enumerate(group.conversations):
-            ids, owner = encoder.encode(conversation)
+        for i in range(len(group.conversations)):
+            ids, owner = encoded[conversation]
             if i == 0 and len(group.conversations) > 1:
                 shared = max(p for p, t in enumerate(ids) if t == encoder.image[-1]) + 1
                 at += shared
-            tokens = np.zeros((1, 640), np.int32)
-            tokens[0, : len(ids)] = [SOFT_TOKEN if t < 0 else t for t in ids]
-            seen = soft if group.images else None
-            start = np.zeros(1, np.int32)
-            alone = forward(_TINY, params, tokens, np.array([len(ids)]), soft_tokens=seen, start=start)
-            alone = np.asarray(alone)[0]
-            np.testing.assert_allclose(logits[at : at + len(ids) - shared], alone[shared : len(ids)], atol=2e-4)
+            expected = alone[conversation, shared : len(ids)]
+            np.testing.assert_allclose(logits[at : at + len(ids) - shared], expected, atol=2e-4)
             answers = [t for t, o in zip(ids, owner, strict=True) if o >= 0]
             target = unit.target[0, at : at + len(ids) - shared]
             assert target[target >= 0].tolist() == answers
             at += len(ids) - shared
+            conversation += 1
 
 
 def test_stored_images_are_enlarged_as_the_served_path_does() -> None:
