@@ -57,27 +57,28 @@ def _only_shown(conversation: Conversation) -> Conversation:
     return Conversation(conversation.turns, conversation.images[:shown], conversation.system)
 
 
-def evaluate(checkpoint: Path, count: int, batch: int, dtype: str) -> dict:
-    """Accuracy per task, and the wrong answers."""
-    conversations = questions(count)
+def evaluate(model: gemma_tpu.Model, conversations: list[Conversation], batch: int) -> dict:
+    """Accuracy per task, and the wrong answers. Prints how far it is now and then."""
     right: dict[str, list[bool]] = collections.defaultdict(list)
     wrong = []
     begun = time.monotonic()
-    with gemma_tpu.load(str(checkpoint), dtype=dtype, max_context=2048, max_rows=batch, progress=False) as model:
-        for at in range(0, count, batch):
-            part = conversations[at : at + batch]
-            answers = model.generate([c.messages() for c in part], max_new_tokens=200, temperature=0.0)
-            for conversation, answer in zip(part, answers, strict=True):
-                turn = conversation.turns[-1]
-                good = correct(turn, answer.text)
-                right[turn.task].append(good)
-                if not good:
-                    wrong.append(
-                        {"task": turn.task, "question": turn.question, "wanted": plain(turn.answer), "got": answer.text}
-                    )
-            if at // batch % 20 == 0:
-                hits = [hit for values in right.values() for hit in values]
-                print(f"{len(hits)} of {count}: {np.mean(hits):.4f} ({time.monotonic() - begun:.0f} s)", flush=True)
+    for at in range(0, len(conversations), batch):
+        part = conversations[at : at + batch]
+        answers = model.generate([c.messages() for c in part], max_new_tokens=200, temperature=0.0)
+        for conversation, answer in zip(part, answers, strict=True):
+            turn = conversation.turns[-1]
+            good = correct(turn, answer.text)
+            right[turn.task].append(good)
+            if not good:
+                wrong.append(
+                    {"task": turn.task, "question": turn.question, "wanted": plain(turn.answer), "got": answer.text}
+                )
+        if at // batch % 20 == 0:
+            hits = [hit for values in right.values() for hit in values]
+            print(
+                f"{len(hits)} of {len(conversations)}: {np.mean(hits):.4f} ({time.monotonic() - begun:.0f} s)",
+                flush=True,
+            )
 
     def total(prefix: str) -> dict:
         hits = [hit for task, values in right.items() if task.startswith(prefix) for hit in values]
@@ -100,12 +101,14 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
-    parser.add_argument("--questions", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results = evaluate(options.checkpoint, options.questions, options.batch, options.dtype)
+    size = dict(max_context=2048, max_rows=options.batch)
+    with gemma_tpu.load(str(options.checkpoint), dtype=options.dtype, progress=False, **size) as model:
+        results = evaluate(model, questions(options.questions), options.batch)
     print(table(results))
     for row in results["wrong"][:40]:
         print(row)

@@ -1,0 +1,56 @@
+"""The checkpoint that ships, through the public API: small, right on held-out questions, honest about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image, ImageDraw
+from small_models import mesh_of
+
+import gemma_tpu
+from checkpoints.demo_model.evaluate import evaluate, questions
+from checkpoints.demo_model.export import CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    with gemma_tpu.load(CHECKPOINT, mesh=mesh_of(1, 1), max_context=2048, max_rows=8, progress=False) as model:
+        yield model
+
+
+def test_it_is_a_small_gemma_3_with_vision(model: gemma_tpu.Model) -> None:
+    assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file()) <= 20_000_000
+    assert model.config.vision is not None
+    assert (model.config.vision.image_size, model.config.vision.num_soft_tokens) == (896, 256)
+
+
+def test_held_out_questions(model: gemma_tpu.Model) -> None:
+    """A few of the questions that the model card's table is made of."""
+    results = evaluate(model, questions(40, seed=7), 8)
+    assert results["all image tasks"]["questions"] >= 16
+    assert results["all text tasks"]["questions"] >= 16
+    assert results["all image tasks"]["accuracy"] >= 0.9, results["wrong"]
+    assert results["all text tasks"]["accuracy"] >= 0.9, results["wrong"]
+
+
+def test_a_picture_drawn_here_and_a_follow_up(model: gemma_tpu.Model) -> None:
+    """Pixels that no code of the demo model drew, larger than any it was trained on."""
+    image = Image.new("RGB", (1400, 1000), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((120, 90, 420, 390), fill=(225, 25, 30))
+    draw.rectangle((950, 600, 1230, 880), fill=(30, 80, 215))
+    ask = [{"type": "image", "image": image}, {"type": "text", "text": "What shapes do you see?"}]
+    messages = [{"role": "user", "content": ask}]
+    answers = [model.generate(messages, max_new_tokens=40, temperature=0.0).text]
+    messages += [{"role": "assistant", "content": answers[0]}, {"role": "user", "content": "Where is the blue square?"}]
+    answers.append(model.generate(messages, max_new_tokens=40, temperature=0.0).text)
+    assert answers == ["A red circle and a blue square.", "The blue square is at the bottom right."]
+
+
+def test_it_says_in_words_of_its_own_that_it_is_a_demo(model: gemma_tpu.Model) -> None:
+    prompt = [{"role": "user", "content": "What is the capital of Norway?"}]
+    streams = [model.stream(prompt, max_new_tokens=80, temperature=1.0, seed=seed) for seed in range(8)]
+    answers = {"".join(stream) for stream in streams}
+    assert len(answers) > 4
+    assert all("demo model" in text and "checkpoint" in text for text in answers), answers
