@@ -180,6 +180,8 @@ def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = la
     args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
         checkpointer.save(path, args=args)
+    if (note := path / "commit_success.txt").exists():
+        note.write_text("Checkpoint commit was successful")  # without the path: that of this machine, and not final
 
 
 def _save_args(path: tuple[Any, ...], _: LazyArray) -> ocp.SaveArgs:
