@@ -72,11 +72,26 @@ def test_logits(name: str, goldens: dict, about: dict) -> None:
     """Over kv heads, windows, padding, far positions, query scales, depths and images: see CASES for what is where."""
     case = models.by_name(name)
     config, params, inputs = config_of(case), params_of(case, about), models.inputs(case)
-    taps: dict[str, np.ndarray] = {}
-    call = {"soft_tokens": encode_images(config, params, jnp.asarray(inputs.pixels)) if case.vision else None}
-    call |= {"tap": lambda tap_name, value: taps.update({tap_name: np.asarray(value)})} if case.layers else {}
-    logits = forward(config, params, inputs.expanded, inputs.expanded_lengths, start=inputs.start, **call)
-    kept = np.concatenate([np.asarray(row)[at] for row, at in zip(logits, inputs.kept, strict=True)])
+    pixels = jnp.asarray(inputs.pixels) if case.vision else None
+
+    def run(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Every module's output, the logits among them."""
+        taps: dict[str, jax.Array] = {}
+        soft = None if pixels is None else encode_images(config, params, pixels)
+        forward(
+            config,
+            params,
+            inputs.expanded,
+            inputs.expanded_lengths,
+            soft_tokens=soft,
+            start=inputs.start,
+            tap=lambda name, value: taps.update({name: value}),
+        )
+        return taps if case.layers else {"logits": taps["logits"]}
+
+    taps = {tap: np.asarray(value) for tap, value in jax.jit(run)(params).items()}
+    logits = taps["logits"]
+    kept = np.concatenate([row[at] for row, at in zip(logits, inputs.kept, strict=True)])
     for key, value in models.summary(case, kept).items():
         assert_agrees(case, key, value, goldens, case.tolerance)
     if case.layers:
@@ -196,9 +211,9 @@ def test_real_configs(
     assert (config.local_rope_base, config.global_rope_base) == (10_000, 1_000_000)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["gemma3-1b", "gemma3-27b"])
 def test_real_sizes_trace(name: str) -> None:
-    """Each size goes through the whole forward pass, with an image where it takes one, on shapes alone."""
+    """A real size goes through the whole forward pass, with an image where it takes one, on shapes alone."""
     config = CONFIGS[name]
     params = {key: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16) for key, leaf in param_shapes(config).items()}
     num_soft = config.vision.num_soft_tokens if config.vision else 0
