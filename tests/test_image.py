@@ -89,7 +89,7 @@ def test_result_is_the_readers_own() -> None:
         (3, "cannot read an image from int"),
         (None, "cannot read an image from NoneType"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image(source: object, error: str) -> None:
     with pytest.raises(ValueError, match=error):
