@@ -184,9 +184,14 @@ def test_scope_answers_say_what_is_needed() -> None:
 def test_held_out_phrasings_are_never_trained_on() -> None:
     """Nor one that a frame makes: "Could you" around "count the shapes" may be a held-out phrasing."""
     rng = np.random.default_rng(0)
-    tables = [*ENGLISH.phrasings.values(), *CHINESE.phrasings.values(), *vars(tasks_text).values()]
+    tables = [
+        *ENGLISH.phrasings.values(),
+        *CHINESE.phrasings.values(),
+        *vars(tasks_text).values(),
+        *vars(scope).values(),
+    ]
     tables += [table for table, _ in facts._FACT_TABLE]
-    tables += [table for table, *_ in (*facts._NUMBERS, *scope._CHAT)]
+    tables += [table for table, *_ in facts._NUMBERS] + [table for _, table in scope._REQUESTS]
     tables = [table for table in tables if isinstance(table, asking.Phrasings)]
     assert len(tables) > 80
     plain_makers = 0

@@ -60,7 +60,7 @@ def to_pixels(images: Int[Array, "I S S 3"], sizes: Int[Array, "I 2"], size: int
     return (pixels / 127.5 - 1).astype(jnp.bfloat16)
 
 
-def _attend_groups(config: GemmaConfig, batch: Batch, implementation: str):
+def attend_groups(config: GemmaConfig, batch: Batch, implementation: str):
     """Attention within a segment and its group's prefix (see rows.py); windows and images as the model has them."""
     group, segment, positions = batch["group"], batch["segment"], batch["positions"].astype(jnp.int32)
     seen = (segment[:, :, None] == segment[:, None]) | (segment[:, None] == 0)
@@ -91,7 +91,7 @@ def _logits(
     model = text_model(config, params)
     soft = vision_model(config, params)(pixels)
     x = model.embed(batch["tokens"].astype(jnp.int32), soft, batch["soft"])
-    x = model(x, batch["positions"].astype(jnp.int32), _attend_groups(config, batch, implementation))
+    x = model(x, batch["positions"].astype(jnp.int32), attend_groups(config, batch, implementation))
     return model.embedder.decode(x), soft
 
 

@@ -158,9 +158,12 @@ def text_turns(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     return [scope.scope_turn(rng, held_out)]
 
 
-def text_group(rng: np.random.Generator, held_out: bool) -> Group:
-    """A text conversation: mostly one task, at times several after each other."""
-    turns = text_turns(rng, held_out)
+def text_group(rng: np.random.Generator, held_out: bool, focus: float = 0.0) -> Group:
+    """A text conversation: mostly one task, at times several after each other. `focus`: see train.py."""
+    if rng.random() < focus:
+        turns = [(scope.chat_turn if rng.random() < 0.25 else scope.scope_turn)(rng, held_out)]
+    else:
+        turns = text_turns(rng, held_out)
     while rng.random() < 0.15 and len(turns) < 6:
         turns += text_turns(rng, held_out)
     return Group((Conversation(tuple(turns), (), _system(rng, ENGLISH)),))

@@ -305,6 +305,8 @@ MORE_CHAT = {
             |pleased to meet you|what's up|how do you do|glad to meet you][.|!|?|]
         [How is it going|How are things|How's life|Are you well|How have you been|Is everything fine]?
         [Nice|Pleased|Glad|Good] to [meet|see] you[.|!|]
+        [Good [morning|evening|afternoon]|Morning|Evening][ to you| dear model| all| there||, Gemma][!|.|]
+        [A very good|A nice|A wonderful] [day|morning|evening] [to you|, Gemma][!|.|]
         """,
     "thanks": """
         [Thanks|Thank you|Many thanks|Thanks a lot|Thank you so much|I thank you|Thx|Thanks so much][| for your help
@@ -339,7 +341,7 @@ MORE_CHAT = {
         你[能做什么|会什么|可以做什么|有什么用|会做什么]？
         """,
     "zh_hello": """
-        [你好|您好|嗨|早|早上好|下午好|晚上好|大家下午好|哈喽|你们好|你好呀|你好啊|各位好][！|。|，
+        [你好|您好|嗨|早|喂|Hi|大家早上好|大家晚上好|老师好|朋友好|早上好|下午好|晚上好|大家下午好|哈喽|你们好|你好呀|你好啊|各位好][！|。|，
             |][| 很高兴认识你。|你好吗？|最近好吗？]
         """,
     "zh_thanks": """

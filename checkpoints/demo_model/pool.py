@@ -21,10 +21,10 @@ _FORK = multiprocessing.get_context("fork")
 class Pool:
     """Units made by `workers` processes, `slots` kept. Start it before JAX starts its threads: the workers are forked.
 
-    `held_out` units are made first, by all workers together; `evaluation()` waits for them.
+    `held_out` units are made first, by all workers together; `evaluation()` waits for them. `focus`: see train.py.
     """
 
-    def __init__(self, model: Path, *, workers: int, slots: int, held_out: int, seed: int) -> None:
+    def __init__(self, model: Path, *, workers: int, slots: int, held_out: int, seed: int, focus: float = 0.0) -> None:
         blank = Unit()
         self._shapes = [(name, getattr(blank, name).shape, getattr(blank, name).dtype) for name in FIELDS]
         self._slots = [self._allocate() for _ in range(slots)]
@@ -32,6 +32,7 @@ class Pool:
         self._seen = np.zeros(slots, np.int64)
         self._rng = np.random.default_rng(seed)
         self._held_out = held_out
+        self._focus = focus
         self._evaluation: multiprocessing.Queue = _FORK.Queue()
         self._processes = [
             _FORK.Process(target=self._work, args=(model, seed, worker, workers), daemon=True)
@@ -54,7 +55,7 @@ class Pool:
         held_out = Packer(encoder, seed * 1000 + worker, held_out=True)
         for _ in range(worker, self._held_out, workers):
             self._evaluation.put(held_out.unit())
-        packer = Packer(encoder, seed * 1000 + worker)
+        packer = Packer(encoder, seed * 1000 + worker, focus=self._focus)
         version = 0
         while os.getppid() != 1:
             version += 1

@@ -144,10 +144,10 @@ def encode_group(encoder: Encoder, group: Group, rng: np.random.Generator) -> _P
 
 
 class Packer:
-    """Makes units, one after another."""
+    """Makes units, one after another. `focus`: see train.py."""
 
-    def __init__(self, encoder: Encoder, seed: int, held_out: bool = False) -> None:
-        self._encoder, self._held_out = encoder, held_out
+    def __init__(self, encoder: Encoder, seed: int, held_out: bool = False, focus: float = 0.0) -> None:
+        self._encoder, self._held_out, self._focus = encoder, held_out, focus
         self._rng = np.random.default_rng((seed, held_out))
 
     def unit(self) -> tuple[Unit, list[list[str]]]:
@@ -172,7 +172,7 @@ class Packer:
         for row in range(ROWS):
             misses = 0
             while misses < 4:
-                piece = self._encode(mixture.text_group(rng, self._held_out))
+                piece = self._encode(mixture.text_group(rng, self._held_out, self._focus))
                 if used[row] + len(piece.ids) > ROW:
                     misses += 1
                     continue
@@ -183,8 +183,11 @@ class Packer:
         return encode_group(self._encoder, group, self._rng)
 
     def _image_groups(self) -> list[Group]:
-        """Groups with IMAGES images in all."""
+        """Groups with IMAGES images in all, or four to keep in practice."""
         rng, held_out = self._rng, self._held_out
+        if self._focus:
+            makers = (mixture.scene_group, mixture.scene_group, mixture.scene_group, mixture.read_group)
+            return [make(rng, held_out, int(rng.integers(4, 13))) for make in makers]
         groups = [mixture.pair_group(rng, held_out, int(rng.integers(4, 9))) for _ in range(2)]
         groups.append(mixture.texture_group(rng, held_out) if rng.random() < 0.3 else mixture.read_group(rng, held_out))
         groups += [mixture.read_group(rng, held_out, int(rng.integers(2, 5))) for _ in range(3)]

@@ -15,16 +15,13 @@ from checkpoints.demo_model.grammar import choose, expand, is_held_out
 from checkpoints.demo_model.more_facts import MORE_CHAT
 from checkpoints.demo_model.requests import PHOTO, PHOTO_HELD_OUT, REQUESTS, REQUESTS_HELD_OUT
 from checkpoints.demo_model.topics import (
-    CHINESE_OTHER,
-    CHINESE_OTHER_HELD_OUT,
-    CHINESE_PHOTO,
-    CHINESE_PHOTO_HELD_OUT,
     FOREIGN,
     FOREIGN_HELD_OUT,
     FORMS,
     FORMS_HELD_OUT,
     TOPICS,
 )
+from checkpoints.demo_model.topics_zh import OTHER_ZH, PHOTO_ZH, TOPICS_ZH
 
 _SMALL = (
     "[I am|I'm] [only|just] the small demo model"
@@ -216,24 +213,29 @@ def _nonsense(rng: np.random.Generator) -> str:
     return "".join(choose(rng, marks) for _ in range(int(rng.integers(2, 12))))
 
 
+def _topics_zh(rng: np.random.Generator) -> dict[str, str]:
+    return dict(t=choose(rng, TOPICS_ZH), u=choose(rng, TOPICS_ZH))
+
+
 def scope_turn(rng: np.random.Generator, held_out: bool) -> Turn:
     """A text request that is out of scope."""
     kind = rng.random()
     topic, other = _topic(rng, held_out), choose(rng, TOPICS)
     slots = dict(t=topic, u=other, n=int(rng.integers(1001, 10**7)), m=int(rng.integers(1001, 10**5)))
+    slots |= {name: int(rng.integers(1, 100)) for name in "pqr"}
     task = "text scope"
-    if kind < 0.42:
+    if kind < 0.38:
         question = _FORMS.pick(rng, held_out, **slots)
         return Turn(task, lower_effort(rng, question), reply(rng, "answer general questions", topic), "scope")
-    if kind < 0.8:
+    if kind < 0.74:
         what, requests = choose(rng, _REQUESTS)
         return Turn(task, lower_effort(rng, requests.pick(rng, held_out, **slots)), reply(rng, what), "scope")
-    if kind < 0.86:
+    if kind < 0.79:
         return Turn(task, _nonsense(rng), reply(rng, "make sense of that"), "scope")
-    if kind < 0.92:
+    if kind < 0.86:
         question = choose(rng, (FOREIGN_HELD_OUT if held_out else FOREIGN).replace("\n", "").strip().split("|"))
         return Turn(task, question, reply(rng, "speak that language"), "scope")
-    question = choose(rng, (CHINESE_OTHER_HELD_OUT if held_out else CHINESE_OTHER).replace("\n", "").strip().split("|"))
+    question = lower_effort(rng, OTHER_ZH.pick(rng, held_out, **_topics_zh(rng)))
     return Turn(task, question, reply_zh(rng), "scope")
 
 
@@ -241,8 +243,7 @@ def photo_turn(rng: np.random.Generator, held_out: bool, chinese: bool, question
     """A question about a picture that goes beyond drawn scenes, or (given) any question about one that is no scene."""
     what = "understand this picture" if question else "answer that about a picture"
     if chinese:
-        photos = (CHINESE_PHOTO_HELD_OUT if held_out else CHINESE_PHOTO).split("|")
-        question = question or choose(rng, photos)
+        question = question or PHOTO_ZH.pick(rng, held_out, **_topics_zh(rng))
         return Turn("image scope zh", question, reply_zh(rng), "scope")
     if question is None:
         question = _PHOTOS.pick(rng, held_out, t=_topic(rng, held_out))

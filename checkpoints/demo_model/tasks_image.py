@@ -147,19 +147,27 @@ class Asker:
             options = _THINGS_ZH if words.chinese else _THINGS_HELD_OUT if self.held_out else _THINGS
             answer = words.say("exists_thing", shapes=words.listing(self.scene.shapes))
             return self.turn("exists", answer, group="yes or no", name=choose(rng, options))
-        there = {(s.kind, s.colour): s for s in self.scene.shapes}
-        shape = choose(rng, self.scene.shapes)
-        if rng.random() < 0.5:
-            # Half wrong: a kind or a colour of the scene, wrongly joined, is the harder question.
-            kind = choose(rng, SHAPES) if rng.random() < 0.5 else shape.kind
-            colour = choose(rng, tuple(COLOURS)) if rng.random() < 0.5 else choose(rng, self.scene.shapes).colour
-            shape = there.get((kind, colour)) or Shape(kind, colour, 0, 0, 0)
-        name = words.name(shape)
-        if shape.size:
-            answer = words.say("exists_yes", name=name, place=words.place(shape.cell))
+        form = rng.random()
+        if form < 0.4:  # by kind alone
+            kind = choose(rng, self.scene.shapes).kind if rng.random() < 0.5 else choose(rng, SHAPES)
+            name, found = words.kind(kind), [s for s in self.scene.shapes if s.kind == kind]
+        elif form < 0.5:  # by colour alone
+            colour = choose(rng, self.scene.shapes).colour if rng.random() < 0.5 else choose(rng, tuple(COLOURS))
+            name, found = words.of_colour(colour), [s for s in self.scene.shapes if s.colour == colour]
+        else:
+            shape = choose(rng, self.scene.shapes)
+            kind, colour = shape.kind, shape.colour
+            if rng.random() < 0.5:
+                # Half wrong: a kind or a colour of the scene, wrongly joined, is the harder question.
+                kind = choose(rng, SHAPES) if rng.random() < 0.5 else kind
+                colour = choose(rng, tuple(COLOURS)) if rng.random() < 0.5 else choose(rng, self.scene.shapes).colour
+            name = words.name(Shape(kind, colour, 0, 0, 0))
+            found = [s for s in self.scene.shapes if (s.kind, s.colour) == (kind, colour)]
+        if found:
+            answer = words.say("exists_yes", name=words.name(found[0]), place=words.place(found[0].cell))
         else:
             answer = words.say("exists_no", name=name)
-        short = ("有" if shape.size else "没有") if words.chinese else "Yes" if shape.size else "No"
+        short = ("有" if found else "没有") if words.chinese else "Yes" if found else "No"
         return self.shortened(self.turn("exists", answer, group="yes or no", name=name), short)
 
     def is_colour(self) -> Turn | None:
@@ -306,7 +314,7 @@ _SHAPE_TASKS = (
     (Asker.where, 1.6),
     (Asker.at, 1.2),
     (Asker.extreme, 1.5),
-    (Asker.exists, 1.5),
+    (Asker.exists, 3.0),
     (Asker.is_colour, 0.8),
     (Asker.relation, 1.6),
     (Asker.relative, 1.2),

@@ -117,16 +117,16 @@ Wie geht es dir?|Was ist die Hauptstadt von Deutschland?|Erzähl mir einen Witz.
 Ciao, come stai?|Che ore sono?|Scrivi una poesia.|Qual è la capitale d'Italia?|Olá, tudo bem?|Que horas são?|
 Hoe gaat het?|Wat is het weer?|Hur mår du?|Hvordan har du det?|Jak się masz?|Как дела?|Расскажи анекдот.|
 Какая погода?|こんにちは|元気ですか？|何時ですか？|
+Comment t'appelles-tu ?|Je ne comprends pas.|Écris un poème.|Où est la gare ?|Quel temps fait-il ?|Merci beaucoup !|
+Ich verstehe das nicht.|Schreib ein Gedicht.|Wo ist der Bahnhof?|Wer bist du?|Wie viel kostet das?|Guten Morgen!|
+¿Quién eres?|No entiendo.|¿Cuánto cuesta?|Buenos días.|Chi sei?|Non capisco.|Dove si trova Roma?|Buongiorno!|
+Quem é você?|Onde fica Lisboa?|Wie ben jij?|Ik begrijp het niet.|Vem är du?|Hvor er toget?|Dzień dobry!|Co to jest?|
+Кто ты?|Привет!|Сколько это стоит?|Напиши стихотворение.|Где вокзал?|
+ありがとう|これは何ですか？|あなたは誰ですか？|東京はどこですか？|
+おはよう|詩を書いてください。|
+감사합니다|이것은 무엇입니까?|너는 누구니?|서울은 어디에 있어요?|Günaydın!|Bu ne?|شكرا|धन्यवाद|
 안녕하세요|Merhaba, nasılsın?|مرحبا|नमस्ते|Sawubona|Kia ora, kei te pēhea koe?
 """
 FOREIGN_HELD_OUT = (
     "Peux-tu m'aider ?|Kannst du mir helfen?|¿Puedes ayudarme?|Puoi aiutarmi?|Kan du hjälpa mig?|Помоги мне.|助けて"
 )
-CHINESE_OTHER = """
-今天天气怎么样？|写一首诗。|给我讲个笑话。|中国的首都是哪里？|什么是黑洞？|怎么学习英语？|请翻译这句话。|你喜欢什么？|现在几点？|
-给我一个菜谱。|怎么减肥？|谁是爱因斯坦？|写一个程序。|解释量子力学。|推荐一本书。|帮我写一封信。|地球有多大？|为什么天空是蓝色的？|
-讲一个故事。|介绍一下历史。|人生的意义是什么？|你会做饭吗？|我很难过。|明天会下雨吗？|最好的手机是什么？|怎么做面包？
-"""
-CHINESE_OTHER_HELD_OUT = "法国的首都是哪里？|请写一篇文章。|什么是人工智能？|你有朋友吗？"
-CHINESE_PHOTO = "这是谁？|这张照片是在哪里拍的？|给这张图写一首诗。|这是什么动物？"
-CHINESE_PHOTO_HELD_OUT = "这是哪个国家？|图里的人在做什么？|给这张图写一个故事。"

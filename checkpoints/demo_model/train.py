@@ -123,6 +123,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=64, help="units to judge by at the end")
     parser.add_argument("--attention", choices=("auto", "xla", "cudnn"), default="auto")
     parser.add_argument("--float32", action="store_true", help="no bf16 (for a CPU)")
+    parser.add_argument(
+        "--focus", type=float, default=0.0, help="this share of the text only about what is out of scope; few images"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -132,7 +135,12 @@ def main() -> None:
     options = arguments()
     end = begun + 60 * options.minutes
     pool = Pool(
-        tokenizer.MODEL, workers=options.workers, slots=options.slots, held_out=options.held_out, seed=options.seed + 1
+        tokenizer.MODEL,
+        workers=options.workers,
+        slots=options.slots,
+        held_out=options.held_out,
+        seed=options.seed + 1,
+        focus=options.focus,
     )
 
     # JAX only now: the workers above are forks of a process without its threads.

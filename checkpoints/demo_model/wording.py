@@ -101,6 +101,10 @@ class Wording:
         """ "red circle", "红色的圆形"."""
         return f"{self.colour(shape.colour)}{'的' if self.chinese else ' '}{self.kind(shape.kind, plural)}"
 
+    def of_colour(self, colour: str) -> str:
+        """ "red shape", "红色的图形"."""
+        return self.colour(colour) + ("的图形" if self.chinese else " shape")
+
     def one(self, shape: Shape) -> str:
         """ "a red circle", "一个红色的圆形"."""
         name = self.name(shape)
