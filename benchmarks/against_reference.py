@@ -95,7 +95,8 @@ def reference() -> None:
     prompt = " ".join(map(str, request["prompt"]))
     for line in sys.stdin:
         begin = time.perf_counter()
-        sampler.sample(prompt, max_new_tokens=int(line), rng=0)
+        state = sampler.sample(prompt, max_new_tokens=int(line), rng=0, return_state=True).state
+        theirs.jax.block_until_ready(state.predicted_tokens)
         print(time.perf_counter() - begin, flush=True)
 
 

@@ -1,6 +1,6 @@
 """Where the time of a decode step goes: kernels by name, from the device's own trace.
 
-    python benchmarks/profile_decode.py --model gemma3-4b --rows 1
+python benchmarks/profile_decode.py --model gemma3-4b --rows 1
 """
 
 from __future__ import annotations
