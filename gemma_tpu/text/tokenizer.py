@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-SOFT_TOKEN = -1  # stands for one soft token of an image; no vocabulary has it
+from gemma_tpu.config import SOFT_TOKEN
 
 SPACE = "▁"  # how SentencePiece spells a space inside a piece
 
