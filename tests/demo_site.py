@@ -137,8 +137,13 @@ class Visit:
             self.page.locator(".settings > button").locator("visible=true").click()
         for name, value in settings.items():
             field = self.page.locator(f'#{tab}-{name} input[type="number"]')
-            field.fill(str(value))
-            field.press("Tab")
+            slider = self.page.locator(f'#{tab}-{name} input[type="range"]')  # shows what the page holds
+            for _ in range(20):  # a panel just opened may be drawn anew over what was typed into it
+                field.fill(str(value))
+                field.press("Tab")
+                self.page.wait_for_timeout(100)
+                if slider.count() == 0 or float(slider.input_value()) == value:
+                    break
 
     def begin(self, tab: str, prompt: str) -> None:
         field = self.page.locator(f"#{tab}-prompt textarea")
