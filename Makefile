@@ -1,4 +1,4 @@
-# make demo: serve the demo page.   make test: run the tests.   make check: what CI runs before the tests.
+# make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
