@@ -58,7 +58,15 @@ def write(
     # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
     slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
 
-    def scatter(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows[:, None], :, slot].set(new.astype(old.dtype), mode="drop", unique_indices=True)
+    def scatter(cache: LayerCache) -> LayerCache:
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[rows[:, None], :, slot].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
-    return scatter(cache[0], key), scatter(cache[1], value)
+        return put(cache[0], key), put(cache[1], value)
+
+    def scatter_apart(cache: LayerCache) -> LayerCache:
+        # XLA's CPU backend fuses the update of a single row into each of its readers, on a copy of the cache for each;
+        # a branch keeps it by itself, and in place.
+        return jax.lax.cond(jnp.any(kept), scatter, lambda same: same, cache)
+
+    return jax.lax.platform_dependent(cache, cpu=scatter_apart, default=scatter)

@@ -50,10 +50,14 @@ def attend(
     mask: Bool[Array, "B T S"],
 ) -> Queries:
     """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
-    scores = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    B, T, K, G, H = query.shape
+    # The queries of a kv head as one dimension: XLA then writes the scores in the order in which they are read.
+    rows = jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
+    scores = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32).reshape(B, K, G, T, -1)
     scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", probs, value)
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(B, K, G * T, -1)
+    encoded = jnp.einsum("bkqs,bksh->bkqh", probs, value).reshape(B, K, G, T, H)
+    return jnp.moveaxis(encoded, 3, 1)
 
 
 def attention_mask(

@@ -53,8 +53,9 @@ class MLP(nnx.Module):
         self.down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (hidden_dim, embed_dim)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate_up = jnp.einsum("btd,cfd->btcf", x, self.gate_up[...])
-        hidden = jax.nn.gelu(gate_up[:, :, 0], approximate=True) * gate_up[:, :, 1]
+        # A batch of two products: XLA's CPU backend would transpose a weight of two output dimensions at each call.
+        gate, up = jnp.einsum("cbtd,cfd->cbtf", jnp.broadcast_to(x, (2, *x.shape)), self.gate_up[...])
+        hidden = jax.nn.gelu(gate, approximate=True) * up
         return jnp.einsum("btf,fd->btd", hidden, self.down[...])
 
 
