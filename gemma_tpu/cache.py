@@ -52,15 +52,18 @@ def write(
     count: Int[Array, "B"],
 ) -> LayerCache:
     """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S of them."""
-    slots = cache[0].shape[2]
+    heads, slots = cache[0].shape[1:3]
     token = jnp.arange(key.shape[1])
     kept = (token < count[:, None]) & (token >= count[:, None] - slots)
     # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
     slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
+    # An index for each head too: the TPU compiler lays a cache whose windows hold several heads out anew at each call.
+    where = (rows[:, None, None], jnp.arange(heads)[:, None], slot[:, None])
 
     def scatter(cache: LayerCache) -> LayerCache:
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows[:, None], :, slot].set(new.astype(old.dtype), mode="drop", unique_indices=True)
+            new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
+            return old.at[where].set(new, mode="drop", unique_indices=True)
 
         return put(cache[0], key), put(cache[1], value)
 
