@@ -52,17 +52,24 @@ class State:
     controls: Controls
 
 
+def _empty_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> State:
+    zeros = functools.partial(jnp.zeros, rows)
+    sampling = Sampling(zeros(), zeros(jnp.int32), zeros(), zeros(), zeros(jnp.uint32))
+    stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN)
+    controls = Controls(sampling, stop, jnp.zeros((rows, config.vocab_size), bool))
+    cache = init_cache(config, rows, context, dtype)
+    return State(cache, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), controls)
+
+
+def abstract_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of `init_state`, for a mesh that need not exist."""
+    shapes = jax.eval_shape(functools.partial(_empty_state, config, rows, context, dtype))
+    return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_shardings(shapes, mesh))
+
+
 def init_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
     """An empty state of `rows` × `context` tokens, made in place on the mesh."""
-
-    def make() -> State:
-        zeros = functools.partial(jnp.zeros, rows)
-        sampling = Sampling(zeros(), zeros(jnp.int32), zeros(), zeros(), zeros(jnp.uint32))
-        stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN)
-        controls = Controls(sampling, stop, jnp.zeros((rows, config.vocab_size), bool))
-        cache = init_cache(config, rows, context, dtype)
-        return State(cache, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), controls)
-
+    make = functools.partial(_empty_state, config, rows, context, dtype)
     return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make), mesh))()
 
 
