@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--top", type=int, default=25)
     args = parser.parse_args()
-    config, mesh = CONFIGS[args.model], make_mesh()
+    config = CONFIGS[args.model]
+    mesh = make_mesh(config)
     dtype = resolve_dtype("auto", mesh)
     params = random_params(config, dtype, mesh)
     model = Model(config, params, None, mesh=mesh, dtype=dtype, max_context=args.context, max_rows=args.rows)

@@ -73,10 +73,10 @@ def _facts(model: Model | None, lang: str) -> dict[str, str]:
     devices = model.mesh.devices
     kind = devices.flat[0].device_kind
     platform = devices.flat[0].platform.upper()
-    data, shards = devices.shape
+    data = model.mesh.shape["data"]
     return {
         "devices": f"{kind if platform.lower() in kind.lower() else f'{platform} {kind}'} × {devices.size}",
-        "mesh": text("mesh_value", lang, data=data, model=shards),
+        "mesh": text("mesh_value", lang, data=data, model=devices.size // data),
         "dtype": str(model.dtype),
     }
 

@@ -21,7 +21,7 @@ from gemma_tpu.model import Params
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.forward import forward
 from gemma_tpu.runtime.request import ImageInput, Options, Request, Timings, Usage
-from gemma_tpu.sharding import make_mesh, param_sharding
+from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Detokenizer, Prompt, StopStrings, Tokenizer, expand_images, render_messages, render_raw
 
 Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
@@ -343,7 +343,10 @@ def load(
         raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
     if max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh)
+    if not isinstance(mesh, Mesh):
+        mesh = make_mesh(config, mesh)
+    elif mesh.axis_names != AXES:
+        mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
     dtype = resolve_dtype(dtype, mesh)
     if not isinstance(tokenizer, Tokenizer | None):
         tokenizer = Tokenizer(tokenizer)

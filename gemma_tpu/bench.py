@@ -110,7 +110,8 @@ def main(args: argparse.Namespace) -> int:
     for rows in args.rows:
         options = {"max_context": args.context, "max_rows": rows}
         if args.model:
-            config, mesh = CONFIGS[args.model], make_mesh(args.mesh)
+            config = CONFIGS[args.model]
+            mesh = make_mesh(config, args.mesh)
             dtype = resolve_dtype(args.dtype, mesh)
             model = Model(config, random_params(config, dtype, mesh), None, mesh=mesh, dtype=dtype, **options)
         else:

@@ -60,16 +60,37 @@ def write(
     # An index for each head too: the TPU compiler lays a cache whose windows hold several heads out anew at each call.
     where = (rows[:, None, None], jnp.arange(heads)[:, None], slot[:, None])
 
-    def scatter(cache: LayerCache) -> LayerCache:
-        def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
-            return old.at[where].set(new, mode="drop", unique_indices=True)
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
+        return old.at[where].set(new, mode="drop", unique_indices=True)
 
+    return put(cache[0], key), put(cache[1], value)
+
+
+def append(
+    cache: LayerCache, key: Float[Array, "B one K H"], value: Float[Array, "B one K H"], length: Int[Array, "B"]
+) -> LayerCache:
+    """Stores one more token of every row, at position `length`; B = R.
+
+    A row that rests may be written to as well, which saves asking: nothing is read from the slot of the next position
+    before that position is written. In a ring it held the token that is just leaving the window, elsewhere none.
+    """
+    rows, heads, slots, _ = cache[0].shape
+    slot = length % slots
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
+        if rows == 1:  # a scatter of one row would be rewritten to this, in a layout that costs a copy of the cache
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot[0], 0))
+        where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
+        return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
+
+    def both(cache: LayerCache) -> LayerCache:
         return put(cache[0], key), put(cache[1], value)
 
-    def scatter_apart(cache: LayerCache) -> LayerCache:
+    def apart(cache: LayerCache) -> LayerCache:
         # XLA's CPU backend fuses the update of a single row into each of its readers, on a copy of the cache for each;
-        # a branch keeps it by itself, and in place.
-        return jax.lax.cond(jnp.any(kept), scatter, lambda same: same, cache)
+        # a branch (always taken, which it cannot know) keeps it by itself, and in place.
+        return jax.lax.cond(jnp.all(length >= 0), both, lambda same: same, cache)
 
-    return jax.lax.platform_dependent(cache, cpu=scatter_apart, default=scatter)
+    return jax.lax.platform_dependent(cache, cpu=apart, default=both)

@@ -1,4 +1,10 @@
-"""Meshes, and the one table that maps dimension letters (gemma_tpu.config) to mesh axes."""
+"""Meshes, and the one table that maps dimension letters (gemma_tpu.config) to mesh axes.
+
+A user's mesh is data × model: copies of the weights, and chips that share one copy. Inside, the model axis is
+heads × slots: as many ways as it can over the kv heads, and beyond them over the length of the cache, so that no chip
+keeps a kv head's whole cache because another chip has the same head. 27B on 8 chips is heads 8 × slots 1, 4B (4 kv
+heads) is 4 × 2, 1B (one kv head) 1 × 8. Weights wider than the kv heads are split over both axes together.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "model")
+from gemma_tpu.config import GemmaConfig
 
-# Letters that are split, and over which mesh axis; every other letter is whole on each device.
-_MESH_AXIS = {"R": "data", "B": "data", "K": "model", "F": "model", "V": "model", "n": "model", "M": "model"}
+AXES = ("data", "heads", "slots")
+_MODEL = ("heads", "slots")
+
+# Letters that are split, and over which mesh axes; every other letter is whole on each device. An axis splits the first
+# dimension that can use it, so D is split only where no wider dimension has taken "slots": in the attention's weights.
+_MESH_AXES = {
+    "R": ("data",),
+    "B": ("data",),
+    "K": ("heads",),
+    "S": ("slots",),
+    "D": ("slots",),
+    "F": _MODEL,
+    "V": _MODEL,
+    "n": _MODEL,
+    "M": _MODEL,
+}
 
 # Dimensions of each parameter, by its name without the layer number.
 _PARAM_DIMS = {
@@ -34,28 +54,37 @@ _PARAM_DIMS = {
 }
 
 
-def make_mesh(shape: tuple[int, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, model) mesh over `devices` (default: all); by default every device is on the model axis.
+def make_mesh(
+    config: GemmaConfig, shape: tuple[int, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A data × model mesh over `devices` (default: all); by default every device is on the model axis.
 
-    Raises ValueError if the shape does not use each device exactly once.
+    The model axis comes back as heads × slots, see above. Raises ValueError if the shape does not use each device
+    exactly once.
     """
     devices = jax.devices() if devices is None else devices
     shape = (1, len(devices)) if shape is None else tuple(shape)
     if len(shape) != 2 or min(shape) < 1 or math.prod(shape) != len(devices):
         raise ValueError(f"mesh {shape} does not fit {len(devices)} devices: data × model must be {len(devices)}")
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+    data, model = shape
+    heads = math.gcd(model, config.num_kv_heads)
+    return Mesh(np.asarray(devices).reshape(data, heads, model // heads), AXES)
 
 
 def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose dimensions are named by the letters of `dims`.
 
-    A dimension that the mesh axis does not divide stays whole, and each mesh axis is used once.
+    A dimension that its mesh axes do not divide stays whole, and each mesh axis is used once.
     """
-    spec: list[str | None] = []
+    spec: list[tuple[str, ...] | str | None] = []
+    used: set[str] = set()
     for letter, size in zip(dims, shape, strict=True):
-        axis = _MESH_AXIS.get(letter)
-        usable = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
-        spec.append(axis if usable else None)
+        axes = tuple(axis for axis in _MESH_AXES.get(letter, ()) if mesh.shape[axis] > 1)
+        if axes and used.isdisjoint(axes) and size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            used.update(axes)
+            spec.append(axes if len(axes) > 1 else axes[0])
+        else:
+            spec.append(None)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

@@ -67,7 +67,7 @@ class Scripted(Loader):
 
 @contextlib.contextmanager
 def tiny_model() -> Iterator[gemma_tpu.Model]:
-    mesh = make_mesh((1, 1), jax.devices()[:1])
+    mesh = make_mesh(CONFIG, (1, 1), jax.devices()[:1])
     rng = np.random.default_rng(2)  # with this seed it babbles a little and never ends an answer
     shapes = param_shapes(CONFIG)
     params = {name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}

@@ -41,8 +41,8 @@ def random_params(config: GemmaConfig, seed: int = 0) -> dict[str, jax.Array]:
     return {name: leaf(struct.shape) for name, struct in sorted(param_shapes(config).items())}
 
 
-def mesh_of(data: int, model: int) -> Mesh:
-    return make_mesh((data, model), jax.devices()[: data * model])
+def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
+    return make_mesh(config, (data, model), jax.devices()[: data * model])
 
 
 def make_engine(config: GemmaConfig, mesh: Mesh | None = None, **options) -> Engine:

@@ -124,7 +124,7 @@ def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     case = models.by_name(name)
     config, inputs = config_of(case), models.inputs(case)
     images = [ImageInput(Image.fromarray(image), config.vision.image_size) for image in inputs.images]
-    mesh = make_mesh((1, 1), jax.devices()[:1])
+    mesh = make_mesh(config, (1, 1), jax.devices()[:1])
     engine = Engine(config, params_of(case, about), mesh=mesh, max_context=128, max_rows=1, dtype=jnp.float32)
     try:
         request = engine.submit(

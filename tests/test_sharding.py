@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
-from small_models import mesh_of
+from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.model import param_shapes
@@ -11,18 +14,34 @@ from gemma_tpu.sharding import make_mesh, param_sharding, partition
 
 
 def test_letters_become_mesh_axes() -> None:
-    mesh = mesh_of(2, 4)
-    assert partition("RKSH", (2, 4, 9, 8), mesh).spec == P("data", "model", None, None)
-    assert partition("RKSH", (3, 2, 9, 8), mesh).spec == P(None, None, None, None)  # not divisible: whole
-    assert param_sharding("layers.3.mlp.down", (64, 32), mesh).spec == P("model", None)
+    mesh = make_mesh(dataclasses.replace(TEXT, num_kv_heads=2), (2, 4))
+    assert mesh.shape == {"data": 2, "heads": 2, "slots": 2}
+    assert partition("RKSH", (2, 4, 8, 8), mesh).spec == P("data", "heads", "slots", None)
+    assert partition("RKSH", (3, 1, 9, 8), mesh).spec == P(None, None, None, None)  # not divisible: whole
+    assert param_sharding("layers.3.mlp.down", (64, 32), mesh).spec == P(("heads", "slots"), None)
+    assert param_sharding("layers.3.attention.out", (2, 4, 8, 32), mesh).spec == P("heads", None, None, "slots")
     assert param_sharding("layers.3.pre_ffw_norm.scale", (32,), mesh).spec == P(None)
-    assert param_sharding("vision.blocks.1.attention.qkv", (3, 4, 8, 32), mesh).spec == P(None, "model", None, None)
+    qkv = param_sharding("vision.blocks.1.attention.qkv", (3, 4, 8, 32), mesh)
+    assert qkv.spec == P(None, ("heads", "slots"), None, None)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_no_chip_keeps_what_another_has(name: str) -> None:
+    """On any number of chips the cache and the text decoder's large weights are split as many ways as there are."""
+    config = CONFIGS[name]
+    for model in (1, 2, 4, 8):
+        mesh = make_mesh(config, (1, model), jax.devices()[:model])
+        cache = (1, config.num_kv_heads, config.sliding_window, config.head_dim)
+        shapes = {path: struct.shape for path, struct in param_shapes(dataclasses.replace(config, vision=None)).items()}
+        shards = {path: (shape, param_sharding(path, shape, mesh)) for path, shape in shapes.items() if len(shape) > 1}
+        for path, (shape, sharding) in {**shards, "cache": (cache, partition("RKSH", cache, mesh))}.items():
+            assert math.prod(sharding.shard_shape(shape)) * model == math.prod(shape), (path, model)
 
 
 @pytest.mark.parametrize("name", ["gemma3-12b", "gemma3-27b"])
 def test_a_large_model_is_split_eight_ways(name: str) -> None:
     """What is left whole on every device is small: norms, biases, positions, patches, the projection."""
-    mesh, whole, total = mesh_of(1, 8), 0, 0
+    mesh, whole, total = make_mesh(CONFIGS[name], (1, 8)), 0, 0
     for path, struct in param_shapes(CONFIGS[name]).items():
         shard = param_sharding(path, struct.shape, mesh).shard_shape(struct.shape)
         total += struct.size
@@ -31,7 +50,7 @@ def test_a_large_model_is_split_eight_ways(name: str) -> None:
 
 
 def test_meshes_that_do_not_fit_are_errors() -> None:
-    assert make_mesh().shape == {"data": 1, "model": 8}
+    assert make_mesh(TEXT).shape == {"data": 1, "heads": 4, "slots": 2}
     for shape in ((3, 2), (0, 8)):
         with pytest.raises(ValueError, match="does not fit 8 devices"):
-            make_mesh(shape, jax.devices())
+            make_mesh(TEXT, shape, jax.devices())

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from gemma_tpu import api, verify
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.config import GemmaConfig, VisionConfig
-from gemma_tpu.sharding import make_mesh
 from gemma_tpu.text import SOFT_TOKEN
 from gemma_tpu.verify.inputs import Question, make_questions, spread
 from gemma_tpu.verify.ours import Ours
@@ -27,6 +27,7 @@ from gemma_tpu.verify.report import compare
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 import models
 
+ONE_DEVICE = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
 TOKENIZER = Path(__file__).parent / "goldens" / "text" / "tokenizer.model"
 ABOUT = {"against": "transformers", "versions": {"transformers": "5"}, "dtype": "float32", "converted": False}
 
@@ -52,7 +53,7 @@ def arguments_for(checkpoint: Path, against: str, *more: str) -> argparse.Namesp
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
     args = parser.parse_args([str(checkpoint), "--against", against, *more])
-    args.mesh = make_mesh((1, 1), jax.devices()[:1])
+    args.mesh = ONE_DEVICE
     return args
 
 
@@ -198,7 +199,7 @@ def test_outputs_of_one_side_only_fail() -> None:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> api.Model:
-    return api.load(checkpoint, mesh=make_mesh((1, 1), jax.devices()[:1]), max_rows=1, progress=False)
+    return api.load(checkpoint, mesh=ONE_DEVICE, max_rows=1, progress=False)
 
 
 def test_questions(model: api.Model) -> None:
@@ -305,7 +306,7 @@ def test_against_the_real_reference(
 ) -> None:
     python = interpreter(against)
     path = write_checkpoint(tmp_path, layout, layers=7)
-    mesh = make_mesh((1, 1), jax.devices()[:1])
+    mesh = ONE_DEVICE
     report = verify.verify(path, against, python=python, mesh=mesh, new_tokens=8)
     print(report.table())
     assert report.passed

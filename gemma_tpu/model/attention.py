@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
 
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
 
 Queries = Float[Array, "B T K G H"]
 KeyValues = Float[Array, "B T K H"]
@@ -51,13 +51,21 @@ def attend(
 ) -> Queries:
     """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
     B, T, K, G, H = query.shape
-    # The queries of a kv head as one dimension: XLA then writes the scores in the order in which they are read.
+    probs = jax.nn.softmax(scores(query, key, mask), axis=-1).astype(value.dtype)
+    encoded = jnp.einsum("bkqs,bksh->bkqh", probs, value)
+    return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
+
+
+def scores(query: Queries, key: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]) -> Float[Array, "B K Q S"]:
+    """Scores of the Q = G × T queries of each kv head in float32, masked ones very low.
+
+    Those queries are one dimension: given two, XLA writes the scores in another order than they are read in.
+    """
+    B, T, K, G, H = query.shape
     rows = jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
-    scores = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32).reshape(B, K, G, T, -1)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(B, K, G * T, -1)
-    encoded = jnp.einsum("bkqs,bksh->bkqh", probs, value).reshape(B, K, G, T, H)
-    return jnp.moveaxis(encoded, 3, 1)
+    found = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32)
+    masked = jnp.where(mask[:, None, None], found.reshape(B, K, G, T, -1), MASKED)
+    return masked.reshape(found.shape)
 
 
 def attention_mask(

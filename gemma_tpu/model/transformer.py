@@ -17,6 +17,7 @@ from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
 # (layer, queries, keys, values of the tokens at hand) → what the queries read.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]
 Tap = Callable[[str, jax.Array], None]
+Place = Callable[[jax.Array], jax.Array]  # says how [B, T, D] lies on the mesh, and changes nothing else
 
 
 class Block(nnx.Module):
@@ -30,11 +31,15 @@ class Block(nnx.Module):
         self.post_ffw_norm = RMSNorm(D)
 
     def __call__(
-        self, x: Float[Array, "B T D"], rope: Rope, attend: Callable[[Queries, KeyValues, KeyValues], Queries]
+        self,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        attend: Callable[[Queries, KeyValues, KeyValues], Queries],
+        place: Place,
     ) -> Float[Array, "B T D"]:
-        encoded = attend(*self.attention.project(self.pre_attention_norm(x), rope))
-        x = x + self.post_attention_norm(self.attention.output(encoded))
-        return x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x)))
+        encoded = attend(*self.attention.project(place(self.pre_attention_norm(x)), rope))
+        x = place(x + self.post_attention_norm(place(self.attention.output(encoded))))
+        return place(x + self.post_ffw_norm(place(self.mlp(self.pre_ffw_norm(x)))))
 
 
 class Transformer(nnx.Module):
@@ -58,7 +63,13 @@ class Transformer(nnx.Module):
         return jnp.where(soft_index[..., None] >= 0, soft, x)
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], attend: AttendLayer, tap: Tap | None = None
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        attend: AttendLayer,
+        *,
+        place: Place = lambda x: x,
+        tap: Tap | None = None,
     ) -> Float[Array, "B T D"]:
         """Embeddings → final hidden states. `tap(name, value)` sees the output of every layer."""
         config = self.config
@@ -68,7 +79,7 @@ class Transformer(nnx.Module):
             tap("embed", x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, global_rope if config.is_global(i) else local_rope, functools.partial(attend, i))
+                x = layer(x, global_rope if config.is_global(i) else local_rope, functools.partial(attend, i), place)
             if tap:
                 tap(f"layers.{i}", x)
         x = self.final_norm(x)

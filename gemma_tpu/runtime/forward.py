@@ -72,7 +72,7 @@ def hidden_states(
     else:
         image = image_ids(soft_index, soft_tokens.shape[1])
     x = model.embed(tokens, soft_tokens, soft_index)
-    return model(x, positions, self_attention(config, positions, lengths, image), tap)
+    return model(x, positions, self_attention(config, positions, lengths, image), tap=tap)
 
 
 def _forward(

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.cache import init_cache, slot_positions, write
+from gemma_tpu.cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
+from gemma_tpu.model.blockwise import attend_cache, attend_part, finish, join
+from gemma_tpu.model.transformer import Place
 from gemma_tpu.runtime.forward import image_ids, precision
 from gemma_tpu.sampling import Leaf, Sampling, sample
 from gemma_tpu.sharding import partition
@@ -85,6 +87,11 @@ def _pin(state: State, mesh: Mesh) -> State:
     return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
 
 
+def _residual(mesh: Mesh) -> Place:
+    """Keeps D whole: where the attention's weights are split over it, XLA would split all that is added to as well."""
+    return lambda x: jax.lax.with_sharding_constraint(x, partition("B..", x.shape, mesh))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def encode(
     params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig, mesh: Mesh
@@ -136,26 +143,24 @@ def prefill(
     cache = list(state.cache)
 
     @functools.cache
-    def mask(window: int | None, slots: int) -> jax.Array:
-        own = attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
-        if fresh:
-            return own
-        return jnp.concatenate([attention_mask(positions, slot_positions(start, slots), window=window), own], axis=-1)
+    def mask(window: int | None) -> jax.Array:
+        return attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         old = cache[layer]
         cache[layer] = write(old, row_ids, key, value, start, count)
-        keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-        if not fresh:
-            old_keys, old_values = old if rows is None else (old[0][rows], old[1][rows])
-            keys = jnp.concatenate([old_keys, keys], axis=2)
-            values = jnp.concatenate([old_values, values], axis=2)
+        own = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
         window = None if config.is_global(layer) else config.sliding_window
-        return attend(query, keys, values, mask(window, old[0].shape[2]))
+        if fresh:
+            return attend(query, *own, mask(window))
+        cached = old if rows is None else (old[0][rows], old[1][rows])
+        before = slot_positions(start, old[0].shape[2])
+        part = attend_cache(query, *cached, positions, before, window=window, mesh=mesh)
+        return finish(join(attend_part(query, *own, mask(window)), part), query)
 
     with precision(params):
         model = text_model(config, params)
-        model(model.embed(tokens, soft_tokens, soft_index), positions, attend_layer)
+        model(model.embed(tokens, soft_tokens, soft_index), positions, attend_layer, place=_residual(mesh))
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
     return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), mesh)
 
@@ -207,7 +212,7 @@ def decode(
     """
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
-    row_ids, padding = jnp.arange(B), max(0, min_rows - B)
+    padding = max(0, min_rows - B)
     model, controls = text_model(config, params), picked.controls
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
@@ -221,13 +226,13 @@ def decode(
             return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            cache[layer] = write(cache[layer], row_ids, key[:B], value[:B], row.length, active.astype(jnp.int32))
+            cache[layer] = append(cache[layer], key[:B], value[:B], row.length)
             window = None if config.is_global(layer) else config.sliding_window
             encoded = attend(query[:B], *cache[layer], mask(window, cache[layer][0].shape[2]))
             return jnp.pad(encoded, ((0, padding), *((0, 0),) * (encoded.ndim - 1)))
 
         pad = functools.partial(jnp.pad, pad_width=((0, padding), (0, 0)))
-        x = model(model.embed(pad(row.last[:, None])), pad(position), attend_layer)
+        x = model(model.embed(pad(row.last[:, None])), pad(position), attend_layer, place=_residual(mesh))
         logits = model.embedder.decode(x)[:B, 0]
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
         token = sample(logits, row.length + 1, controls.sampling)
