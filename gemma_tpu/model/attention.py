@@ -51,21 +51,17 @@ def attend(
 ) -> Queries:
     """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
     B, T, K, G, H = query.shape
-    probs = jax.nn.softmax(scores(query, key, mask), axis=-1).astype(value.dtype)
+    scores = jnp.einsum("bkqh,bksh->bkqs", by_head(query), key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     encoded = jnp.einsum("bkqs,bksh->bkqh", probs, value)
     return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
 
 
-def scores(query: Queries, key: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]) -> Float[Array, "B K Q S"]:
-    """Scores of the Q = G × T queries of each kv head in float32, masked ones very low.
-
-    Those queries are one dimension: given two, XLA writes the scores in another order than they are read in.
-    """
+def by_head(query: Queries) -> Float[Array, "B K Q H"]:
+    """The Q = G × T queries of a kv head as one dimension: given two, XLA writes scores in no order to read them in."""
     B, T, K, G, H = query.shape
-    rows = jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
-    found = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32)
-    masked = jnp.where(mask[:, None, None], found.reshape(B, K, G, T, -1), MASKED)
-    return masked.reshape(found.shape)
+    return jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
 
 
 def attention_mask(
@@ -89,10 +85,21 @@ def attention_mask(
             1 1 1 1 1 0                                               0 0 0 1 1 0
             1 1 1 1 1 1                                               0 0 0 0 1 1
     """
-    query, key = query_pos[:, :, None], key_pos[:, None, :]
+    images = (x if x is None else jnp.expand_dims(x, axis) for x, axis in ((query_image, 2), (key_image, 1)))
+    return sees(query_pos[:, :, None], key_pos[:, None, :], *images, window)
+
+
+def sees(
+    query: jax.Array,
+    key: jax.Array,
+    query_image: jax.Array | None,
+    key_image: jax.Array | None,
+    window: int | None,
+) -> jax.Array:
+    """`attention_mask` of positions and image ids in any shapes that broadcast."""
     mask = key <= query
     if query_image is not None and key_image is not None:
-        mask |= (query_image[:, :, None] == key_image[:, None, :]) & (query_image[:, :, None] > 0)
+        mask |= (query_image == key_image) & (query_image > 0)
     if window is not None:
         mask &= jnp.abs(query - key) < window
     return mask & (key >= 0)

@@ -7,36 +7,30 @@ attention: FlashAttention, arXiv 2205.14135). Letters: see gemma_tpu.config; Q: 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
-from gemma_tpu.model.attention import MASKED, Queries, attention_mask, scores
+from gemma_tpu.model.attention import MASKED, Queries, by_head, sees
+from gemma_tpu.model.flash import fits, flash
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
 
 
 class Part(NamedTuple):
-    """Attention to some of the keys. `peak` is their largest score; `weighted` and `total` are relative to it."""
+    """Attention to some of the keys. `peak` is their largest score; `weighted` and `total` are relative to it.
+
+    A query that may see none of them has a part of no meaning, which counts nothing once joined with one where it does.
+    """
 
     weighted: Float[Array, "B K Q H"]
     total: Float[Array, "B K Q"]
     peak: Float[Array, "B K Q"]
-
-
-def attend_part(
-    query: Queries, key: Float[Array, "B K S H"], value: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]
-) -> Part:
-    """A query with an empty mask counts nothing once its part is joined with one where it sees a key."""
-    all_scores = scores(query, key, mask)
-    peak = jnp.max(all_scores, axis=-1)
-    weights = jnp.exp(all_scores - peak[..., None])
-    weighted = jnp.einsum("bkqs,bksh->bkqh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return Part(weighted, jnp.sum(weights, axis=-1), peak)
 
 
 def join(a: Part, b: Part) -> Part:
@@ -53,28 +47,36 @@ def finish(part: Part, query: Queries) -> Queries:
     return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
 
 
-def attend_cache(
+def attend_part(
     query: Queries,
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     query_pos: Int[Array, "B T"],
     key_pos: Int[Array, "B S"],
     *,
+    query_image: Int[Array, "B T"] | None = None,
+    key_image: Int[Array, "B S"] | None = None,
     window: int | None,
     mesh: Mesh,
+    length: str = "S",
 ) -> Part:
-    """Attention of text and image tokens to what came before them; `key_pos` is -1 where a slot is empty.
+    """Attention under the mask of `attention_mask`, to keys of a cache or (`length="T"`) of the queries' own tokens.
 
-    Each device looks at its own heads and slots; what the slots' devices found is then joined.
+    Each device looks at its own heads and slots; what those that share a cache's slots found is then joined.
     """
+    if query_image is None or key_image is None:
+        query_image, key_image = jnp.zeros_like(query_pos), jnp.zeros_like(key_pos)
+    arguments = (query, key, value, query_pos, key_pos, query_image, key_image)
+    look = functools.partial(_local_part, window=window)
     if mesh.size == 1:
-        return _attend_blocks(query, key, value, query_pos, key_pos, window=window)
-    specs = {dims: partition(dims, x.shape, mesh).spec for dims, x in (("BKSH", key), ("BS", key_pos))}
-    split = "slots" in specs["BS"]
-    queries, positions = (partition(dims, x.shape, mesh).spec for dims, x in (("BTKGH", query), ("BT", query_pos)))
+        return look(*arguments)
+    keys, positions = f"BK{length}H", f"B{length}"
+    dims = ("BTKGH", keys, keys, "BT", positions, "BT", positions)
+    specs = tuple(partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True))
+    split = "slots" in specs[1]
 
-    def local(query: jax.Array, *keys: jax.Array) -> Part:
-        part = _attend_blocks(query, *keys, window=window)
+    def local(*arguments: jax.Array) -> Part:
+        part = look(*arguments)
         if not split:
             return part
         peak = jax.lax.pmax(part.peak, "slots")
@@ -82,38 +84,75 @@ def attend_cache(
         weighted, total = jax.lax.psum((part.weighted * scale[..., None], part.total * scale), "slots")
         return Part(weighted, total, peak)
 
-    B, K = key.shape[:2]
-    result = partition("BK", (B, K), mesh).spec
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(queries, specs["BKSH"], specs["BKSH"], positions, specs["BS"]),
-        out_specs=Part(result, result, result),
-        check_vma=False,
-    )(query, key, value, query_pos, key_pos)
+    result = PartitionSpec(*specs[1][:2])
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=Part(result, result, result), check_vma=False)
+    return run(*arguments)
 
 
-def _attend_blocks(
+def _local_part(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
+    rows = by_head(query)
+    blocks = functools.partial(_blocks, window=window)
+    if not fits(rows.shape[2], key.shape[2]):
+        return blocks(rows, key, *rest)
+    kernel = functools.partial(_in_kernel, window=window)
+    return jax.lax.platform_dependent(rows, key, *rest, tpu=kernel, default=blocks)
+
+
+def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
+    return jnp.tile(x, (1, queries // x.shape[1]))
+
+
+def _in_kernel(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     query_pos: jax.Array,
     key_pos: jax.Array,
+    query_image: jax.Array,
+    key_image: jax.Array,
     *,
     window: int | None,
 ) -> Part:
-    B, T, K, G, H = query.shape
-    S, block = key.shape[2], BLOCK
-    if block >= S:
-        return attend_part(query, key, value, attention_mask(query_pos, key_pos, window=window))
+    position, image = (_per_query(x, query.shape[2]) for x in (query_pos, query_image))
+    return Part(*flash(query, key, value, position, key_pos, image, key_image, window=window))
 
-    def look(i: jax.Array, part: Part) -> Part:
-        start = jnp.minimum(i * block, S - block)  # the last block may reach back into the one before it
+
+def _blocks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_pos: jax.Array,
+    key_pos: jax.Array,
+    query_image: jax.Array,
+    key_image: jax.Array,
+    *,
+    window: int | None,
+) -> Part:
+    """The same in plain JAX, a block of keys at a time, as far as there are any."""
+    B, K, Q, H = query.shape
+    T, S = query_pos.shape[1], key.shape[2]
+    block = min(BLOCK, S)
+
+    def look(start: jax.Array | int, first: jax.Array | int) -> Part:
+        """At `block` keys from `start`, of which those before `first` have been seen already."""
         keys, values = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (key, value))
-        positions = jax.lax.dynamic_slice_in_dim(key_pos, start, block, axis=1)
-        mask = attention_mask(query_pos, positions, window=window) & (start + jnp.arange(block) >= i * block)
-        return join(part, attend_part(query, keys, values, mask))
+        positions, images = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (key_pos, key_image))
+        mask = sees(query_pos[:, :, None], positions[:, None], query_image[:, :, None], images[:, None], window)
+        mask &= start + jnp.arange(block) >= first
+        found = jnp.einsum("bkqh,bksh->bkqs", query, keys, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, None], found.reshape(B, K, -1, T, block), MASKED).reshape(found.shape)
+        peak = jnp.max(scores, axis=-1)
+        weights = jnp.exp(scores - peak[..., None])
+        rounded = weights.astype(value.dtype)
+        weighted = jnp.einsum("bkqs,bksh->bkqh", rounded, values, preferred_element_type=jnp.float32)
+        return Part(weighted, jnp.sum(weights, axis=-1), peak)
 
-    used = jnp.max(jnp.where(key_pos >= 0, jnp.arange(S) + 1, 0))  # what lies behind is empty in every row
-    nothing = Part(jnp.zeros((B, K, G * T, H)), jnp.zeros((B, K, G * T)), jnp.full((B, K, G * T), MASKED))
-    return jax.lax.fori_loop(0, (used + block - 1) // block, look, nothing)
+    if block == S:
+        return look(0, 0)
+    used = jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, S + 1), 0))  # what lies behind is empty in every row
+    nothing = Part(jnp.zeros((B, K, Q, H)), jnp.zeros((B, K, Q)), jnp.full((B, K, Q), MASKED))
+
+    def step(i: jax.Array, part: Part) -> Part:
+        return join(part, look(jnp.minimum(i * block, S - block), i * block))  # the last may reach back
+
+    return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)

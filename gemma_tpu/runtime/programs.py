@@ -18,7 +18,7 @@ from gemma_tpu.cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
-from gemma_tpu.model.blockwise import attend_cache, attend_part, finish, join
+from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.transformer import Place
 from gemma_tpu.runtime.forward import image_ids, precision
 from gemma_tpu.sampling import Leaf, Sampling, sample
@@ -142,21 +142,18 @@ def prefill(
     image = jnp.zeros((B, T), jnp.int32) if soft_tokens is None else image_ids(soft_index, soft_tokens.shape[1])
     cache = list(state.cache)
 
-    @functools.cache
-    def mask(window: int | None) -> jax.Array:
-        return attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
-
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         old = cache[layer]
         cache[layer] = write(old, row_ids, key, value, start, count)
+        look = functools.partial(
+            attend_part, query, window=None if config.is_global(layer) else config.sliding_window, mesh=mesh
+        )
         own = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-        window = None if config.is_global(layer) else config.sliding_window
-        if fresh:
-            return attend(query, *own, mask(window))
-        cached = old if rows is None else (old[0][rows], old[1][rows])
-        before = slot_positions(start, old[0].shape[2])
-        part = attend_cache(query, *cached, positions, before, window=window, mesh=mesh)
-        return finish(join(attend_part(query, *own, mask(window)), part), query)
+        part = look(*own, positions, key_pos, query_image=image, key_image=image, length="T")
+        if not fresh:
+            cached = old if rows is None else (old[0][rows], old[1][rows])
+            part = join(part, look(*cached, positions, slot_positions(start, old[0].shape[2])))
+        return finish(part, query)
 
     with precision(params):
         model = text_model(config, params)
