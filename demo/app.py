@@ -110,7 +110,7 @@ class Server(uvicorn.Server):
     """Lets go of open pages when it is stopped: each holds a connection that would not end by itself."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for route in self.config.app.routes:  # type: ignore[union-attr]
+        for route in getattr(self.config.app, "routes", ()):
             event = getattr(getattr(route, "app", None), "stop_event", None)  # Gradio's, for its own `launch`
             if event is not None:
                 event.set()

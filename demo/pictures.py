@@ -24,7 +24,7 @@ def picture(**options: Any) -> gr.Image:
     A subclass would say the same, but Gradio writes a file of type stubs beside the source of each.
     """
     image = gr.Image(type="filepath", buttons=[], show_label=False, **options)
-    image.preprocess = _path  # type: ignore[method-assign]
+    image.preprocess = _path  # type: ignore[method-assign]  # of this instance alone, on purpose: see above
     return image
 
 

@@ -21,6 +21,7 @@ from checkpoints.demo_model import (
     rows,
     scenes,
     scope,
+    size_facts,
     tasks_text,
     tokenizer,
 )
@@ -191,7 +192,7 @@ def test_held_out_phrasings_are_never_trained_on() -> None:
         *vars(scope).values(),
     ]
     tables += [table for table, _ in facts._FACT_TABLE]
-    tables += [table for table, *_ in facts._NUMBERS] + [table for _, table in scope._REQUESTS]
+    tables += [table for table, *_ in size_facts._NUMBERS] + [table for _, table in scope._REQUESTS]
     tables = [table for table in tables if isinstance(table, asking.Phrasings)]
     assert len(tables) > 80
     plain_makers = 0

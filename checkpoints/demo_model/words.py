@@ -40,20 +40,20 @@ thunder ticket tiger timber tin tip toast tomato tooth tower town toy tractor tr
 trumpet tulip tunnel turkey turnip turtle uncle valley vase velvet village vine violet violin voice volcano wagon
 waist wall walnut walrus water wave wax weather west whale wheat wheel whistle willow wind window wing winter wolf
 wood wool world worm wrist yacht yard year yogurt zebra zinc
-""".split()  # noqa: SIM905
+""".split()
 
-NAMES = (  # noqa: SIM905
+NAMES = (
     "Anna Ben Carla David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Vera "
     "Tom Lily Max Ella Oscar Nina Hugo Ruth Omar Zoe Alex Maria"
 ).split()
-THINGS = (  # noqa: SIM905
+THINGS = (
     "apples pears books coins stamps marbles cards shells pens cookies balls eggs lemons stickers buttons stones "
     "pencils keys roses cups"
 ).split()
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr sh sk sl sp st th tr".split()  # noqa: SIM905
-_VOWELS = "a e i o u a e i o ai ea ee oa oo ou".split()  # noqa: SIM905
-_CODAS = ["", "", "", *"b ck d g l m n nd ng nt p r rk rn s st t x".split()]  # noqa: SIM905
+_ONSETS = "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr sh sk sl sp st th tr".split()
+_VOWELS = "a e i o u a e i o ai ea ee oa oo ou".split()
+_CODAS = ["", "", "", *"b ck d g l m n nd ng nt p r rk rn s st t x".split()]
 
 
 def made_up(rng: np.random.Generator) -> str:
