@@ -27,6 +27,7 @@ from gemma_tpu.text import Detokenizer, Prompt, StopStrings, Tokenizer, expand_i
 Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
 SinglePrompt = str | Sequence[Message] | Sequence[int]
 
+_ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 _LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
 
 
@@ -174,10 +175,14 @@ class Model:
         rendered = self._render(prompt, images, raw)
         return TextStream(self._submit(rendered, settings), self.tokenizer)
 
-    def chat(self, system: str | None = None, **options: Any) -> Chat:
-        """A conversation that remembers its turns. `options` hold for every answer, see `Options`."""
+    def chat(self, system: str | None = None, *, drop_oldest: bool = False, **options: Any) -> Chat:
+        """A conversation that remembers its turns. `options` hold for every answer, see `Options`.
+
+        A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns (a question
+        and its answer) are forgotten instead, and `Chat.dropped_turns` says how many.
+        """
         self._options(options)
-        return Chat(self, system, options)
+        return Chat(self, system, options, drop_oldest)
 
     def logits(self, tokens: Any, images: Sequence[Sequence[Any]] | None = None) -> jax.Array:
         """Teacher-forced logits: int[B, T] → float32[B, T, V].
@@ -268,11 +273,15 @@ class Model:
 
 
 class Chat:
-    """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got."""
+    """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got.
 
-    def __init__(self, model: Model, system: str | None, options: dict[str, Any]) -> None:
-        self._model, self._options = model, options
+    `dropped_turns` counts the oldest turns that have left the history for lack of room.
+    """
+
+    def __init__(self, model: Model, system: str | None, options: dict[str, Any], drop_oldest: bool) -> None:
+        self._model, self._options, self._drop_oldest = model, options, drop_oldest
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.dropped_turns = 0
 
     def send(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> Completion:
         """Says something, with images shown before it, and returns the answer."""
@@ -288,7 +297,18 @@ class Chat:
         question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
         messages = [*self.messages, question]
         settings = self._model._options({**self._options, **options})
-        return messages, self._model._submit(self._model._render(messages, None, False), settings)
+        prompt = self._model._render(messages, None, False)
+        # The answer needs room too; a conversation that would leave it less than this is cut as if it had none.
+        context = self._model.engine.max_context
+        limit = context - min(settings.max_new_tokens, context // _ANSWER_SHARE)
+        first, dropped = int(messages[0]["role"] == "system"), 0
+        while self._drop_oldest and len(prompt.tokens) > limit and len(messages) > first + 2:
+            del messages[first : first + 2]
+            dropped += 1
+            prompt = self._model._render(messages, None, False)
+        request = self._model._submit(prompt, settings)
+        self.dropped_turns += dropped
+        return messages, request
 
 
 class _ChatStream(TextStream):

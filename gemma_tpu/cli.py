@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -57,6 +58,9 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     _add_model_arguments(chat)
     _add_sampling_arguments(chat)
     chat.add_argument("--system", help="a system message")
+    chat.add_argument(
+        "--drop-oldest", action="store_true", help="forget the oldest turns of a conversation that outgrows the context"
+    )
 
     generate = command("generate", _generate, "Answer one prompt.")
     _add_model_arguments(generate)
@@ -154,7 +158,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     with _load(args) as model:
-        chat = model.chat(args.system, **_sampling(args))
+        new_chat = functools.partial(model.chat, args.system, drop_oldest=args.drop_oldest, **_sampling(args))
+        chat = new_chat()
         print("/image FILE shows a picture with the next message, /reset starts over, Ctrl-D ends.", file=sys.stderr)
         images: list[str] = []
         while True:
@@ -167,7 +172,7 @@ def _chat(args: argparse.Namespace) -> int:
                 print()
                 continue
             if line == "/reset":
-                chat, images = model.chat(args.system, **_sampling(args)), []
+                chat, images = new_chat(), []
             elif line.startswith("/image "):
                 images.append(line.removeprefix("/image ").strip())
             elif line.startswith("/"):
@@ -179,11 +184,14 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _answer(chat: Any, line: str, images: list[str]) -> None:
     """Prints an answer as it comes. A mistake in the question or Ctrl-C ends the answer, not the chat."""
+    before = chat.dropped_turns
     try:
         stream = chat.stream(line, images=images)
     except ValueError as error:
         print(f"gemma-tpu: {error}", file=sys.stderr)
         return
+    if dropped := chat.dropped_turns - before:
+        print(f"(the context is full: the oldest turns were forgotten, {dropped} of them)", file=sys.stderr)
     try:
         for piece in stream:
             print(piece, end="", flush=True)

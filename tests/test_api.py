@@ -107,6 +107,28 @@ def test_a_chat_equals_the_whole_conversation(model: gemma_tpu.Model) -> None:
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(model: gemma_tpu.Model) -> None:
+    strict, chat = model.chat("Be brief.", **FREE), model.chat("Be brief.", drop_oldest=True, **FREE)
+    for _ in range(4):
+        strict.send("What is it?", images=[PICTURE])
+    with pytest.raises(ValueError, match="max_context"):
+        strict.send("a word " * 20)
+    for turn in range(20):
+        answer = chat.send(f"What is it, {turn}?", images=[PICTURE])
+        assert answer.finish_reason == "length"
+        assert len(answer.tokens) == 12  # there is always room for the answer
+    kept = (len(chat.messages) - 1) // 2
+    assert 0 < kept == 20 - chat.dropped_turns < 20
+    assert chat.messages[0] == {"role": "system", "content": "Be brief."}
+    assert chat.messages[-2]["content"][-1]["text"] == "What is it, 19?"
+    # The next answer is the one that a fresh conversation of what is left would get.
+    after = chat.send("And now?")
+    assert after.tokens == model.generate(chat.messages[:-1], **FREE).tokens
+    with pytest.raises(ValueError, match="max_context"):  # one turn that is too long for any context
+        chat.send("a word " * 300)
+    assert chat.messages[-2]["content"] == "And now?"
+
+
 def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Model) -> None:
     chat = model.chat(max_new_tokens=100, stop_tokens=())
     stream = chat.stream("Hello")
