@@ -63,10 +63,9 @@ def make_mesh(
     exactly once.
     """
     devices = jax.devices() if devices is None else devices
-    shape = (1, len(devices)) if shape is None else tuple(shape)
-    if len(shape) != 2 or min(shape) < 1 or math.prod(shape) != len(devices):
+    data, model = (1, len(devices)) if shape is None else shape
+    if min(data, model) < 1 or data * model != len(devices):
         raise ValueError(f"mesh {shape} does not fit {len(devices)} devices: data × model must be {len(devices)}")
-    data, model = shape
     heads = math.gcd(model, config.num_kv_heads)
     return Mesh(np.asarray(devices).reshape(data, heads, model // heads), AXES)
 
@@ -76,13 +75,13 @@ def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
     A dimension that its mesh axes do not divide stays whole, and each mesh axis is used once.
     """
-    spec: list[tuple[str, ...] | str | None] = []
+    spec: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for letter, size in zip(dims, shape, strict=True):
         axes = tuple(axis for axis in _MESH_AXES.get(letter, ()) if mesh.shape[axis] > 1)
         if axes and used.isdisjoint(axes) and size % math.prod(mesh.shape[axis] for axis in axes) == 0:
             used.update(axes)
-            spec.append(axes if len(axes) > 1 else axes[0])
+            spec.append(axes)
         else:
             spec.append(None)
     return NamedSharding(mesh, PartitionSpec(*spec))

@@ -85,8 +85,9 @@ def attention_mask(
             1 1 1 1 1 0                                               0 0 0 1 1 0
             1 1 1 1 1 1                                               0 0 0 0 1 1
     """
-    images = (x if x is None else jnp.expand_dims(x, axis) for x, axis in ((query_image, 2), (key_image, 1)))
-    return sees(query_pos[:, :, None], key_pos[:, None, :], *images, window)
+    if query_image is None or key_image is None:
+        return sees(query_pos[:, :, None], key_pos[:, None], None, None, window)
+    return sees(query_pos[:, :, None], key_pos[:, None], query_image[:, :, None], key_image[:, None], window)
 
 
 def sees(

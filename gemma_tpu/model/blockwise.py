@@ -84,8 +84,9 @@ def attend_part(
         weighted, total = jax.lax.psum((part.weighted * scale[..., None], part.total * scale), "slots")
         return Part(weighted, total, peak)
 
-    result = PartitionSpec(*specs[1][:2])
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=Part(result, result, result), check_vma=False)
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(*specs[1][:2]), check_vma=False
+    )  # every sum is B, K, …
     return run(*arguments)
 
 

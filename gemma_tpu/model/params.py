@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.model.transformer import Transformer
 from gemma_tpu.model.vision import VisionTower
 
@@ -27,14 +28,14 @@ def vision_model(config: GemmaConfig, params: Params) -> VisionTower:
     """The vision tower around `params`. Raises ValueError if the model is text-only."""
     if config.vision is None:
         raise ValueError("this model has no vision tower: it takes text only")
-    return _merge(_vision_skeleton(config), params)
+    return _merge(_vision_skeleton(config.vision, config.embed_dim), params)
 
 
 def param_shapes(config: GemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Name → shape of every parameter, e.g. "layers.0.attention.qkv" → [K, G+2, H, D]."""
     skeletons = [_text_skeleton(dataclasses.replace(config, vision=None))]
     if config.vision:
-        skeletons.append(_vision_skeleton(config))
+        skeletons.append(_vision_skeleton(config.vision, config.embed_dim))
     return {name: leaf for _, entries in skeletons for name, (_, leaf) in entries.items()}
 
 
@@ -62,12 +63,12 @@ def _text_skeleton(config: GemmaConfig) -> _Skeleton:
 
 
 @functools.lru_cache
-def _vision_skeleton(config: GemmaConfig) -> _Skeleton:
-    model = nnx.eval_shape(lambda: VisionTower(config.vision, config.embed_dim, rngs=nnx.Rngs(0)))
+def _vision_skeleton(config: VisionConfig, embed_dim: int) -> _Skeleton:
+    model = nnx.eval_shape(lambda: VisionTower(config, embed_dim, rngs=nnx.Rngs(0)))
     return nnx.graphdef(model), _named(model, _VISION)
 
 
-def _merge(skeleton: _Skeleton, params: Params) -> nnx.Module:
+def _merge(skeleton: _Skeleton, params: Params) -> Any:
     graphdef, entries = skeleton
     if missing := entries.keys() - params.keys():
         raise ValueError(f"parameters missing: {sorted(missing)}")

@@ -119,9 +119,9 @@ def forward(
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
     run = _jit_forward if tap is None else functools.partial(_forward, tap=tap)
-    arrays = (jnp.asarray(x) for x in (tokens, lengths))
     soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
-    return run(config, params, *arrays, soft, jnp.asarray(soft_index), jnp.asarray(start))
+    rows = jnp.asarray(tokens), jnp.asarray(lengths)
+    return run(config, params, *rows, soft, jnp.asarray(soft_index), jnp.asarray(start))
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
@@ -137,4 +137,4 @@ def encode_images(
 ) -> Float[Array, "I soft D"]:
     """Soft tokens of images given as pixels in [-1, 1], in the dtype of the weights."""
     run = _jit_encode if tap is None else functools.partial(_encode, tap=tap)
-    return run(config, params, pixels)
+    return run(config, params, jnp.asarray(pixels))

@@ -148,11 +148,11 @@ def prefill(
         look = functools.partial(
             attend_part, query, window=None if config.is_global(layer) else config.sliding_window, mesh=mesh
         )
-        own = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-        part = look(*own, positions, key_pos, query_image=image, key_image=image, length="T")
+        keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+        part = look(keys, values, positions, key_pos, query_image=image, key_image=image, length="T")
         if not fresh:
-            cached = old if rows is None else (old[0][rows], old[1][rows])
-            part = join(part, look(*cached, positions, slot_positions(start, old[0].shape[2])))
+            keys, values = old if rows is None else (old[0][rows], old[1][rows])
+            part = join(part, look(keys, values, positions, slot_positions(start, keys.shape[2])))
         return finish(part, query)
 
     with precision(params):
@@ -223,9 +223,9 @@ def decode(
             return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            cache[layer] = append(cache[layer], key[:B], value[:B], row.length)
+            cache[layer] = keys, values = append(cache[layer], key[:B], value[:B], row.length)
             window = None if config.is_global(layer) else config.sliding_window
-            encoded = attend(query[:B], *cache[layer], mask(window, cache[layer][0].shape[2]))
+            encoded = attend(query[:B], keys, values, mask(window, keys.shape[2]))
             return jnp.pad(encoded, ((0, padding), *((0, 0),) * (encoded.ndim - 1)))
 
         pad = functools.partial(jnp.pad, pad_width=((0, padding), (0, 0)))
