@@ -84,10 +84,8 @@ def attend_part(
         weighted, total = jax.lax.psum((part.weighted * scale[..., None], part.total * scale), "slots")
         return Part(weighted, total, peak)
 
-    run = jax.shard_map(
-        local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(*specs[1][:2]), check_vma=False
-    )  # every sum is B, K, …
-    return run(*arguments)
+    sums = PartitionSpec(*specs[1][:2])  # each of them has B and K first
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sums, check_vma=False)(*arguments)
 
 
 def _local_part(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
