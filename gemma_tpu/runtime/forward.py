@@ -118,10 +118,10 @@ def forward(
     if wanted != given:
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
-    run = _jit_forward if tap is None else functools.partial(_forward, tap=tap)
-    arrays = (jnp.asarray(x) for x in (tokens, lengths))
-    soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
-    return run(config, params, *arrays, soft, jnp.asarray(soft_index), jnp.asarray(start))
+    if tap is None:  # numpy arrays as they are: only those belong to every process of a mesh
+        return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
+    arrays = [None if x is None else jnp.asarray(x) for x in (tokens, lengths, soft_tokens, soft_index, start)]
+    return _forward(config, params, *arrays, tap=tap)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
