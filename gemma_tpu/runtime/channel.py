@@ -80,13 +80,17 @@ def pack(message: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _store() -> Any:
+    return global_state.client
+
+
 def gather() -> list[Peer]:
     """In process 0: connections to all others, in their order."""
     key = secrets.token_bytes(32)
-    host = global_state.coordinator_address.rsplit(":", 1)[0].strip("[]")
+    host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
     with _listen(host) as listener:
         entry = f"{host} {listener.getsockname()[1]} {key.hex()}"
-        global_state.client.key_value_set(_ENTRY, entry)
+        _store().key_value_set(_ENTRY, entry)
         found: dict[int, Peer] = {}
         until = time.monotonic() + _CONNECT
         while len(found) < jax.process_count() - 1:
@@ -118,7 +122,7 @@ def _listen(host: str) -> socket.socket:
 
 def connect() -> Peer:
     """In any other process: the connection to process 0."""
-    host, port, key = global_state.client.blocking_key_value_get(_ENTRY, _CONNECT * 1000).split()
+    host, port, key = _store().blocking_key_value_get(_ENTRY, _CONNECT * 1000).split()
     peer = Peer(socket.create_connection((host, int(port)), timeout=_CONNECT))
     answer_challenge(peer.connection, bytes.fromhex(key))
     deliver_challenge(peer.connection, bytes.fromhex(key))
@@ -150,7 +154,7 @@ class Group:
                 try:
                     peer.connection.send_bytes(packed)
                 except OSError as error:
-                    self.fail(f"the connection to {peer.name} broke: {error}")
+                    self.fail(f"{peer.name} is lost ({error.strerror}): restart all processes")
                     self._check()
             try:
                 yield
@@ -221,5 +225,5 @@ class Group:
                     self.fail(f"{peer.name} failed: {text}")
                 self._replies.put((peer, text))
         except (EOFError, OSError) as error:
-            reason = "it has ended" if isinstance(error, EOFError) else str(error)
+            reason = getattr(error, "strerror", None) or "it has ended"
             self.fail(f"{peer.name} is lost ({reason}): restart all processes")

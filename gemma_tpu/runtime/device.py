@@ -103,5 +103,5 @@ class Device:
 
     def close(self) -> None:
         """Lets go of the device's memory."""
-        self._text_params = self._vision_params = self._soft_tokens = {}
+        self._text_params, self._vision_params, self._soft_tokens = {}, {}, {}
         del self._state

@@ -17,16 +17,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.model import Params
 from gemma_tpu.runtime.channel import Group, Peer, connect, gather
 from gemma_tpu.runtime.device import Device
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _OnFailure = Callable[[BaseException], None]
 
 _group: Group | None = None
@@ -118,8 +119,8 @@ def _is_local(mesh: Mesh) -> bool:
 class SharedDevice(Device):
     """What each process has of a device that they share."""
 
-    def logits(self, *args: Any) -> jax.Array:
-        return _whole(super().logits(*args), mesh=self._mesh)
+    def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
+        return _whole(super().logits(tokens, lengths, kept, images), mesh=self._mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))
@@ -128,13 +129,13 @@ def _whole(x: jax.Array, *, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 
 
-def _by_all(method: Callable[Concatenate[Any, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+def _by_all(method: _Method) -> _Method:
     @functools.wraps(method)
-    def call(self: LeadingDevice, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def call(self: LeadingDevice, *args: Any, **kwargs: Any) -> Any:
         with self._group.together("call", self._key, method.__name__, args, kwargs):
             return method(self, *args, **kwargs)
 
-    return call
+    return cast(_Method, call)
 
 
 class LeadingDevice(SharedDevice):
@@ -152,8 +153,8 @@ class LeadingDevice(SharedDevice):
         self._used = True
         self._reset()
 
-    def logits(self, *args: Any) -> jax.Array:
-        return self._logits(*args).addressable_data(0)
+    def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
+        return self._logits(tokens, lengths, kept, images).addressable_data(0)
 
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         return [array.addressable_data(0) for array in super().soft_tokens(digests)]

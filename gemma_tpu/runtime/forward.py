@@ -120,8 +120,9 @@ def forward(
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
     if tap is None:  # numpy arrays as they are: only those belong to every process of a mesh
         return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
-    arrays = [None if x is None else jnp.asarray(x) for x in (tokens, lengths, soft_tokens, soft_index, start)]
-    return _forward(config, params, *arrays, tap=tap)
+    soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
+    index, start = jnp.asarray(soft_index), jnp.asarray(start)
+    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, tap)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
