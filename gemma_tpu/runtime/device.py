@@ -93,7 +93,8 @@ class Device:
 
     def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
         """float32[B, K, V]: the plain path's logits at positions int[B, K]. `images` have been encoded."""
-        soft = programs.stack(tuple(self.soft_tokens(images)), mesh=self._mesh) if images else None
+        shown = tuple(self._soft_tokens[digest] for digest in images)
+        soft = programs.stack(shown, mesh=self._mesh) if shown else None
         logits = forward(self._config, self._text_params, tokens, lengths, soft_tokens=soft)
         return programs.pick(logits, kept)
 
