@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from small_models import random_params
 from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
+from gemma_tpu.runtime.channel import Group, Peer
 
 CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent
@@ -167,3 +170,41 @@ def test_the_command_line(checkpoint: Path, environment: dict[str, str], tmp_pat
         assert codes(processes, PATIENCE, tmp_path) == [0, 0, 0]
     together, alone = ((tmp_path / f"{i}.out").read_text().splitlines()[-1] for i in (0, 2))
     assert together == alone != ""
+
+
+@contextlib.contextmanager
+def group_of_two() -> Iterator[tuple[Group, socket.socket]]:
+    """A group, and the far end of its only connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+    with far:
+        yield Group([Peer(near, "process 1 on there")]), far
+
+
+def test_a_loss_is_noticed_while_nothing_is_said() -> None:
+    with group_of_two() as (group, far):
+        heard: queue.Queue[BaseException] = queue.Queue()
+        group.watch(0, heard.put)
+        far.close()
+        assert "process 1 on there is lost" in str(heard.get(timeout=SOON))
+        with pytest.raises(RuntimeError, match="process 1 on there is lost"), group.together("call"):
+            pytest.fail("made a call without the other process")
+
+
+def test_a_loss_ends_a_message_that_is_being_sent() -> None:
+    with group_of_two() as (group, _):  # who reads nothing, so that the connection is soon full
+        threading.Timer(0.5, group.fail, ["another process is lost"]).start()
+        with pytest.raises(RuntimeError, match="another process is lost"), group.together("call", bytes(1 << 26)):
+            pytest.fail("the message cannot have been sent")
+
+
+def test_a_call_that_fails_here_ends_all() -> None:
+    with group_of_two() as (group, far):
+        with pytest.raises(KeyError), group.together("call"):
+            raise KeyError("no such thing")
+        with pytest.raises(RuntimeError, match="call failed in process 0"), group.together("call"):
+            pass
+        far.settimeout(SOON)
+        while far.recv(4096):  # the message, then the end
+            pass
