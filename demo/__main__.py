@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -127,6 +128,8 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     if arguments.share:
         print(f"It is public at {_share(port)}", flush=True)
     try:
+        # As Ctrl-C. Uvicorn shuts down on it and then raises it again, which would end us before the model is closed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
