@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,10 +19,17 @@ _GRACE = 2  # seconds that open pages have when the server is stopped
 def main(argv: list[str] | None = None) -> int:
     """Serves until Ctrl-C. Returns an exit code; what is wrong is one line on standard error."""
     arguments = _parse(argv)
+    # Read by jax when it is first imported, which the loader does. The second start then need not compile.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     try:
         source = _find(arguments.checkpoint)
+        if arguments.distributed:
+            import gemma_tpu
+
+            gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
         listener = _listen(arguments.host, arguments.port)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     with listener:
@@ -40,6 +48,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
     parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
+    hosts = parser.add_argument_group("several hosts", "The same command on each; the first one serves the page.")
+    hosts.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
+    hosts.add_argument("--num-processes", type=int, metavar="N")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
     return parser.parse_args(argv)
 
 
@@ -84,9 +97,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) -> int:
-    # Read by jax when it is first imported, which the loader does. The second start then need not compile.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     import fastapi
@@ -118,6 +128,8 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     if arguments.share:
         print(f"It is public at {_share(port)}", flush=True)
     try:
+        # As Ctrl-C. Uvicorn shuts down on it and then raises it again, which would end us before the model is closed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gemma_tpu.compilation import use_compilation_cache
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
     from gemma_tpu.image import load_image
+    from gemma_tpu.runtime.distributed import initialize
     from gemma_tpu.runtime.request import Options, Timings, Usage
     from gemma_tpu.text import Tokenizer
 
@@ -21,6 +22,7 @@ _HOME = {
     "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
     "gemma_tpu.image": ("load_image",),
+    "gemma_tpu.runtime.distributed": ("initialize",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
     "gemma_tpu.text": ("Tokenizer",),
 }

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.checkpoint import load_params, open_checkpoint, read_file, resolve
+from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_file, resolve
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
+from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.engine import Engine, Progress
-from gemma_tpu.runtime.forward import forward
 from gemma_tpu.runtime.request import ImageInput, Options, Request, Timings, Usage
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Detokenizer, Prompt, StopStrings, Tokenizer, expand_images, render_messages, render_raw
@@ -207,16 +207,16 @@ class Model:
         padded = np.zeros((len(rows), longest), np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
-        soft = jnp.stack(self._encode(shown)) if shown else None
         lengths = np.array([len(row) for row in rows])
-        logits = forward(self.config, self.params, padded, lengths, soft_tokens=soft)
-        return jnp.take_along_axis(logits, jnp.asarray(kept)[:, :, None], axis=1)
+        inputs = self._image_inputs([load_image(image) for image in shown])
+        return self.engine.logits(padded, lengths, np.array(kept, np.int32), inputs)
 
     def encode_images(self, images: Sequence[Any]) -> jax.Array:
         """Soft tokens float32[I, soft, D] of images in any form `generate` takes."""
         if not images:
             raise ValueError("no images given")
-        return jnp.stack(self._encode(images)).astype(jnp.float32)
+        inputs = self._image_inputs([load_image(image) for image in images])
+        return jnp.stack(self.engine.encode_images(inputs)).astype(jnp.float32)
 
     def _expand(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         """Tokens with images expanded, and where each token given has gone."""
@@ -228,9 +228,6 @@ class Model:
             kept.append(len(expanded))
             expanded += expand_images([token], self._num_soft_tokens, self._tokenizer)
         return expanded, kept
-
-    def _encode(self, images: Sequence[Any]) -> list[jax.Array]:
-        return self.engine.encode_images(self._image_inputs([load_image(image) for image in images]))
 
     def _image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
         if not images:
@@ -374,15 +371,28 @@ def load(
         tokenizer = Tokenizer(read_file(checkpoint.tokenizer_path))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
-    params = load_params(
+    params = everywhere(
+        lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
+    )
+    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+
+
+def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool, progress: bool | Any) -> Params:
+    return load_params(
         checkpoint,
-        config,
+        checkpoint.config,
         dtype=dtype,
         sharding=lambda name, shape: param_sharding(name, shape, mesh),
         text_only=text_only,
         progress=progress,
     )
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+
+
+def _open_and_read(source: str | Path, config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Params:
+    """What another process does when process 0 loads a model. The config says whether with a vision tower."""
+    text_only = config.vision is None
+    checkpoint = open_checkpoint(resolve(source, progress=False), config=config, text_only=text_only)
+    return _read(checkpoint, dtype, mesh, text_only, False)
 
 
 def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:

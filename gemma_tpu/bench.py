@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from gemma_tpu.api import Model, load, resolve_dtype
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import param_shapes
+from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.request import ImageInput, Options
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -113,7 +114,8 @@ def main(args: argparse.Namespace) -> int:
             config = CONFIGS[args.model]
             mesh = make_mesh(config, args.mesh)
             dtype = resolve_dtype(args.dtype, mesh)
-            model = Model(config, random_params(config, dtype, mesh), None, mesh=mesh, dtype=dtype, **options)
+            make = functools.partial(random_params, config, dtype, mesh)
+            model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
         else:
             model = load(args.checkpoint, mesh=args.mesh, dtype=args.dtype, progress=False, **options)
         shape = {"rows": rows, "prompt": args.prompt, "tokens": args.tokens}

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     use_compilation_cache()
     args = _parser(argv[:1]).parse_args(argv)
     try:
+        _join_processes(args)
         return args.run(args)
     except KeyboardInterrupt:
         return 130
@@ -92,6 +93,8 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
         if name in chosen:  # these two live in modules of their own, arguments and all
             module = importlib.import_module(f"gemma_tpu.{name}")
             module.add_arguments(sub)
+            if name == "bench":
+                _add_distributed_arguments(sub)
             sub.set_defaults(run=module.main)
     return parser
 
@@ -103,6 +106,24 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    _add_distributed_arguments(parser)
+
+
+def _add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several hosts", "The same command on each; the first one answers (docs/multi_host.md)."
+    )
+    group.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
+
+
+def _join_processes(args: argparse.Namespace) -> None:
+    if getattr(args, "distributed", False):
+        import gemma_tpu
+
+        gemma_tpu.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
 def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

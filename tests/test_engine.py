@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.monitoring
@@ -183,6 +185,30 @@ def test_closing_ends_requests_with_an_error() -> None:
         run(request)
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit([1])
+
+
+def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -> None:
+    engine, stuck, free = make_engine(TEXT, mesh_of(1, 1)), threading.Event(), threading.Event()
+
+    def hang(*_):
+        stuck.set()
+        free.wait()
+        raise RuntimeError("released")
+
+    monkeypatch.setattr(engine._device, "decode", hang)
+    request, later = (engine.submit(prompt(4), (), NO_STOP) for _ in range(2))
+    assert stuck.wait(60)
+    waiting = ThreadPoolExecutor(1).submit(engine.logits, np.ones((1, 4), int), np.array([4]), np.zeros((1, 1), int))
+    while not engine._tasks:
+        time.sleep(0.01)
+    engine._abort(RuntimeError("host 2 is gone"))
+    for call in (lambda: run(request), lambda: run(later), lambda: waiting.result(60), engine.warmup):
+        with pytest.raises(RuntimeError, match="host 2 is gone"):
+            call()
+    engine.close()  # does not wait for the thread for ever
+    free.set()
+    engine._thread.join(60)
+    assert not engine._thread.is_alive()
 
 
 @pytest.mark.parametrize(

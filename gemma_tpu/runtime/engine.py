@@ -1,4 +1,4 @@
-"""The engine: one thread that owns the device state, gives requests rows, and keeps the device busy.
+"""The engine: one thread that calls the device, gives requests rows, and keeps the device busy.
 
 Each turn of its loop dispatches at most one chunk of prefill and one call of decode, and reads the tokens of the
 decode call before last: the device always has the next call queued when the host looks at the last one's tokens.
@@ -7,21 +7,20 @@ decode call before last: the device always has the next call queued when the hos
 from __future__ import annotations
 
 import collections
-import dataclasses
+import contextlib
 import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
-from gemma_tpu.runtime import programs
+from gemma_tpu.runtime.distributed import open_device
 from gemma_tpu.runtime.images import BATCHES, SoftTokens
 from gemma_tpu.runtime.programs import NO_TOKEN
 from gemma_tpu.runtime.request import ImageInput, Options, Request, row_controls
@@ -30,6 +29,7 @@ from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image
 STEPS_PER_CALL = 8  # decode steps between two looks of the host
 CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 CPU_CHUNKS = (64, 320, 512)  # padding costs time there, and longer chunks gain none
+_FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck in a program
 _TPU_ROWS = 8  # fewer rows than this run on the vector unit (docs: DESIGN, decode batch)
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -53,25 +53,34 @@ class Engine:
         batch_always: bool | None = None,
     ) -> None:
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
-        self._eos_tokens, self._steps_per_call, self._dtype = tuple(eos_tokens), steps_per_call, jnp.dtype(dtype)
-        # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
-        self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
-        self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
+        self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
         self._num_soft = config.vision.num_soft_tokens if config.vision else 0
         platform = mesh.devices.flat[0].platform
         chunks = chunks or (CPU_CHUNKS if platform == "cpu" else CHUNKS)
         self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
-        self._min_rows = _TPU_ROWS if platform == "tpu" else 1
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
         self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
-        self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
 
         self._wake = threading.Condition()
         self._pending: collections.deque[Request] = collections.deque()
         self._tasks: collections.deque[tuple[Callable[[], object], Future]] = collections.deque()
+        self._waiting: set[Future] = set()
         self._closed = False
+        self._failure: BaseException | None = None  # of the kind that leaves nothing to go on with
         self._turn = 0
+        self._rows = [Row(i) for i in range(max_rows)]
+        self._device = open_device(
+            params,
+            self._abort,
+            config=config,
+            mesh=mesh,
+            rows=max_rows,
+            context=max_context,
+            dtype=np.dtype(dtype),
+            max_steps=steps_per_call,
+            min_rows=_TPU_ROWS if platform == "tpu" else 1,
+        )
         self._reset()
         self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
         self._thread.start()
@@ -108,7 +117,13 @@ class Engine:
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""
-        return self._call(lambda: self._soft_tokens.of(images))
+        return self._call(lambda: self._device.soft_tokens(self._soft_tokens.of(images)))
+
+    def logits(
+        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[ImageInput] = ()
+    ) -> jax.Array:
+        """float32[B, K, V] of expanded tokens int[B, T] at positions int[B, K], by the plain path."""
+        return self._call(lambda: self._device.logits(tokens, lengths, kept, self._soft_tokens.of(images)))
 
     def knows_image(self, digest: bytes) -> bool:
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
@@ -120,11 +135,13 @@ class Engine:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
-        self._text_params = self._vision_params = {}
-        del self._state, self._soft_tokens
+        self._thread.join(_FAILED_JOIN if self._failure else None)
+        if not self._thread.is_alive():
+            self._device.close()
 
     def _check_open(self) -> None:
+        if self._failure:
+            raise RuntimeError(str(self._failure)) from self._failure
         if self._closed:
             raise RuntimeError("this model has been closed")
 
@@ -133,16 +150,29 @@ class Engine:
         with self._wake:
             self._check_open()
             self._tasks.append((function, future))
+            self._waiting.add(future)
             self._wake.notify()
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            self._waiting.discard(future)
+
+    def _abort(self, error: BaseException) -> None:
+        """Ends everything now, from another thread: the engine's own may be stuck in a program for good."""
+        with self._wake:
+            self._closed, self._failure = True, error
+            self._wake.notify()
+        self._fail_all(error)
+        for future in list(self._waiting):
+            _settle(future, error=error)
 
     # Everything below runs on the engine's thread.
 
     def _reset(self) -> None:
-        self._state = programs.init_state(self.config, self.max_rows, self.max_context, self._dtype, self.mesh)
+        self._device.reset()
         self._rows = [Row(i) for i in range(self.max_rows)]
         self._unread: collections.deque[tuple[list[Row], bool, jax.Array]] = collections.deque()
-        self._soft_tokens = SoftTokens(self.config, self._vision_params, self._dtype, self.mesh)
+        self._soft_tokens = SoftTokens(self._device, self._num_soft)
 
     def _run(self) -> None:
         while True:
@@ -154,9 +184,9 @@ class Engine:
                     break
             for function, future in tasks:
                 try:
-                    future.set_result(function())
+                    _settle(future, function())
                 except Exception as error:  # the caller's to handle: it waits on the future
-                    future.set_exception(error)
+                    _settle(future, error=error)
             try:
                 self._turn_once()
             except Exception as error:  # a failed program may have consumed the state: tell everyone, start afresh
@@ -165,15 +195,13 @@ class Engine:
         closed = RuntimeError("the model was closed")
         self._fail_all(closed)
         for _, future in tasks:
-            future.set_exception(closed)
+            _settle(future, error=closed)
 
     def _restart(self) -> None:
         try:
             self._reset()
         except Exception as error:  # no memory for a new state, say: nothing can run any more
-            with self._wake:
-                self._closed = True
-            self._fail_all(error)
+            self._abort(error)
 
     def _busy(self) -> bool:
         return any(row.request for row in self._rows)
@@ -198,7 +226,7 @@ class Engine:
         for row in self._rows:
             if row.request and row.request.cancelled.is_set():
                 if row.decoding:
-                    self._state = programs.release(self._state, np.int32(row.index), mesh=self.mesh)
+                    self._device.release(row.index)
                 self._leave(row, "cancelled")
         with self._wake:  # those that wait for a row need not wait for it to be told
             given_up = [request for request in self._pending if request.cancelled.is_set()]
@@ -263,18 +291,9 @@ class Engine:
                     soft_index[at, span.start - begin : span.end - begin] = first + np.arange(self._num_soft)
                     images.append(row.request.images[span.image])
             row.keys = row.prompt_keys[:end]
-        self._state = programs.prefill(
-            self._text_params,
-            self._state,
-            None if whole else np.array([rows[0].index], np.int32),
-            tokens,
-            start,
-            count,
-            self._soft_tokens.for_chunk(images, B, size),
-            soft_index,
-            fresh=not start.any(),
-            **self._static,
-        )
+        places = self._soft_tokens.for_chunk(images, B, size)
+        picked = None if whole else np.array([rows[0].index], np.int32)
+        self._device.prefill(picked, tokens, start, count, places, soft_index, fresh=not start.any())
 
     # Decode.
 
@@ -286,9 +305,8 @@ class Engine:
         request.clock.prefilled = time.perf_counter()
 
     def _admit(self, index: int, length: int, last: int, remaining: int, options: Options) -> None:
-        numbers = (np.int32(value) for value in (index, length, last, remaining))
         controls = row_controls(options, self._stop_tokens(options), self.config.vocab_size)
-        self._state = programs.admit(self._state, *numbers, controls, mesh=self.mesh)
+        self._device.admit(index, length, last, remaining, controls)
 
     def _stop_tokens(self, options: Options) -> Sequence[int]:
         return self._eos_tokens if options.stop_tokens is None else options.stop_tokens
@@ -310,16 +328,7 @@ class Engine:
         return True
 
     def _dispatch_decode(self, picked: np.ndarray | None, steps: int) -> jax.Array:
-        self._state, tokens = programs.decode(
-            self._text_params,
-            self._state,
-            picked,
-            np.int32(steps),
-            max_steps=self._steps_per_call,
-            min_rows=self._min_rows,
-            **self._static,
-        )
-        return tokens
+        return self._device.decode(picked, steps)
 
     def _read(self) -> None:
         rows, single, tokens = self._unread.popleft()
@@ -346,33 +355,38 @@ class Engine:
 
     def _warmup(self, progress: Progress) -> int:
         calls: list[tuple[str, Callable[[], object]]] = []
-        if self._vision_params:
-            side = self.config.vision.image_size
-            for batch in BATCHES:
-                pixels = np.zeros((batch, side, side, 3), np.float32)
-                calls.append((f"{batch} images", functools.partial(self._soft_tokens.encode, pixels)))
+        for batch in BATCHES if self.config.vision else ():
+            calls.append((f"{batch} images", functools.partial(self._warm_encode, batch)))
         for size in self._chunks:
             for B in sorted({1, self.max_rows}) if self._batch_always else [1]:
                 for fresh in (True, False):
                     calls.append((f"prefill {B}×{size}", functools.partial(self._warm_prefill, B, size, fresh)))
         # A row past the end is none: the write is dropped.
         calls.append(("admit", lambda: self._admit(self.max_rows, 0, 0, 0, Options())))
-        calls.append(("release", self._warm_release))
+        calls.append(("release", lambda: self._device.release(self.max_rows)))
         for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:
             calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
         for done, (label, call) in enumerate(calls):
             progress(label, done, len(calls))
-            jax.block_until_ready(call())
+            call()
+            self._device.wait()
         progress("ready", len(calls), len(calls))
         return len(calls)
 
+    def _warm_encode(self, batch: int) -> None:
+        side, digests = self.config.vision.image_size, [b"warm-up %d" % i for i in range(batch)]
+        self._device.encode(digests, np.zeros((batch, side, side, 3), np.float32))
+        self._device.wait()
+        self._device.forget(digests)
+
     def _warm_prefill(self, B: int, size: int, fresh: bool) -> None:
-        soft_tokens, soft_index = self._soft_tokens.for_chunk([], B, size), np.full((B, size), -1, np.int32)
+        places, soft_index = self._soft_tokens.for_chunk([], B, size), np.full((B, size), -1, np.int32)
         nothing = np.zeros(B, np.int32)
         rows = None if self.max_rows == B else nothing
-        tokens = np.zeros((B, size), np.int32)
-        args = (self._text_params, self._state, rows, tokens, nothing, nothing, soft_tokens, soft_index)
-        self._state = programs.prefill(*args, fresh=fresh, **self._static)
+        self._device.prefill(rows, np.zeros((B, size), np.int32), nothing, nothing, places, soft_index, fresh=fresh)
 
-    def _warm_release(self) -> None:
-        self._state = programs.release(self._state, np.int32(self.max_rows), mesh=self.mesh)
+
+def _settle(future: Future, result: object = None, error: BaseException | None = None) -> None:
+    """Gives a future its end, unless `_abort` has done so."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(result) if error is None else future.set_exception(error)

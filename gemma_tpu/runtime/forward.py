@@ -118,10 +118,11 @@ def forward(
     if wanted != given:
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
-    run = _jit_forward if tap is None else functools.partial(_forward, tap=tap)
+    if tap is None:  # numpy arrays as they are: only those belong to every process of a mesh
+        return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
     soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
-    rows = jnp.asarray(tokens), jnp.asarray(lengths)
-    return run(config, params, *rows, soft, jnp.asarray(soft_index), jnp.asarray(start))
+    index, start = jnp.asarray(soft_index), jnp.asarray(start)
+    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, tap)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:

@@ -110,8 +110,8 @@ def stack(images: tuple[Float[Array, "soft D"], ...], *, mesh: Mesh) -> Float[Ar
 
 def blank_image(config: GemmaConfig, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Float[Array, "soft D"]:
     """Soft tokens of no image, to fill `stack` up to a known size."""
-    zeros = jnp.zeros((config.vision.num_soft_tokens, config.embed_dim), dtype)
-    return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))
+    shape = (config.vision.num_soft_tokens, config.embed_dim)
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, PartitionSpec()))()
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "fresh"), donate_argnames=("state",))
@@ -252,4 +252,11 @@ def decode(
         _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
     if rows is not None:
         picked = jax.tree.map(lambda all_rows, some: all_rows.at[rows].set(some), state, picked)
-    return _pin(picked, mesh), tokens
+    # The host reads the tokens, and can read only what its own devices hold.
+    return _pin(picked, mesh), jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, PartitionSpec()))
+
+
+@jax.jit
+def pick(logits: Float[Array, "B T V"], at: Int[Array, "B K"]) -> Float[Array, "B K V"]:
+    """The logits at some positions of each row."""
+    return jnp.take_along_axis(logits, at[:, :, None], axis=1)

@@ -1,0 +1,84 @@
+"""What tests/test_distributed.py starts in every process: a script as a user would write it, on a checkpoint."""
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import gemma_tpu
+
+SETTINGS: dict[str, Any] = {"max_context": 128, "max_rows": 2, "progress": False}
+ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
+
+
+def answers(model: gemma_tpu.Model) -> dict[str, Any]:
+    """One of everything: text, a batch with images, a sampled answer, a conversation, logits, soft tokens."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(2))
+    look = [{"role": "user", "content": [{"type": "image", "image": first}, {"type": "text", "text": "It?"}]}]
+    chat = model.chat(**ANSWER)
+    chat.send("It?", images=[first])
+    again = chat.send("And?", images=[second])
+    image = model.tokenizer.start_of_image
+    return {
+        "text": model.generate("Hello", **ANSWER).tokens,
+        "batch": [one.tokens for one in model.generate(["a", look, "some more words"], **ANSWER)],
+        "sampled": model.generate("Hello", temperature=1.5, top_k=0, top_p=1.0, seed=3, **ANSWER).tokens,
+        "chat": [again.tokens, again.usage.cached_tokens > 0],
+        "logits": np.asarray(model.logits([[2, 70, image, 80], [2, 71, 72, 73]], [[first], []])).tolist(),
+        "soft tokens": np.asarray(model.encode_images([second])).tolist(),
+    }
+
+
+def compare(checkpoint: str, mesh: str) -> None:
+    """Writes the answers of a DATA,MODEL mesh."""
+    data, width = map(int, mesh.split(","))
+    with gemma_tpu.load(checkpoint, mesh=(data, width), **SETTINGS) as model:
+        found = answers(model)
+    try:
+        gemma_tpu.load("no/such/checkpoint")
+    except ValueError as error:
+        found["error"] = str(error)
+    # After a mistake all go on; and a mesh of this process alone is nobody else's business.
+    here = jax.sharding.Mesh(np.array([[jax.local_devices()[0]]]), ("data", "model"))
+    with gemma_tpu.load(checkpoint, mesh=here, **SETTINGS) as model:
+        found["here"] = model.generate("Hello", **ANSWER).tokens
+    report(found)
+
+
+def report(found: dict[str, Any]) -> None:
+    """As the last line: XLA's collectives on CPUs write to standard output too."""
+    print("\n" + json.dumps(found), flush=True)
+
+
+def lose(checkpoint: str, victim: int) -> None:
+    """Kills a process in the middle of a long answer; prints what requests then raise, and after how long."""
+    model = gemma_tpu.load(checkpoint, **SETTINGS | {"max_context": 512})
+    stream = model.stream("Hello", max_new_tokens=500, stop_tokens=())
+    next(stream)
+    waiting = model.stream("Hello", max_new_tokens=500, stop_tokens=())
+    killed = time.monotonic()
+    os.kill(victim or os.getpid(), signal.SIGKILL)
+    errors = []
+    for request in (lambda: [*stream], lambda: [*waiting], lambda: model.generate("x"), lambda: model.logits([[2]])):
+        try:
+            request()
+        except RuntimeError as error:
+            errors.append([str(error), time.monotonic() - killed])
+    model.close()
+    report({"errors": errors, "closed": time.monotonic() - killed})
+
+
+if __name__ == "__main__":
+    task, coordinator, processes, process, checkpoint, argument = sys.argv[1:]
+    if int(processes) > 1:
+        gemma_tpu.initialize(coordinator, int(processes), int(process))
+    if task == "compare":
+        compare(checkpoint, argument)
+    else:
+        lose(checkpoint, int(argument))

@@ -1,0 +1,210 @@
+"""Several processes of simulated devices on loopback: the answers of one, and a prompt end when one is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from small_models import random_params
+from test_api import CONFIG as EIGHT_LAYERS
+
+from gemma_tpu.checkpoint import save_params
+from gemma_tpu.runtime.channel import Group, Peer
+
+CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
+HERE = Path(__file__).parent
+PATIENCE = 240  # seconds for processes that compile, on a busy machine
+SOON = 20  # seconds in which the loss of a process must be known
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("distributed") / "checkpoint"
+    save_params(random_params(CONFIG), CONFIG, path, tokenizer=(HERE / "goldens/text/tokenizer.model").read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One device a process, and programs compiled by one test at hand for the next."""
+    return os.environ | {
+        "PYTHONPATH": str(HERE.parent),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+@contextlib.contextmanager
+def started(commands: list[list[str]], folder: Path, environment: dict[str, str]) -> Iterator[list[subprocess.Popen]]:
+    """Processes with their output in files 0.out, 0.err, 1.out … of a folder. They are killed in the end."""
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for i, command in enumerate(commands):
+            out, err = (stack.enter_context(open(folder / f"{i}.{kind}", "w")) for kind in ("out", "err"))
+            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=environment)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def script(task: str, processes: int, *arguments: object) -> list[list[str]]:
+    shared = [str(HERE / "distributed_script.py"), task, free_address(), str(processes)]
+    return [[*shared, str(i), *map(str, arguments)] for i in range(processes)]
+
+
+def codes(processes: list[subprocess.Popen], seconds: float, folder: Path) -> list[int]:
+    until = time.monotonic() + seconds
+    try:
+        return [process.wait(max(until - time.monotonic(), 0.1)) for process in processes]
+    except subprocess.TimeoutExpired:
+        said = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(folder.glob("*.err")))
+        pytest.fail(f"exit codes {[process.poll() for process in processes]} after {seconds} s\n{said}")
+
+
+def last_line(path: Path) -> Any:
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one_process(checkpoint: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("alone")
+    with started(script("compare", 1, checkpoint, "1,1"), folder, environment) as group:
+        assert codes(group, PATIENCE, folder) == [0]
+    return last_line(folder / "0.out")
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, "2,2"), (4, 1, "1,4")])
+def test_processes_answer_as_one(
+    processes: int,
+    devices: int,
+    mesh: str,
+    checkpoint: Path,
+    environment: dict[str, str],
+    one_process: Any,
+    tmp_path: Path,
+) -> None:
+    """Process 0 does the work of a script; the others exit when it ends."""
+    environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    with started(script("compare", processes, checkpoint, mesh), tmp_path, environment) as group:
+        assert codes(group, PATIENCE, tmp_path) == [0] * processes
+    found = last_line(tmp_path / "0.out")
+    assert found.keys() == one_process.keys()
+    for name, value in one_process.items():
+        if name in ("logits", "soft tokens"):  # as near as sums in another order come
+            np.testing.assert_allclose(found[name], value, atol=2e-4, err_msg=name)
+        else:
+            assert found[name] == value, name
+    assert found["chat"][1]  # the second turn continued from a cache
+    assert "no/such/checkpoint" in found["error"]
+
+
+def test_a_lost_worker_is_an_error_at_once(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    victim = 2
+    commands = script("lose", 3, checkpoint, 0)
+    with contextlib.ExitStack() as stack:
+        # The victim's id is an argument of process 0, so the workers are started first.
+        workers = stack.enter_context(started(commands[1:], tmp_path, environment))
+        (tmp_path / "lead").mkdir()
+        leading = [*commands[0][:-1], str(workers[victim - 1].pid)]
+        (lead,) = stack.enter_context(started([leading], tmp_path / "lead", environment))
+        assert codes([lead], PATIENCE, tmp_path / "lead") == [1]
+        assert codes(workers, SOON, tmp_path) == [1, -signal.SIGKILL]
+    found = last_line(tmp_path / "lead/0.out")
+    assert len(found["errors"]) == 4
+    for message, seconds in found["errors"]:
+        assert message.startswith(f"process {victim} on ")
+        assert "is lost" in message
+        assert seconds < SOON
+    assert found["closed"] < SOON
+    assert "process 1 gives up" in (tmp_path / "0.err").read_text()
+
+
+def test_workers_end_with_process_0(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    with started(script("lose", 2, checkpoint, 0), tmp_path, environment) as group:
+        assert codes(group[:1], PATIENCE, tmp_path) == [-signal.SIGKILL]
+        assert codes(group[1:], SOON, tmp_path)[0] != 0
+    assert "process 1 gives up: process 0 has ended" in (tmp_path / "1.err").read_text()
+
+
+def test_the_command_line(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """`gemma-tpu generate --distributed` on every host, and on one."""
+    picture = tmp_path / "picture.png"
+    PIL.Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(picture)
+    command = [
+        "-m",
+        "gemma_tpu",
+        "generate",
+        str(checkpoint),
+        "Hello",
+        "--image",
+        str(picture),
+        "--max-new-tokens",
+        "9",
+    ]
+    join = ["--distributed", "--coordinator", free_address(), "--num-processes", "2", "--process-id"]
+    commands = [[*command, *join, "0"], [*command, *join, "1"], command]
+    with started(commands, tmp_path, environment) as processes:
+        assert codes(processes, PATIENCE, tmp_path) == [0, 0, 0]
+    together, alone = ((tmp_path / f"{i}.out").read_text().splitlines()[-1] for i in (0, 2))
+    assert together == alone != ""
+
+
+@contextlib.contextmanager
+def group_of_two() -> Iterator[tuple[Group, socket.socket]]:
+    """A group, and the far end of its only connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+    with far:
+        yield Group([Peer(near, "process 1 on there")]), far
+
+
+def test_a_loss_is_noticed_while_nothing_is_said() -> None:
+    with group_of_two() as (group, far):
+        heard: queue.Queue[BaseException] = queue.Queue()
+        group.watch(0, heard.put)
+        far.close()
+        assert "process 1 on there is lost" in str(heard.get(timeout=SOON))
+        with pytest.raises(RuntimeError, match="process 1 on there is lost"), group.together("call"):
+            pytest.fail("made a call without the other process")
+
+
+def test_a_loss_ends_a_message_that_is_being_sent() -> None:
+    with group_of_two() as (group, _):  # who reads nothing, so that the connection is soon full
+        threading.Timer(0.5, group.fail, ["another process is lost"]).start()
+        with pytest.raises(RuntimeError, match="another process is lost"), group.together("call", bytes(1 << 26)):
+            pytest.fail("the message cannot have been sent")
+
+
+def test_a_call_that_fails_here_ends_all() -> None:
+    with group_of_two() as (group, far):
+        with pytest.raises(KeyError), group.together("call"):
+            raise KeyError("no such thing")
+        with pytest.raises(RuntimeError, match="call failed in process 0"), group.together("call"):
+            pass
+        far.settimeout(SOON)
+        while far.recv(4096):  # the message, then the end
+            pass
