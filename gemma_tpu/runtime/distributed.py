@@ -56,7 +56,11 @@ def initialize(
     if not jax.distributed.is_initialized():
         # It would take SIGTERM for itself, and a server could not be stopped by it any more.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        try:
+            jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        except ValueError as error:
+            wanted = "coordinator, number of processes and process id are to be given where no TPU slice tells them"
+            raise ValueError(f"{wanted}: {error}") from error
     if jax.process_count() == 1:
         return
     if jax.process_index() > 0:
