@@ -13,7 +13,7 @@ test: .venv/installed-test
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_sampling.py tests/test_rows.py tests/test_text_*.py
 
 # One stamp for each set of packages, so that a change of pyproject.toml installs again.

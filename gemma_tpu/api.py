@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class TextStream(Iterator[str]):
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._hit_stop = False
-        self._pieces = self._run()
+        self._pieces: Generator[str, None, None] = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -73,7 +73,7 @@ class TextStream(Iterator[str]):
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
         return Completion("".join(self._text), list(self._tokens), reason, usage, self._request.timings)
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
         events = iter(self._request)
         for tokens in events:
@@ -163,9 +163,9 @@ class Model:
                 raise ValueError(
                     "images= goes with a single prompt: in a batch, give conversations with images in them"
                 )
-            streams = [self.stream(one, raw=raw, **options) for one in prompt]
+            streams = [self.stream(cast(SinglePrompt, one), raw=raw, **options) for one in prompt]
             return [_finish(stream) for stream in streams]
-        return _finish(self.stream(prompt, images=images, raw=raw, **options))
+        return _finish(self.stream(cast(SinglePrompt, prompt), images=images, raw=raw, **options))
 
     def stream(
         self, prompt: SinglePrompt, *, images: Sequence[Any] | None = None, raw: bool = False, **options: Any
@@ -248,8 +248,9 @@ class Model:
         if self._tokenizer is None:
             return settings
         # An image can be shown to a model, not written by it.
-        markers = {self._tokenizer.start_of_image, self._tokenizer.end_of_image} - {None}
-        return dataclasses.replace(settings, forbidden_tokens=sorted({*settings.forbidden_tokens, *markers}))
+        markers = self._tokenizer.start_of_image, self._tokenizer.end_of_image
+        forbidden = {*settings.forbidden_tokens, *(token for token in markers if token is not None)}
+        return dataclasses.replace(settings, forbidden_tokens=sorted(forbidden))
 
     def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool) -> Prompt:
         if isinstance(prompt, str) and not raw:
@@ -260,10 +261,11 @@ class Model:
         if prompt and isinstance(prompt[0], dict):
             if images is not None:
                 raise ValueError("images= goes with a string: in messages, images are parts of their content")
-            return render_messages(prompt, self.tokenizer, self._num_soft_tokens)
+            return render_messages(cast(Sequence[Message], prompt), self.tokenizer, self._num_soft_tokens)
         if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
             raise ValueError("a prompt is a string, a list of messages, or a list of token ids")
-        return Prompt(self._expand([int(token) for token in prompt])[0], [load_image(image) for image in images or ()])
+        tokens = [int(token) for token in cast(Sequence[int], prompt)]
+        return Prompt(self._expand(tokens)[0], [load_image(image) for image in images or ()])
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
@@ -316,7 +318,7 @@ class _ChatStream(TextStream):
         self._messages, request = chat._ask(text, images, options)
         super().__init__(request, chat._model.tokenizer)
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         try:
             yield from super()._run()
         finally:

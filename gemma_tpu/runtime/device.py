@@ -46,8 +46,9 @@ class Device:
         """An empty state, and no image known."""
         self._state = programs.init_state(self._config, self._rows, self._context, self._dtype, self._mesh)
         self._soft_tokens: dict[bytes, jax.Array] = {}
-        if self._config.vision:
-            self._blank = programs.blank_image(self._config, self._dtype, self._mesh)
+        if vision := self._config.vision:
+            shape = (vision.num_soft_tokens, self._config.embed_dim)
+            self._blank = programs.blank_image(shape, self._dtype, self._mesh)
 
     def encode(self, digests: Sequence[bytes], pixels: np.ndarray) -> None:
         """Keeps the soft tokens of float32[I, side, side, 3] under the images' digests."""

@@ -236,7 +236,7 @@ class Engine:
             request.finish("cancelled")
 
     def _leave(self, row: Row, reason: str) -> None:
-        request, row.request, row.decoding, row.last_used = row.request, None, False, self._turn
+        request, row.request, row.decoding, row.last_used = row.occupant, None, False, self._turn
         row.cancelled = reason == "cancelled"
         request.finish(reason)
 
@@ -284,12 +284,12 @@ class Engine:
             at = row.index if whole else 0
             begin, end = len(row.keys), ends[row.index]
             start[at], count[at] = begin, end - begin
-            tokens[at, : end - begin] = row.request.tokens[begin:end]
+            tokens[at, : end - begin] = row.occupant.tokens[begin:end]
             for span in row.spans:
                 if begin <= span.start and span.end <= end:
                     first = len(images) * self._num_soft
                     soft_index[at, span.start - begin : span.end - begin] = first + np.arange(self._num_soft)
-                    images.append(row.request.images[span.image])
+                    images.append(row.occupant.images[span.image])
             row.keys = row.prompt_keys[:end]
         places = self._soft_tokens.for_chunk(images, B, size)
         picked = None if whole else np.array([rows[0].index], np.int32)
@@ -298,7 +298,7 @@ class Engine:
     # Decode.
 
     def _start_decoding(self, row: Row) -> None:
-        request = row.request
+        request = row.occupant
         row.decoding, row.dispatched, row.last_key = True, False, row.prompt_keys[-1]
         row.limit = min(request.options.max_new_tokens, self.max_context - len(request.tokens))
         self._admit(row.index, row.prefill_target, request.tokens[-1], row.limit, request.options)
@@ -355,8 +355,9 @@ class Engine:
 
     def _warmup(self, progress: Progress) -> int:
         calls: list[tuple[str, Callable[[], object]]] = []
-        for batch in BATCHES if self.config.vision else ():
-            calls.append((f"{batch} images", functools.partial(self._warm_encode, batch)))
+        if vision := self.config.vision:
+            for batch in BATCHES:
+                calls.append((f"{batch} images", functools.partial(self._warm_encode, batch, vision.image_size)))
         for size in self._chunks:
             for B in sorted({1, self.max_rows}) if self._batch_always else [1]:
                 for fresh in (True, False):
@@ -373,8 +374,8 @@ class Engine:
         progress("ready", len(calls), len(calls))
         return len(calls)
 
-    def _warm_encode(self, batch: int) -> None:
-        side, digests = self.config.vision.image_size, [b"warm-up %d" % i for i in range(batch)]
+    def _warm_encode(self, batch: int, side: int) -> None:
+        digests = [b"warm-up %d" % i for i in range(batch)]
         self._device.encode(digests, np.zeros((batch, side, side, 3), np.float32))
         self._device.wait()
         self._device.forget(digests)

@@ -108,9 +108,8 @@ def stack(images: tuple[Float[Array, "soft D"], ...], *, mesh: Mesh) -> Float[Ar
     return jax.lax.with_sharding_constraint(jnp.stack(images), NamedSharding(mesh, PartitionSpec()))
 
 
-def blank_image(config: GemmaConfig, dtype: jax.typing.DTypeLike, mesh: Mesh) -> Float[Array, "soft D"]:
-    """Soft tokens of no image, to fill `stack` up to a known size."""
-    shape = (config.vision.num_soft_tokens, config.embed_dim)
+def blank_image(shape: tuple[int, int], dtype: jax.typing.DTypeLike, mesh: Mesh) -> Float[Array, "soft D"]:
+    """Soft tokens [soft, D] of no image, to fill `stack` up to a known size."""
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, PartitionSpec()))()
 
 

@@ -74,6 +74,13 @@ class Row:
     last_used: int = 0
 
     @property
+    def occupant(self) -> Request:
+        """The request of a row that is not free."""
+        if self.request is None:
+            raise ValueError(f"row {self.index} has no request")
+        return self.request
+
+    @property
     def free(self) -> bool:
         return self.request is None and not (self.cancelled and self.unread)
 
