@@ -13,9 +13,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
 from gemma_tpu.runtime.request import ImageInput
-
-BATCHES = (4, 1)  # images of one call of the vision tower
-_REMEMBERED = 64  # images
+from gemma_tpu.runtime.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
 
 
 class SoftTokens:
@@ -35,20 +33,20 @@ class SoftTokens:
         new = {image.digest: image for image in images if image.digest not in self._known}
         todo = list(new.values())
         while todo:
-            size = next(size for size in BATCHES if size <= len(todo))
+            size = next(size for size in IMAGE_BATCHES if size <= len(todo))
             batch, todo = todo[:size], todo[size:]
             encoded = self.encode(np.stack([image.pixels for image in batch]))
             self._known |= zip((image.digest for image in batch), encoded, strict=True)
         soft = [self._known[image.digest] for image in images]
         for image in images:
             self._known.move_to_end(image.digest)
-        while len(self._known) > max(_REMEMBERED, len(images)):
+        while len(self._known) > max(REMEMBERED_IMAGES, len(images)):
             self._known.popitem(last=False)
         return soft
 
     def for_chunk(self, images: Sequence[ImageInput], rows: int, tokens: int) -> jax.Array | None:
         """[I, soft, D], with I as many images as a chunk of rows × tokens can hold; None where it can hold none."""
-        capacity = rows * (tokens // self.per_image) if self.per_image else 0
+        capacity = images_of_chunk(rows, tokens, self.per_image)
         if not capacity:
             return None
         soft = self.of(images)

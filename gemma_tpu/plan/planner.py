@@ -1,0 +1,117 @@
+"""Plans: choose a mesh, compile, predict, and see what would fit instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.plan.chips import Chip, Slice, slices
+from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
+from gemma_tpu.plan.hlo import Collective
+from gemma_tpu.plan.report import Plan, Speed, rows_text
+from gemma_tpu.plan.roofline import (
+    Roofline,
+    decode_roofline,
+    encode_roofline,
+    prefill_roofline,
+)
+from gemma_tpu.plan.search import choose_mesh, largest_context, most_rows, smallest_slice
+from gemma_tpu.runtime import shapes
+
+Progress = Callable[[str], None]
+
+
+def make_plan(
+    model: str,
+    config: GemmaConfig,
+    where: Slice,
+    *,
+    rows: int,
+    context: int,
+    dtype: str,
+    search: bool = True,
+    progress: Progress = lambda _: None,
+) -> Plan:
+    """A plan for a slice. `search`: also look for what would fit, which compiles a few times more."""
+    choice = choose_mesh(config, where, rows, context, dtype)
+    for i, deployment in enumerate(choice.candidates):
+        progress(f"compiling for {where.topology}, mesh {deployment.mesh_shape}")
+        programs = compile_programs(deployment)
+        memory = total_memory(deployment, programs)
+        reason = choice.reason if not i else f"needs least memory; the first choice does not fit ({choice.reason})"
+        plan = Plan(model, deployment, reason, programs, memory, _speeds(deployment, programs))
+        if plan.fits:
+            break
+    if not search:
+        return plan
+    would_fit = {}
+    for question, answer in (
+        (f"largest context, {rows_text(rows)}", largest_context),
+        (f"most rows, {context:,} tokens", most_rows),
+        (f"smallest slice of {where.chip.name}", smallest_slice),
+    ):
+        progress(question)
+        would_fit[question] = answer(deployment, programs)
+    return dataclasses.replace(plan, would_fit=would_fit)
+
+
+def smallest_plan(
+    model: str,
+    config: GemmaConfig,
+    chip: Chip,
+    *,
+    rows: int,
+    context: int,
+    dtype: str,
+    progress: Progress = lambda _: None,
+) -> Plan:
+    """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
+    plan = None
+    for where in slices(chip):
+        resident = choose_mesh(config, where, rows, context, dtype).candidates[-1].resident
+        if resident.resident > chip.hbm and where != slices(chip)[-1]:
+            continue  # without compiling: weights and state alone are too much
+        plan = make_plan(model, config, where, rows=rows, context=context, dtype=dtype, search=False, progress=progress)
+        if plan.fits:
+            break
+    assert plan
+    return plan
+
+
+def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
+    found = []
+    for program in compiled:
+        what, roofline = _KINDS[program.name](deployment, _collectives(program))
+        found.append(Speed(what, _seconds(program, program.cycles, roofline, deployment), roofline))
+        if program.name == "decode" and program.sampled_cycles > program.cycles:
+            sampled = _seconds(program, program.sampled_cycles, roofline, deployment)
+            found.insert(1, Speed(f"{what}, top-k and top-p", sampled, roofline))
+    # Decode and prefill first: comparisons read those two.
+    return sorted(found, key=lambda speed: "top-k" in speed.what)
+
+
+def _collectives(program: Program) -> list[Collective] | None:
+    """What one call (decode: one greedy step) sends; None if it did not compile."""
+    if program.hlo is None:
+        return None
+    return program.hlo.collectives(program.hlo.step if program.name == "decode" else None, branches=False)
+
+
+def _seconds(program: Program, cycles: int, roofline: Roofline, deployment: Deployment) -> float:
+    return cycles / deployment.where.chip.clock + roofline.interconnect if program.hlo else 0.0
+
+
+def _decode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"decode step, {rows_text(deployment.rows)}", decode_roofline(deployment, sent)
+
+
+def _prefill(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"prefill, {rows_text(deployment.rows)} × {deployment.chunk:,} tokens", prefill_roofline(deployment, sent)
+
+
+def _encode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"vision tower, {shapes.IMAGE_BATCHES[0]} images", encode_roofline(deployment, sent)
+
+
+_KINDS = {"decode": _decode, "prefill": _prefill, "encode": _encode}
