@@ -73,13 +73,12 @@ class Slice:
 
 def parse_slice(text: str) -> Slice:
     """From a topology ("v5e:2x4") or the name of a slice ("v5e-8", "v4-8"). ValueError for what there is not."""
-    name, _, bounds = text.partition(":")
-    if not bounds:
-        name, _, size = text.partition("-")
+    name, colon, bounds = text.partition(":")
+    name, _, size = (text if not colon else name).partition("-")
     chip = CHIPS.get(name)
     if chip is None:
         raise ValueError(f"{text}: the chips known are {', '.join(CHIPS)}")
-    if not bounds:
+    if not colon:
         found = {str(chips * chip.cores): bounds for chips, bounds in chip.sizes.items()}
         if size not in found:
             known = ", ".join(f"{name}-{size}" for size in found)

@@ -68,11 +68,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.topology:
         print(report.text(plans[0]))
     else:
-        print(
-            f"{args.model}, {DTYPES[args.dtype]}, {args.context:,} tokens × {args.rows} rows, smallest slice that fits"
-        )
         print(report.comparison(plans))
-        print(report.PREDICTION)
     return 0 if all(plan.fits for plan in plans) else 1
 
 

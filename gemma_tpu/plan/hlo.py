@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_ON_CHIP = re.compile(r"S\([13]\)")  # VMEM; CMEM, which v4 has
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _BODY = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
 _CYCLES = re.compile(r'estimated_cycles":"(\d+)"')
@@ -173,7 +174,7 @@ class Hlo:
 
 def _instruction(name: str, type_text: str, op: str, rest: str) -> Instruction:
     results = tuple(
-        Array(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(1)" in (layout or ""))
+        Array(dtype, tuple(map(int, dims.split(","))) if dims else (), bool(_ON_CHIP.search(layout)))
         for dtype, dims, layout in _SHAPE.findall(type_text)
     )
     operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition(")")[0]))

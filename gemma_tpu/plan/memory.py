@@ -102,6 +102,25 @@ def resident_memory(config: GemmaConfig, *, mesh: Mesh, rows: int, context: int,
     )
 
 
+def device_capacity(mesh: Mesh) -> int | None:
+    """Bytes a program may have on each device of this host; None where the platform does not say."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def check_resident(
+    config: GemmaConfig, *, mesh: Mesh, rows: int, context: int, dtype: jax.typing.DTypeLike, capacity: int | None
+) -> None:
+    """ValueError, with the table, if weights and state alone exceed a device; `capacity` None is unknown."""
+    memory = resident_memory(config, mesh=mesh, rows=rows, context=context, dtype=dtype)
+    if capacity is not None and memory.resident > capacity:
+        raise ValueError(
+            f"{context:,} tokens × {rows} rows in {jnp.dtype(dtype)} do not fit on {mesh.devices.size} devices; each "
+            f"would hold\n{memory_table(memory, capacity)}\nLoad with a smaller max_context or max_rows, text_only, or "
+            "on more devices (`gemma-tpu plan` says what fits)"
+        )
+
+
 def memory_table(memory: Memory, capacity: int) -> str:
     """The parts in GiB against a device's capacity."""
     free = capacity - memory.total

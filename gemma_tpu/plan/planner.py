@@ -35,14 +35,12 @@ def make_plan(
 ) -> Plan:
     """A plan for a slice. `search`: also look for what would fit, which compiles a few times more."""
     choice = choose_mesh(config, where, rows, context, dtype)
-    for i, deployment in enumerate(choice.candidates):
-        progress(f"compiling for {where.topology}, mesh {deployment.mesh_shape}")
-        programs = compile_programs(deployment)
-        memory = total_memory(deployment, programs)
-        reason = choice.reason if not i else f"needs least memory; the first choice does not fit ({choice.reason})"
-        plan = Plan(model, deployment, reason, programs, memory, _speeds(deployment, programs))
-        if plan.fits:
-            break
+    first, *others = choice.candidates
+    progress(f"compiling for {where.topology}")
+    plan = _plan(model, first, choice.reason)
+    for other in others if not plan.fits else []:
+        progress("the fastest mesh does not fit, compiling for the one that needs least memory")
+        plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
     if not search:
         return plan
     would_fit = {}
@@ -52,8 +50,14 @@ def make_plan(
         (f"smallest slice of {where.chip.name}", smallest_slice),
     ):
         progress(question)
-        would_fit[question] = answer(deployment, programs)
+        would_fit[question] = answer(plan.deployment, plan.programs)
     return dataclasses.replace(plan, would_fit=would_fit)
+
+
+def _plan(model: str, deployment: Deployment, reason: str) -> Plan:
+    programs = compile_programs(deployment)
+    memory = total_memory(deployment, programs)
+    return Plan(model, deployment, reason, programs, memory, _speeds(deployment, programs))
 
 
 def smallest_plan(
