@@ -70,7 +70,7 @@ def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> No
 
 
 def test_tensor_parallelism_costs_two_sums_a_layer() -> None:
-    deployment, found = compiled(*WHOLE)
+    _, found = compiled(*WHOLE)
     hlo = found["decode"].hlo
     assert hlo
     activation = 8 * SMALL.embed_dim * 2

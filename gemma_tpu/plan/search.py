@@ -12,7 +12,7 @@ from gemma_tpu.plan.memory import Memory
 from gemma_tpu.plan.roofline import decode_roofline
 
 CONTEXT_STEP = 1024  # tokens
-MOST_ROWS = 512
+MOST_ROWS = 256
 
 
 def mesh_shapes(chips: int, rows: int) -> list[tuple[int, int]]:
@@ -98,43 +98,47 @@ def fits(deployment: Deployment, memory: Memory) -> bool:
 
 
 def largest(
-    base: Deployment, compiled: Sequence[Program], values: Sequence[int], make: Callable[[int], Deployment | None]
+    base: Deployment, compiled: Sequence[Program], values: set[int], known: int, make: Callable[[int], Deployment]
 ) -> Answer:
-    """The largest of ascending `values` whose deployment fits, tried by compiling at most three times."""
-    estimate, known_bad, compiled_ok = Estimate(base, compiled), len(values), -1
+    """The largest of `values` whose deployment fits, by compiling at most three; that of `known` is `base`."""
+    estimate, ascending = Estimate(base, compiled), sorted(values | {known})
+    fit, unfit = -1, len(ascending)  # indices: known to fit, known not to
+    if fits(base, total_memory(base, compiled)):
+        fit = ascending.index(known)
+    else:
+        unfit = ascending.index(known)
     for _ in range(3):
-        low, high = compiled_ok, known_bad  # values[low] fits, values[high] does not
+        low, high = fit, unfit
         while high - low > 1:
             middle = (low + high) // 2
-            other = make(values[middle])
-            fit = other is not None and estimate.total(other) <= other.where.chip.hbm
-            low, high = (middle, high) if fit else (low, middle)
-        if low < 0 or low == compiled_ok:
+            other = make(ascending[middle])
+            likely = estimate.total(other) <= other.where.chip.hbm
+            low, high = (middle, high) if likely else (low, middle)
+        if low < 0 or (fit >= 0 and ascending[low] < 1.03 * ascending[fit]):
             break
-        other = make(values[low])
-        assert other is not None
-        programs = compiled if other == base else compile_programs(other, ("decode", "prefill"))
-        memory = total_memory(other, programs)
+        other = make(ascending[low])
+        memory = total_memory(other, compile_programs(other, ("decode", "prefill")))
         estimate.learn(other, memory)
         if fits(other, memory):
-            compiled_ok = low
-            break
-        known_bad = low
-    value = values[compiled_ok] if compiled_ok >= 0 else None
-    return Answer(value, compiled_ok >= 0, compiled_ok == len(values) - 1)
+            fit = low
+        else:
+            unfit = low
+    if fit < 0:
+        return Answer(None, False)
+    return Answer(ascending[fit], True, fit == len(ascending) - 1)
 
 
 def largest_context(base: Deployment, compiled: Sequence[Program]) -> Answer:
     """At the rows of `base`."""
-    values = list(range(CONTEXT_STEP, base.config.max_context + 1, CONTEXT_STEP))
-    return largest(base, compiled, values, lambda context: dataclasses.replace(base, context=context))
+    values = {*range(CONTEXT_STEP, base.config.max_context, CONTEXT_STEP), base.config.max_context}
+    return largest(base, compiled, values, base.context, lambda context: dataclasses.replace(base, context=context))
 
 
 def most_rows(base: Deployment, compiled: Sequence[Program]) -> Answer:
     """At the context of `base`, on its mesh."""
     data = base.mesh_shape[0]
-    values = list(range(data, MOST_ROWS + 1, data))
-    return largest(base, compiled, values, lambda rows: dataclasses.replace(base, rows=rows))
+    values = set(range(data, MOST_ROWS + 1, data))
+    return largest(base, compiled, values, base.rows, lambda rows: dataclasses.replace(base, rows=rows))
 
 
 def smallest_slice(base: Deployment, compiled: Sequence[Program]) -> Answer:
