@@ -87,6 +87,8 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, help=help, description=help)
         if name in chosen:  # these live in modules of their own, arguments and all
+            if name == "plan":
+                os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
             module = importlib.import_module(f"gemma_tpu.{place}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.main)

@@ -97,7 +97,8 @@ class Program:
 
     `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
     compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call,
-    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p.
+    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p. `hlo` is None if
+    the compiler refused or its HLO cannot be read; then there are no cycles.
     """
 
     name: str
@@ -120,10 +121,13 @@ class Program:
 
 def compile_programs(deployment: Deployment, names: Sequence[str] = PROGRAMS) -> list[Program]:
     """Compiles the named ones; no encode for a model without a vision tower."""
-    lowerings = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}
-    if not deployment.config.vision:
-        names = [name for name in names if name != "encode"]
-    return [compile_one(name, *lowerings[name](deployment)) for name in names]
+    return [_compile(deployment, name) for name in names if name != "encode" or deployment.config.vision]
+
+
+@functools.lru_cache(maxsize=12)  # what is asked for again while one plan is made
+def _compile(deployment: Deployment, name: str) -> Program:
+    lower = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}[name]
+    return compile_one(name, *lower(deployment))
 
 
 def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
@@ -136,8 +140,12 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
             raise
         return Program(name, time.perf_counter() - begin, inputs, needs=_bytes_needed(str(error)))
     seconds = time.perf_counter() - begin
-    sizes, hlo = compiled.memory_analysis(), Hlo(compiled.as_text())
-    part = hlo.step if name == "decode" else hlo.entry
+    sizes = compiled.memory_analysis()
+    try:
+        hlo = Hlo(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read some of what libtpu 0.0.52 makes for v6e
+        hlo = None
+    part = "" if hlo is None else hlo.step if name == "decode" else hlo.entry
     return Program(
         name,
         seconds,
@@ -147,8 +155,8 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
-        cycles=hlo.cycles(part, min),
-        sampled_cycles=hlo.cycles(part, max),
+        cycles=hlo.cycles(part, min) if hlo else 0,
+        sampled_cycles=hlo.cycles(part, max) if hlo else 0,
         hlo=hlo,
     )
 

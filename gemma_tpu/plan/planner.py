@@ -16,7 +16,7 @@ from gemma_tpu.plan.roofline import (
     encode_roofline,
     prefill_roofline,
 )
-from gemma_tpu.plan.search import choose_mesh, largest_context, most_rows, smallest_slice
+from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
 from gemma_tpu.runtime import shapes
 
 Progress = Callable[[str], None]
@@ -73,14 +73,22 @@ def smallest_plan(
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
     plan = None
     for where in slices(chip):
-        resident = choose_mesh(config, where, rows, context, dtype).candidates[-1].resident
-        if resident.resident > chip.hbm and where != slices(chip)[-1]:
-            continue  # without compiling: weights and state alone are too much
+        leanest = choose_mesh(config, where, rows, context, dtype).candidates[-1]
+        if where != slices(chip)[-1] and not _may_fit(leanest, progress):
+            continue
         plan = make_plan(model, config, where, rows=rows, context=context, dtype=dtype, search=False, progress=progress)
         if plan.fits:
             break
     assert plan
     return plan
+
+
+def _may_fit(deployment: Deployment, progress: Progress) -> bool:
+    """Whether weights and state fit, and then prefill, which as a rule needs most."""
+    if deployment.resident.resident > deployment.where.chip.hbm:
+        return False
+    progress(f"trying {deployment.where.topology}")
+    return fits(deployment, total_memory(deployment, compile_programs(deployment, ["prefill"])))
 
 
 def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
@@ -96,7 +104,7 @@ def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
 
 
 def _collectives(program: Program) -> list[Collective] | None:
-    """What one call (decode: one greedy step) sends; None if it did not compile."""
+    """What one call (decode: one greedy step) sends; None if nobody knows."""
     if program.hlo is None:
         return None
     return program.hlo.collectives(program.hlo.step if program.name == "decode" else None, branches=False)

@@ -151,7 +151,7 @@ def smallest_slice(base: Deployment, compiled: Sequence[Program]) -> Answer:
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:
             continue
         tries += 1
-        memory = total_memory(choice, compile_programs(choice))
+        memory = total_memory(choice, compile_programs(choice, ("prefill", "encode", "decode")))
         if fits(choice, memory):
             return Answer(where.name, True)
         estimate.learn(choice, memory)
