@@ -119,11 +119,12 @@ def comparison(plans: list[Plan]) -> str:
     for plan in plans:
         data, model = plan.deployment.mesh_shape
         decode, prefill = plan.speeds[0], plan.speeds[1]
+        prefill_time = duration(prefill.compiler) if prefill.compiler else f"≥ {duration(prefill.roofline.seconds)}"
         lines.append(
             f"{plan.deployment.where.name:8} {f'{data}×{model}':>6} {plan.memory.total / GIB:5.1f} GiB"
             f" {plan.deployment.where.chip.hbm / GIB:5.1f} GiB  {'fits' if plan.fits else 'NO':4}"
             f" {duration(decode.roofline.seconds):>9} {duration(decode.compiler):>9}  {decode.roofline.bound:13}"
-            f" {duration(prefill.compiler or prefill.roofline.seconds):>9}"
+            f" {prefill_time:>9}"
         )
     return "\n".join([*lines, _PREDICTIONS])
 
