@@ -143,7 +143,7 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
     sizes = compiled.memory_analysis()
     try:
         hlo = Hlo(compiled.as_text())
-    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read some of what libtpu 0.0.52 makes for v6e
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read some of what libtpu 0.0.52 makes for v5p and v6e
         hlo = None
     part = "" if hlo is None else hlo.step if name == "decode" else hlo.entry
     return Program(

@@ -22,6 +22,7 @@ from gemma_tpu.config import CONFIGS
 from gemma_tpu.plan.chips import GIB, parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.plan.report import as_json, duration, versions
+from gemma_tpu.plan.roofline import decode_roofline
 from gemma_tpu.plan.search import choose_mesh
 
 SLICES = ("v4-8", "v5e-1", "v5e-4", "v5e-8", "v5e-16", "v5p-8", "v6e-1", "v6e-8")
@@ -60,10 +61,20 @@ def make(model: str, where: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def line(where: str, row: dict[str, Any] | None) -> str:
+def estimate(model: str, where: str, dtype: str) -> str:
+    """A line of a table that nobody has compiled: weights and state, and the roofline."""
+    place = parse_slice(where)
+    one = choose_mesh(CONFIGS[model], place, ROWS, CONTEXT, dtype).candidates[0]
+    resident, roofline = one.resident.resident, decode_roofline(one)
+    if resident > place.chip.hbm:
+        return line(where, {"fits": False, "total": resident, "capacity": place.chip.hbm})
+    memory = f"not compiled: {resident / GIB:.1f} of {place.chip.hbm / GIB:.1f} GiB are weights and caches"
+    data, share = one.mesh_shape
+    return f"| {where} | {data}×{share} | {memory} | {duration(roofline.seconds)} / –, {roofline.bound} | |"
+
+
+def line(where: str, row: dict[str, Any]) -> str:
     """A line of a table."""
-    if row is None:
-        return f"| {where} | | not compiled | | |"
     memory = f"{row['total'] / GIB:.1f} of {row['capacity'] / GIB:.1f} GiB"
     if not row["fits"]:
         least = "at least " if "decode" not in row else ""
@@ -104,7 +115,10 @@ def main() -> int:
         for dtype in DTYPES:
             print(f"## {model}, {dtype}\n")
             print("| slice | mesh, data × model | memory of each chip | decode step | prefill |\n|---|---|---|---|---|")
-            print("\n".join(line(where, known.get((model, dtype, where))) for where in SLICES), end="\n\n")
+            for where in SLICES:
+                row = known.get((model, dtype, where))
+                print(line(where, row) if row else estimate(model, where, dtype))
+            print()
     return 0
 
 
