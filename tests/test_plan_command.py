@@ -55,10 +55,10 @@ def test_a_plan_as_json(capsys) -> None:
 
 
 def test_a_plan_as_a_table(capsys) -> None:
-    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick"]) == 0
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--images", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     text = "\n".join(lines)
-    for wanted in ("v5e-4", "data 1 × model 4", "fits", "weights, text", "headroom", "predicted time", "decode step"):
+    for wanted in ("v5e-4", "data 1 × model 4", "fits", "weights, text", "headroom", "predicted time", "a prompt's 2"):
         assert wanted in text
     sizes = {line[:26].strip(): float(line.split()[-2]) for line in lines if line.endswith(" GiB")}
     parts = [size for name, size in sizes.items() if name != "capacity"]

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="default: 8192")
     parser.add_argument("--rows", type=int, default=8, help="requests that run at once (default: 8)")
     parser.add_argument("--dtype", default="bf16", help="of weights and cache: bf16 (default) or f32")
-    parser.add_argument("--images", type=int, metavar="N", help="0 leaves out the vision tower")
+    parser.add_argument("--images", type=int, metavar="N", help="of a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit instead")
     parser.add_argument("--json", action="store_true")
 
@@ -47,6 +47,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--rows must be at least 1, got {args.rows}")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
+    if args.images is not None and args.images < 0:
+        raise ValueError(f"--images must be at least 0, got {args.images}")
     if args.images == 0:
         config = dataclasses.replace(config, vision=None)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and a TPU that is here stays free
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     options = {"rows": args.rows, "context": args.context, "dtype": DTYPES[args.dtype], "progress": _progress}
     if args.topology:
         where = parse_slice(args.topology)
-        plans = [make_plan(args.model, config, where, search=not args.quick, **options)]
+        plans = [make_plan(args.model, config, where, images=args.images or 0, search=not args.quick, **options)]
     else:
         plans = []
         for name in args.chips.split(","):

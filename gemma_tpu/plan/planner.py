@@ -30,10 +30,11 @@ def make_plan(
     rows: int,
     context: int,
     dtype: str,
+    images: int = 0,
     search: bool = True,
     progress: Progress = lambda _: None,
 ) -> Plan:
-    """A plan for a slice. `search`: also look for what would fit, which compiles a few times more."""
+    """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times."""
     choice = choose_mesh(config, where, rows, context, dtype)
     first, *others = choice.candidates
     progress(f"compiling for {where.topology}")
@@ -41,6 +42,8 @@ def make_plan(
     for other in others if not plan.fits else []:
         progress("the fastest mesh does not fit, compiling for the one that needs least memory")
         plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
+    if images:
+        plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
         return plan
     would_fit = {}
@@ -101,6 +104,14 @@ def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
             found.insert(1, Speed(f"{what}, top-k and top-p", sampled, roofline))
     # Decode and prefill first: comparisons read those two.
     return sorted(found, key=lambda speed: "top-k" in speed.what)
+
+
+def _images_of_a_prompt(speeds: Sequence[Speed], images: int) -> Speed:
+    """In proportion to a full call of the vision tower."""
+    (call,) = (speed for speed in speeds if speed.what.startswith("vision tower"))
+    share = images / shapes.IMAGE_BATCHES[0]
+    parts = {name: seconds * share for name, seconds in dataclasses.asdict(call.roofline).items()}
+    return Speed(f"vision tower, a prompt's {images}", call.compiler * share, Roofline(**parts))
 
 
 def _collectives(program: Program) -> list[Collective] | None:
