@@ -18,6 +18,7 @@ from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
+from gemma_tpu.plan.memory import check_resident, device_capacity
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request, Timings, Usage
@@ -352,7 +353,8 @@ def load(
       text_only: leaves out the vision tower.
       progress: a progress bar, or a function of (bytes done, bytes in all).
 
-    Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do.
+    Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
+    before a weight is read, if weights and state would not fit on the devices.
     """
     checkpoint = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
     config = checkpoint.config
@@ -373,6 +375,8 @@ def load(
         tokenizer = Tokenizer(read_file(checkpoint.tokenizer_path))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
+    size = {"rows": max_rows, "context": max_context, "dtype": dtype}
+    check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
     params = everywhere(
         lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
     )

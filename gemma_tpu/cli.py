@@ -85,13 +85,16 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     download = command("download", _download, "Fetch released weights into the local cache.")
     download.add_argument("name", help="such as gemma3-4b-it")
 
-    for name, help in (
-        ("verify", "Compare a checkpoint's answers with those of a reference implementation."),
-        ("bench", "Measure speed as a caller sees it."),
+    for name, place, help in (
+        ("plan", "plan.command", "What a model needs on a TPU slice, and how fast it may be there: no TPU is needed."),
+        ("verify", "verify", "Compare a checkpoint's answers with those of a reference implementation."),
+        ("bench", "bench", "Measure speed as a caller sees it."),
     ):
         sub = commands.add_parser(name, help=help, description=help)
-        if name in chosen:  # these two live in modules of their own, arguments and all
-            module = importlib.import_module(f"gemma_tpu.{name}")
+        if name in chosen:  # these live in modules of their own, arguments and all
+            if name == "plan":
+                os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
+            module = importlib.import_module(f"gemma_tpu.{place}")
             module.add_arguments(sub)
             if name == "bench":
                 _add_distributed_arguments(sub)

@@ -21,16 +21,13 @@ from jax.sharding import Mesh
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime.distributed import open_device
-from gemma_tpu.runtime.images import BATCHES, SoftTokens
+from gemma_tpu.runtime.images import SoftTokens
 from gemma_tpu.runtime.programs import NO_TOKEN
 from gemma_tpu.runtime.request import ImageInput, Options, Request, row_controls
 from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
+from gemma_tpu.runtime.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
 
-STEPS_PER_CALL = 8  # decode steps between two looks of the host
-CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
-CPU_CHUNKS = (64, 320, 512)  # padding costs time there, and longer chunks gain none
 _FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck in a program
-_TPU_ROWS = 8  # fewer rows than this run on the vector unit (docs: DESIGN, decode batch)
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 
@@ -56,8 +53,7 @@ class Engine:
         self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
         self._num_soft = config.vision.num_soft_tokens if config.vision else 0
         platform = mesh.devices.flat[0].platform
-        chunks = chunks or (CPU_CHUNKS if platform == "cpu" else CHUNKS)
-        self._chunks = sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], self._num_soft))})
+        self._chunks = chunk_sizes(platform, max_context, self._num_soft, chunks)
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
         self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
@@ -79,7 +75,7 @@ class Engine:
             context=max_context,
             dtype=np.dtype(dtype),
             max_steps=steps_per_call,
-            min_rows=_TPU_ROWS if platform == "tpu" else 1,
+            min_rows=min_rows(platform),
         )
         self._reset()
         self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
@@ -356,7 +352,7 @@ class Engine:
     def _warmup(self, progress: Progress) -> int:
         calls: list[tuple[str, Callable[[], object]]] = []
         if vision := self.config.vision:
-            for batch in BATCHES:
+            for batch in IMAGE_BATCHES:
                 calls.append((f"{batch} images", functools.partial(self._warm_encode, batch, vision.image_size)))
         for size in self._chunks:
             for B in sorted({1, self.max_rows}) if self._batch_always else [1]:

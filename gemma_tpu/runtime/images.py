@@ -9,9 +9,7 @@ import numpy as np
 
 from gemma_tpu.runtime.device import Device
 from gemma_tpu.runtime.request import ImageInput
-
-BATCHES = (4, 1)  # images of one call of the vision tower
-_REMEMBERED = 64  # images
+from gemma_tpu.runtime.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
 
 
 class SoftTokens:
@@ -29,20 +27,20 @@ class SoftTokens:
         new = {image.digest: image for image in images if image.digest not in self._known}
         todo = list(new.values())
         while todo:
-            size = next(size for size in BATCHES if size <= len(todo))
+            size = next(size for size in IMAGE_BATCHES if size <= len(todo))
             batch, todo = todo[:size], todo[size:]
             digests = [image.digest for image in batch]
             self._device.encode(digests, np.stack([image.pixels for image in batch]))
             self._known |= dict.fromkeys(digests)
         for image in images:
             self._known.move_to_end(image.digest)
-        if (excess := len(self._known) - max(_REMEMBERED, len(images))) > 0:
+        if (excess := len(self._known) - max(REMEMBERED_IMAGES, len(images))) > 0:
             self._device.forget([self._known.popitem(last=False)[0] for _ in range(excess)])
         return [image.digest for image in images]
 
     def for_chunk(self, images: Sequence[ImageInput], rows: int, tokens: int) -> list[bytes | None]:
         """As many places as a chunk of rows × tokens has for images, filled with those given."""
-        capacity = rows * (tokens // self.per_image) if self.per_image else 0
+        capacity = images_of_chunk(rows, tokens, self.per_image)
         if not capacity:
             return []
         digests = self.of(images)

@@ -1,0 +1,1 @@
+"""What a model needs on a TPU slice, from the TPU compiler itself: no TPU is there."""

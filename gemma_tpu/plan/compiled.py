@@ -1,0 +1,229 @@
+"""Compiles the toolkit's own programs, at the shapes the engine uses, for TPUs that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.plan.chips import Slice
+from gemma_tpu.plan.hlo import Hlo
+from gemma_tpu.plan.memory import Memory, abstract_params, resident_memory, shard_bytes
+from gemma_tpu.runtime import programs, shapes
+from gemma_tpu.sharding import make_mesh
+
+PROGRAMS = ("decode", "prefill", "encode")
+NO_LIBTPU = "planning needs the TPU compiler, though no TPU: pip install libtpu"
+
+_LIBTPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # to compile touches no chip: others may do so, or use one, at the same time
+    # It otherwise asks a cloud's metadata server, which need not be there, what it runs on.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+@functools.cache
+def topology_devices(where: Slice) -> tuple[Any, ...]:
+    """Stand-ins for the chips of a slice. RuntimeError without libtpu, ValueError for a topology it does not know."""
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise RuntimeError(NO_LIBTPU)
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {}
+    if where.num_chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if where.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # one device a chip
+    try:
+        return tuple(topologies.get_topology_desc(topology_name=where.topology, platform="tpu", **options).devices)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"libtpu has no topology {where.topology}: {error}") from None
+
+
+@functools.cache
+def mesh_for(config: GemmaConfig, where: Slice, shape: tuple[int, int]) -> Mesh:
+    """The mesh `load` would make of these devices; shape is (data, model)."""
+    return make_mesh(config, shape, topology_devices(where))
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """What is to be run, and where. `mesh_shape` is (data, model), `dtype` that of weights and cache."""
+
+    config: GemmaConfig
+    where: Slice
+    mesh_shape: tuple[int, int]
+    rows: int
+    context: int
+    dtype: str = "bfloat16"
+
+    @property
+    def mesh(self) -> Mesh:
+        return mesh_for(self.config, self.where, self.mesh_shape)
+
+    @functools.cached_property
+    def resident(self) -> Memory:
+        return resident_memory(
+            self.config, mesh=self.mesh, rows=self.rows, context=self.context, dtype=jnp.dtype(self.dtype)
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of the longest prefill call."""
+        return shapes.chunk_sizes("tpu", self.context, self.soft_tokens)[-1]
+
+    @property
+    def soft_tokens(self) -> int:
+        return self.config.vision.num_soft_tokens if self.config.vision else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program as compiled; bytes are of one device.
+
+    `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
+    compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call,
+    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p. `hlo` is None if
+    the compiler refused or its HLO cannot be read; then there are no cycles.
+    """
+
+    name: str
+    seconds: float
+    inputs: int
+    arguments: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    code: int = 0
+    cycles: int = 0
+    sampled_cycles: int = 0
+    needs: int | None = None
+    hlo: Hlo | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries + self.outputs if self.needs is None else self.needs
+
+
+def compile_programs(deployment: Deployment, names: Sequence[str] = PROGRAMS) -> list[Program]:
+    """Compiles the named ones; no encode for a model without a vision tower."""
+    return [_compile(deployment, name) for name in names if name != "encode" or deployment.config.vision]
+
+
+@functools.lru_cache(maxsize=12)  # what is asked for again while one plan is made
+def _compile(deployment: Deployment, name: str) -> Program:
+    lower = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}[name]
+    return compile_one(name, *lower(deployment))
+
+
+def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
+    """`inputs`: bytes of the arguments beside weights and state on a device."""
+    begin = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(name, time.perf_counter() - begin, inputs, needs=_bytes_needed(str(error)))
+    seconds = time.perf_counter() - begin
+    sizes = compiled.memory_analysis()
+    try:
+        hlo = Hlo(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read some of what libtpu 0.0.52 makes for v5p and v6e
+        hlo = None
+    part = "" if hlo is None else hlo.step if name == "decode" else hlo.entry
+    return Program(
+        name,
+        seconds,
+        inputs,
+        arguments=sizes.argument_size_in_bytes,
+        temporaries=sizes.temp_size_in_bytes,
+        outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        aliased=sizes.alias_size_in_bytes,
+        code=sizes.generated_code_size_in_bytes,
+        cycles=hlo.cycles(part, min) if hlo else 0,
+        sampled_cycles=hlo.cycles(part, max) if hlo else 0,
+        hlo=hlo,
+    )
+
+
+def _bytes_needed(message: str) -> int:
+    """Of a refusal such as "Used 20.50G of 15.75G hbm" or "the total memory required … (200.00G) exceeds"."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    for pattern in (r"[Uu]sed ([\d.]+)([KMGT]?) of", r"\(([\d.]+)([KMGT]?)\) exceeds available"):
+        if found := re.search(pattern, message):
+            return int(float(found.group(1)) * units[found.group(2)])
+    raise RuntimeError(message)
+
+
+def total_memory(deployment: Deployment, compiled: Sequence[Program]) -> Memory:
+    """What stays on a device, with what the programs add to it."""
+    memory = deployment.resident
+    extra = []
+    for program in compiled:
+        # A program takes no weights that it does not read, but they stay where they are while it runs.
+        taken = memory.vision if program.name == "encode" else memory.weights + memory.state
+        beside = program.inputs + program.temporaries + program.outputs
+        extra.append(beside if program.needs is None else program.needs - taken)
+    return dataclasses.replace(memory, activations=max(extra), code=sum(program.code for program in compiled))
+
+
+def _arguments(deployment: Deployment) -> tuple[dict[str, Any], programs.State, dict[str, Any]]:
+    """Weights of the text decoder, state, and what the engine passes as static."""
+    config, mesh = dataclasses.replace(deployment.config, vision=None), deployment.mesh
+    params = abstract_params(config, deployment.dtype, mesh)
+    state = programs.abstract_state(config, deployment.rows, deployment.context, deployment.dtype, mesh)
+    return params, state, {"config": config, "mesh": mesh}
+
+
+def _on_all(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
+    params, state, static = _arguments(deployment)
+    static |= {"max_steps": shapes.STEPS_PER_CALL, "min_rows": shapes.min_rows("tpu")}
+    steps = _on_all(deployment.mesh, (), jnp.int32)
+    return programs.decode.lower(params, state, None, steps, **static), 4
+
+
+def _lower_prefill(deployment: Deployment) -> tuple[Any, int]:
+    """The largest there is: every row, the longest chunk, images wherever they may stand, after a cached prefix."""
+    params, state, static = _arguments(deployment)
+    B, T, soft = deployment.rows, deployment.chunk, deployment.soft_tokens
+    numbers = functools.partial(_on_all, deployment.mesh, dtype=jnp.int32)
+    images = shapes.images_of_chunk(B, T, soft)
+    soft_shape = (images, soft, deployment.config.embed_dim)
+    soft_tokens = _on_all(deployment.mesh, soft_shape, deployment.dtype) if images else None
+    chunk = numbers((B, T)), numbers((B,)), numbers((B,)), soft_tokens, numbers((B, T))
+    lowered = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
+    return lowered, shard_bytes(one for one in chunk if one is not None)
+
+
+def _lower_encode(deployment: Deployment) -> tuple[Any, int]:
+    config, mesh = deployment.config, deployment.mesh
+    params = abstract_params(config, deployment.dtype, mesh)
+    vision = {name: one for name, one in params.items() if name.startswith("vision.")}
+    assert config.vision
+    side = config.vision.image_size
+    pixels = _on_all(mesh, (shapes.IMAGE_BATCHES[0], side, side, 3), jnp.float32)
+    return programs.encode.lower(vision, pixels, config=config, mesh=mesh), shard_bytes([pixels])
+
+
+def state_bytes(deployment: Deployment) -> int:
+    """Bytes of the state on a device: what every program that takes it must write over in place."""
+    return shard_bytes(jax.tree.leaves(_arguments(deployment)[1]))

@@ -1,0 +1,127 @@
+"""Makes docs/tpu.md: every size on the slices people rent.
+
+    python -m gemma_tpu.plan.docs plans.jsonl > docs/tpu.md
+
+Compiling it all takes an hour or two on a small machine, so finished plans are kept in `plans.jsonl`, and what is there
+is not compiled again; `--minutes` ends it early, with what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.plan.chips import GIB, parse_slice
+from gemma_tpu.plan.planner import make_plan
+from gemma_tpu.plan.report import as_json, duration, versions
+from gemma_tpu.plan.roofline import decode_roofline
+from gemma_tpu.plan.search import choose_mesh
+
+SLICES = ("v4-8", "v5e-1", "v5e-4", "v5e-8", "v5e-16", "v5p-8", "v6e-1", "v6e-8")
+DTYPES = ("bfloat16", "float32")
+CONTEXT, ROWS = 8192, 8
+
+_INTRODUCTION = """# Gemma 3 on TPU slices
+
+What each size needs on each slice and how fast it may be there, said by the TPU compiler: nothing here was run on a
+TPU. Made by `python -m gemma_tpu.plan.docs plans.jsonl > docs/tpu.md` with {versions}.
+
+Every plan is for {context:,} tokens × {rows} rows, with the vision tower where there is one. Memory is of each chip:
+weights, caches, remembered soft tokens, and what the largest of the toolkit's programs has beside them. Times are
+predictions: of a decode step of all rows, and of a prefill call of {rows} × 1,024 tokens after a full context. The
+first figure is the roofline, from peak rates; the second the compiler's, from its estimate of cycles plus the
+roofline's time of collectives (–: jaxlib cannot read what libtpu compiled). `gemma-tpu plan` makes such a plan for any
+other context, number of rows and slice. Where it says so, nobody has compiled yet.
+"""
+
+
+def make(model: str, where: str, dtype: str) -> dict[str, Any]:
+    """A row of the table; without compiling where weights and state alone are too much."""
+    config, place = CONFIGS[model], parse_slice(where)
+    smallest = choose_mesh(config, place, ROWS, CONTEXT, dtype).candidates[-1].resident
+    if smallest.resident > place.chip.hbm:
+        return {"fits": False, "total": smallest.resident, "capacity": place.chip.hbm}
+    plan = as_json(make_plan(model, config, place, rows=ROWS, context=CONTEXT, dtype=dtype, search=False))
+    decode, prefill = plan["predictions"][:2]
+    return {
+        "fits": plan["fits"],
+        "mesh": f"{plan['mesh']['data']}×{plan['mesh']['model']}",
+        "total": plan["memory"]["total"],
+        "capacity": place.chip.hbm,
+        "decode": [decode["roofline_seconds"], decode["compiler_seconds"], decode["bound"]],
+        "prefill": [prefill["roofline_seconds"], prefill["compiler_seconds"], prefill["bound"]],
+    }
+
+
+def estimate(model: str, where: str, dtype: str) -> str:
+    """A line of a table that nobody has compiled: weights and state, and the roofline."""
+    place = parse_slice(where)
+    one = choose_mesh(CONFIGS[model], place, ROWS, CONTEXT, dtype).candidates[0]
+    resident, roofline = one.resident.resident, decode_roofline(one)
+    if resident > place.chip.hbm:
+        return line(where, {"fits": False, "total": resident, "capacity": place.chip.hbm})
+    memory = f"not compiled: {resident / GIB:.1f} of {place.chip.hbm / GIB:.1f} GiB are weights and caches"
+    data, share = one.mesh_shape
+    return f"| {where} | {data}×{share} | {memory} | {duration(roofline.seconds)} / –, {roofline.bound} | |"
+
+
+def line(where: str, row: dict[str, Any]) -> str:
+    """A line of a table."""
+    memory = f"{row['total'] / GIB:.1f} of {row['capacity'] / GIB:.1f} GiB"
+    if not row["fits"]:
+        least = "at least " if "decode" not in row else ""
+        return f"| {where} | {row.get('mesh', '')} | **does not fit**: {least}{memory} | | |"
+    cells = [
+        f"{duration(roofline)} / {duration(compiler or 0)}, {bound}"
+        for roofline, compiler, bound in (row["decode"], row["prefill"])
+    ]
+    return f"| {where} | {row['mesh']} | {memory} | {cells[0]} | {cells[1]} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", type=Path, help="finished plans, one a line")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    if args.plans.exists():
+        for text in args.plans.read_text().splitlines():
+            saved = json.loads(text)
+            if saved["versions"] == versions():
+                known[tuple(saved["key"])] = saved["row"]
+    give_up = time.monotonic() + args.minutes * 60
+    keys = [(model, dtype, where) for dtype in DTYPES for model in CONFIGS for where in SLICES]
+    for key in keys:
+        if key in known or time.monotonic() > give_up:
+            continue
+        model, dtype, where = key
+        known[key] = make(model, where, dtype)
+        print(" ".join(key), file=sys.stderr, flush=True)
+        with args.plans.open("a") as file:
+            file.write(json.dumps({"key": key, "versions": versions(), "row": known[key]}) + "\n")
+    made_with = " and ".join(f"{name} {version}" for name, version in versions().items())
+    print(_INTRODUCTION.format(versions=made_with, context=CONTEXT, rows=ROWS))
+    for model in CONFIGS:
+        for dtype in DTYPES:
+            print(f"## {model}, {dtype}\n")
+            print("| slice | mesh, data × model | memory of each chip | decode step | prefill |\n|---|---|---|---|---|")
+            for where in SLICES:
+                row = known.get((model, dtype, where))
+                print(line(where, row) if row else estimate(model, where, dtype))
+            print()
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""What optimised TPU HLO says: the compiler's estimate of cycles, data moved for nothing, and collectives."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_SHAPE = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_ON_CHIP = re.compile(r"S\([13]\)")  # VMEM; CMEM, which v4 has
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_BODY = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
+_CYCLES = re.compile(r'estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+# They move data and compute nothing.
+_MOVES = {
+    "copy",
+    "slice",
+    "dynamic-slice",
+    "transpose",
+    "reshape",
+    "concatenate",
+    "pad",
+    "gather",
+    "convert",
+    "reverse",
+}
+_NEUTRAL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "broadcast", "iota", "reshape"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    dtype: str
+    dims: tuple[int, ...]
+    on_chip: bool  # in the memory beside the core, not in HBM
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def nbytes(self) -> int:
+        bits = 8 if self.dtype == "pred" else int(re.sub(r"\D.*", "", self.dtype.lstrip("bfsuc"))[:3] or 32)
+        return self.size * bits // 8
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.dims)}".replace(" ", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    op: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    called: tuple[str, ...]
+    cycles: int
+    rest: str = dataclasses.field(repr=False)  # the line from the operands on
+
+    @property
+    def origin(self) -> str:
+        """Where in the program it comes from."""
+        found = _OP_NAME.search(self.rest)
+        return found.group(1) if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    op: str
+    nbytes: int  # of its result on one device
+    origin: str
+
+
+class Hlo:
+    """A compiled module. `step` is the body of its outermost loop, if it has one: what runs for each token."""
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        lines: list[Instruction] = []
+        for line in text.split("\n"):
+            if line[:1] not in (" ", "}", "") and (head := _COMPUTATION.match(line)):
+                lines = self.computations[head.group(2)] = []
+                self.entry = head.group(2) if head.group(1) else self.entry
+            elif line[:1] == " " and (found := _INSTRUCTION.match(line)):
+                lines.append(_instruction(*found.groups()[1:]))
+
+    @functools.cached_property
+    def step(self) -> str:
+        """Name of the body of the entry's most expensive loop; "" if it has none."""
+        bodies = [_loop(one)[1] for one in self.computations[self.entry] if one.op == "while"]
+        return max(bodies, key=lambda body: self.cycles(body, max), default="")
+
+    def cycles(self, computation: str, branch: Callable = max) -> int:
+        """The compiler's estimate for a computation, loops counted as often as they run if that is known, else once.
+
+        `branch` chooses among the branches of a conditional: `max`, or `min`. Collectives have no estimate.
+        """
+        return sum(self._cycles(one, branch) for one in self.computations[computation])
+
+    def _cycles(self, one: Instruction, branch: Callable) -> int:
+        if one.op == "while":
+            condition, body = _loop(one)
+            return self._trips(condition) * (self.cycles(body, branch) + self.cycles(condition, branch))
+        if one.op == "conditional":
+            return branch(self.cycles(name, branch) for name in one.called)
+        inside = sum(self.cycles(name, branch) for name in one.called) if one.op in ("call", "async-start") else 0
+        return one.cycles + inside
+
+    def _trips(self, condition: str) -> int:
+        """How often a loop runs: from `i < constant`, counted from 0; 1 where the condition says anything else."""
+        body = [one for one in self.computations[condition] if one.op not in ("parameter", "get-tuple-element")]
+        inner = [one for fused in body if fused.op == "fusion" for one in self.computations[fused.called[0]]]
+        bounds = [int(n.group(1)) for one in body if one.op == "constant" and (n := re.match(r"(\d+)\)", one.rest))]
+        compares = [one for one in body + inner if one.op == "compare"]
+        others = [one for one in body + inner if one.op in ("and", "or", "reduce", "all-reduce")]
+        return bounds[0] if len(bounds) == len(compares) == 1 and not others else 1
+
+    def executed(self, start: str | None = None, branches: bool = True) -> Iterator[tuple[str, Instruction]]:
+        """Every instruction that runs by itself, with its computation; those inside a fusion do not.
+
+        `branches`: those of conditionals too.
+        """
+        pending, seen = [start or self.entry], set()
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for one in self.computations[name]:
+                yield name, one
+                if one.op in ("while", "call", "async-start") or (branches and one.op == "conditional"):
+                    pending += one.called
+
+    def collectives(self, start: str | None = None, branches: bool = True) -> list[Collective]:
+        found = []
+        for _, one in self.executed(start, branches):
+            if (op := one.op.removesuffix("-start")) in COLLECTIVES:
+                found.append(Collective(op, max(array.nbytes for array in one.results), one.origin))
+        return found
+
+    def offenders(self, sizes: Collection[int], limit: int, collective_limit: int) -> list[str]:
+        """Data moved for nothing, one line for each.
+
+        A copy, slice, transposition, gather or fusion of nothing else, whose result has as many elements as a weight
+        or a cache (`sizes`) or more elements than any activation (`limit`); a collective of more elements than
+        `collective_limit`. Loads into the memory beside the core, and stores from there, are no such thing.
+        """
+        found = []
+        for computation, one in self.executed():
+            size = max((array.size for array in one.results), default=0)
+            op = one.op.removesuffix("-start")
+            is_collective = op in COLLECTIVES
+            moved = self._moves(one) and (size in sizes or size > limit)
+            if moved or (is_collective and size > collective_limit):
+                where = "at each step" if computation != self.entry else "at each call"
+                found.append(f"{where}: {one.name} = {one.results[0]} {one.op}, from {one.origin or 'no operation'}")
+        return found
+
+    def _moves(self, one: Instruction) -> bool:
+        if one.op in ("copy-start", "slice-start"):
+            return len({array.on_chip for array in one.results if array.size > 1}) == 1
+        if one.op == "fusion":
+            inside = {part.op for part in self.computations[one.called[0]]}
+            return bool(inside & _MOVES) and inside <= _MOVES | _NEUTRAL
+        return one.op in _MOVES
+
+
+def _instruction(name: str, type_text: str, op: str, rest: str) -> Instruction:
+    results = tuple(
+        Array(dtype, tuple(map(int, dims.split(","))) if dims else (), bool(_ON_CHIP.search(layout)))
+        for dtype, dims, layout in _SHAPE.findall(type_text)
+    )
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition(")")[0]))
+    called = tuple(name for group in _CALLED.findall(rest) for name in re.findall(r"%([\w.\-]+)", group))
+    found = _CYCLES.search(rest)
+    cycles = int(found.group(1)) if found else 0
+    # An estimate that overflowed is a negative number written as an unsigned one.
+    return Instruction(name, op, results, operands, called, cycles if cycles < 2**62 else 0, rest)
+
+
+def _loop(one: Instruction) -> tuple[str, str]:
+    found = _BODY.search(one.rest)
+    assert found, one
+    return found.group(1), found.group(2)

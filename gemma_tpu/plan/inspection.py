@@ -1,0 +1,29 @@
+"""What a decode step must not do, and whether the compiled one does it."""
+
+from __future__ import annotations
+
+import jax
+
+from gemma_tpu.plan.compiled import Deployment, Program, state_bytes
+from gemma_tpu.plan.memory import abstract_params, shard_size
+from gemma_tpu.runtime import programs, shapes
+
+
+def decode_problems(deployment: Deployment, decode: Program) -> list[str]:
+    """One line for each: data of weight or cache size moved for nothing, state not written in place, collectives of
+    more than an activation."""
+    config, rows = deployment.config, max(deployment.rows, shapes.min_rows("tpu"))
+    if decode.hlo is None:
+        return ["it did not compile, or its HLO cannot be read"]
+    params = abstract_params(config, deployment.dtype, deployment.mesh)
+    args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
+    cache = jax.tree.leaves(programs.abstract_state(*args).cache)
+    sizes = {shard_size(one) for one in (*params.values(), *cache) if len(one.shape) > 1}
+    # The largest activation is a mask or score of every slot, or the logits.
+    widest = max(config.vocab_size, deployment.context * config.num_heads)
+    problems = decode.hlo.offenders(sizes, rows * widest, rows * config.embed_dim)
+    if (state := state_bytes(deployment)) > decode.aliased:
+        problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
+    if deployment.mesh_shape[1] == 1 and (sent := decode.hlo.collectives()):
+        problems += [f"{one.op} of {one.nbytes} bytes without tensor parallelism: {one.origin}" for one in sent]
+    return problems

@@ -1,0 +1,140 @@
+"""Plans: choose a mesh, compile, predict, and see what would fit instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.plan.chips import Chip, Slice, slices
+from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
+from gemma_tpu.plan.hlo import Collective
+from gemma_tpu.plan.report import Plan, Speed, rows_text
+from gemma_tpu.plan.roofline import (
+    Roofline,
+    decode_roofline,
+    encode_roofline,
+    prefill_roofline,
+)
+from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
+from gemma_tpu.runtime import shapes
+
+Progress = Callable[[str], None]
+
+
+def make_plan(
+    model: str,
+    config: GemmaConfig,
+    where: Slice,
+    *,
+    rows: int,
+    context: int,
+    dtype: str,
+    images: int = 0,
+    search: bool = True,
+    progress: Progress = lambda _: None,
+) -> Plan:
+    """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times."""
+    choice = choose_mesh(config, where, rows, context, dtype)
+    first, *others = choice.candidates
+    progress(f"compiling for {where.topology}")
+    plan = _plan(model, first, choice.reason)
+    for other in others if not plan.fits else []:
+        progress("the fastest mesh does not fit, compiling for the one that needs least memory")
+        plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
+    if images:
+        plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
+    if not search:
+        return plan
+    would_fit = {}
+    for question, answer in (
+        (f"largest context, {rows_text(rows)}", largest_context),
+        (f"most rows, {context:,} tokens", most_rows),
+        (f"smallest slice of {where.chip.name}", smallest_slice),
+    ):
+        progress(question)
+        would_fit[question] = answer(plan.deployment, plan.programs)
+    return dataclasses.replace(plan, would_fit=would_fit)
+
+
+def _plan(model: str, deployment: Deployment, reason: str) -> Plan:
+    programs = compile_programs(deployment)
+    memory = total_memory(deployment, programs)
+    return Plan(model, deployment, reason, programs, memory, _speeds(deployment, programs))
+
+
+def smallest_plan(
+    model: str,
+    config: GemmaConfig,
+    chip: Chip,
+    *,
+    rows: int,
+    context: int,
+    dtype: str,
+    progress: Progress = lambda _: None,
+) -> Plan:
+    """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
+    plan = None
+    for where in slices(chip):
+        leanest = choose_mesh(config, where, rows, context, dtype).candidates[-1]
+        if where != slices(chip)[-1] and not _may_fit(leanest, progress):
+            continue
+        plan = make_plan(model, config, where, rows=rows, context=context, dtype=dtype, search=False, progress=progress)
+        if plan.fits:
+            break
+    assert plan
+    return plan
+
+
+def _may_fit(deployment: Deployment, progress: Progress) -> bool:
+    """Whether weights and state fit, and then prefill, which as a rule needs most."""
+    if deployment.resident.resident > deployment.where.chip.hbm:
+        return False
+    progress(f"trying {deployment.where.topology}")
+    return fits(deployment, total_memory(deployment, compile_programs(deployment, ["prefill"])))
+
+
+def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
+    found = []
+    for program in compiled:
+        what, roofline = _KINDS[program.name](deployment, _collectives(program))
+        found.append(Speed(what, _seconds(program, program.cycles, roofline, deployment), roofline))
+        if program.name == "decode" and program.sampled_cycles > program.cycles:
+            sampled = _seconds(program, program.sampled_cycles, roofline, deployment)
+            found.insert(1, Speed(f"{what}, top-k and top-p", sampled, roofline))
+    # Decode and prefill first: comparisons read those two.
+    return sorted(found, key=lambda speed: "top-k" in speed.what)
+
+
+def _images_of_a_prompt(speeds: Sequence[Speed], images: int) -> Speed:
+    """In proportion to a full call of the vision tower."""
+    (call,) = (speed for speed in speeds if speed.what.startswith("vision tower"))
+    share = images / shapes.IMAGE_BATCHES[0]
+    parts = {name: seconds * share for name, seconds in dataclasses.asdict(call.roofline).items()}
+    return Speed(f"vision tower, a prompt's {images}", call.compiler * share, Roofline(**parts))
+
+
+def _collectives(program: Program) -> list[Collective] | None:
+    """What one call (decode: one greedy step) sends; None if nobody knows."""
+    if program.hlo is None:
+        return None
+    return program.hlo.collectives(program.hlo.step if program.name == "decode" else None, branches=False)
+
+
+def _seconds(program: Program, cycles: int, roofline: Roofline, deployment: Deployment) -> float:
+    return cycles / deployment.where.chip.clock + roofline.interconnect if program.hlo else 0.0
+
+
+def _decode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"decode step, {rows_text(deployment.rows)}", decode_roofline(deployment, sent)
+
+
+def _prefill(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"prefill, {rows_text(deployment.rows)} × {deployment.chunk:,} tokens", prefill_roofline(deployment, sent)
+
+
+def _encode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"vision tower, {shapes.IMAGE_BATCHES[0]} images", encode_roofline(deployment, sent)
+
+
+_KINDS = {"decode": _decode, "prefill": _prefill, "encode": _encode}

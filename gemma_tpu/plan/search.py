@@ -1,0 +1,158 @@
+"""Which mesh, and what would fit: by an estimate fitted to one compilation, and compiled again to be sure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.plan.chips import GIB, Slice, slices
+from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
+from gemma_tpu.plan.memory import Memory
+from gemma_tpu.plan.roofline import decode_roofline
+
+CONTEXT_STEP = 1024  # tokens
+MOST_ROWS = 256
+
+
+def mesh_shapes(chips: int, rows: int) -> list[tuple[int, int]]:
+    """(data, model) with every chip used and every data group given as many rows."""
+    return [(data, chips // data) for data in range(1, chips + 1) if chips % data == 0 and rows % data == 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshChoice:
+    """The mesh to use first, then those to fall back on; and a sentence that says why."""
+
+    candidates: list[Deployment]
+    reason: str
+
+
+def choose_mesh(config: GemmaConfig, where: Slice, rows: int, context: int, dtype: str) -> MeshChoice:
+    """The mesh whose decode step is shortest by its roofline, of those where weights and state fit."""
+    every = [Deployment(config, where, shape, rows, context, dtype) for shape in mesh_shapes(where.num_chips, rows)]
+    timed = sorted(every, key=lambda one: decode_roofline(one).seconds)
+    fitting = [one for one in timed if one.resident.resident <= where.chip.hbm]
+    smallest = min(every, key=lambda one: one.resident.resident)
+    notes = [
+        f"{_shape(one)} {decode_roofline(one).seconds * 1e3:.1f} ms"
+        if one in fitting
+        else f"{_shape(one)} holds {one.resident.resident / GIB:.1f} GiB a chip, too much"
+        for one in timed
+    ]
+    if len(every) == 1:
+        return MeshChoice(every, "the only one" if where.num_chips == 1 else f"the only one for {rows} rows")
+    if not fitting:
+        return MeshChoice([smallest], "needs least memory, and still too much: weights and state alone do not fit")
+    reason = "shortest step by roofline of those that fit: " + ", ".join(notes[:5])
+    candidates = fitting[:1] if fitting[0] == smallest else [fitting[0], smallest]
+    return MeshChoice(candidates, reason)
+
+
+def _shape(deployment: Deployment) -> str:
+    data, model = deployment.mesh_shape
+    return f"{data}×{model}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """`value` is the largest context, most rows or smallest slice; None if nothing fits. `compiled`: seen to fit."""
+
+    value: int | str | None
+    compiled: bool
+    limit: bool = False  # nothing larger (slice: smaller) was to be looked for
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "none"
+        shown = f"{self.value:,}" if isinstance(self.value, int) else self.value
+        return f"{shown} ({'compiled' if self.compiled else 'estimated'})"
+
+
+class Estimate:
+    """Memory of other deployments of the same model on the same chips, from one that was compiled."""
+
+    def __init__(self, base: Deployment, compiled: Sequence[Program]) -> None:
+        self._base, self._code = base, sum(program.code for program in compiled)
+        self._extra = {program.name: total_memory(base, [program]).activations for program in compiled}
+        self._factor = 1.0
+
+    def total(self, other: Deployment) -> int:
+        base = self._base
+        tokens = other.rows / other.mesh_shape[0] / (base.rows / base.mesh_shape[0])
+        keys = (other.context + other.chunk) / (base.context + base.chunk)
+        shards = base.mesh_shape[1] / other.mesh_shape[1]
+        # Scores grow with rows, context and heads on a chip; the rest of a chunk only with rows.
+        grown = max(tokens * keys * shards, tokens / 8) * self._factor
+        extra = {name: size * (shards if name == "encode" else grown) for name, size in self._extra.items()}
+        return other.resident.resident + self._code + int(max(extra.values()))
+
+    def learn(self, other: Deployment, memory: Memory) -> None:
+        """Corrects itself by another compilation."""
+        guessed = self.total(other) - other.resident.resident - self._code
+        self._factor *= max(memory.activations, 1) / max(guessed, 1)
+
+
+def fits(deployment: Deployment, memory: Memory) -> bool:
+    return memory.total <= deployment.where.chip.hbm
+
+
+def largest(
+    base: Deployment, compiled: Sequence[Program], values: set[int], known: int, make: Callable[[int], Deployment]
+) -> Answer:
+    """The largest of `values` whose deployment fits, by compiling at most three; that of `known` is `base`."""
+    estimate, ascending = Estimate(base, compiled), sorted(values | {known})
+    fit, unfit = -1, len(ascending)  # indices: known to fit, known not to
+    if fits(base, total_memory(base, compiled)):
+        fit = ascending.index(known)
+    else:
+        unfit = ascending.index(known)
+    for _ in range(3):
+        low, high = fit, unfit
+        while high - low > 1:
+            middle = (low + high) // 2
+            other = make(ascending[middle])
+            likely = estimate.total(other) <= other.where.chip.hbm
+            low, high = (middle, high) if likely else (low, middle)
+        if low < 0 or (fit >= 0 and ascending[low] < 1.03 * ascending[fit]):
+            break
+        other = make(ascending[low])
+        memory = total_memory(other, compile_programs(other, ("decode", "prefill")))
+        estimate.learn(other, memory)
+        if fits(other, memory):
+            fit = low
+        else:
+            unfit = low
+    if fit < 0:
+        return Answer(None, False)
+    return Answer(ascending[fit], True, fit == len(ascending) - 1)
+
+
+def largest_context(base: Deployment, compiled: Sequence[Program]) -> Answer:
+    """At the rows of `base`."""
+    values = {*range(CONTEXT_STEP, base.config.max_context, CONTEXT_STEP), base.config.max_context}
+    return largest(base, compiled, values, base.context, lambda context: dataclasses.replace(base, context=context))
+
+
+def most_rows(base: Deployment, compiled: Sequence[Program]) -> Answer:
+    """At the context of `base`, on its mesh."""
+    data = base.mesh_shape[0]
+    values = set(range(data, MOST_ROWS + 1, data))
+    return largest(base, compiled, values, base.rows, lambda rows: dataclasses.replace(base, rows=rows))
+
+
+def smallest_slice(base: Deployment, compiled: Sequence[Program]) -> Answer:
+    """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
+    estimate, tries = Estimate(base, compiled), 0
+    for where in slices(base.where.chip):
+        choice = choose_mesh(base.config, where, base.rows, base.context, base.dtype).candidates[-1]
+        if choice == base and fits(base, total_memory(base, compiled)):
+            return Answer(where.name, True)
+        if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:
+            continue
+        tries += 1
+        memory = total_memory(choice, compile_programs(choice, ("prefill", "encode", "decode")))
+        if fits(choice, memory):
+            return Answer(where.name, True)
+        estimate.learn(choice, memory)
+    return Answer(None, False)

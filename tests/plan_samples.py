@@ -1,0 +1,32 @@
+"""A small model compiled once for all tests that look at it."""
+
+from __future__ import annotations
+
+import functools
+
+from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.compiled import PROGRAMS, Deployment, Program, compile_programs
+
+# Six layers, the last of them global, and one of the vision tower: enough to be split four ways.
+SMALL = GemmaConfig(
+    vocab_size=32_768,
+    embed_dim=1024,
+    hidden_dim=4096,
+    num_layers=6,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=128,
+    sliding_window=512,
+    query_scale=128**-0.5,
+    vision=VisionConfig(width=512, depth=1, mlp_dim=1024, num_heads=4, image_size=448),
+)
+CONTEXT = 4096
+
+
+@functools.cache
+def compiled(
+    topology: str, mesh: tuple[int, int], rows: int, names: tuple[str, ...] = PROGRAMS
+) -> tuple[Deployment, dict[str, Program]]:
+    deployment = Deployment(SMALL, parse_slice(topology), mesh, rows, CONTEXT)
+    return deployment, {program.name: program for program in compile_programs(deployment, names)}

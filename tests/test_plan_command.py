@@ -1,0 +1,123 @@
+"""`gemma-tpu plan` as a user meets it, and the refusal of `load`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+from plan_samples import CONTEXT, SMALL, compiled
+from small_models import TEXT, mesh_of, random_params
+
+import gemma_tpu
+from gemma_tpu.checkpoint import save_params
+from gemma_tpu.cli import main
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.plan import compiled as plan_compiled
+from gemma_tpu.plan import planner
+from gemma_tpu.plan.memory import check_resident, resident_memory
+
+ARGUMENTS = ["--topology", "v5e:2x2", "--context", str(CONTEXT), "--rows", "4"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """gemma3-4b is the small model of the other tests, compiled once."""
+    monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
+
+    def compile_programs(deployment):
+        found = compiled(deployment.where.topology, deployment.mesh_shape, deployment.rows)
+        assert found[0] == deployment
+        return list(found[1].values())
+
+    monkeypatch.setattr(planner, "compile_programs", compile_programs)
+
+
+def test_a_plan_as_json(capsys) -> None:
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert (plan["mesh"]["data"], plan["mesh"]["model"]) == (1, 4)
+    memory = plan["memory"]
+    parts = sum(size for name, size in memory.items() if name not in ("total", "capacity"))
+    assert parts == memory["total"] < memory["capacity"]
+    assert {program["name"] for program in plan["programs"]} == {"decode", "prefill", "encode"}
+    for prediction in plan["predictions"]:
+        assert prediction["bound"] in ("memory", "matrix unit", "vector unit", "interconnect")
+        assert 0 < prediction["roofline_seconds"] < 1
+        assert 0 < prediction["compiler_seconds"] < 1
+    assert set(plan["versions"]) == {"jax", "libtpu"}
+
+
+def test_a_plan_as_a_table(capsys) -> None:
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--images", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    for wanted in ("v5e-4", "data 1 × model 4", "fits", "weights, text", "headroom", "predicted time", "a prompt's 2"):
+        assert wanted in text
+    sizes = {line[:26].strip(): float(line.split()[-2]) for line in lines if line.endswith(" GiB")}
+    parts = [size for name, size in sizes.items() if name != "capacity"]
+    assert sum(parts) == pytest.approx(sizes["capacity"], abs=0.06)  # each rounded to 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gemma3-4b", *ARGUMENTS, "--dtype", "int4"], "bf16 or f32"),
+        (["gemma3-4b", "--topology", "v9:2x2"], "v9:2x2"),
+        (["gemma3-4b", "--topology", "v5e:3x7x9"], "v5e:3x7x9"),
+        (["gemma3-1b", *ARGUMENTS, "--images", "2"], "vision tower"),
+        (["gemma3-1b", "--topology", "v5e-1", "--context", "40000"], "32768"),
+        (["gemma3-1b", "--topology", "v5e-1", "--rows", "0"], "--rows"),
+        (["gemma9-1b", "--topology", "v5e-1"], "gemma9-1b"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, capsys) -> None:
+    assert main(["plan", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gemma-tpu: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(plan_compiled.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    plan_compiled.topology_devices.cache_clear()
+    plan_compiled.mesh_for.cache_clear()
+    assert main(["plan", "gemma3-4b", "--topology", "v5e:4x4"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install libtpu" in error
+
+
+def test_load_refuses_what_does_not_fit_before_it_reads_a_weight(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "checkpoint"
+    save_params(random_params(TEXT), TEXT, path)
+    memory = resident_memory(TEXT, mesh=mesh_of(1, 8), rows=8, context=512, dtype="float32")
+    monkeypatch.setattr("gemma_tpu.api.device_capacity", lambda mesh: memory.resident - 1)
+    monkeypatch.setattr("gemma_tpu.api.load_params", lambda *_, **__: pytest.fail("a weight was read"))
+    with pytest.raises(ValueError, match=r"(?s)512 tokens × 8 rows.*cache, global layers.*MISSING.*max_context"):
+        gemma_tpu.load(path, max_context=512, max_rows=8)
+
+
+def test_what_fits_exactly_is_not_refused() -> None:
+    size = {"mesh": mesh_of(1, 8), "rows": 8, "context": 512, "dtype": "float32"}
+    check_resident(TEXT, **size, capacity=resident_memory(TEXT, **size).resident)
+    check_resident(TEXT, **size, capacity=None)
+
+
+def test_a_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Nothing but the answer is printed: libtpu itself would log a dozen lines."""
+    path = tmp_path / "checkpoint"
+    save_params(random_params(TEXT), TEXT, path)
+    command = [sys.executable, "-m", "gemma_tpu", "plan", str(path), "--topology", "v5e-1", "--quick"]
+    done = subprocess.run([*command, "--rows", "1", "--context", "64"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "fits" in done.stdout

@@ -1,0 +1,116 @@
+"""The compiler's own numbers against ours: bytes from shapes and shardings, times from peaks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+pytest.importorskip("libtpu")
+
+from plan_samples import CONTEXT, SMALL, compiled
+
+from gemma_tpu.plan import compiled as plan_compiled
+from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, state_bytes, total_memory
+from gemma_tpu.plan.inspection import decode_problems
+from gemma_tpu.plan.memory import abstract_params
+from gemma_tpu.plan.roofline import decode_roofline, encode_roofline, prefill_roofline
+from gemma_tpu.runtime import programs
+
+WHOLE = ("v5e:2x2", (1, 4), 4)  # all three programs
+DECODE = [WHOLE, ("v5e:1x1", (1, 1), 8, ("decode",)), ("v5e:2x2", (2, 2), 8, ("decode",))]
+decoders = pytest.mark.parametrize("sample", DECODE, ids=["4 chips", "1 chip", "2×2 chips"])
+
+
+@decoders
+def test_arguments_are_what_shapes_and_shardings_say(sample) -> None:
+    deployment, found = compiled(*sample)
+    memory = deployment.resident
+    expected = memory.weights + memory.state
+    assert found["decode"].arguments == pytest.approx(expected + found["decode"].inputs, rel=0.01)
+    if "encode" in found:
+        exact = memory.vision + found["encode"].inputs
+        assert exact <= found["encode"].arguments < 1.15 * exact  # the patches' kernel, of 3 colours, is padded to 8
+        # Prefill makes no logits: it does not take the last layer's mlp, nor what follows it.
+        assert found["prefill"].arguments <= expected + found["prefill"].inputs * 1.01
+
+
+@decoders
+def test_the_state_is_written_in_place(sample) -> None:
+    deployment, found = compiled(*sample)
+    assert state_bytes(deployment) == deployment.resident.state
+    for name in found.keys() - {"encode"}:
+        assert found[name].aliased >= state_bytes(deployment)
+        assert found[name].outputs < 10_000
+
+
+@decoders
+def test_a_step_moves_nothing_for_nothing(sample) -> None:
+    deployment, found = compiled(*sample)
+    assert decode_problems(deployment, found["decode"]) == []
+
+
+@decoders
+def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
+    deployment, found = compiled(*sample)
+    roofline = decode_roofline(deployment)
+    seconds = found["decode"].cycles / deployment.where.chip.clock
+    assert 0.8 * roofline.memory < seconds < 4 * roofline.memory
+    assert found["decode"].cycles < found["decode"].sampled_cycles < 4 * found["decode"].cycles
+
+
+def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:
+    deployment, found = compiled(*WHOLE)
+    for name, roofline in (("prefill", prefill_roofline(deployment)), ("encode", encode_roofline(deployment))):
+        seconds = found[name].cycles / deployment.where.chip.clock
+        assert 0.8 * roofline.matrix < seconds < 20 * roofline.matrix, name
+
+
+def test_tensor_parallelism_costs_two_sums_a_layer() -> None:
+    _, found = compiled(*WHOLE)
+    hlo = found["decode"].hlo
+    assert hlo
+    activation = 8 * SMALL.embed_dim * 2
+    sent = [one for one in hlo.collectives(hlo.step, branches=False) if one.nbytes >= activation]
+    assert {one.op for one in sent} == {"all-reduce"}
+    assert len(sent) == 2 * SMALL.num_layers + 1  # and one for the embedding
+    alone = compiled(*DECODE[1])[1]["decode"].hlo
+    assert alone
+    assert alone.collectives() == []
+
+
+def test_a_copy_of_the_cache_is_named() -> None:
+    """The planner's own decode, spoilt: its state is not donated, so the caches are copied."""
+    deployment, _ = compiled(*WHOLE)
+    config = dataclasses.replace(SMALL, vision=None)
+    params = abstract_params(config, jnp.bfloat16, deployment.mesh)
+    state = programs.abstract_state(config, 4, CONTEXT, jnp.bfloat16, deployment.mesh)
+    static = {"config": config, "mesh": deployment.mesh, "max_steps": 8, "min_rows": 8}
+    undonated = jax.jit(
+        lambda params, state, steps: programs.decode.__wrapped__(params, state, None, steps, **static),
+    )
+    spoilt = compile_one("decode", undonated.lower(params, state, jax.ShapeDtypeStruct((), jnp.int32)))
+    problems = decode_problems(deployment, spoilt)
+    assert any("copy" in problem and "bf16[4,1,512,128]" in problem for problem in problems), problems
+    assert any("not written in place" in problem for problem in problems), problems
+
+
+def test_what_the_compiler_refuses_says_how_much_it_needs() -> None:
+    config = dataclasses.replace(SMALL, vision=None)
+    deployment = Deployment(config, parse_slice("v5e-1"), (1, 1), rows=256, context=131_072)
+    (prefill,) = compile_programs(deployment, ["prefill"])
+    memory = total_memory(deployment, [prefill])
+    assert prefill.needs
+    assert prefill.peak == prefill.needs > deployment.where.chip.hbm
+    assert memory.total >= prefill.needs
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setattr(plan_compiled.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    plan_compiled.topology_devices.cache_clear()
+    with pytest.raises(RuntimeError, match="pip install libtpu"):
+        plan_compiled.topology_devices(parse_slice("v5e-1"))

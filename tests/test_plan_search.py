@@ -1,0 +1,114 @@
+"""Which mesh, and what would fit, against a memory law that is known exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+
+pytest.importorskip("libtpu")
+
+from plan_samples import SMALL
+
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.plan import search
+from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.compiled import Deployment, Program, total_memory
+from gemma_tpu.plan.memory import resident_memory
+from gemma_tpu.plan.roofline import decode_roofline
+
+TEXT = dataclasses.replace(SMALL, vision=None)
+
+
+def _needs(deployment: Deployment) -> int:
+    """Bytes of what is not resident, by a law unlike the one the search starts from."""
+    return int(300e6 + 40 * deployment.rows * deployment.context * 256 / deployment.mesh_shape[1])
+
+
+@pytest.fixture
+def compilations(monkeypatch) -> list[Deployment]:
+    """Compiles by the law; returns what was compiled."""
+    seen: list[Deployment] = []
+
+    def compile_programs(deployment: Deployment, names=("decode", "prefill")) -> list[Program]:
+        seen.append(deployment)
+        return [Program(name, 1.0, 0, temporaries=_needs(deployment)) for name in names]
+
+    monkeypatch.setattr(search, "compile_programs", compile_programs)
+    return seen
+
+
+def _fits(deployment: Deployment) -> bool:
+    return deployment.resident.resident + _needs(deployment) <= deployment.where.chip.hbm
+
+
+@pytest.mark.parametrize(("rows", "context"), [(8, 8192), (64, 65_536)])
+def test_answers_were_compiled_and_are_near_the_true_ones(compilations, rows: int, context: int) -> None:
+    base = Deployment(TEXT, parse_slice("v5e-1"), (1, 1), rows, context)
+    compiled = search.compile_programs(base)
+    for answer, field, step in (
+        (search.largest_context(base, compiled), "context", search.CONTEXT_STEP),
+        (search.most_rows(base, compiled), "rows", 1),
+    ):
+        assert answer.compiled
+        values = range(step, (131_072 if field == "context" else search.MOST_ROWS) + 1, step)
+        truth = max(value for value in values if _fits(dataclasses.replace(base, **{field: value})))
+        assert 0.9 * truth <= answer.value <= truth, field
+    assert len(compilations) <= 7
+    assert _fits(base) == search.fits(base, total_memory(base, compiled))
+
+
+def test_the_smallest_slice_fits_and_the_next_smaller_does_not(compilations) -> None:
+    base = Deployment(TEXT, parse_slice("v5e-16"), (1, 16), 32, 65_536)
+    answer = search.smallest_slice(base, search.compile_programs(base))
+    fitting = [
+        where.name
+        for where in search.slices(base.where.chip)
+        if _fits(search.choose_mesh(TEXT, where, 32, 65_536, "bfloat16").candidates[-1])
+    ]
+    assert answer.value == fitting[0]
+
+
+def test_nothing_fits_is_an_answer_too(compilations) -> None:
+    base = Deployment(CONFIGS["gemma3-27b"], parse_slice("v5e-1"), (1, 1), 1, 8192)
+    answer = search.largest_context(base, search.compile_programs(base))
+    assert (answer.value, str(answer)) == (None, "none")
+
+
+def test_every_mesh_uses_every_chip_and_splits_rows_evenly() -> None:
+    assert search.mesh_shapes(8, 12) == [(1, 8), (2, 4), (4, 2)]
+    assert search.mesh_shapes(4, 1) == [(1, 4)]
+
+
+def test_the_mesh_is_the_fastest_that_fits_and_says_why() -> None:
+    where = parse_slice("v5e-8")
+    choice = search.choose_mesh(CONFIGS["gemma3-27b"], where, 8, 8192, "bfloat16")
+    assert choice.candidates[0].mesh_shape == (1, 8)
+    assert "8×1 holds" in choice.reason
+    # Weights that fit on every chip, caches that outweigh them: nothing is gained by sharing the model.
+    small = search.choose_mesh(TEXT, where, 64, 65_536, "bfloat16")
+    times = {
+        shape: decode_roofline(Deployment(TEXT, where, shape, 64, 65_536)).seconds
+        for shape in search.mesh_shapes(8, 64)
+    }
+    assert small.candidates[0].mesh_shape == min(times, key=lambda shape: times[shape])
+
+
+def test_bytes_on_a_device_are_those_of_real_arrays() -> None:
+    """On the simulated devices: weights and state as `load` and the engine place them."""
+    from small_models import TEXT as TINY
+    from small_models import make_engine, mesh_of
+
+    mesh = mesh_of(2, 4)
+    memory = resident_memory(TINY, mesh=mesh, rows=4, context=128, dtype="float32")
+    engine = make_engine(TINY, mesh)
+    device = mesh.devices.flat[0]
+
+    def held(tree) -> int:
+        shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == device]
+        return sum(shard.data.nbytes for shard in shards)
+
+    assert held(engine._text_params) == memory.weights
+    assert held(engine._state) == memory.state
+    engine.close()
