@@ -269,6 +269,7 @@ class Model:
         return Prompt(self._expand(tokens)[0], [load_image(image) for image in images or ()])
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
+        self.engine.check_length(len(prompt.tokens))  # before the work that images are
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
 
 

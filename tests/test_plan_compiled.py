@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ pytest.importorskip("libtpu")
 
 from plan_samples import CONTEXT, SMALL, compiled
 
+from gemma_tpu.model.flash import flash
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, state_bytes, total_memory
@@ -114,3 +116,19 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch) -> None:
     plan_compiled.topology_devices.cache_clear()
     with pytest.raises(RuntimeError, match="pip install libtpu"):
         plan_compiled.topology_devices(parse_slice("v5e-1"))
+
+
+@pytest.mark.parametrize("where", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1"])
+@pytest.mark.parametrize("shape", [(2, 1, 2048, 1024, 128), (1, 4, 640, 8192, 256)], ids=["of 27B", "of 4B"])
+def test_the_attention_kernel_compiles_for_every_chip(where: str, shape: tuple[int, ...]) -> None:
+    B, K, Q, S, H = shape
+    sharding = jax.sharding.SingleDeviceSharding(plan_compiled.topology_devices(parse_slice(where))[0])
+
+    def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    keys = [array("bfloat16", B, K, S, H)] * 2
+    ids = [array("int32", B, Q), array("int32", B, S)] * 2
+    lowered = jax.jit(functools.partial(flash, window=512)).lower(array("bfloat16", B, K, Q, H), *keys, *ids)
+    assert "tpu_custom_call" in lowered.as_text()
+    lowered.compile()

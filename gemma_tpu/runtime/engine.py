@@ -87,11 +87,7 @@ class Engine:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
         if not tokens:
             raise ValueError("the prompt is empty")
-        if len(tokens) >= self.max_context:
-            raise ValueError(
-                f"the prompt has {len(tokens)} tokens, and the context of {self.max_context} must hold the answer too: "
-                "shorten it, or load the model with a larger max_context"
-            )
+        self.check_length(len(tokens))
         if (spans := len(image_spans(tokens, self._num_soft))) != len(images):
             raise ValueError(f"the prompt has places for {spans} images, and {len(images)} were given")
         vocabulary = range(self.config.vocab_size)
@@ -106,6 +102,14 @@ class Engine:
             self._pending.append(request)
             self._wake.notify()
         return request
+
+    def check_length(self, tokens: int) -> None:
+        """ValueError if a prompt of so many tokens leaves no room for an answer."""
+        if tokens >= self.max_context:
+            raise ValueError(
+                f"the prompt has {tokens} tokens, and the context of {self.max_context} must hold the answer too: "
+                "shorten it, or load the model with a larger max_context"
+            )
 
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program there is, so that no request has to; returns how many calls that took."""
