@@ -12,6 +12,7 @@ from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
     Roofline,
+    attention_seconds,
     decode_roofline,
     encode_roofline,
     prefill_roofline,
@@ -122,7 +123,10 @@ def _collectives(program: Program) -> list[Collective] | None:
 
 
 def _seconds(program: Program, cycles: int, roofline: Roofline, deployment: Deployment) -> float:
-    return cycles / deployment.where.chip.clock + roofline.interconnect if program.hlo else 0.0
+    if program.hlo is None:
+        return 0.0
+    kernels = attention_seconds(deployment) if program.name == "prefill" else 0.0
+    return cycles / deployment.where.chip.clock + roofline.interconnect + kernels
 
 
 def _decode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:

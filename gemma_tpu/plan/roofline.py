@@ -80,13 +80,10 @@ def _text_roofline(
     """`tokens` of a data group go through the weights, `queries` of each row look at its cache."""
     config, memory, chip = deployment.config, deployment.resident, deployment.where.chip
     itemsize = jnp.dtype(deployment.dtype).itemsize
-    args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
-    cached = sum(shard_size(one) for one in jax.tree.leaves(programs.abstract_state(*args).cache))
     weights = memory.weights / itemsize
     if not logits:
         weights -= config.vocab_size * config.embed_dim / deployment.mesh_shape[1]
-    # Scores: half of what is cached are keys, H elements each, seen by G heads.
-    scores = cached / 2 / config.head_dim * config.group_size * queries
+    cached, scores = _attention(deployment, queries)
     flops = 2 * weights * tokens + 4 * scores * config.head_dim
     if collectives is None:
         collectives = _all_reduces(2 * config.num_layers + 1, tokens * config.embed_dim * itemsize, deployment)
@@ -96,6 +93,23 @@ def _text_roofline(
         vector=scores * _SOFTMAX_OPS / chip.vector_ops,
         interconnect=sum(collective_seconds(one, deployment) for one in collectives),
     )
+
+
+def attention_seconds(deployment: Deployment) -> float:
+    """Of the attention in `prefill_roofline`, which a kernel does: the compiler has no estimate of its cycles."""
+    config, chip = deployment.config, deployment.where.chip
+    _, scores = _attention(deployment, deployment.chunk)
+    matrix = 4 * scores * config.head_dim * _passes(deployment) / chip.flops
+    return max(matrix, scores * _SOFTMAX_OPS / chip.vector_ops)
+
+
+def _attention(deployment: Deployment, queries: int) -> tuple[float, float]:
+    """Elements of the cache on a device, and scores of `queries` of each row with all of it."""
+    config = deployment.config
+    args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
+    cached = sum(shard_size(one) for one in jax.tree.leaves(programs.abstract_state(*args).cache))
+    # Half of what is cached are keys, H elements each, seen by G heads.
+    return cached, cached / 2 / config.head_dim * config.group_size * queries
 
 
 def _passes(deployment: Deployment) -> int:
