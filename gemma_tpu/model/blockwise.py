@@ -101,17 +101,8 @@ def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
     return jnp.tile(x, (1, queries // x.shape[1]))
 
 
-def _in_kernel(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_pos: jax.Array,
-    key_pos: jax.Array,
-    query_image: jax.Array,
-    key_image: jax.Array,
-    *,
-    window: int | None,
-) -> Part:
+def _in_kernel(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Array, window: int | None) -> Part:
+    query_pos, key_pos, query_image, key_image = ids
     position, image = (_per_query(x, query.shape[2]) for x in (query_pos, query_image))
     return Part(*flash(query, key, value, position, key_pos, image, key_image, window=window))
 
