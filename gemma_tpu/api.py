@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,77 +20,16 @@ from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.engine import Engine, Progress
-from gemma_tpu.runtime.request import ImageInput, Options, Request, Timings, Usage
+from gemma_tpu.runtime.request import ImageInput, Options, Request
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
-from gemma_tpu.text import Detokenizer, Prompt, StopStrings, Tokenizer, expand_images, render_messages, render_raw
+from gemma_tpu.stream import Completion, TextStream
+from gemma_tpu.text import Prompt, Tokenizer, expand_images, render_messages, render_raw
 
 Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
 SinglePrompt = str | Sequence[Message] | Sequence[int]
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 _LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled"."""
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    usage: Usage
-    timings: Timings
-
-
-class TextStream(Iterator[str]):
-    """An answer as it is written: iterate for pieces of text, then read `completion`.
-
-    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
-    """
-
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        self._request, self._tokenizer = request, tokenizer
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._hit_stop = False
-        self._pieces: Generator[str, None, None] = self._run()
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
-        self._request.cancel()  # also when iteration never began
-        with contextlib.suppress(ValueError):  # another thread is inside the generator, and will leave it
-            self._pieces.close()
-
-    __del__ = close
-
-    @property
-    def completion(self) -> Completion:
-        """The answer so far; whole once the iteration has ended."""
-        reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
-        usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
-        return Completion("".join(self._text), list(self._tokens), reason, usage, self._request.timings)
-
-    def _run(self) -> Generator[str, None, None]:
-        detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
-        events = iter(self._request)
-        for tokens in events:
-            self._tokens += tokens
-            piece, self._hit_stop = stops.push(detokenizer.push(tokens))
-            if piece:
-                self._text.append(piece)
-                yield piece
-            if self._hit_stop:
-                self._request.cancel()
-                for _ in events:  # until the engine has let go of the row
-                    pass
-                return
-        piece, self._hit_stop = stops.push(detokenizer.flush())
-        if piece := piece + ("" if self._hit_stop else stops.flush()):
-            self._text.append(piece)
-            yield piece
 
 
 class Model:

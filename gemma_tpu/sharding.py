@@ -55,7 +55,7 @@ _PARAM_DIMS = {
 
 
 def make_mesh(
-    config: GemmaConfig, shape: tuple[int, int] | None = None, devices: Sequence[jax.Device] | None = None
+    config: GemmaConfig, shape: Sequence[int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A data × model mesh over `devices` (default: all); by default every device is on the model axis.
 
@@ -63,9 +63,10 @@ def make_mesh(
     exactly once.
     """
     devices = jax.devices() if devices is None else devices
-    data, model = (1, len(devices)) if shape is None else shape
-    if min(data, model) < 1 or data * model != len(devices):
+    sides = (1, len(devices)) if shape is None else tuple(shape)
+    if len(sides) != 2 or min(sides) < 1 or math.prod(sides) != len(devices):
         raise ValueError(f"mesh {shape} does not fit {len(devices)} devices: data × model must be {len(devices)}")
+    data, model = sides
     heads = math.gcd(model, config.num_kv_heads)
     return Mesh(np.asarray(devices).reshape(data, heads, model // heads), AXES)
 

@@ -58,7 +58,7 @@ class FakeModel:
 
 
 def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: str | None) -> Turn:
-    turn = conversation.ask(model, question, pictures, GREEDY)  # type: ignore[arg-type]
+    turn = conversation.ask(model, question, pictures, GREEDY)  # type: ignore[arg-type]  # a stand-in that has what a conversation uses
     if None not in model.pieces:
         wait_for(lambda: turn.answer.done)
     return turn

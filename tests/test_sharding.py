@@ -51,6 +51,6 @@ def test_a_large_model_is_split_eight_ways(name: str) -> None:
 
 def test_meshes_that_do_not_fit_are_errors() -> None:
     assert make_mesh(TEXT).shape == {"data": 1, "heads": 4, "slots": 2}
-    for shape in ((3, 2), (0, 8)):
+    for shape in ((3, 2), (0, 8), (8,), (2, 2, 2)):
         with pytest.raises(ValueError, match="does not fit 8 devices"):
             make_mesh(TEXT, shape, jax.devices())

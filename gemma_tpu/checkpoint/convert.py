@@ -170,6 +170,6 @@ def _staging(dst: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave nothing half-written
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -77,7 +77,7 @@ def load_params(
                 if future.done():
                     future.result()
             return {name: loaded[name] for name in plans}
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what has been loaded must leave the devices
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for array in loaded.values():
@@ -130,7 +130,7 @@ class _Plan:
                 # Only when the devices have it may the next host buffer be filled.
                 jax.block_until_ready(parts)
             return jax.make_array_from_single_device_arrays(self.array.shape, self.sharding, parts)
-        except BaseException:
+        except BaseException:  # as in load_params: whatever it is, no part stays behind
             for array in parts:
                 array.delete()
             raise

@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import checkpoint_samples as samples  # noqa: E402
+import checkpoint_samples as samples  # noqa: E402 - found by the path above
 
-from gemma_tpu.checkpoint import convert, open_checkpoint  # noqa: E402
+from gemma_tpu.checkpoint import convert, open_checkpoint  # noqa: E402 - as above
 
 _TRANSFORMERS = """
 import sys

@@ -1,0 +1,72 @@
+"""Answers as they are written: tokens of a request → pieces of text."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterator
+
+from gemma_tpu.runtime.request import Request, Timings, Usage
+from gemma_tpu.text import Detokenizer, StopStrings, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled"."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+
+
+class TextStream(Iterator[str]):
+    """An answer as it is written: iterate for pieces of text, then read `completion`.
+
+    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self._request, self._tokenizer = request, tokenizer
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._hit_stop = False
+        self._pieces: Generator[str, None, None] = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
+        self._request.cancel()  # also when iteration never began
+        with contextlib.suppress(ValueError):  # another thread is inside the generator, and will leave it
+            self._pieces.close()
+
+    __del__ = close
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far; whole once the iteration has ended."""
+        reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
+        usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
+        return Completion("".join(self._text), list(self._tokens), reason, usage, self._request.timings)
+
+    def _run(self) -> Generator[str, None, None]:
+        detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
+        events = iter(self._request)
+        for tokens in events:
+            self._tokens += tokens
+            piece, self._hit_stop = stops.push(detokenizer.push(tokens))
+            if piece:
+                self._text.append(piece)
+                yield piece
+            if self._hit_stop:
+                self._request.cancel()
+                for _ in events:  # until the engine has let go of the row
+                    pass
+                return
+        piece, self._hit_stop = stops.push(detokenizer.flush())
+        if piece := piece + ("" if self._hit_stop else stops.flush()):
+            self._text.append(piece)
+            yield piece
