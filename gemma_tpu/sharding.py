@@ -26,6 +26,7 @@ _MODEL = ("heads", "slots")
 _MESH_AXES = {
     "R": ("data",),
     "B": ("data",),
+    "I": ("data",),
     "K": ("heads",),
     "S": ("slots",),
     "D": ("slots",),

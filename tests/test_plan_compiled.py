@@ -14,6 +14,7 @@ pytest.importorskip("libtpu")
 from plan_samples import CONTEXT, SMALL, compiled
 
 from gemma_tpu.model.flash import flash
+from gemma_tpu.model.vision import split_attention
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, state_bytes, total_memory
@@ -21,6 +22,7 @@ from gemma_tpu.plan.inspection import decode_problems
 from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.plan.roofline import decode_roofline, encode_roofline, prefill_roofline
 from gemma_tpu.runtime import programs
+from gemma_tpu.sharding import partition
 
 WHOLE = ("v5e:2x2", (1, 4), 4)  # all three programs
 DECODE = [WHOLE, ("v5e:1x1", (1, 1), 8, ("decode",)), ("v5e:2x2", (2, 2), 8, ("decode",))]
@@ -132,3 +134,14 @@ def test_the_attention_kernel_compiles_for_every_chip(where: str, shape: tuple[i
     lowered = jax.jit(functools.partial(flash, window=512)).lower(array("bfloat16", B, K, Q, H), *keys, *ids)
     assert "tpu_custom_call" in lowered.as_text()
     lowered.compile()
+
+
+@pytest.mark.parametrize("where", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_of_the_vision_tower_compiles_for_every_chip(where: str, dtype: str) -> None:
+    """And on the device nothing has the size of patches × patches."""
+    mesh = plan_compiled.mesh_for(SMALL, parse_slice(where), (2, 2))
+    patches = jax.ShapeDtypeStruct((2, 4096, 16, 72), dtype, sharding=partition("IPnh", (2, 4096, 16, 72), mesh))
+    compiled = jax.jit(functools.partial(split_attention, mesh=mesh)).lower(*[patches] * 3).compile()
+    # Query, key and value by head, their 72 numbers padded to 128, and little beside them.
+    assert compiled.memory_analysis().temp_size_in_bytes < 5 * 8 * 4096 * 128 * jnp.dtype(dtype).itemsize

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import VisionConfig
 from gemma_tpu.model.layers import NORM_EPS, RMSNorm
+from gemma_tpu.sharding import partition
+
+PatchHeads = Float[Array, "I P n h"]
+AttendPatches = Callable[[PatchHeads, PatchHeads, PatchHeads], PatchHeads]
 
 _QUERY_BLOCK = 1024  # scores of a 4,096-patch image are made 1,024 queries at a time: 256 MB instead of 1 GB
+_KERNEL_BLOCK = 512  # queries and keys at a time in the TPU's kernel
 
 
 class LayerNorm(nnx.Module):
@@ -29,9 +37,7 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
-def full_attention(
-    query: Float[Array, "I P n h"], key: Float[Array, "I P n h"], value: Float[Array, "I P n h"]
-) -> Float[Array, "I P n h"]:
+def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
     """Unmasked attention between all patches, softmax in float32."""
     if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -48,6 +54,26 @@ def full_attention(
     return jnp.moveaxis(jax.lax.map(block, blocks), 0, 1).reshape(I, P, n, h)
 
 
+def split_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads, *, mesh: Mesh) -> PatchHeads:
+    """`full_attention` of each device's own images and heads; on a TPU in a kernel that keeps scores on the chip."""
+
+    def local(*qkv: PatchHeads) -> PatchHeads:
+        if query.shape[1] % _KERNEL_BLOCK:
+            return full_attention(*qkv)
+        return jax.lax.platform_dependent(*qkv, tpu=_in_kernel, default=full_attention)
+
+    if mesh.size == 1:
+        return local(query, key, value)
+    spec = partition("IPnh", query.shape, mesh).spec
+    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(query, key, value)
+
+
+def _in_kernel(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
+    blocks = BlockSizes(block_q=_KERNEL_BLOCK, block_k_major=_KERNEL_BLOCK, block_k=_KERNEL_BLOCK, block_b=1)
+    by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks), 1, 2)
+
+
 class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs) -> None:
         E, n, h = config.width, config.num_heads, config.head_dim
@@ -57,9 +83,9 @@ class VisionAttention(nnx.Module):
         self.out = nnx.Param(init(rngs.params(), (n, h, E)))
         self.out_bias = nnx.Param(jnp.zeros(E))
 
-    def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
+    def __call__(self, x: Float[Array, "I P E"], attend: AttendPatches) -> Float[Array, "I P E"]:
         qkv = jnp.einsum("ipe,cnhe->cipnh", x, self.qkv[...]) + self.qkv_bias[...][:, None, None]
-        return jnp.einsum("ipnh,nhe->ipe", full_attention(*qkv), self.out[...]) + self.out_bias[...]
+        return jnp.einsum("ipnh,nhe->ipe", attend(*qkv), self.out[...]) + self.out_bias[...]
 
 
 class VisionMLP(nnx.Module):
@@ -82,8 +108,8 @@ class VisionBlock(nnx.Module):
         self.mlp_norm = LayerNorm(config.width)
         self.mlp = VisionMLP(config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
-        x = x + self.attention(self.attention_norm(x))
+    def __call__(self, x: Float[Array, "I P E"], attend: AttendPatches) -> Float[Array, "I P E"]:
+        x = x + self.attention(self.attention_norm(x), attend)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -116,14 +142,16 @@ class VisionTower(nnx.Module):
         self.projection = nnx.Param(nnx.initializers.normal(E**-0.5)(rngs.params(), (E, embed_dim)))
         self.pooled_grid = math.isqrt(config.num_soft_tokens)
 
-    def __call__(self, pixels: Float[Array, "I side side 3"], tap=None) -> Float[Array, "I soft D"]:
+    def __call__(
+        self, pixels: Float[Array, "I side side 3"], tap=None, attend: AttendPatches = full_attention
+    ) -> Float[Array, "I soft D"]:
         """`pixels` in [-1, 1]. Soft tokens are not multiplied by √D, unlike text embeddings."""
         tap = tap or (lambda name, value: None)
         x = self.patch(pixels.astype(self.projection.dtype)) + self.positions[...]
         tap("vision.patch", x)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"vision_block_{i}"):
-                x = block(x)
+                x = block(x, attend)
             tap(f"vision.blocks.{i}", x)
         x = self.norm(x)
         tap("vision.norm", x)

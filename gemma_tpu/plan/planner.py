@@ -12,9 +12,9 @@ from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
     Roofline,
-    attention_seconds,
     decode_roofline,
     encode_roofline,
+    kernel_seconds,
     prefill_roofline,
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
@@ -125,7 +125,7 @@ def _collectives(program: Program) -> list[Collective] | None:
 def _seconds(program: Program, cycles: int, roofline: Roofline, deployment: Deployment) -> float:
     if program.hlo is None:
         return 0.0
-    kernels = attention_seconds(deployment) if program.name == "prefill" else 0.0
+    kernels = kernel_seconds(deployment, program.name)
     return cycles / deployment.where.chip.clock + roofline.interconnect + kernels
 
 

@@ -16,7 +16,7 @@ from gemma_tpu.plan.search import Answer, fits
 
 _PREDICTIONS = (
     "Times are predictions: the roofline's from peak rates, the compiler's from its estimate of cycles and, for\n"
-    "collectives and the attention kernel, which have none, the roofline's."
+    "collectives and the attention kernels, which have none, the roofline's."
 )
 
 

@@ -58,10 +58,7 @@ def encode_roofline(deployment: Deployment, collectives: Sequence[Collective] | 
     """One call of the vision tower."""
     config, memory, chip = deployment.config.vision, deployment.resident, deployment.where.chip
     assert config
-    images, itemsize = shapes.IMAGE_BATCHES[0], jnp.dtype(deployment.dtype).itemsize
-    model = deployment.mesh_shape[1]
-    heads = config.num_heads / (model if config.num_heads % model == 0 else 1)
-    scores = images * config.depth * heads * config.num_patches**2
+    itemsize, (images, scores) = jnp.dtype(deployment.dtype).itemsize, _patch_attention(deployment)
     flops = 2 * memory.vision / itemsize * images * config.num_patches + 4 * scores * config.head_dim
     if collectives is None:
         size = images * config.num_patches * config.width * itemsize
@@ -95,12 +92,28 @@ def _text_roofline(
     )
 
 
-def attention_seconds(deployment: Deployment) -> float:
-    """Of the attention in `prefill_roofline`, which a kernel does: the compiler has no estimate of its cycles."""
+def kernel_seconds(deployment: Deployment, program: str) -> float:
+    """Of the attention in a program's roofline where a kernel does it: the compiler has no estimate of its cycles."""
     config, chip = deployment.config, deployment.where.chip
-    _, scores = _attention(deployment, deployment.chunk)
-    matrix = 4 * scores * config.head_dim * _passes(deployment) / chip.flops
+    if program == "decode":
+        return 0.0
+    if program == "prefill":
+        (_, scores), head_dim = _attention(deployment, deployment.chunk), config.head_dim
+    else:
+        assert config.vision
+        (_, scores), head_dim = _patch_attention(deployment), config.vision.head_dim
+    matrix = 4 * scores * head_dim * _passes(deployment) / chip.flops
     return max(matrix, scores * _SOFTMAX_OPS / chip.vector_ops)
+
+
+def _patch_attention(deployment: Deployment) -> tuple[int, float]:
+    """Images on a device in a full call of the vision tower, and scores of their patches in its heads."""
+    config, (data, model) = deployment.config.vision, deployment.mesh_shape
+    assert config
+    batch = shapes.IMAGE_BATCHES[0]
+    images = batch // data if batch % data == 0 else batch
+    heads = config.num_heads / (model if config.num_heads % model == 0 else 1)
+    return images, images * config.depth * heads * config.num_patches**2
 
 
 def _attention(deployment: Deployment, queries: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.transformer import Place
+from gemma_tpu.model.vision import split_attention
 from gemma_tpu.runtime.forward import image_ids, precision
 from gemma_tpu.sampling import Leaf, Sampling, sample
 from gemma_tpu.sharding import partition
@@ -98,7 +99,7 @@ def encode(
 ) -> tuple[Float[Array, "soft D"], ...]:
     """Soft tokens of each image, as separate arrays that are whole on every device."""
     with precision(params):
-        soft_tokens = vision_model(config, params)(pixels)
+        soft_tokens = vision_model(config, params)(pixels, attend=functools.partial(split_attention, mesh=mesh))
     return tuple(jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec())) for one in soft_tokens)
 
 
