@@ -82,8 +82,8 @@ def step_bars(model: str, where: str, context: int, rows: int, most: float | Non
     source = ""
     try:
         if most is None:
-            reference, versions = reference_cycles(model, where, context, gemma)
-            most, source = reference / 3, f", a third of the {reference / 1e6:.2f} of {versions}"
+            reference, packages = reference_cycles(model, where, context, gemma)
+            most, source = reference / 3, f", a third of the {reference / 1e6:.2f} of {packages}"
         bar, met = f"≤ {most / 1e6:.2f} Mcycles{source}", 0 < decode.cycles <= most
     except (OSError, RuntimeError) as error:
         bar, met = f"a third of the reference's, which is unknown: {error}", None
