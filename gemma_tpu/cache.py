@@ -68,9 +68,14 @@ def write(
 
 
 def append(
-    cache: LayerCache, key: Float[Array, "B one K H"], value: Float[Array, "B one K H"], length: Int[Array, "B"]
+    cache: LayerCache,
+    key: Float[Array, "B one K H"],
+    value: Float[Array, "B one K H"],
+    length: Int[Array, "B"],
+    *,
+    split: bool = False,
 ) -> LayerCache:
-    """Stores one more token of every row, at position `length`; B = R.
+    """Stores one more token of every row, at position `length`; B = R. `split`: the slots lie on several devices.
 
     A row that rests may be written to as well, which saves asking: nothing is read from the slot of the next position
     before that position is written. In a ring it held the token that is just leaving the window, elsewhere none.
@@ -80,10 +85,16 @@ def append(
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
-        if rows == 1:  # a scatter of one row would be rewritten to this, in a layout that costs a copy of the cache
+        if rows > 1:
+            where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
+            return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
+        # XLA rewrites a scatter of a single row to an update of a slice, and then lays the cache out anew: once as it
+        # is whole, where an update of a slice from the start avoids that, and once for every device of several, where
+        # only a second row to scatter does, here one past the end.
+        if not split:
             return jax.lax.dynamic_update_slice(old, new, (0, 0, slot[0], 0))
-        where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
-        return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
+        where = (0, jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
+        return old.at[where].set(jnp.concatenate([new, new]), mode="drop", unique_indices=True)
 
     def both(cache: LayerCache) -> LayerCache:
         return put(cache[0], key), put(cache[1], value)

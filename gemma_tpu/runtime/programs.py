@@ -211,6 +211,7 @@ def decode(
     B = picked.length.shape[0]
     padding = max(0, min_rows - B)
     model, controls = text_model(config, params), picked.controls
+    put = functools.partial(append, split=mesh.shape["slots"] > 1)
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
         i, row, tokens = carry
@@ -223,7 +224,7 @@ def decode(
             return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            cache[layer] = keys, values = append(cache[layer], key[:B], value[:B], row.length)
+            cache[layer] = keys, values = put(cache[layer], key[:B], value[:B], row.length)
             window = None if config.is_global(layer) else config.sliding_window
             encoded = attend(query[:B], keys, values, mask(window, keys.shape[2]))
             return jnp.pad(encoded, ((0, padding), *((0, 0),) * (encoded.ndim - 1)))
