@@ -29,6 +29,7 @@ DECODE = {
     "4 chips": WHOLE,
     "1 chip": ("v5e:1x1", (1, 1), 8, ("decode",)),
     "2×2 chips": ("v5e:2x2", (2, 2), 8, ("decode",)),
+    "a model a chip": ("v5e:2x2", (4, 1), 4, ("decode",)),
     "more chips than kv heads": ("v5e:2x4", (1, 8), 1, ("decode",)),
 }
 decoders = pytest.mark.parametrize("sample", DECODE.values(), ids=DECODE)
@@ -62,7 +63,7 @@ def test_a_step_moves_nothing_for_nothing(sample) -> None:
     assert decode_problems(deployment, found["decode"]) == []
 
 
-@pytest.mark.parametrize("sample", list(DECODE.values())[:3], ids=list(DECODE)[:3])  # the last is too short to tell
+@pytest.mark.parametrize("sample", list(DECODE.values())[:4], ids=list(DECODE)[:4])  # the last is too short to tell
 def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
     deployment, found = compiled(*sample)
     roofline = decode_roofline(deployment)

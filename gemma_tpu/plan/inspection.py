@@ -24,6 +24,10 @@ def decode_problems(deployment: Deployment, decode: Program) -> list[str]:
     problems = decode.hlo.offenders(sizes, rows * widest, rows * config.embed_dim)
     if (state := state_bytes(deployment)) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
-    if deployment.mesh_shape[1] == 1 and (sent := decode.hlo.collectives()):
+    data, model = deployment.mesh_shape
+    if model == 1:
+        # Copies of the model must agree on when to stop, and the host reads the tokens of all their rows from any.
+        least = 4 * rows * shapes.STEPS_PER_CALL if data > 1 else 0
+        sent = [one for one in decode.hlo.collectives() if one.nbytes > least]
         problems += [f"{one.op} of {one.nbytes} bytes without tensor parallelism: {one.origin}" for one in sent]
     return problems

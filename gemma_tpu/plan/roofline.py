@@ -42,7 +42,7 @@ class Roofline:
 
 def decode_roofline(deployment: Deployment, collectives: Sequence[Collective] | None = None) -> Roofline:
     """One step of every row, its whole cache read. `collectives`: those compiled, by default those expected."""
-    rows = max(deployment.rows, shapes.min_rows("tpu")) // deployment.mesh_shape[0]
+    rows = max(deployment.rows // deployment.mesh_shape[0], shapes.min_rows("tpu"))
     return _text_roofline(deployment, tokens=rows, queries=1, logits=True, collectives=collectives)
 
 

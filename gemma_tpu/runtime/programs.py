@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,22 @@ def release(state: State, row: Int[Array, ""], *, mesh: Mesh) -> State:
     return _pin(dataclasses.replace(state, remaining=state.remaining.at[row].set(0)), mesh)
 
 
+def _padding(rows: int, least: int, mesh: Mesh) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+    """Adds rows up to `least` for each device of the data axis, and takes them away again; no row changes devices."""
+    groups = mesh.shape["data"] if rows % mesh.shape["data"] == 0 else 1
+    own = rows // groups
+    added = max(0, least - own)
+
+    def pad(x: jax.Array) -> jax.Array:
+        grouped = x.reshape(groups, own, *x.shape[1:])
+        return jnp.pad(grouped, ((0, 0), (0, added), *((0, 0),) * (x.ndim - 1))).reshape(-1, *x.shape[1:])
+
+    def unpad(x: jax.Array) -> jax.Array:
+        return x.reshape(groups, own + added, *x.shape[1:])[:, :own].reshape(rows, *x.shape[1:])
+
+    return pad, unpad
+
+
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "max_steps", "min_rows"), donate_argnames=("state",))
 def decode(
     params: Params,
@@ -204,12 +221,12 @@ def decode(
 ) -> tuple[State, Int[Array, "steps B"]]:
     """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
 
-    `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows: a TPU multiplies
-    by fewer than 8 on its vector unit, which is slower than 8 on the matrix unit.
+    `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows of each device: a
+    TPU multiplies by fewer than 8 on its vector unit, which is slower than 8 on the matrix unit.
     """
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
-    padding = max(0, min_rows - B)
+    pad, unpad = _padding(B, min_rows, mesh)
     model, controls = text_model(config, params), picked.controls
     put = functools.partial(append, split=mesh.shape["slots"] > 1)
 
@@ -224,14 +241,12 @@ def decode(
             return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            cache[layer] = keys, values = put(cache[layer], key[:B], value[:B], row.length)
+            cache[layer] = keys, values = put(cache[layer], unpad(key), unpad(value), row.length)
             window = None if config.is_global(layer) else config.sliding_window
-            encoded = attend(query[:B], keys, values, mask(window, keys.shape[2]))
-            return jnp.pad(encoded, ((0, padding), *((0, 0),) * (encoded.ndim - 1)))
+            return pad(attend(unpad(query), keys, values, mask(window, keys.shape[2])))
 
-        pad = functools.partial(jnp.pad, pad_width=((0, padding), (0, 0)))
         x = model(model.embed(pad(row.last[:, None])), pad(position), attend_layer, place=_residual(mesh))
-        logits = model.embedder.decode(x)[:B, 0]
+        logits = unpad(model.embedder.decode(x))[:, 0]
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
         token = sample(logits, row.length + 1, controls.sampling)
         stopped = jnp.any(token[:, None] == controls.stop, axis=-1)
