@@ -7,8 +7,10 @@ import functools
 import importlib.util
 import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,8 +99,8 @@ class Program:
 
     `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
     compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call,
-    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p. `hlo` is None if
-    the compiler refused or its HLO cannot be read; then there are no cycles.
+    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p. `hlo` is None, and
+    there are no cycles, if the compiler refused.
     """
 
     name: str
@@ -133,19 +135,19 @@ def _compile(deployment: Deployment, name: str) -> Program:
 def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
     """`inputs`: bytes of the arguments beside weights and state on a device."""
     begin = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return Program(name, time.perf_counter() - begin, inputs, needs=_bytes_needed(str(error)))
-    seconds = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return Program(name, time.perf_counter() - begin, inputs, needs=_bytes_needed(str(error)))
+        seconds = time.perf_counter() - begin
+        # The same as `compiled.as_text()`, by which jaxlib 0.10 cannot read some of what libtpu makes for v5p and v6e.
+        dumped = next(Path(folder).glob("*.after_codegen.txt"), None)
+        hlo = Hlo(dumped.read_text() if dumped else compiled.as_text())
     sizes = compiled.memory_analysis()
-    try:
-        hlo = Hlo(compiled.as_text())
-    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read some of what libtpu 0.0.52 makes for v5p and v6e
-        hlo = None
-    part = "" if hlo is None else hlo.step if name == "decode" else hlo.entry
+    part = hlo.step if name == "decode" else hlo.entry
     return Program(
         name,
         seconds,
@@ -155,8 +157,8 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
-        cycles=hlo.cycles(part, min) if hlo else 0,
-        sampled_cycles=hlo.cycles(part, max) if hlo else 0,
+        cycles=hlo.cycles(part, min),
+        sampled_cycles=hlo.cycles(part, max),
         hlo=hlo,
     )
 

@@ -153,19 +153,22 @@ class Hlo:
         `collective_limit`. Loads into the memory beside the core, and stores from there, are no such thing.
         """
         found = []
+        asynchronous = (one for lines in self.computations.values() for one in lines if one.op == "async-start")
+        started = {name for one in asynchronous for name in one.called}
         for computation, one in self.executed():
             size = max((array.size for array in one.results), default=0)
             op = one.op.removesuffix("-start")
             is_collective = op in COLLECTIVES
-            moved = self._moves(one) and (size in sizes or size > limit)
+            moved = computation not in started and self._moves(one) and (size in sizes or size > limit)
             if moved or (is_collective and size > collective_limit):
                 where = "at each step" if computation != self.entry else "at each call"
                 found.append(f"{where}: {one.name} = {one.results[0]} {one.op}, from {one.origin or 'no operation'}")
         return found
 
     def _moves(self, one: Instruction) -> bool:
-        if one.op in ("copy-start", "slice-start"):
-            return len({array.on_chip for array in one.results if array.size > 1}) == 1
+        if one.op in ("copy-start", "slice-start", "async-start"):
+            inside = {part.op for name in one.called for part in self.computations[name]} - {"parameter"}
+            return inside <= _MOVES and len({array.on_chip for array in one.results if array.size > 1}) == 1
         if one.op == "fusion":
             inside = {part.op for part in self.computations[one.called[0]]}
             return bool(inside & _MOVES) and inside <= _MOVES | _NEUTRAL

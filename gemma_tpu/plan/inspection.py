@@ -14,7 +14,7 @@ def decode_problems(deployment: Deployment, decode: Program) -> list[str]:
     more than an activation."""
     config, rows = deployment.config, max(deployment.rows, shapes.min_rows("tpu"))
     if decode.hlo is None:
-        return ["it did not compile, or its HLO cannot be read"]
+        return ["the compiler refused it"]
     params = abstract_params(config, deployment.dtype, deployment.mesh)
     args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
     cache = jax.tree.leaves(programs.abstract_state(*args).cache)
