@@ -126,6 +126,14 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch) -> None:
         plan_compiled.topology_devices(parse_slice("v5e-1"))
 
 
+@pytest.mark.parametrize("where", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+def test_other_chips_have_estimates_too(where: str) -> None:
+    """Of prefill, whose HLO jaxlib alone cannot read for v5p and v6e."""
+    deployment, found = compiled(where, (1, 4), 4, ("prefill",))
+    seconds = found["prefill"].cycles / deployment.where.chip.clock
+    assert prefill_roofline(deployment).matrix < seconds < 6 * prefill_roofline(deployment).matrix
+
+
 @pytest.mark.parametrize("where", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1"])
 @pytest.mark.parametrize("shape", [(2, 1, 2048, 1024, 128), (1, 4, 640, 8192, 256)], ids=["of 27B", "of 4B"])
 def test_the_attention_kernel_compiles_for_every_chip(where: str, shape: tuple[int, ...]) -> None:
