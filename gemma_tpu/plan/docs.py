@@ -39,8 +39,8 @@ weights, caches, remembered soft tokens, and what the largest of the toolkit's p
 predictions: of a decode step of all rows, and of a prefill call of {rows} × 1,024 tokens after a full context. The
 first figure is the roofline, from peak rates; the second the compiler's, from its estimate of cycles plus the
 roofline's time of collectives and of the attention kernels. Loads that run beside the work have no estimate, so the
-second can be below the first, which no program is. `gemma-tpu plan` makes such a plan for any other context, number of
-rows and slice. Where it says so, nobody has compiled yet.
+second can be below the first; no run can be. `gemma-tpu plan` makes such a plan for any other context, number of rows
+and slice. Where it says so, nobody has compiled yet.
 """
 
 

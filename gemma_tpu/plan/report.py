@@ -17,7 +17,7 @@ from gemma_tpu.plan.search import Answer, fits
 _PREDICTIONS = (
     "Times are predictions: the roofline's from peak rates, the compiler's from its estimate of cycles and, for\n"
     "collectives and the attention kernels, which have none, the roofline's. Loads beside the work have none either,\n"
-    "so the compiler's time can be below the roofline, which no program is."
+    "so the compiler's time can be below the roofline; no run can be."
 )
 
 
