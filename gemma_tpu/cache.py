@@ -88,9 +88,9 @@ def append(
         if rows > 1:
             where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
             return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
-        # XLA rewrites a scatter of a single row to an update of a slice, and then lays the cache out anew: once as it
-        # is whole, where an update of a slice from the start avoids that, and once for every device of several, where
-        # only a second row to scatter does, here one past the end.
+        # XLA rewrites a scatter of a single row to an update of a slice, and lays the cache out anew for it. On one
+        # device it does not if the update is written as such; on several only a second row to scatter helps, which is
+        # here one past the end.
         if not split:
             return jax.lax.dynamic_update_slice(old, new, (0, 0, slot[0], 0))
         where = (0, jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
