@@ -279,6 +279,7 @@ def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     page = visit.page
     visit.set("image", max_new_tokens=2)
     page.locator(".image-example").first.click()
+    expect(page.locator("#picture-1 img")).to_be_visible()  # and with it the example's prompt, to be typed over
     visit.ask("image", "What?")
     page.click("text=中文")
     expect(page.locator("#load")).to_have_text(text("loaded", "zh"))

@@ -63,9 +63,12 @@ def load_params(
             with memory.hold(plans[name].host_bytes):
                 try:
                     loaded[name] = plans[name].load(report, stop)
-                except (CheckpointError, _Stopped):
-                    raise
-                except Exception as error:
+                except _Stopped:
+                    return
+                except BaseException as error:  # Ctrl-C too
+                    stop.set()  # at once: the thread that waits for this one may not run for a while
+                    if isinstance(error, CheckpointError) or not isinstance(error, Exception):
+                        raise
                     raise CheckpointError(f"{checkpoint.path}: {name} cannot be loaded: {error}") from error
 
         try:
