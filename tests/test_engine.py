@@ -177,6 +177,20 @@ def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: 
     assert is_greedy(prompt(4), run(engine.submit(prompt(4), (), NO_STOP)))
 
 
+def test_too_little_memory_is_one_line_with_the_way_out(engine: Engine, monkeypatch) -> None:
+    """As the TPU compiler words it, less some hundred lines; for whoever waits for it."""
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.5G of 15.7G hbm.\n\nLargest allocations:\n  …")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "prefill", fail)
+        for call in (engine.warmup, lambda: run(engine.submit(prompt(4), (), NO_STOP))):
+            with pytest.raises(RuntimeError, match=r"max_context or max_rows.*plan.*Used 20\.5G of 15\.7G hbm\.$"):
+                call()
+    assert is_greedy(prompt(4), run(engine.submit(prompt(4), (), NO_STOP)))
+
+
 def test_closing_ends_requests_with_an_error() -> None:
     engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
     request = engine.submit(prompt(4), (), Options(max_new_tokens=100, stop_tokens=()))

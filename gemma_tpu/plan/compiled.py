@@ -126,7 +126,7 @@ def compile_programs(deployment: Deployment, names: Sequence[str] = PROGRAMS) ->
     return [_compile(deployment, name) for name in names if name != "encode" or deployment.config.vision]
 
 
-@functools.lru_cache(maxsize=12)  # what is asked for again while one plan is made
+@functools.lru_cache(maxsize=4)  # what is asked for again while one plan is made; 27B's HLO takes a GB or so
 def _compile(deployment: Deployment, name: str) -> Program:
     lower = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}[name]
     return compile_one(name, *lower(deployment))

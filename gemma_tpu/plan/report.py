@@ -65,7 +65,7 @@ def text(plan: Plan) -> str:
     data, model = one.mesh_shape
     lines = [
         f"{plan.model} on {describe_slice(one.where)}, {load(one)}",
-        f"mesh: data {data} × model {model}; {plan.reason}",
+        f"mesh: data {data} × model {model}{f' (load it with mesh=({data}, {model}))' * (data > 1)}; {plan.reason}",
         f"memory of each chip: {verdict(plan)}",
         memory_table(plan.memory, chip.hbm),
         f"{'predicted time':36} {'roofline':>10} {'compiler':>10}  bound by",
