@@ -287,7 +287,7 @@ def load(
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
         refused: Gemma 3's activations overflow it.
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
-      max_rows: requests that run at once.
+      max_rows: requests that run at once, a multiple of the mesh's data axis.
       tokenizer: a SentencePiece model; by default the one beside the weights.
       text_only: leaves out the vision tower.
       progress: a progress bar, or a function of (bytes done, bytes in all).
@@ -307,6 +307,8 @@ def load(
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:
         mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
+    if max_rows % (copies := mesh.shape["data"]):
+        raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
     dtype = resolve_dtype(dtype, mesh)
     if not isinstance(tokenizer, Tokenizer | None):
         tokenizer = Tokenizer(tokenizer)

@@ -52,7 +52,8 @@ CONFIG = gemma_tpu.GemmaConfig(
     max_context=8192,
     vision=gemma_tpu.VisionConfig(16, 1, 32, 2, image_size=56, patch_size=14, num_soft_tokens=4),
 )
-WAIT = 30_000  # ms, on a machine that may be busy
+WAIT = 60_000  # ms, on a machine that may be busy
+expect.set_options(timeout=WAIT)
 
 Load = Callable[[Callable[[int, int], None]], gemma_tpu.Model]
 
@@ -110,7 +111,7 @@ class Visit:
         self.page.on("response", lambda r: self.problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
         self.page.on("request", lambda request: self._request(request.url, url))
         self.page.goto(url)
-        expect(self.page.locator("#image-prompt textarea")).to_be_visible(timeout=WAIT)
+        expect(self.page.locator("#image-prompt textarea")).to_be_visible()
 
     def _console(self, message: Any) -> None:
         if message.type == "error":
@@ -154,12 +155,12 @@ class Visit:
         """The whole answer."""
         before = self.answers(tab).count()
         self.begin(tab, prompt)
-        expect(self.answers(tab)).to_have_count(before + 1, timeout=WAIT)
+        expect(self.answers(tab)).to_have_count(before + 1)
         self.ended(tab)
         return self.answer(tab)
 
     def ended(self, tab: str) -> None:
-        expect(self.page.locator(f"#{tab}-stop")).to_be_hidden(timeout=WAIT)
+        expect(self.page.locator(f"#{tab}-stop")).to_be_hidden()
         expect(self.stats(tab)).to_contain_text(re.compile("token"))
 
     def answers(self, tab: str) -> Any:
@@ -181,7 +182,7 @@ def busy(model: gemma_tpu.Model) -> bool:
     return model.engine._busy() or bool(model.engine._pending)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = WAIT / 1000) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -186,7 +186,7 @@ def test_load(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     tokenizer = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
     save_params(random_params(CONFIG), CONFIG, path, tokenizer=tokenizer)
-    with gemma_tpu.load(path, mesh=(1, 8), max_context=192, max_rows=2, progress=False) as model:
+    with gemma_tpu.load(path, mesh=(1, 8), max_context=189, max_rows=2, progress=False) as model:
         assert model.config == CONFIG
         assert model.dtype == jnp.float32  # "auto" on a CPU
         assert model.generate(QUESTION, **FREE).tokens == _one_device()[1]
@@ -198,6 +198,7 @@ def test_load(tmp_path: Path) -> None:
         ({"max_context": 10**6}, "max_context must be in"),
         ({"max_rows": 0}, "max_rows must be at least 1"),
         ({"mesh": (3, 2)}, "does not fit 8 devices"),
+        ({"mesh": (8, 1), "max_rows": 4}, "max_rows 4 must be a multiple of the 8 copies"),
         ({"dtype": "float16"}, "float16 overflows"),
     ):
         with pytest.raises(ValueError, match=message):

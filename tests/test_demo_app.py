@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_site import CHROMIUM, FLAGS, WAIT, Scripted, Visit, busy, serve, tiny_model, wait_for
+from demo_site import CHROMIUM, FLAGS, Scripted, Visit, busy, serve, tiny_model, wait_for
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
@@ -120,7 +120,7 @@ def test_text_answer_streams_and_is_what_the_library_says(visit: Visit, model: g
     visit.go("text")
     visit.set("text", max_new_tokens=500)
     visit.begin("text", "hello there")
-    expect(visit.page.locator("#text-stop")).to_be_visible(timeout=WAIT)
+    expect(visit.page.locator("#text-stop")).to_be_visible()
     lengths = set()
     while visit.page.locator("#text-stop").is_visible():
         lengths.add(len(visit.answer("text")))

@@ -14,9 +14,10 @@ from plan_samples import SMALL
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.plan import search
 from gemma_tpu.plan.chips import parse_slice
-from gemma_tpu.plan.compiled import Deployment, Program, total_memory
+from gemma_tpu.plan.compiled import Deployment, Program, mesh_for, total_memory
 from gemma_tpu.plan.memory import resident_memory
 from gemma_tpu.plan.roofline import decode_roofline
+from gemma_tpu.runtime.shapes import cache_length
 
 TEXT = dataclasses.replace(SMALL, vision=None)
 
@@ -93,6 +94,11 @@ def test_the_mesh_is_the_fastest_that_fits_and_says_why() -> None:
         for shape in search.mesh_shapes(8, 64)
     }
     assert small.candidates[0].mesh_shape == min(times, key=lambda shape: times[shape])
+
+
+def test_a_cache_on_a_tpu_is_whole_registers_on_every_chip() -> None:
+    mesh = mesh_for(CONFIGS["gemma3-1b"], parse_slice("v5e-8"), (1, 8))
+    assert [cache_length(context, mesh) for context in (1, 8192, 10_001)] == [1024, 8192, 10_240]
 
 
 def test_bytes_on_a_device_are_those_of_real_arrays() -> None:

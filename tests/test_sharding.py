@@ -10,6 +10,7 @@ from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.model import param_shapes
+from gemma_tpu.runtime.programs import abstract_state
 from gemma_tpu.sharding import make_mesh, param_sharding, partition
 
 
@@ -36,6 +37,13 @@ def test_no_chip_keeps_what_another_has(name: str) -> None:
         shards = {path: (shape, param_sharding(path, shape, mesh)) for path, shape in shapes.items() if len(shape) > 1}
         for path, (shape, sharding) in {**shards, "cache": (cache, partition("RKSH", cache, mesh))}.items():
             assert math.prod(sharding.shard_shape(shape)) * model == math.prod(shape), (path, model)
+
+
+def test_a_context_that_the_devices_do_not_divide_is_split_all_the_same() -> None:
+    config = CONFIGS["gemma3-1b"]  # one kv head: eight devices share the length of its cache
+    state = abstract_state(config, 1, 1001, "bfloat16", make_mesh(config, (1, 8)))
+    slots = {keys.sharding.shard_shape(keys.shape)[2] for keys, _ in state.cache}
+    assert slots == {512 // 8, 1008 // 8}
 
 
 @pytest.mark.parametrize("name", ["gemma3-12b", "gemma3-27b"])

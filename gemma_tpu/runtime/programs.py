@@ -23,6 +23,7 @@ from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.transformer import Place
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.runtime.forward import image_ids, precision
+from gemma_tpu.runtime.shapes import cache_length
 from gemma_tpu.sampling import Leaf, Sampling, sample
 from gemma_tpu.sharding import partition
 
@@ -67,13 +68,13 @@ def _empty_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing
 
 def abstract_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
     """Shapes, dtypes and shardings of `init_state`, for a mesh that need not exist."""
-    shapes = jax.eval_shape(functools.partial(_empty_state, config, rows, context, dtype))
+    shapes = jax.eval_shape(functools.partial(_empty_state, config, rows, cache_length(context, mesh), dtype))
     return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_shardings(shapes, mesh))
 
 
 def init_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
-    """An empty state of `rows` × `context` tokens, made in place on the mesh."""
-    make = functools.partial(_empty_state, config, rows, context, dtype)
+    """An empty state of `rows` × `context` tokens (see `cache_length`), made in place on the mesh."""
+    make = functools.partial(_empty_state, config, rows, cache_length(context, mesh), dtype)
     return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make), mesh))()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 STEPS_PER_CALL = 8  # decode steps between two looks of the host
 CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 CPU_CHUNKS = (64, 320, 512)  # padding costs time there, and longer chunks gain none
@@ -15,6 +17,15 @@ def chunk_sizes(platform: str, max_context: int, soft_tokens: int, chunks: Seque
     """Tokens of a prefill call, ascending. The longest holds an image (`soft_tokens` each) whole."""
     chunks = chunks or (CPU_CHUNKS if platform == "cpu" else CHUNKS)
     return sorted({min(size, max_context) for size in (*chunks, max(chunks[-1], soft_tokens))})
+
+
+def cache_length(context: int, mesh: Mesh) -> int:
+    """Slots of a cache for so many tokens: the next number that the devices which share a cache divide evenly.
+
+    On a TPU each then has whole registers of 128, which the attention kernel needs (gemma_tpu.model.flash).
+    """
+    unit = mesh.shape["slots"] * (128 if mesh.devices.flat[0].platform == "tpu" else 1)
+    return -(-context // unit) * unit
 
 
 def min_rows(platform: str) -> int:

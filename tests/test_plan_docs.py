@@ -1,0 +1,77 @@
+"""docs/tpu.md: whole, and true of today's weights, caches and meshes, as far as that can be told without compiling."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.plan import docs
+from gemma_tpu.plan.chips import GIB, parse_slice
+from gemma_tpu.plan.compiled import Deployment
+from gemma_tpu.plan.search import mesh_shapes
+
+PAGE = (Path(__file__).parent.parent / "docs" / "tpu.md").read_text()
+
+
+def _rows() -> dict[tuple[str, str, str], list[str]]:
+    """(model, dtype, slice) → cells."""
+    found = {}
+    for section in PAGE.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        for line in lines:
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if cells[0] in docs.SLICES:
+                found[*title.split(", "), cells[0]] = cells
+    return found
+
+
+def test_every_size_stands_on_every_slice() -> None:
+    assert list(_rows()) == list(itertools.product(CONFIGS, docs.DTYPES, docs.SLICES))
+
+
+@pytest.mark.parametrize("dtype", docs.DTYPES)
+@pytest.mark.parametrize("model", CONFIGS)
+def test_memory_is_at_least_what_stays_on_a_chip(model: str, dtype: str) -> None:
+    for name in docs.SLICES:
+        _, mesh, memory, decode, prefill = _rows()[model, dtype, name]
+        where = parse_slice(name)
+        shapes = [tuple(map(int, mesh.split("×")))] if mesh else mesh_shapes(where.num_chips, docs.ROWS)
+        stays = min(
+            Deployment(CONFIGS[model], where, shape, docs.ROWS, docs.CONTEXT, dtype).resident.resident
+            for shape in shapes
+        )
+        shown, capacity = (float(number) for number in re.findall(r"\d+\.\d", memory))
+        assert capacity == pytest.approx(where.chip.hbm / GIB, abs=0.06)
+        assert stays / GIB - 0.06 < shown < stays / GIB + 5, name
+        if "does not fit" in memory:
+            assert shown > capacity - 0.06
+        else:
+            assert shown <= capacity
+            assert decode
+            assert prefill
+
+
+def test_finished_plans_are_not_made_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    plans, made = tmp_path / "plans.jsonl", []
+
+    def make(*key: str) -> dict:
+        made.append(key)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return {"fits": False, "total": 20 * GIB, "capacity": 16 * GIB}
+
+    monkeypatch.setattr(docs, "make", make)
+    monkeypatch.setattr("sys.argv", ["docs", str(plans)])
+    with pytest.raises(KeyboardInterrupt):
+        docs.main()
+    assert capsys.readouterr().out == ""  # half a page is none
+    assert docs.main() == 0
+    keys = list(itertools.product(CONFIGS, docs.DTYPES, docs.SLICES))
+    assert made == [*keys[:5], *keys[4:]]
+    assert capsys.readouterr().out.count("**does not fit**: at least 20.0 of 16.0 GiB") == len(keys)
