@@ -75,17 +75,16 @@ def make_mesh(
 def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose dimensions are named by the letters of `dims`.
 
-    A dimension that its mesh axes do not divide stays whole, and each mesh axis is used once.
+    A dimension is split over as many of its mesh axes, from the first, as divide it, and each mesh axis is used once.
     """
     spec: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for letter, size in zip(dims, shape, strict=True):
-        axes = tuple(axis for axis in _MESH_AXES.get(letter, ()) if mesh.shape[axis] > 1)
-        if axes and used.isdisjoint(axes) and size % math.prod(mesh.shape[axis] for axis in axes) == 0:
-            used.update(axes)
-            spec.append(axes)
-        else:
-            spec.append(None)
+        axes = tuple(axis for axis in _MESH_AXES.get(letter, ()) if mesh.shape[axis] > 1 and axis not in used)
+        while size % math.prod(mesh.shape[axis] for axis in axes):
+            axes = axes[:-1]
+        used.update(axes)
+        spec.append(axes or None)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

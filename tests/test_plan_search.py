@@ -19,6 +19,7 @@ from gemma_tpu.plan.memory import resident_memory
 from gemma_tpu.plan.roofline import decode_roofline
 from gemma_tpu.runtime.shapes import cache_length
 
+SIZE = {"rows": 8, "context": 8192, "dtype": "bfloat16"}
 TEXT = dataclasses.replace(SMALL, vision=None)
 
 
@@ -99,6 +100,15 @@ def test_the_mesh_is_the_fastest_that_fits_and_says_why() -> None:
 def test_a_cache_on_a_tpu_is_whole_registers_on_every_chip() -> None:
     mesh = mesh_for(CONFIGS["gemma3-1b"], parse_slice("v5e-8"), (1, 8))
     assert [cache_length(context, mesh) for context in (1, 8192, 10_001)] == [1024, 8192, 10_240]
+
+
+def test_more_chips_than_heads_of_the_vision_tower_still_split_it() -> None:
+    config = CONFIGS["gemma3-27b"]
+    vision = [
+        resident_memory(config, mesh=mesh_for(config, where, (1, where.num_chips)), **SIZE).vision
+        for where in (parse_slice("v5e-16"), parse_slice("v5e-32"))
+    ]
+    assert vision[1] <= vision[0]  # 16 heads, 16 × 269 numbers between the products of the mlp
 
 
 def test_bytes_on_a_device_are_those_of_real_arrays() -> None:
