@@ -84,19 +84,24 @@ class Readers:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question with the pictures shown in it (paths), and its answer. `seed` is None if nothing was drawn."""
+    """A question with the pictures shown in it (paths), and its answer. `seed` is None if nothing was drawn.
+
+    `forgotten` counts the turns before it that the model is no longer told.
+    """
 
     question: str
     pictures: tuple[str, ...]
     answer: Answer
     seed: int | None
+    forgotten: int
 
 
 class Conversation:
     """The conversation of one tab of the page, for one visitor; thread-safe.
 
     All turns stay on the screen. The model is told those since the first picture was last changed: a new picture is a
-    new subject, and old ones would only be mistaken for it.
+    new subject, and old ones would only be mistaken for it. What it has no room for it is told no more, if the options
+    say so (`drop_oldest`), but pictures are then shown to it again.
     """
 
     def __init__(self) -> None:
@@ -125,13 +130,21 @@ class Conversation:
             first = pictures[0] if pictures else None
             fresh = first is not None and first != self._picture
             told = [] if fresh else self._told()
-            seen = {path for turn in told for path in turn.pictures}
-            new = tuple(path for path in pictures if path and path not in seen)
-            messages = [message for turn in told for message in _exchange(turn)]
-            answer = Answer(model.stream([*messages, _question(question, new)], **options))
-            turn = Turn(question, new, answer, options["seed"] if options["temperature"] > 0 else None)
+            wanted, before = dict.fromkeys(path for path in pictures if path), len(told)
+            while True:
+                new = tuple(path for path in wanted if path not in _shown(told))
+                messages = [message for turn in told for message in _exchange(turn)]
+                stream = model.stream([*messages, _question(question, new)], **options)
+                forgotten, told = told[: stream.dropped_turns], told[stream.dropped_turns :]
+                wanted = _shown(forgotten) | wanted
+                if wanted.keys() <= {*_shown(told), *new}:
+                    break
+                stream.close()  # it was not shown what this is about
+            seed = options["seed"] if options["temperature"] > 0 else None
+            turn = Turn(question, new, Answer(stream), seed, before - len(told))
+            self._start = self._turns.index(told[0]) if told else len(self._turns)
             if fresh:
-                self._picture, self._start = first, len(self._turns)
+                self._picture = first
             self._turns.append(turn)
             return turn
 
@@ -163,11 +176,16 @@ class Conversation:
         turn = self._turns[-1]
         if not turn.answer.done:
             return text("writing" if turn.answer.text else "waiting", lang)
-        return statistics(turn.answer.completion, turn.seed, lang)
+        return statistics(turn.answer.completion, turn.seed, turn.forgotten, lang)
 
     def _told(self) -> list[Turn]:
         """An unanswered question has left no trace in the model's memory."""
         return [turn for turn in self._turns[self._start :] if turn.answer.text]
+
+
+def _shown(turns: Sequence[Turn]) -> dict[str, None]:
+    """The pictures in them, in order."""
+    return dict.fromkeys(path for turn in turns for path in turn.pictures)
 
 
 def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
@@ -193,8 +211,8 @@ def literal(content: str) -> str:
     return "\n".join(lines)
 
 
-def statistics(completion: Completion, seed: int | None, lang: str) -> str:
-    """One line about an answer: its length, speed, what was cached, and how it ended if not by itself."""
+def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str) -> str:
+    """One line about an answer: its length, speed, what was cached or forgotten, how it ended if not by itself."""
     usage, timings = completion.usage, completion.timings
     count = usage.completion_tokens
     parts = [text("stat_token", lang) if count == 1 else text("stat_tokens", lang, count=f"{count:,}")]
@@ -205,6 +223,8 @@ def statistics(completion: Completion, seed: int | None, lang: str) -> str:
         parts.append(text("stat_first", lang, seconds=f"{timings.first_token:.2f}"))
     key = "stat_cached" if usage.cached_tokens else "stat_prompt"
     parts.append(text(key, lang, cached=f"{usage.cached_tokens:,}", prompt=f"{usage.prompt_tokens:,}"))
+    if forgotten:
+        parts.append(text("stat_forgotten", lang, count=forgotten))
     if seed is not None:
         parts.append(text("stat_seed", lang, seed=seed))
     if completion.finish_reason in ("cancelled", "length"):

@@ -35,12 +35,20 @@ def settings_panel(page: Page, name: str) -> list[Any]:
             seed = page.add(
                 gr.Number, says={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
             )
+            drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
     draw.change(lambda on: gr.update(interactive=not on), draw, seed, queue=False, api_visibility="private")
-    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed]
+    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop]
 
 
 def options(
-    max_tokens: float, temperature: float, top_k: float, top_p: float, min_p: float, draw: bool, seed: float | None
+    max_tokens: float,
+    temperature: float,
+    top_k: float,
+    top_p: float,
+    min_p: float,
+    draw: bool,
+    seed: float | None,
+    drop_oldest: bool,
 ) -> dict[str, Any]:
     """Options for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
     return {
@@ -50,4 +58,5 @@ def options(
         "top_p": top_p,
         "min_p": min_p,
         "seed": secrets.randbits(32) if draw or seed is None else int(seed),
+        "drop_oldest": drop_oldest,
     }

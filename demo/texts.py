@@ -69,6 +69,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "min_p_info": ("0 turns it off", "0 表示关闭"),
     "random_seed": ("A new seed for every answer", "每次回答使用新的随机种子"),
     "seed": ("Seed", "随机种子"),
+    "drop_oldest": ("Forget the oldest turns when the context is full", "上下文已满时忘记最早的对话"),
     # Under an answer.
     "waiting": ("Reading the prompt…", "正在读取提示…"),
     "writing": ("Writing…", "正在生成…"),
@@ -82,6 +83,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "提示的 {prompt} 个 token 中 {cached} 个来自缓存",
     ),
     "stat_prompt": ("prompt of {prompt} tokens", "提示 {prompt} 个 token"),
+    "stat_forgotten": ("oldest turns forgotten: {count}", "已忘记最早的 {count} 轮对话"),
     "stat_seed": ("seed {seed}", "随机种子 {seed}"),
     "ended_cancelled": ("stopped", "已停止"),
     "ended_length": ("cut at the length limit", "达到长度上限"),

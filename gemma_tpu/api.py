@@ -94,8 +94,8 @@ class Model:
 
         A prompt is a string (one user message, its `images` shown before it), a list of messages in the OpenAI shape,
         or a list of token ids; a list of those is a batch. With `raw=True` a string is taken as it is, each
-        `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`. ValueError for a prompt
-        that is malformed, too long, or has the wrong number of images.
+        `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`, and `drop_oldest` of
+        `stream`. ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
         if _is_batch(prompt):
             if images is not None:
@@ -107,18 +107,31 @@ class Model:
         return _finish(self.stream(cast(SinglePrompt, prompt), images=images, raw=raw, **options))
 
     def stream(
-        self, prompt: SinglePrompt, *, images: Sequence[Any] | None = None, raw: bool = False, **options: Any
+        self,
+        prompt: SinglePrompt,
+        *,
+        images: Sequence[Any] | None = None,
+        raw: bool = False,
+        drop_oldest: bool = False,
+        **options: Any,
     ) -> TextStream:
-        """Like `generate` for one prompt, as pieces of text that are final when they come."""
+        """Like `generate` for one prompt, as pieces of text that are final when they come.
+
+        With `drop_oldest`, messages that have outgrown the context lose their oldest turns (a question and its answer,
+        images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
+        """
         settings = self._options(options)
         rendered = self._render(prompt, images, raw)
-        return TextStream(self._submit(rendered, settings), self.tokenizer)
+        dropped = 0
+        if drop_oldest and not isinstance(prompt, str) and isinstance(prompt[0], dict):
+            rendered, dropped = self._fit(cast(Sequence[Message], prompt), rendered, settings)
+        return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
 
     def chat(self, system: str | None = None, *, drop_oldest: bool = False, **options: Any) -> Chat:
         """A conversation that remembers its turns. `options` hold for every answer, see `Options`.
 
-        A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns (a question
-        and its answer) are forgotten instead, and `Chat.dropped_turns` says how many.
+        A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns are forgotten
+        instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
         self._options(options)
         return Chat(self, system, options, drop_oldest)
@@ -206,6 +219,20 @@ class Model:
         tokens = [int(token) for token in cast(Sequence[int], prompt)]
         return Prompt(self._expand(tokens)[0], [load_image(image) for image in images or ()])
 
+    def _fit(self, messages: Sequence[Message], prompt: Prompt, options: Options) -> tuple[Prompt, int]:
+        """Another prompt than that of all `messages`, if it is too long; and how many of the oldest turns it lacks.
+
+        The answer needs room too: a prompt that would leave it less than its share is shortened like one that is longer
+        than the context.
+        """
+        context = self.engine.max_context
+        limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
+        first, dropped = int(messages[0]["role"] == "system"), 0
+        while len(prompt.tokens) > limit and len(messages) > first + 2 * dropped + 2:
+            dropped += 1
+            prompt = self._render([*messages[:first], *messages[first + 2 * dropped :]], None, False)
+        return prompt, dropped
+
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
@@ -224,39 +251,34 @@ class Chat:
 
     def send(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> Completion:
         """Says something, with images shown before it, and returns the answer."""
-        stream = _ChatStream(self, text, images, options)
-        return _finish(stream)
+        return _finish(self.stream(text, images=images, **options))
 
     def stream(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> TextStream:
         """Like `send`, as pieces of text."""
-        return _ChatStream(self, text, images, options)
+        return _ChatStream(self, *self._ask(text, images, options))
 
-    def _ask(self, text: str, images: Sequence[Any], options: dict[str, Any]) -> tuple[list[Message], Request]:
+    def _ask(self, text: str, images: Sequence[Any], options: dict[str, Any]) -> tuple[list[Message], Request, int]:
+        """The history with the question, less what there was no room for: that many turns."""
         parts = [{"type": "image", "image": load_image(image)} for image in images]
         question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
         messages = [*self.messages, question]
         settings = self._model._options({**self._options, **options})
-        prompt = self._model._render(messages, None, False)
-        # The answer needs room too; a conversation that would leave it less than this is cut as if it had none.
-        context = self._model.engine.max_context
-        limit = context - min(settings.max_new_tokens, context // _ANSWER_SHARE)
-        first, dropped = int(messages[0]["role"] == "system"), 0
-        while self._drop_oldest and len(prompt.tokens) > limit and len(messages) > first + 2:
-            del messages[first : first + 2]
-            dropped += 1
-            prompt = self._model._render(messages, None, False)
+        prompt, dropped = self._model._render(messages, None, False), 0
+        if self._drop_oldest:
+            prompt, dropped = self._model._fit(messages, prompt, settings)
         request = self._model._submit(prompt, settings)
         self.dropped_turns += dropped
-        return messages, request
+        first = int(messages[0]["role"] == "system")
+        del messages[first : first + 2 * dropped]
+        return messages, request, dropped
 
 
 class _ChatStream(TextStream):
     """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
 
-    def __init__(self, chat: Chat, text: str, images: Sequence[Any], options: dict[str, Any]) -> None:
-        self._chat = chat
-        self._messages, request = chat._ask(text, images, options)
-        super().__init__(request, chat._model.tokenizer)
+    def __init__(self, chat: Chat, messages: list[Message], request: Request, dropped: int) -> None:
+        self._chat, self._messages = chat, messages
+        super().__init__(request, chat._model.tokenizer, dropped)
 
     def _run(self) -> Generator[str, None, None]:
         try:

@@ -208,14 +208,15 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _answer(chat: Any, line: str, images: list[str]) -> None:
     """Prints an answer as it comes. A mistake in the question or Ctrl-C ends the answer, not the chat."""
-    before = chat.dropped_turns
     try:
         stream = chat.stream(line, images=images)
     except ValueError as error:
         print(f"gemma-tpu: {error}", file=sys.stderr)
         return
-    if dropped := chat.dropped_turns - before:
-        print(f"(the context is full: the oldest turns were forgotten, {dropped} of them)", file=sys.stderr)
+    if stream.dropped_turns:
+        print(
+            f"(the context is full: the oldest turns were forgotten, {stream.dropped_turns} of them)", file=sys.stderr
+        )
     try:
         for piece in stream:
             print(piece, end="", flush=True)

@@ -12,13 +12,17 @@ from gemma_tpu.text import Detokenizer, StopStrings, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled"."""
+    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled".
+
+    `dropped_turns` are those that the model was not told, for lack of room.
+    """
 
     text: str
     tokens: list[int]
     finish_reason: str
     usage: Usage
     timings: Timings
+    dropped_turns: int = 0
 
 
 class TextStream(Iterator[str]):
@@ -27,8 +31,8 @@ class TextStream(Iterator[str]):
     Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        self._request, self._tokenizer = request, tokenizer
+    def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0) -> None:
+        self._request, self._tokenizer, self.dropped_turns = request, tokenizer, dropped_turns
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._hit_stop = False
@@ -50,7 +54,8 @@ class TextStream(Iterator[str]):
         """The answer so far; whole once the iteration has ended."""
         reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
-        return Completion("".join(self._text), list(self._tokens), reason, usage, self._request.timings)
+        text, timings = "".join(self._text), self._request.timings
+        return Completion(text, list(self._tokens), reason, usage, timings, self.dropped_turns)
 
     def _run(self) -> Generator[str, None, None]:
         detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 from pathlib import Path
 
 import jax
@@ -107,7 +108,9 @@ def test_a_chat_equals_the_whole_conversation(model: gemma_tpu.Model) -> None:
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
-def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(model: gemma_tpu.Model) -> None:
+def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(
+    model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strict, chat = model.chat("Be brief.", **FREE), model.chat("Be brief.", drop_oldest=True, **FREE)
     for _ in range(4):
         strict.send("What is it?", images=[PICTURE])
@@ -121,11 +124,22 @@ def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(m
     assert 0 < kept == 20 - chat.dropped_turns < 20
     assert chat.messages[0] == {"role": "system", "content": "Be brief."}
     assert chat.messages[-2]["content"][-1]["text"] == "What is it, 19?"
+    # So it is without a Chat, where the caller keeps the messages; what is too long then stays with him.
+    messages = [*strict.messages, *chat.messages[1:-1]]
+    stream = model.stream(messages, drop_oldest=True, **FREE)
+    assert (len(list(stream)) > 0, stream.dropped_turns > 0) == (True, True)
+    assert stream.completion.dropped_turns == stream.dropped_turns
+    left = [messages[0], *messages[1 + 2 * stream.dropped_turns :]]
+    assert stream.completion.tokens == model.generate(left, **FREE).tokens
     # The next answer is the one that a fresh conversation of what is left would get.
     after = chat.send("And now?")
     assert after.tokens == model.generate(chat.messages[:-1], **FREE).tokens
+    unraisable: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
     with pytest.raises(ValueError, match="max_context"):  # one turn that is too long for any context
         chat.send("a word " * 300)
+    assert gc.collect() >= 0
+    assert unraisable == []  # no half-made stream that fails once more when it is let go
     assert chat.messages[-2]["content"] == "And now?"
 
 

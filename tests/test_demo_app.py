@@ -275,6 +275,20 @@ def test_wrong_input_is_answered_in_the_page(visit: Visit, tmp_path: Path) -> No
     expect(visit.notice("text")).to_have_count(0)
 
 
+def test_a_conversation_that_outgrows_the_context_goes_on_when_asked_to(visit: Visit, model: gemma_tpu.Model) -> None:
+    words = 3000 // len(model.tokenizer.encode("What?"))  # two such questions fill the context
+    visit.go("text")
+    visit.set("text", max_new_tokens=20)
+    for _ in range(2):
+        assert visit.ask("text", "What? " * words) != text("no_answer", "en")  # which would leave no trace
+    visit.begin("text", "What? " * words)
+    expect(visit.notice("text")).to_contain_text("shorten it")
+    visit.page.check("#text-drop-oldest input")
+    visit.ask("text", "What? " * words)
+    expect(visit.stats("text")).to_contain_text("oldest turns forgotten: 1")
+    expect(visit.answers("text")).to_have_count(3)  # on the screen it stays
+
+
 def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     page = visit.page
     visit.set("image", max_new_tokens=2)

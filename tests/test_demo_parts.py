@@ -29,8 +29,8 @@ GREEDY = {"temperature": 0.0, "seed": 1}
 class FakeStream:
     """Yields `pieces`, waiting for `close` where one is None."""
 
-    def __init__(self, pieces: list[str | None]) -> None:
-        self._pieces, self.closed = pieces, threading.Event()
+    def __init__(self, pieces: list[str | None], dropped_turns: int) -> None:
+        self._pieces, self.dropped_turns, self.closed = pieces, dropped_turns, threading.Event()
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
@@ -44,17 +44,19 @@ class FakeStream:
 
 
 class FakeModel:
-    """Keeps what it was told; answers with `pieces`."""
+    """Keeps what it was told, of which it has room for `room` messages; answers with `pieces`."""
 
     def __init__(self) -> None:
         self.told: list[list[dict[str, Any]]] = []
         self.pieces: list[str | None] = ["Yes", "."]
+        self.room = 99
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
         if any(part.get("text") == "too long" for part in messages[-1]["content"]):
             raise ValueError("the prompt has 9000 tokens")
-        self.told.append(messages)
-        return FakeStream(self.pieces)
+        dropped = max(0, len(messages) - self.room + 1) // 2
+        self.told.append(messages[2 * dropped :])
+        return FakeStream(self.pieces, dropped)
 
 
 def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: str | None) -> Turn:
@@ -120,6 +122,24 @@ def test_a_question_without_answer_leaves_no_trace_in_the_prompt() -> None:
     assert outline(model.told[-1])[0] == "user: [a.png] What?"
 
 
+def test_what_there_is_no_room_for_is_forgotten_but_not_the_picture() -> None:
+    conversation, model = Conversation(), FakeModel()
+    model.room = 5
+    for question in ("1", "2", "3"):
+        assert ask(conversation, model, question, "a.png", "b.png").forgotten == 0
+    turn = ask(conversation, model, "4", "a.png", "b.png")
+    kept = ["user: 3", "assistant: Yes.", "user: [a.png] [b.png] 4"]
+    assert outline(model.told[-1])[-3:] == kept
+    assert turn.forgotten == 1
+    assert turn.pictures == ("a.png", "b.png")
+    ask(conversation, model, "5", None, None)  # taken away
+    assert outline(model.told[-1]) == [*kept, "assistant: Yes.", "user: 5"]
+    ask(conversation, model, "6", None, None)
+    assert outline(model.told[-1])[0] == "user: [a.png] [b.png] 4"
+    assert ask(conversation, model, "7", None, None).pictures == ("a.png", "b.png")
+    assert len(conversation.shown("en")) == 14
+
+
 def test_stop_clear_and_leaving_close_the_stream() -> None:
     model = FakeModel()
     model.pieces = ["So", None]
@@ -158,13 +178,13 @@ def test_statistics_line() -> None:
     usage = Usage(prompt_tokens=1284, image_tokens=256, cached_tokens=270, completion_tokens=128)
     timings = Timings(queue=0.1, prefill=0.2, first_token=0.352, decode=3.0, tokens_per_second=42.33)
     completion = Completion("…", [0] * 128, "length", usage, timings)
-    assert statistics(completion, 7, "en") == (
-        "128 tokens · 42.3 tokens/s · first token after 0.35 s · 270 of 1,284 prompt tokens from the cache · seed 7 · "
-        "cut at the length limit"
+    assert statistics(completion, 7, 2, "en") == (
+        "128 tokens · 42.3 tokens/s · first token after 0.35 s · 270 of 1,284 prompt tokens from the cache · "
+        "oldest turns forgotten: 2 · seed 7 · cut at the length limit"
     )
     nan = float("nan")
     never = Completion("", [], "cancelled", Usage(10, 0, 0, 0), Timings(nan, nan, nan, nan, 0.0))
-    assert statistics(never, None, "zh") == "0 个 token · 提示 10 个 token · 已停止"
+    assert statistics(never, None, 0, "zh") == "0 个 token · 提示 10 个 token · 已停止"
 
 
 def test_loader_reports_what_went_wrong_and_tries_again() -> None:
