@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,16 +58,25 @@ def test_memory_is_at_least_what_stays_on_a_chip(model: str, dtype: str) -> None
             assert prefill
 
 
+def test_a_plan_is_made_in_a_process_of_its_own() -> None:
+    """Of a model that no chip of that size holds, so that nothing is compiled."""
+    ((key, row),) = docs.make_all([("gemma3-27b", "float32", "v5e-1")], jobs=1)
+    assert key == ("gemma3-27b", "float32", "v5e-1")
+    assert not row["fits"]
+    assert row["total"] > 27e9 * 4
+
+
 def test_finished_plans_are_not_made_again(tmp_path: Path, monkeypatch, capsys) -> None:
     plans, made = tmp_path / "plans.jsonl", []
 
-    def make(*key: str) -> dict:
-        made.append(key)
-        if len(made) == 5:
-            raise KeyboardInterrupt
-        return {"fits": False, "total": 20 * GIB, "capacity": 16 * GIB}
+    def make_all(keys: list[docs.Key], jobs: int) -> Iterator[tuple[docs.Key, dict]]:
+        for key in keys:
+            made.append(key)
+            if len(made) == 5:
+                raise KeyboardInterrupt
+            yield key, {"fits": False, "total": 20 * GIB, "capacity": 16 * GIB}
 
-    monkeypatch.setattr(docs, "make", make)
+    monkeypatch.setattr(docs, "make_all", make_all)
     monkeypatch.setattr("sys.argv", ["docs", str(plans)])
     with pytest.raises(KeyboardInterrupt):
         docs.main()

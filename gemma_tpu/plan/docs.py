@@ -3,7 +3,7 @@
     python -m gemma_tpu.plan.docs plans.jsonl > docs/tpu.md
 
 Compiling it all takes about two hours on two cores, so finished plans are kept in `plans.jsonl`, and what is there is
-not compiled again.
+not compiled again. Each plan is made in a process of its own: the compiler does not give its memory back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from gemma_tpu.plan.search import choose_mesh
 SLICES = ("v4-8", "v5e-1", "v5e-4", "v5e-8", "v5e-16", "v5p-8", "v6e-1", "v6e-8")
 DTYPES = ("bfloat16", "float32")
 CONTEXT, ROWS = 8192, 8
+
+Key = tuple[str, str, str]  # model, dtype, slice
 
 _INTRODUCTION = """# Gemma 3 on TPU slices
 
@@ -74,25 +79,40 @@ def line(where: str, row: dict[str, Any]) -> str:
     return f"| {where} | {row['mesh']} | {memory} | {cells[0]} | {cells[1]} |"
 
 
+def make_all(keys: list[Key], jobs: int) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Rows as they are finished."""
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_on_cpu, max_tasks_per_child=1) as pool:
+        pending = {pool.submit(make, *key): key for key in keys}
+        try:
+            for future in as_completed(pending):
+                yield pending[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _on_cpu() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plans", type=Path, help="finished plans, one a line")
+    parser.add_argument("--jobs", type=int, default=1, help="plans made at a time, of up to 10 GB each (default: 1)")
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
-    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    known: dict[Key, dict[str, Any]] = {}
     if args.plans.exists():
         for text in args.plans.read_text().splitlines():
             saved = json.loads(text)
             if saved["versions"] == versions():
-                known[tuple(saved["key"])] = saved["row"]
-    for key in itertools.product(CONFIGS, DTYPES, SLICES):
-        if key in known:
-            continue
-        print(" ".join(key), "…", file=sys.stderr, flush=True)
-        known[key] = make(*key)
+                model, dtype, where = saved["key"]
+                known[model, dtype, where] = saved["row"]
+    missing = [key for key in itertools.product(CONFIGS, DTYPES, SLICES) if key not in known]
+    for key, row in make_all(missing, args.jobs):
+        known[key] = row
         with args.plans.open("a") as file:
-            file.write(json.dumps({"key": key, "versions": versions(), "row": known[key]}) + "\n")
+            file.write(json.dumps({"key": key, "versions": versions(), "row": row}) + "\n")
+        print(" ".join(key), file=sys.stderr, flush=True)
     made_with = " and ".join(f"{name} {version}" for name, version in versions().items())
     print(_INTRODUCTION.format(versions=made_with, context=CONTEXT, rows=ROWS))
     for model in CONFIGS:
