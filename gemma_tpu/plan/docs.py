@@ -107,7 +107,7 @@ def main() -> int:
             if saved["versions"] == versions():
                 model, dtype, where = saved["key"]
                 known[model, dtype, where] = saved["row"]
-    missing = [key for key in itertools.product(CONFIGS, DTYPES, SLICES) if key not in known]
+    missing: list[Key] = [key for key in itertools.product(CONFIGS, DTYPES, SLICES) if key not in known]
     for key, row in make_all(missing, args.jobs):
         known[key] = row
         with args.plans.open("a") as file:
