@@ -35,7 +35,7 @@ def _path(payload: ImageData | None) -> str | None:
 async def check(path: str | None, lang: str) -> tuple[Any, str]:
     """What the place and the notice should hold once `path` has been uploaded."""
     if path is None:
-        return gr.skip(), ""
+        return gr.skip(), ""  # the place stays as it is
     try:
         return await asyncio.to_thread(_showable, path), ""
     except ValueError as error:
@@ -48,7 +48,7 @@ def _showable(path: str) -> Any:
     """`path` if a browser can show it, else a PNG of it. ValueError if it is no picture."""
     image = gemma_tpu.load_image(path)
     if Path(path).suffix.lower() in _SHOWN_BY_BROWSERS:
-        return gr.skip()
+        return gr.skip()  # the place stays as it is: the file itself is shown
     with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:
         image.save(file, "PNG")
     return file.name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
 from plan_samples import CONTEXT, SMALL, compiled
 from small_models import TEXT, mesh_of, random_params

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
 from plan_samples import CONTEXT, SMALL, compiled
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.plan import docs

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import topology_devices

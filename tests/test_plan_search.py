@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import pytest
 
-pytest.importorskip("libtpu")
+pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
 from plan_samples import SMALL
 
