@@ -6,13 +6,15 @@ Random weights of the real size, the same for every number of devices. The check
 and from one with an image, side by side, both past the sliding window, and compares the tokens and the logits of what
 was generated with those of the first number of devices; then soft tokens in bfloat16, whose attention is another kernel
 on GPUs. Exit 1 if tokens differ, a logit by more than 1e-4 of the largest, or a soft token by more than 5e-2 of the
-largest. Then a table of the decode program by itself: milliseconds per token of one row, and tokens/s of eight.
+largest. Then a table of the decode program by itself: milliseconds per token of one row, tokens/s of eight, and the
+largest array that a step sends between devices: the logits (rows × vocabulary, if it samples), not a weight.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import sys
 import time
@@ -25,7 +27,8 @@ import PIL.Image
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
-from gemma_tpu.runtime.device import Device
+from gemma_tpu.plan.hlo import COLLECTIVES, Hlo
+from gemma_tpu.runtime import programs
 from gemma_tpu.runtime.request import ImageInput, Options, row_controls
 from gemma_tpu.runtime.shapes import STEPS_PER_CALL, min_rows
 from gemma_tpu.sharding import make_mesh
@@ -33,7 +36,7 @@ from gemma_tpu.sharding import make_mesh
 TOLERANCE, ROUNDED = 1e-4, 5e-2  # of the largest float32 logit, of the largest bfloat16 soft token
 PROMPT, ANSWER = 1200, 64
 CONTEXT, LENGTH = 4096, 1024  # tokens of the cache, and in it when the clock starts
-CALLS = 8
+ROWS, CALLS = (1, 8), 8
 
 
 def load(name: str, devices: int, dtype: str, rows: int) -> Model:
@@ -94,24 +97,36 @@ def check(name: str, counts: list[int]) -> bool:
     return good
 
 
-def step_seconds(name: str, devices: int, rows: int, repeats: int) -> float:
-    """Median over calls of the decode program; the engine has the next one ready before it reads the last."""
+def measure(name: str, devices: int, repeats: int) -> str:
+    """A line of the table. Calls follow each other as the engine's do, the next one ready before the last is read."""
     config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
-    options = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
     params = random_params(config, dtype, mesh)
-    device = Device(params, config=config, mesh=mesh, rows=rows, context=CONTEXT, dtype=dtype, **options)
-    device.reset()
     controls = row_controls(Options(), (), config.vocab_size)
-    for row in range(rows):
-        device.admit(row, LENGTH, 2, CONTEXT - LENGTH, controls)
-    times = []
-    for _ in range(2 + repeats):  # the first compiles, and the second is the first at full speed
-        begin = time.perf_counter()
-        jax.block_until_ready([device.decode(None, STEPS_PER_CALL) for _ in range(CALLS)])
-        times.append((time.perf_counter() - begin) / CALLS / STEPS_PER_CALL)
-    device.close()
-    return statistics.median(times[2:])
+    static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
+    seconds, sent = [], 0
+    for rows in ROWS:
+        state = programs.init_state(config, rows, CONTEXT, dtype, mesh)
+        for row in range(rows):
+            numbers = (np.int32(x) for x in (row, LENGTH, 2, CONTEXT - LENGTH))
+            state = programs.admit(state, *numbers, controls, mesh=mesh)
+        args = None, np.int32(STEPS_PER_CALL)
+        decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
+        # Also those inside fusions, where XLA for GPUs puts the small ones.
+        lines = itertools.chain(*Hlo(decode.as_text()).computations.values())
+        collectives = [one for one in lines if one.op.removesuffix("-start") in COLLECTIVES]
+        sent = max([sent, *(array.nbytes for one in collectives for array in one.results)])
+        times = []
+        for _ in range(1 + repeats):  # the first is not at full speed yet
+            begin = time.perf_counter()
+            for _ in range(CALLS):
+                state, tokens = decode(params, state, *args)
+            jax.block_until_ready(tokens)
+            times.append((time.perf_counter() - begin) / CALLS / STEPS_PER_CALL)
+        seconds.append(statistics.median(times[1:]))
+        del state, tokens
+    one, eight = seconds
+    return f"| {name} | {devices} | {1e3 * one:.2f} | {ROWS[1] / eight:,.0f} | {sent / 2**20:.2f} |"
 
 
 def main() -> int:
@@ -125,11 +140,11 @@ def main() -> int:
         parser.error(f"there are {len(jax.devices())} devices here")
     good = check(args.check, args.devices) if args.check else True
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, cache {CONTEXT}, from {LENGTH} tokens on")
-    print("| model | devices | one row, ms per token | eight rows, tokens/s |\n|---|---|---|---|", flush=True)
+    print("| model | devices | one row, ms per token | eight rows, tokens/s | largest collective, MiB |")
+    print("|---|---|---|---|---|", flush=True)
     for name in args.models:
         for devices in args.devices:
-            one, eight = (step_seconds(name, devices, rows, args.repeats) for rows in (1, 8))
-            print(f"| {name} | {devices} | {1e3 * one:.2f} | {8 / eight:,.0f} |", flush=True)
+            print(measure(name, devices, args.repeats), flush=True)
     return 0 if good else 1
 
 

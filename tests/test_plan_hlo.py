@@ -59,6 +59,29 @@ def test_a_conditional_counts_its_dearest_or_its_cheapest_branch() -> None:
     assert hlo.cycles(hlo.entry, min) < hlo.cycles(hlo.entry, max) / 2
 
 
+@pytest.mark.parametrize(
+    "branches", ["branch_computations={%sum, %same}", "true_computation=%sum, false_computation=%same"]
+)
+def test_branches_are_read_however_they_are_named(branches: str) -> None:
+    hlo = Hlo(f"""
+%sum (p.1: f32[8]) -> f32[8] {{
+  %p.1 = f32[8]{{0}} parameter(0)
+  ROOT %all-reduce.1 = f32[8]{{0}} all-reduce(%p.1), to_apply=%add
+}}
+
+%same (p.2: f32[8]) -> f32[8] {{
+  ROOT %p.2 = f32[8]{{0}} parameter(0)
+}}
+
+ENTRY %main (p.3: pred[], p.4: f32[8]) -> f32[8] {{
+  %p.3 = pred[] parameter(0)
+  %p.4 = f32[8]{{0}} parameter(1)
+  ROOT %conditional = f32[8]{{0}} conditional(%p.3, %p.4, %p.4), {branches}
+}}""")
+    assert [one.nbytes for one in hlo.collectives()] == [32]
+    assert hlo.collectives(branches=False) == []
+
+
 def test_a_copy_of_a_cache_is_named_and_a_write_in_place_is_not() -> None:
     def write(cache: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(cache, new, (3, 0))

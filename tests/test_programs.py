@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 from small_models import TEXT, VISION, mesh_of, random_params
 
-from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
+from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import blockwise
+from gemma_tpu.plan.hlo import Hlo
+from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.runtime import encode_images, forward, programs
 from gemma_tpu.runtime.forward import number_soft_tokens
 from gemma_tpu.runtime.programs import Controls
 from gemma_tpu.runtime.rows import chunk_end, image_spans
 from gemma_tpu.sampling import Sampling
-from gemma_tpu.sharding import param_sharding
+from gemma_tpu.sharding import make_mesh, param_sharding
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
 ROWS, CONTEXT = 4, 48
@@ -141,6 +144,27 @@ def test_a_prefill_leaves_other_rows_alone() -> None:
     cached.prefill(2, 0, 9, 16, whole=False)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(lambda x: np.asarray(x[0]), cached.state.cache))
     assert np.asarray(cached.state.length).tolist() == [3, 7, 9, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"), [("gemma3-1b", (1, 4)), ("gemma3-4b", (1, 2)), ("gemma3-4b", (1, 8)), ("gemma3-4b", (2, 4))]
+)
+def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tuple[int, int]) -> None:
+    """At the real widths, with a model axis within the kv heads and beyond them; six layers hold each kind."""
+    config = dataclasses.replace(CONFIGS[name], vision=None, num_layers=6)
+    mesh = make_mesh(config, sides, jax.devices()[: math.prod(sides)])
+    params, rows, T = abstract_params(config, "bfloat16", mesh), sides[0], 64
+    state = programs.abstract_state(config, rows, 4096, "bfloat16", mesh)
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
+    static = {"config": config, "mesh": mesh}
+    decode = programs.decode.lower(params, state, None, shape(()), max_steps=8, min_rows=1, **static)
+    chunk = shape((rows, T)), shape((rows,)), shape((rows,)), None, shape((rows, T))
+    prefill = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
+    for program, tokens in ((decode, 1), (prefill, T)):
+        sent = Hlo(program.compile().as_text()).collectives()
+        assert sent
+        widest = rows * tokens * config.hidden_dim * 4  # the CPU's are float32
+        assert [one for one in sent if one.nbytes > widest] == []
 
 
 def test_the_state_is_donated() -> None:

@@ -4,12 +4,15 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.model import param_shapes
+from gemma_tpu.model.layers import split_look_up
+from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.runtime.programs import abstract_state
 from gemma_tpu.sharding import make_mesh, param_sharding, partition
 
@@ -55,6 +58,22 @@ def test_a_large_model_is_split_eight_ways(name: str) -> None:
         total += struct.size
         whole += struct.size if shard == struct.shape else 0
     assert whole < total / 500
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "split"), [(24, P(("heads", "slots"), None)), (22, P("heads", "slots")), (23, P(None, "slots"))]
+)
+def test_a_split_table_is_looked_up_where_it_lies(vocabulary: int, split: P) -> None:
+    mesh = make_mesh(dataclasses.replace(TEXT, num_kv_heads=2), (2, 4))
+    table = jax.random.normal(jax.random.key(0), (vocabulary, 16), "bfloat16")
+    where = partition("VD", table.shape, mesh)
+    assert where.spec == split
+    ids = np.arange(2 * vocabulary, dtype=np.int32).reshape(2, -1) % vocabulary  # each id, in each half of the rows
+    look_up = jax.jit(lambda table, ids: split_look_up(table, ids, mesh=mesh))
+    args = jax.device_put(table, where), ids
+    assert np.array_equal(look_up(*args), table[ids])
+    sent = Hlo(look_up.lower(*args).compile().as_text()).collectives()
+    assert {one.op for one in sent} <= {"all-reduce"}
 
 
 def test_meshes_that_do_not_fit_are_errors() -> None:

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.attention import Attention, KeyValues, Queries
-from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
+from gemma_tpu.model.layers import MLP, Embedder, LookUp, RMSNorm, Rope, look_up, rope_angles
 
 # (layer, queries, keys, values of the tokens at hand) → what the queries read.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]
 Tap = Callable[[str, jax.Array], None]
-Place = Callable[[jax.Array], jax.Array]  # says how [B, T, D] lies on the mesh, and changes nothing else
+Place = Callable[[jax.Array, str], jax.Array]  # (x, its letters) → x, lying on the mesh as gemma_tpu.sharding says
 
 
 class Block(nnx.Module):
@@ -37,9 +37,12 @@ class Block(nnx.Module):
         attend: Callable[[Queries, KeyValues, KeyValues], Queries],
         place: Place,
     ) -> Float[Array, "B T D"]:
-        encoded = attend(*self.attention.project(place(self.pre_attention_norm(x)), rope))
-        x = place(x + self.post_attention_norm(place(self.attention.output(encoded))))
-        return place(x + self.post_ffw_norm(place(self.mlp(self.pre_ffw_norm(x)))))
+        # D stays whole in all that is added to: where the attention's weights are split over it, XLA would split that
+        # as well. Their product is split as they are before it is brought together, or XLA would send the weight.
+        encoded = attend(*self.attention.project(place(self.pre_attention_norm(x), "BT."), rope))
+        output = place(place(self.attention.output(encoded), "BTD"), "BT.")
+        x = place(x + self.post_attention_norm(output), "BT.")
+        return place(x + self.post_ffw_norm(place(self.mlp(self.pre_ffw_norm(x)), "BT.")), "BT.")
 
 
 class Transformer(nnx.Module):
@@ -54,9 +57,11 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         soft_tokens: Float[Array, "I soft D"] | None = None,
         soft_index: Int[Array, "B T"] | None = None,
+        *,
+        look_up: LookUp = look_up,
     ) -> Float[Array, "B T D"]:
         """Embeddings of tokens; where `soft_index` ≥ 0, that soft token (counted over all images) takes its place."""
-        x = self.embedder.encode(tokens)
+        x = self.embedder.encode(tokens, look_up)
         if soft_tokens is None or soft_index is None:
             return x
         soft = soft_tokens.reshape(-1, x.shape[-1]).astype(x.dtype)[jnp.maximum(soft_index, 0)]
@@ -68,7 +73,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         attend: AttendLayer,
         *,
-        place: Place = lambda x: x,
+        place: Place = lambda x, _: x,
         tap: Tap | None = None,
     ) -> Float[Array, "B T D"]:
         """Embeddings → final hidden states. `tap(name, value)` sees the output of every layer."""

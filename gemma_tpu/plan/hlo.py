@@ -12,7 +12,9 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _ON_CHIP = re.compile(r"S\([13]\)")  # VMEM; CMEM, which v4 has
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|(?:branch|true|false)_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
 _BODY = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
 _CYCLES = re.compile(r'estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')

@@ -20,6 +20,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.blockwise import attend_part, finish, join
+from gemma_tpu.model.layers import split_look_up
 from gemma_tpu.model.transformer import Place
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.runtime.forward import image_ids, precision
@@ -90,9 +91,8 @@ def _pin(state: State, mesh: Mesh) -> State:
     return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
 
 
-def _residual(mesh: Mesh) -> Place:
-    """Keeps D whole: where the attention's weights are split over it, XLA would split all that is added to as well."""
-    return lambda x: jax.lax.with_sharding_constraint(x, partition("B..", x.shape, mesh))
+def _place(mesh: Mesh) -> Place:
+    return lambda x, letters: jax.lax.with_sharding_constraint(x, partition(letters, x.shape, mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -159,7 +159,8 @@ def prefill(
 
     with precision(params):
         model = text_model(config, params)
-        model(model.embed(tokens, soft_tokens, soft_index), positions, attend_layer, place=_residual(mesh))
+        x = model.embed(tokens, soft_tokens, soft_index, look_up=functools.partial(split_look_up, mesh=mesh))
+        model(x, positions, attend_layer, place=_place(mesh))
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
     return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), mesh)
 
@@ -222,8 +223,8 @@ def decode(
 ) -> tuple[State, Int[Array, "steps B"]]:
     """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
 
-    `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows of each device: a
-    TPU multiplies by fewer than 8 on its vector unit, which is slower than 8 on the matrix unit.
+    `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows of each device, see
+    gemma_tpu.runtime.shapes.
     """
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
@@ -246,7 +247,8 @@ def decode(
             window = None if config.is_global(layer) else config.sliding_window
             return pad(attend(unpad(query), keys, values, mask(window, keys.shape[2])))
 
-        x = model(model.embed(pad(row.last[:, None])), pad(position), attend_layer, place=_residual(mesh))
+        x = model.embed(pad(row.last[:, None]), look_up=functools.partial(split_look_up, mesh=mesh))
+        x = model(x, pad(position), attend_layer, place=_place(mesh))
         logits = unpad(model.embedder.decode(x))[:, 0]
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
         token = sample(logits, row.length + 1, controls.sampling)
