@@ -22,12 +22,14 @@ AXES = ("data", "heads", "slots")
 _MODEL = ("heads", "slots")
 
 # Letters that are split, and over which mesh axes; every other letter is whole on each device. An axis splits the first
-# dimension that can use it, so D is split only where no wider dimension has taken "slots": in the attention's weights.
+# dimension that can use it, so D is split only where none before it has taken "slots": in the attention's weights, but
+# not in those of its output if the slots divide a kv head's query heads.
 _MESH_AXES = {
     "R": ("data",),
     "B": ("data",),
     "I": ("data",),
     "K": ("heads",),
+    "G": ("slots",),
     "S": ("slots",),
     "D": ("slots",),
     "F": _MODEL,

@@ -147,7 +147,8 @@ def test_a_prefill_leaves_other_rows_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sides"), [("gemma3-1b", (1, 4)), ("gemma3-4b", (1, 2)), ("gemma3-4b", (1, 8)), ("gemma3-4b", (2, 4))]
+    ("name", "sides"),
+    [("gemma3-1b", (1, 4)), ("gemma3-1b", (1, 8)), ("gemma3-4b", (1, 2)), ("gemma3-4b", (1, 8)), ("gemma3-4b", (2, 4))],
 )
 def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tuple[int, int]) -> None:
     """At the real widths, with a model axis within the kv heads and beyond them; six layers hold each kind."""

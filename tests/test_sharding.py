@@ -11,7 +11,7 @@ from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.model import param_shapes
-from gemma_tpu.model.layers import split_look_up
+from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.runtime.programs import abstract_state
 from gemma_tpu.sharding import make_mesh, param_sharding, partition
@@ -23,7 +23,8 @@ def test_letters_become_mesh_axes() -> None:
     assert partition("RKSH", (2, 4, 8, 8), mesh).spec == P("data", "heads", "slots", None)
     assert partition("RKSH", (3, 1, 9, 8), mesh).spec == P(None, None, None, None)  # not divisible: whole
     assert param_sharding("layers.3.mlp.down", (64, 32), mesh).spec == P(("heads", "slots"), None)
-    assert param_sharding("layers.3.attention.out", (2, 4, 8, 32), mesh).spec == P("heads", None, None, "slots")
+    assert param_sharding("layers.3.attention.out", (2, 4, 8, 32), mesh).spec == P("heads", "slots", None, None)
+    assert param_sharding("layers.3.attention.out", (2, 3, 8, 32), mesh).spec == P("heads", None, None, "slots")
     assert param_sharding("layers.3.pre_ffw_norm.scale", (32,), mesh).spec == P(None)
     qkv = param_sharding("vision.blocks.1.attention.qkv", (3, 4, 8, 32), mesh)
     assert qkv.spec == P(None, ("heads", "slots"), None, None)
@@ -69,7 +70,7 @@ def test_a_split_table_is_looked_up_where_it_lies(vocabulary: int, split: P) -> 
     where = partition("VD", table.shape, mesh)
     assert where.spec == split
     ids = np.arange(2 * vocabulary, dtype=np.int32).reshape(2, -1) % vocabulary  # each id, in each half of the rows
-    look_up = jax.jit(lambda table, ids: split_look_up(table, ids, mesh=mesh))
+    look_up = jax.jit(OnMesh(mesh).look_up)
     args = jax.device_put(table, where), ids
     assert np.array_equal(look_up(*args), table[ids])
     sent = Hlo(look_up.lower(*args).compile().as_text()).collectives()

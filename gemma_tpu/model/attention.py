@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
+from gemma_tpu.model.placement import Placement
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
 
@@ -38,9 +39,11 @@ class Attention(nnx.Module):
         key = apply_rope(self.key_norm(qkv[:, :, :, -2]), rope)
         return query.astype(x.dtype), key.astype(x.dtype), qkv[:, :, :, -1]
 
-    def output(self, encoded: Queries) -> Float[Array, "B T D"]:
+    def output(self, encoded: Queries, placement: Placement) -> Float[Array, "B T D"]:
         weight = self.out[...]
-        return jnp.einsum("bto,od->btd", encoded.reshape(*encoded.shape[:2], -1), weight.reshape(-1, weight.shape[-1]))
+        flat, rows = encoded.reshape(*encoded.shape[:2], -1), weight.reshape(-1, weight.shape[-1])
+        # D lies as the weight's does, or XLA may send each device the whole weight.
+        return placement.place(jnp.einsum("bto,od->btd", flat, rows), "BTD", ("KGH", weight.shape[:-1]))
 
 
 def attend(

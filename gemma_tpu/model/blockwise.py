@@ -71,7 +71,7 @@ def attend_part(
     if mesh.size == 1:
         return look(*arguments)
     keys, positions = f"BK{length}H", f"B{length}"
-    dims = ("BTKGH", keys, keys, "BT", positions, "BT", positions)
+    dims = ("BTK.H", keys, keys, "BT", positions, "BT", positions)  # all query heads of a kv head, whatever splits G
     specs = tuple(partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True))
     split = "slots" in specs[1]
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.sharding import partition
-
-LookUp = Callable[[Float[Array, "V D"], Int[Array, "B T"]], Float[Array, "B T D"]]
+from gemma_tpu.model.placement import Placement
 
 NORM_EPS = 1e-6
 _ROPE_BLOCK = 256  # positions are split as block * 256 + offset, so that the tables stay small
@@ -33,41 +29,17 @@ class RMSNorm(nnx.Module):
         return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def look_up(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """The rows of a table; 0 ≤ ids < V."""
-    return table[ids]
-
-
-def split_look_up(table: Float[Array, "V D"], ids: Int[Array, "B T"], *, mesh: Mesh) -> Float[Array, "B T D"]:
-    """`look_up` where each device has some rows: it finds those it has, and one sum brings them together.
-
-    Left to itself, XLA may instead send the whole table to every device for each token (jax 0.11.2 on GPUs).
-    """
-    spec, where = (partition(dims, x.shape, mesh).spec for dims, x in (("VD", table), ("BT", ids)))
-    axes, columns = spec
-    if axes is None:
-        return look_up(table, ids)
-
-    def local(own: Float[Array, "part D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        index = ids - jax.lax.axis_index(axes) * own.shape[0]
-        here = (index >= 0) & (index < own.shape[0])
-        return jax.lax.psum(jnp.where(here[..., None], own[jnp.where(here, index, 0)], 0), axes)
-
-    found = PartitionSpec(*where, columns)
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec, where), out_specs=found)(table, ids)
-
-
 class Embedder(nnx.Module):
     """Token embedding, tied to the output head."""
 
     def __init__(self, vocab_size: int, embed_dim: int, *, rngs: nnx.Rngs) -> None:
         self.table = nnx.Param(nnx.initializers.normal(embed_dim**-0.5)(rngs.params(), (vocab_size, embed_dim)))
 
-    def encode(self, tokens: Int[Array, "B T"], look_up: LookUp = look_up) -> Float[Array, "B T D"]:
+    def encode(self, tokens: Int[Array, "B T"], placement: Placement) -> Float[Array, "B T D"]:
         """Embeddings times √D. Ids outside the vocabulary (placeholders of soft tokens) give the row of id 0."""
         table = self.table[...]
         scale = jnp.sqrt(table.shape[1]).astype(table.dtype)  # rounded to the weights' dtype, as both references do
-        return look_up(table, jnp.where(tokens < 0, 0, tokens)) * scale
+        return placement.look_up(table, jnp.where(tokens < 0, 0, tokens)) * scale
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits."""

@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.attention import Attention, KeyValues, Queries
-from gemma_tpu.model.layers import MLP, Embedder, LookUp, RMSNorm, Rope, look_up, rope_angles
+from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
+from gemma_tpu.model.placement import Placement
 
 # (layer, queries, keys, values of the tokens at hand) → what the queries read.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]
 Tap = Callable[[str, jax.Array], None]
-Place = Callable[[jax.Array, str], jax.Array]  # (x, its letters) → x, lying on the mesh as gemma_tpu.sharding says
+ANYWHERE = Placement()
 
 
 class Block(nnx.Module):
@@ -35,14 +36,15 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         rope: Rope,
         attend: Callable[[Queries, KeyValues, KeyValues], Queries],
-        place: Place,
+        placement: Placement,
     ) -> Float[Array, "B T D"]:
-        # D stays whole in all that is added to: where the attention's weights are split over it, XLA would split that
-        # as well. Their product is split as they are before it is brought together, or XLA would send the weight.
-        encoded = attend(*self.attention.project(place(self.pre_attention_norm(x), "BT."), rope))
-        output = place(place(self.attention.output(encoded), "BTD"), "BT.")
-        x = place(x + self.post_attention_norm(output), "BT.")
-        return place(x + self.post_ffw_norm(place(self.mlp(self.pre_ffw_norm(x)), "BT.")), "BT.")
+        def whole(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+            # Where the attention's weights are split over D, XLA would split all that is added to as well.
+            return placement.place(x, "BT.")
+
+        encoded = attend(*self.attention.project(whole(self.pre_attention_norm(x)), rope))
+        x = whole(x + self.post_attention_norm(whole(self.attention.output(encoded, placement))))
+        return whole(x + self.post_ffw_norm(whole(self.mlp(self.pre_ffw_norm(x)))))
 
 
 class Transformer(nnx.Module):
@@ -58,10 +60,10 @@ class Transformer(nnx.Module):
         soft_tokens: Float[Array, "I soft D"] | None = None,
         soft_index: Int[Array, "B T"] | None = None,
         *,
-        look_up: LookUp = look_up,
+        placement: Placement = ANYWHERE,
     ) -> Float[Array, "B T D"]:
         """Embeddings of tokens; where `soft_index` ≥ 0, that soft token (counted over all images) takes its place."""
-        x = self.embedder.encode(tokens, look_up)
+        x = self.embedder.encode(tokens, placement)
         if soft_tokens is None or soft_index is None:
             return x
         soft = soft_tokens.reshape(-1, x.shape[-1]).astype(x.dtype)[jnp.maximum(soft_index, 0)]
@@ -73,7 +75,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         attend: AttendLayer,
         *,
-        place: Place = lambda x, _: x,
+        placement: Placement = ANYWHERE,
         tap: Tap | None = None,
     ) -> Float[Array, "B T D"]:
         """Embeddings → final hidden states. `tap(name, value)` sees the output of every layer."""
@@ -84,7 +86,8 @@ class Transformer(nnx.Module):
             tap("embed", x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, global_rope if config.is_global(i) else local_rope, functools.partial(attend, i), place)
+                rope = global_rope if config.is_global(i) else local_rope
+                x = layer(x, rope, functools.partial(attend, i), placement)
             if tap:
                 tap(f"layers.{i}", x)
         x = self.final_norm(x)

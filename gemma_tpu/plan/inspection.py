@@ -19,9 +19,11 @@ def decode_problems(deployment: Deployment, decode: Program) -> list[str]:
     args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
     cache = jax.tree.leaves(programs.abstract_state(*args).cache)
     sizes = {shard_size(one) for one in (*params.values(), *cache) if len(one.shape) > 1}
-    # The largest activation is a mask or score of every slot, or the logits.
+    # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D, or
+    # queries, keys and values.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
-    problems = decode.hlo.offenders(sizes, rows * widest, rows * config.embed_dim)
+    shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim)
+    problems = decode.hlo.offenders(sizes, rows * widest, rows * shared)
     if (state := state_bytes(deployment)) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
     data, model = deployment.mesh_shape

@@ -20,8 +20,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.blockwise import attend_part, finish, join
-from gemma_tpu.model.layers import split_look_up
-from gemma_tpu.model.transformer import Place
+from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.runtime.forward import image_ids, precision
 from gemma_tpu.runtime.shapes import cache_length
@@ -91,10 +90,6 @@ def _pin(state: State, mesh: Mesh) -> State:
     return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
 
 
-def _place(mesh: Mesh) -> Place:
-    return lambda x, letters: jax.lax.with_sharding_constraint(x, partition(letters, x.shape, mesh))
-
-
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def encode(
     params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig, mesh: Mesh
@@ -158,9 +153,9 @@ def prefill(
         return finish(part, query)
 
     with precision(params):
-        model = text_model(config, params)
-        x = model.embed(tokens, soft_tokens, soft_index, look_up=functools.partial(split_look_up, mesh=mesh))
-        model(x, positions, attend_layer, place=_place(mesh))
+        model, placement = text_model(config, params), OnMesh(mesh)
+        x = model.embed(tokens, soft_tokens, soft_index, placement=placement)
+        model(x, positions, attend_layer, placement=placement)
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
     return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), mesh)
 
@@ -229,7 +224,7 @@ def decode(
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
     pad, unpad = _padding(B, min_rows, mesh)
-    model, controls = text_model(config, params), picked.controls
+    model, placement, controls = text_model(config, params), OnMesh(mesh), picked.controls
     put = functools.partial(append, split=mesh.shape["slots"] > 1)
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
@@ -247,8 +242,8 @@ def decode(
             window = None if config.is_global(layer) else config.sliding_window
             return pad(attend(unpad(query), keys, values, mask(window, keys.shape[2])))
 
-        x = model.embed(pad(row.last[:, None]), look_up=functools.partial(split_look_up, mesh=mesh))
-        x = model(x, pad(position), attend_layer, place=_place(mesh))
+        x = model.embed(pad(row.last[:, None]), placement=placement)
+        x = model(x, pad(position), attend_layer, placement=placement)
         logits = unpad(model.embedder.decode(x))[:, 0]
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
         token = sample(logits, row.length + 1, controls.sampling)
