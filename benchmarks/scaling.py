@@ -48,6 +48,7 @@ def load(name: str, devices: int, dtype: str, rows: int) -> Model:
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
     """What two requests generate, and the teacher-forced logits of the first, the text."""
+    print(f"{name} on {devices} answers …", file=sys.stderr, flush=True)  # minutes of compiling with nothing else to see
     with load(name, devices, "float32", rows=2) as model:
         rng = np.random.default_rng(0)
         prompts = [rng.integers(4, 1000, count).tolist() for count in (PROMPT, PROMPT - 100)]
