@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
@@ -104,4 +105,9 @@ def append(
         # a branch (always taken, which it cannot know) keeps it by itself, and in place.
         return jax.lax.cond(jnp.all(length >= 0), both, lambda same: same, cache)
 
-    return jax.lax.platform_dependent(cache, cpu=apart, default=both)
+    def as_it_lies(cache: LayerCache) -> LayerCache:
+        # Where slices of a cache are read, the TPU compiler would otherwise lay all of it out anew.
+        keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in both(cache))
+        return keys, values
+
+    return jax.lax.platform_dependent(cache, cpu=apart, tpu=as_it_lies, default=both)

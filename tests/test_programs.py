@@ -75,12 +75,15 @@ class _Cached:
             self.params, self.state, *arguments, config=self.config, mesh=self.mesh, fresh=begin == 0
         )
 
-    def decode(self, row: int, length: int, token: int, *, single: bool, min_rows: int) -> int:
-        """One greedy step after `length` cached tokens."""
+    def admit(self, row: int, length: int, token: int, remaining: int) -> None:
         nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
         controls = Controls(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
-        numbers = (np.int32(x) for x in (row, length, token, 1))
+        numbers = (np.int32(x) for x in (row, length, token, remaining))
         self.state = programs.admit(self.state, *numbers, controls, mesh=self.mesh)
+
+    def decode(self, row: int, length: int, token: int, *, single: bool, min_rows: int) -> int:
+        """One greedy step after `length` cached tokens."""
+        self.admit(row, length, token, 1)
         picked = np.array([row], np.int32) if single else None
         static = {"config": self.config, "mesh": self.mesh, "max_steps": 4, "min_rows": min_rows}
         self.state, tokens = programs.decode(self.params, self.state, picked, np.int32(1), **static)
@@ -103,11 +106,13 @@ def test_prefill_then_decode_equals_the_plain_path(
 ) -> None:
     """In chunks of any size, images anywhere, then token by token to the end of the context, row after row.
 
-    With fewer kv heads than devices the cache is split along its length; its blocks need not divide it.
+    With fewer kv heads than devices the cache is split along its length; its blocks need not divide it. A decode step
+    reads some prefix of it.
     """
     seen: list[np.ndarray] = []
     monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(blockwise, "BLOCK", block)
+    monkeypatch.setattr(blockwise, "PREFIX", block)
     jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
     cached = _Cached(mesh_of(*shape, config), config)
@@ -134,6 +139,25 @@ def test_prefill_then_decode_equals_the_plain_path(
 def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:
     jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits, ordered=False)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
+def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not read cannot spoil anything."""
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
+    monkeypatch.setattr(blockwise, "PREFIX", 8)
+    jax.clear_caches()
+    cached = _Cached(mesh_of(*mesh))
+    row, resting, length = 2, 3, 6  # of one group where there are two
+    cached.prefill(row, 0, length, 16, whole=True)
+    cached.admit(resting, 45, 1, remaining=0)
+    spoil = jax.jit(lambda x: x.at[:, :, 8:].set(jnp.nan), donate_argnums=0)
+    cache = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cached.state.cache]
+    cached.state = dataclasses.replace(cached.state, cache=tuple(cache))
+    cached.decode(row, length, int(_tokens()[row, length]), single=False, min_rows=1)
+    jax.effects_barrier()
+    assert np.abs(seen[-1][row] - _expected(MULTIMODAL)[1][row, length]).max() < 1e-4
 
 
 def test_a_prefill_leaves_other_rows_alone() -> None:

@@ -20,6 +20,7 @@ from gemma_tpu.model.flash import fits, flash
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
+PREFIX = 8192  # keys that a decode step always reads
 
 
 class Part(NamedTuple):
@@ -90,6 +91,10 @@ def attend_part(
 
 def _local_part(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
     rows = by_head(query)
+    if query.shape[1] == 1:
+        # XLA for other platforms copies a slice before it multiplies: not worth it for a long one.
+        prefix, short = (functools.partial(_prefix, share=share, window=window) for share in (1, 4))
+        return jax.lax.platform_dependent(rows, key, *rest, tpu=prefix, default=short)
     blocks = functools.partial(_blocks, window=window)
     if not fits(rows.shape[2], key.shape[2]):
         return blocks(rows, key, *rest)
@@ -120,29 +125,75 @@ def _blocks(
 ) -> Part:
     """The same in plain JAX, a block of keys at a time, as far as there are any."""
     B, K, Q, H = query.shape
-    T, S = query_pos.shape[1], key.shape[2]
+    S = key.shape[2]
     block = min(BLOCK, S)
-
-    def look(start: jax.Array | int, first: jax.Array | int) -> Part:
-        """At `block` keys from `start`, of which those before `first` have been seen already."""
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (key, value))
-        positions, images = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (key_pos, key_image))
-        mask = sees(query_pos[:, :, None], positions[:, None], query_image[:, :, None], images[:, None], window)
-        mask &= start + jnp.arange(block) >= first
-        found = jnp.einsum("bkqh,bksh->bkqs", query, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], found.reshape(B, K, -1, T, block), MASKED).reshape(found.shape)
-        peak = jnp.max(scores, axis=-1)
-        weights = jnp.exp(scores - peak[..., None])
-        rounded = weights.astype(value.dtype)
-        weighted = jnp.einsum("bkqs,bksh->bkqh", rounded, values, preferred_element_type=jnp.float32)
-        return Part(weighted, jnp.sum(weights, axis=-1), peak)
-
     if block == S:
-        return look(0, 0)
-    used = jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, S + 1), 0))  # what lies behind is empty in every row
+        return _look(query, key, value, query_pos, key_pos, query_image, key_image, window=window)
     nothing = Part(jnp.zeros((B, K, Q, H)), jnp.zeros((B, K, Q)), jnp.full((B, K, Q), MASKED))
 
     def step(i: jax.Array, part: Part) -> Part:
-        return join(part, look(jnp.minimum(i * block, S - block), i * block))  # the last may reach back
+        start = jnp.minimum(i * block, S - block)  # the last block may reach back, over keys that have been seen
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (key, value))
+        positions, images = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (key_pos, key_image))
+        positions = jnp.where(start + jnp.arange(block) >= i * block, positions, -1)
+        return join(part, _look(query, keys, values, query_pos, positions, query_image, images, window=window))
 
-    return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)
+    return jax.lax.fori_loop(0, (_used(key_pos) + block - 1) // block, step, nothing)
+
+
+def _prefix(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_pos: jax.Array,
+    key_pos: jax.Array,
+    query_image: jax.Array,
+    key_image: jax.Array,
+    *,
+    share: int,
+    window: int | None,
+) -> Part:
+    """The same for a few queries, whose scores are small: at all keys of the shortest prefix that has all there are.
+
+    Prefixes are PREFIX keys, twice as many, … up to 1 / `share` of them, or all. XLA for TPUs reads a slice of a cache
+    where it lies, which it does not in a loop over blocks.
+    """
+    S = key.shape[2]
+    sizes = [size for i in range(S.bit_length()) if (size := PREFIX << i) < S and size * share <= S] + [S]
+
+    def look(size: int, *operands: jax.Array) -> Part:
+        query, key, value, query_pos, key_pos, query_image, key_image = operands
+        keys, values = key[:, :, :size], value[:, :, :size]
+        return _look(query, keys, values, query_pos, key_pos[:, :size], query_image, key_image[:, :size], window=window)
+
+    used = _used(key_pos)
+    choice = sum((used > size).astype(jnp.int32) for size in sizes[:-1])
+    looks = [functools.partial(look, size) for size in sizes]
+    return jax.lax.switch(choice, looks, query, key, value, query_pos, key_pos, query_image, key_image)
+
+
+def _used(key_pos: Int[Array, "B S"]) -> Int[Array, ""]:
+    """The number of keys without those at the end that are empty in every row."""
+    return jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, key_pos.shape[1] + 1), 0))
+
+
+def _look(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_pos: jax.Array,
+    key_pos: jax.Array,
+    query_image: jax.Array,
+    key_image: jax.Array,
+    *,
+    window: int | None,
+) -> Part:
+    """At all keys at once."""
+    B, K, *_ = query.shape
+    mask = sees(query_pos[:, :, None], key_pos[:, None], query_image[:, :, None], key_image[:, None], window)
+    found = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], found.reshape(B, K, -1, *mask.shape[1:]), MASKED).reshape(found.shape)
+    peak = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - peak[..., None])
+    weighted = jnp.einsum("bkqs,bksh->bkqh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return Part(weighted, jnp.sum(weights, axis=-1), peak)

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 from gemma_tpu.cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
-from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
@@ -233,20 +232,21 @@ def decode(
         position = row.length[:, None]
         cache = list(row.cache)
 
-        @functools.cache
-        def mask(window: int | None, slots: int) -> jax.Array:
-            return attention_mask(position, slot_positions(row.length + 1, slots), window=window)
+        held = jnp.where(active, row.length + 1, 1)  # a row that rests makes no other read as far as it reaches
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             cache[layer] = keys, values = put(cache[layer], unpad(key), unpad(value), row.length)
             window = None if config.is_global(layer) else config.sliding_window
-            return pad(attend(unpad(query), keys, values, mask(window, keys.shape[2])))
+            held_pos = slot_positions(held, keys.shape[2])
+            part = attend_part(unpad(query), keys, values, position, held_pos, window=window, mesh=mesh)
+            return pad(finish(part, unpad(query)))
 
         x = model.embed(pad(row.last[:, None]), placement=placement)
         x = model(x, pad(position), attend_layer, placement=placement)
         logits = unpad(model.embedder.decode(x))[:, 0]
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
-        token = sample(logits, row.length + 1, controls.sampling)
+        with jax.named_scope("sample"):
+            token = sample(logits, row.length + 1, controls.sampling)
         stopped = jnp.any(token[:, None] == controls.stop, axis=-1)
         row = State(
             cache=tuple(cache),
