@@ -128,7 +128,7 @@ def reference_cycles(model: str, where: str, context: int, gemma: str) -> tuple[
         if done.returncode:
             raise RuntimeError(f"{gemma}: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
         hlo = Hlo(file.read_text())
-    return hlo.cycles(hlo.step, min), done.stdout.strip()
+    return hlo.cycles(hlo.step, cheapest=""), done.stdout.strip()
 
 
 def hlo_bar(name: str, one: Deployment, decode) -> Bar:

@@ -26,7 +26,7 @@ CONTEXT = 4096
 
 @functools.cache
 def compiled(
-    topology: str, mesh: tuple[int, int], rows: int, names: tuple[str, ...] = PROGRAMS
+    topology: str, mesh: tuple[int, int], rows: int, names: tuple[str, ...] = PROGRAMS, context: int = CONTEXT
 ) -> tuple[Deployment, dict[str, Program]]:
-    deployment = Deployment(SMALL, parse_slice(topology), mesh, rows, CONTEXT)
+    deployment = Deployment(SMALL, parse_slice(topology), mesh, rows, context)
     return deployment, {program.name: program for program in compile_programs(deployment, names)}

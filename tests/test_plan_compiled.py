@@ -13,6 +13,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 
 from plan_samples import CONTEXT, SMALL, compiled
 
+from gemma_tpu.model.blockwise import PREFIX
 from gemma_tpu.model.flash import flash
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.plan import compiled as plan_compiled
@@ -31,7 +32,10 @@ DECODE = {
     "2×2 chips": ("v5e:2x2", (2, 2), 8, ("decode",)),
     "a model a chip": ("v5e:2x2", (4, 1), 4, ("decode",)),
     "more chips than kv heads": ("v5e:2x4", (1, 8), 1, ("decode",)),
+    "long, 1 chip": ("v5e:1x1", (1, 1), 1, ("decode",), 65_536),
+    "long, more chips than kv heads": ("v5e:2x4", (1, 8), 2, ("decode",), 65_536),
 }
+LONG = [name for name in DECODE if name.startswith("long")]
 decoders = pytest.mark.parametrize("sample", DECODE.values(), ids=DECODE)
 
 
@@ -70,6 +74,15 @@ def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
     seconds = found["decode"].cycles / deployment.where.chip.clock
     assert 0.8 * roofline.memory < seconds < 4 * roofline.memory
     assert found["decode"].cycles < found["decode"].sampled_cycles < 4 * found["decode"].cycles
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_step_reads_no_more_of_a_long_cache_than_it_must(name: str) -> None:
+    deployment, found = compiled(*DECODE[name])
+    least = dataclasses.replace(deployment, context=PREFIX * deployment.mesh.shape["slots"])
+    saved = (found["decode"].cycles - found["decode"].short_cycles) / deployment.where.chip.clock
+    unread = decode_roofline(deployment).memory - decode_roofline(least).memory
+    assert 0.8 * unread < saved < 4 * unread
 
 
 def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:

@@ -53,10 +53,13 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
 
 def test_a_conditional_counts_its_dearest_or_its_cheapest_branch() -> None:
     def maybe(a: jax.Array) -> jax.Array:
-        return jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a + 1)
+        with jax.named_scope("choice"):
+            return jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a + 1)
 
     hlo = _hlo(maybe, ((N, N), WHOLE))
-    assert hlo.cycles(hlo.entry, min) < hlo.cycles(hlo.entry, max) / 2
+    dearest = hlo.cycles(hlo.entry)
+    assert hlo.cycles(hlo.entry, cheapest="") == hlo.cycles(hlo.entry, cheapest="/choice/") < dearest / 2
+    assert hlo.cycles(hlo.entry, cheapest="/another/") == dearest
 
 
 @pytest.mark.parametrize(

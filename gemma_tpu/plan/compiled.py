@@ -98,9 +98,10 @@ class Program:
     """A program as compiled; bytes are of one device.
 
     `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
-    compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call,
-    one step in the case of decode; `sampled_cycles` the same if a row samples with top-k and top-p. `hlo` is None, and
-    there are no cycles, if the compiler refused.
+    compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call;
+    in the case of decode for one step that reads whole caches and takes the likeliest token, `sampled_cycles` if a row
+    samples with top-k and top-p, and `short_cycles` if the caches hold little. `hlo` is None, and there are no cycles,
+    if the compiler refused.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Program:
     code: int = 0
     cycles: int = 0
     sampled_cycles: int = 0
+    short_cycles: int = 0
     needs: int | None = None
     hlo: Hlo | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -157,8 +159,9 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
-        cycles=hlo.cycles(part, min),
-        sampled_cycles=hlo.cycles(part, max),
+        cycles=hlo.cycles(part, cheapest="/sample/"),
+        sampled_cycles=hlo.cycles(part),
+        short_cycles=hlo.cycles(part, cheapest=""),
         hlo=hlo,
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -97,22 +97,24 @@ class Hlo:
     def step(self) -> str:
         """Name of the body of the entry's most expensive loop; "" if it has none."""
         bodies = [_loop(one)[1] for one in self.computations[self.entry] if one.op == "while"]
-        return max(bodies, key=lambda body: self.cycles(body, max), default="")
+        return max(bodies, key=self.cycles, default="")
 
-    def cycles(self, computation: str, branch: Callable = max) -> int:
+    def cycles(self, computation: str, cheapest: str | None = None) -> int:
         """The compiler's estimate for a computation, loops counted as often as they run if that is known, else once.
 
-        `branch` chooses among the branches of a conditional: `max`, or `min`. Collectives have no estimate.
+        Of a conditional the dearest branch counts, or the cheapest if its origin matches the expression `cheapest`.
+        Collectives have no estimate.
         """
-        return sum(self._cycles(one, branch) for one in self.computations[computation])
+        return sum(self._cycles(one, cheapest) for one in self.computations[computation])
 
-    def _cycles(self, one: Instruction, branch: Callable) -> int:
+    def _cycles(self, one: Instruction, cheapest: str | None) -> int:
         if one.op == "while":
             condition, body = _loop(one)
-            return self._trips(condition) * (self.cycles(body, branch) + self.cycles(condition, branch))
+            return self._trips(condition) * (self.cycles(body, cheapest) + self.cycles(condition, cheapest))
         if one.op == "conditional":
-            return branch(self.cycles(name, branch) for name in one.called)
-        inside = sum(self.cycles(name, branch) for name in one.called) if one.op in ("call", "async-start") else 0
+            choose = max if cheapest is None or not re.search(cheapest, one.origin) else min
+            return choose(self.cycles(name, cheapest) for name in one.called)
+        inside = sum(self.cycles(name, cheapest) for name in one.called) if one.op in ("call", "async-start") else 0
         return one.cycles + inside
 
     def _trips(self, condition: str) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model.blockwise import PREFIX
 from gemma_tpu.plan.chips import Chip, Slice, slices
 from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Collective
@@ -96,15 +97,20 @@ def _may_fit(deployment: Deployment, progress: Progress) -> bool:
 
 
 def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
-    found = []
+    found, special = [], []
     for program in compiled:
-        what, roofline = _KINDS[program.name](deployment, _collectives(program))
+        sent = _collectives(program)
+        what, roofline = _KINDS[program.name](deployment, sent)
         found.append(Speed(what, _seconds(program, program.cycles, roofline, deployment), roofline))
         if program.name == "decode" and program.sampled_cycles > program.cycles:
             sampled = _seconds(program, program.sampled_cycles, roofline, deployment)
-            found.insert(1, Speed(f"{what}, top-k and top-p", sampled, roofline))
-    # Decode and prefill first: comparisons read those two.
-    return sorted(found, key=lambda speed: "top-k" in speed.what)
+            special.append(Speed(f"{what}, top-k and top-p", sampled, roofline))
+        short = PREFIX * deployment.mesh.shape["slots"]  # each device reads so many slots of its own at least
+        if program.name == "decode" and short < deployment.context:
+            least = decode_roofline(dataclasses.replace(deployment, context=short), sent)
+            seconds = _seconds(program, program.short_cycles, least, deployment)
+            special.append(Speed(f"{what}, ≤ {PREFIX:,} tokens", seconds, least))
+    return found + special  # decode and prefill first: comparisons read those two
 
 
 def _images_of_a_prompt(speeds: Sequence[Speed], images: int) -> Speed:

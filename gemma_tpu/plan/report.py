@@ -68,14 +68,14 @@ def text(plan: Plan) -> str:
         f"mesh: data {data} × model {model}{f' (load it with mesh=({data}, {model}))' * (data > 1)}; {plan.reason}",
         f"memory of each chip: {verdict(plan)}",
         memory_table(plan.memory, chip.hbm),
-        f"{'predicted time':36} {'roofline':>10} {'compiler':>10}  bound by",
+        f"{'predicted time':38} {'roofline':>10} {'compiler':>10}  bound by",
     ]
     for speed in plan.speeds:
         times = f"{duration(speed.roofline.seconds):>10} {duration(speed.compiler):>10}"
-        lines.append(f"  {speed.what:34} {times}  {speed.roofline.bound}")
+        lines.append(f"  {speed.what:36} {times}  {speed.roofline.bound}")
     if plan.would_fit:
         lines.append("what would fit")
-        lines += [f"  {question:34} {answer}" for question, answer in plan.would_fit.items()]
+        lines += [f"  {question:36} {answer}" for question, answer in plan.would_fit.items()]
     compiled = ", ".join(f"{program.name} {program.seconds:.0f} s" for program in plan.programs)
     lines += [f"compiled: {compiled}; {', '.join(f'{name} {value}' for name, value in versions().items())}"]
     return "\n".join([*lines, _PREDICTIONS])
