@@ -35,7 +35,7 @@ from gemma_tpu.sharding import make_mesh
 
 TOLERANCE, ROUNDED = 1e-4, 5e-2  # of the largest float32 logit, of the largest bfloat16 soft token
 PROMPT, ANSWER = 1200, 64
-CONTEXT, LENGTH = 4096, 1024  # tokens of the cache, and in it when the clock starts
+CONTEXT = 4096
 ROWS, CALLS = (1, 8), 8
 
 
@@ -48,7 +48,7 @@ def load(name: str, devices: int, dtype: str, rows: int) -> Model:
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
     """What two requests generate, and the teacher-forced logits of the first, the text."""
-    print(f"{name} on {devices} answers …", file=sys.stderr, flush=True)  # minutes of compiling with nothing else to see
+    print(f"{name} on {devices} answers …", file=sys.stderr, flush=True)  # for minutes there is nothing else to see
     with load(name, devices, "float32", rows=2) as model:
         rng = np.random.default_rng(0)
         prompts = [rng.integers(4, 1000, count).tolist() for count in (PROMPT, PROMPT - 100)]
@@ -98,7 +98,7 @@ def check(name: str, counts: list[int]) -> bool:
     return good
 
 
-def measure(name: str, devices: int, repeats: int) -> str:
+def measure(name: str, devices: int, context: int, length: int, repeats: int) -> str:
     """A line of the table. Calls follow each other as the engine's do, the next one ready before the last is read."""
     config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
@@ -107,9 +107,9 @@ def measure(name: str, devices: int, repeats: int) -> str:
     static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
     seconds, sent = [], 0
     for rows in ROWS:
-        state = programs.init_state(config, rows, CONTEXT, dtype, mesh)
+        state = programs.init_state(config, rows, context, dtype, mesh)
         for row in range(rows):
-            numbers = (np.int32(x) for x in (row, LENGTH, 2, CONTEXT - LENGTH))
+            numbers = (np.int32(x) for x in (row, length, 2, context - length))
             state = programs.admit(state, *numbers, controls, mesh=mesh)
         args = None, np.int32(STEPS_PER_CALL)
         decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
@@ -135,17 +135,22 @@ def main() -> int:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--models", nargs="*", default=["gemma3-4b", "gemma3-12b", "gemma3-27b"], choices=CONFIGS)
     parser.add_argument("--check", choices=CONFIGS, help="compare the answers of this model")
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens of the caches of the table")
+    parser.add_argument("--length", type=int, default=1024, help="tokens in them when the clock starts")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     if max(args.devices) > len(jax.devices()):
         parser.error(f"there are {len(jax.devices())} devices here")
+    if args.length + (1 + args.repeats) * CALLS * STEPS_PER_CALL > args.context:
+        parser.error(f"{args.context} tokens of cache are too few to start from {args.length}")
     good = check(args.check, args.devices) if args.check else True
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, cache {CONTEXT}, from {LENGTH} tokens on")
+    caches = f"cache {args.context}, from {args.length} tokens on"
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {caches}")
     print("| model | devices | one row, ms per token | eight rows, tokens/s | largest collective, MiB |")
     print("|---|---|---|---|---|", flush=True)
     for name in args.models:
         for devices in args.devices:
-            print(measure(name, devices, args.repeats), flush=True)
+            print(measure(name, devices, args.context, args.length, args.repeats), flush=True)
     return 0 if good else 1
 
 
