@@ -8,6 +8,7 @@ attention: FlashAttention, arXiv 2205.14135). Letters: see gemma_tpu.config; Q: 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -112,64 +113,44 @@ def _in_kernel(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Arr
     return Part(*flash(query, key, value, position, key_pos, image, key_image, window=window))
 
 
-def _blocks(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_pos: jax.Array,
-    key_pos: jax.Array,
-    query_image: jax.Array,
-    key_image: jax.Array,
-    *,
-    window: int | None,
-) -> Part:
+def _blocks(query: jax.Array, *keys: jax.Array, window: int | None) -> Part:
     """The same in plain JAX, a block of keys at a time, as far as there are any."""
     B, K, Q, H = query.shape
-    S = key.shape[2]
+    key, _, _, key_pos, *_ = keys
+    S, used = key.shape[2], _used(key_pos)
     block = min(BLOCK, S)
     if block == S:
-        return _look(query, key, value, query_pos, key_pos, query_image, key_image, window=window)
+        return _look(query, *keys, window=window)
     nothing = Part(jnp.zeros((B, K, Q, H)), jnp.zeros((B, K, Q)), jnp.full((B, K, Q), MASKED))
 
     def step(i: jax.Array, part: Part) -> Part:
         start = jnp.minimum(i * block, S - block)  # the last block may reach back, over keys that have been seen
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (key, value))
-        positions, images = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (key_pos, key_image))
-        positions = jnp.where(start + jnp.arange(block) >= i * block, positions, -1)
-        return join(part, _look(query, keys, values, query_pos, positions, query_image, images, window=window))
+        key, value, query_pos, key_pos, *images = _cut(keys, start, block)
+        key_pos = jnp.where(start + jnp.arange(block) >= i * block, key_pos, -1)
+        return join(part, _look(query, key, value, query_pos, key_pos, *images, window=window))
 
-    return jax.lax.fori_loop(0, (_used(key_pos) + block - 1) // block, step, nothing)
+    return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)
 
 
-def _prefix(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_pos: jax.Array,
-    key_pos: jax.Array,
-    query_image: jax.Array,
-    key_image: jax.Array,
-    *,
-    share: int,
-    window: int | None,
-) -> Part:
+def _prefix(query: jax.Array, *keys: jax.Array, share: int, window: int | None) -> Part:
     """The same for a few queries, whose scores are small: at all keys of the shortest prefix that has all there are.
 
     Prefixes are PREFIX keys, twice as many, … up to 1 / `share` of them, or all. XLA for TPUs reads a slice of a cache
     where it lies, which it does not in a loop over blocks.
     """
-    S = key.shape[2]
+    key, _, _, key_pos, *_ = keys
+    S, used = key.shape[2], _used(key_pos)
     sizes = [size for i in range(S.bit_length()) if (size := PREFIX << i) < S and size * share <= S] + [S]
+    looks = [lambda *keys, size=size: _look(query, *_cut(keys, 0, size), window=window) for size in sizes]
+    return jax.lax.switch(sum((used > size).astype(jnp.int32) for size in sizes[:-1]), looks, *keys)
 
-    def look(size: int, *operands: jax.Array) -> Part:
-        query, key, value, query_pos, key_pos, query_image, key_image = operands
-        keys, values = key[:, :, :size], value[:, :, :size]
-        return _look(query, keys, values, query_pos, key_pos[:, :size], query_image, key_image[:, :size], window=window)
 
-    used = _used(key_pos)
-    choice = sum((used > size).astype(jnp.int32) for size in sizes[:-1])
-    looks = [functools.partial(look, size) for size in sizes]
-    return jax.lax.switch(choice, looks, query, key, value, query_pos, key_pos, query_image, key_image)
+def _cut(keys: Sequence[jax.Array], start: jax.Array | int, size: int) -> tuple[jax.Array, ...]:
+    """The arguments of `_look` for `size` keys from `start`."""
+    key, value, query_pos, key_pos, query_image, key_image = keys
+    key, value = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (key, value))
+    key_pos, key_image = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key_pos, key_image))
+    return key, value, query_pos, key_pos, query_image, key_image
 
 
 def _used(key_pos: Int[Array, "B S"]) -> Int[Array, ""]:
