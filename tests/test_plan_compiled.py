@@ -17,6 +17,7 @@ from gemma_tpu.model.blockwise import PREFIX
 from gemma_tpu.model.flash import flash
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.plan import compiled as plan_compiled
+from gemma_tpu.plan import planner
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, state_bytes, total_memory
 from gemma_tpu.plan.inspection import decode_problems
@@ -83,6 +84,10 @@ def test_a_step_reads_no_more_of_a_long_cache_than_it_must(name: str) -> None:
     saved = (found["decode"].cycles - found["decode"].short_cycles) / deployment.where.chip.clock
     unread = decode_roofline(deployment).memory - decode_roofline(least).memory
     assert 0.8 * unread < saved < 4 * unread
+    whole, *special = planner._speeds(deployment, [found["decode"]])
+    (short,) = (speed for speed in special if speed.what.endswith(f"≤ {PREFIX:,} tokens"))
+    assert whole.compiler - short.compiler == pytest.approx(saved)
+    assert whole.roofline.memory - short.roofline.memory == pytest.approx(unread)
 
 
 def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:
