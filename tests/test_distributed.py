@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -197,6 +198,15 @@ def test_a_loss_ends_a_message_that_is_being_sent() -> None:
         threading.Timer(0.5, group.fail, ["another process is lost"]).start()
         with pytest.raises(RuntimeError, match="another process is lost"), group.together("call", bytes(1 << 26)):
             pytest.fail("the message cannot have been sent")
+
+
+def test_a_program_that_fails_first_does_not_hide_the_loss() -> None:
+    """Another process is gone, and the program that needed it says so in words of its own, a moment earlier."""
+    with group_of_two() as (group, far):
+        threading.Timer(0.3, far.close).start()
+        with pytest.raises(jax.errors.JaxRuntimeError), group.together("call"):
+            raise jax.errors.JaxRuntimeError("UNKNOWN: all-reduce failed")
+        assert str(group.loss()).startswith("process 1 on there is lost")
 
 
 def test_a_call_that_fails_here_ends_all() -> None:

@@ -27,6 +27,7 @@ from jax._src.distributed import global_state  # the key-value store of jax.dist
 _ENTRY = "gemma_tpu/channel"  # in the key-value store: how to reach process 0
 _CONNECT = 60  # seconds for every process to reach process 0, once jax.distributed has them all
 _SILENCE = 15  # seconds without a sign of life from a host's kernel after which it is taken for dead
+VERDICT = 2  # seconds to learn that a program failed because another process is lost, where that is why
 _LAST_CALL = 5  # seconds that process 0, when it ends, waits for a call that is being sent
 
 
@@ -140,6 +141,7 @@ class Group:
         self._watchers: dict[int, Callable[[BaseException], None]] = {}
         self._replies: queue.SimpleQueue[tuple[Peer, str | None] | None] = queue.SimpleQueue()
         self._failure: str | None = None
+        self._failed = threading.Event()
         self._ended = False
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), name="gemma-peer", daemon=True).start()
@@ -159,6 +161,8 @@ class Group:
             try:
                 yield
             except BaseException as error:
+                if isinstance(error, jax.errors.JaxRuntimeError):
+                    self.loss()
                 self.fail(f"{message[0]} failed in process 0, and the others may wait for it for ever: {error}")
                 raise
 
@@ -190,12 +194,18 @@ class Group:
             if self._failure or self._ended:
                 return
             self._failure = message
+            self._failed.set()
             watchers = list(self._watchers.values())
         for peer in self._peers:
             peer.cut()
             self._replies.put(None)
         for on_failure in watchers:
             on_failure(RuntimeError(message))
+
+    def loss(self) -> RuntimeError | None:
+        """Why all has ended, if it has or is about to: a program fails before the loss of another process is known."""
+        self._failed.wait(VERDICT)
+        return RuntimeError(self._failure) if self._failure else None
 
     def end(self) -> None:
         """At the end of process 0: the others end too."""

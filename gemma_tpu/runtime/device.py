@@ -20,19 +20,6 @@ from gemma_tpu.runtime.forward import forward
 from gemma_tpu.runtime.programs import Controls
 
 
-def explained(error: Exception) -> Exception:
-    """What the compiler or a device says of too little memory, in a line and with the way out; the rest as it is."""
-    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    short = RuntimeError(
-        "the devices have no room for a program beside weights and caches: load with a smaller max_context or "
-        "max_rows, text_only, or on more devices (`gemma-tpu plan` says what fits). It was "
-        + str(error).strip().splitlines()[0]
-    )
-    short.__cause__ = error
-    return short
-
-
 class Device:
     """One model on a mesh. To be `reset` before anything else, and called by one thread at a time."""
 
@@ -115,6 +102,18 @@ class Device:
     def wait(self) -> None:
         """Until the device has done what it was told."""
         jax.block_until_ready((self._state, self._soft_tokens))
+
+    def explained(self, error: Exception) -> Exception:
+        """Too little memory, as a compiler or device says it, in a line and with the way out; the rest as it is."""
+        if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+            return error
+        short = RuntimeError(
+            "the devices have no room for a program beside weights and caches: load with a smaller max_context or "
+            "max_rows, text_only, or on more devices (`gemma-tpu plan` says what fits). It was "
+            + str(error).strip().splitlines()[0]
+        )
+        short.__cause__ = error
+        return short
 
     def close(self) -> None:
         """Lets go of the device's memory."""

@@ -16,6 +16,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -24,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.model import Params
-from gemma_tpu.runtime.channel import Group, Peer, connect, gather
+from gemma_tpu.runtime.channel import VERDICT, Group, Peer, connect, gather
 from gemma_tpu.runtime.device import Device
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -157,6 +158,10 @@ class LeadingDevice(SharedDevice):
         self._used = True
         self._reset()
 
+    def explained(self, error: Exception) -> Exception:
+        loss = self._group.loss() if isinstance(error, jax.errors.JaxRuntimeError) else None
+        return loss or super().explained(error)
+
     def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
         return self._logits(tokens, lengths, kept, images).addressable_data(0)
 
@@ -208,6 +213,8 @@ def _follow(leader: Peer) -> NoReturn:
         try:
             _obey(kind, rest, held, leader)
         except BaseException as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                time.sleep(VERDICT)  # if it is because another process is lost, process 0 ends this one meanwhile
             with contextlib.suppress(OSError):
                 leader.send(("failed", _one_line(error)))
             _exit(_one_line(error))

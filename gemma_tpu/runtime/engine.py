@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
-from gemma_tpu.runtime.device import explained
 from gemma_tpu.runtime.distributed import open_device
 from gemma_tpu.runtime.images import SoftTokens
 from gemma_tpu.runtime.programs import NO_TOKEN
@@ -187,11 +186,11 @@ class Engine:
                 try:
                     _settle(future, function())
                 except Exception as error:  # the caller's to handle: it waits on the future
-                    _settle(future, error=explained(error))
+                    _settle(future, error=self._device.explained(error))
             try:
                 self._turn_once()
             except Exception as error:  # a failed program may have consumed the state: tell everyone, start afresh
-                self._fail_all(explained(error))
+                self._fail_all(self._device.explained(error))
                 self._restart()
         closed = RuntimeError("the model was closed")
         self._fail_all(closed)
