@@ -26,6 +26,7 @@ from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.runtime.channel import Group, Peer
+from gemma_tpu.runtime.distributed import LeadingDevice
 
 CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent
@@ -200,13 +201,26 @@ def test_a_loss_ends_a_message_that_is_being_sent() -> None:
             pytest.fail("the message cannot have been sent")
 
 
-def test_a_program_that_fails_first_does_not_hide_the_loss() -> None:
-    """Another process is gone, and the program that needed it says so in words of its own, a moment earlier."""
+GLOO = jax.errors.JaxRuntimeError("UNKNOWN: all-reduce failed")  # of a program whose other process is gone
+
+
+def test_a_call_that_fails_first_does_not_hide_the_loss() -> None:
     with group_of_two() as (group, far):
         threading.Timer(0.3, far.close).start()
         with pytest.raises(jax.errors.JaxRuntimeError), group.together("call"):
-            raise jax.errors.JaxRuntimeError("UNKNOWN: all-reduce failed")
+            raise GLOO
         assert str(group.loss()).startswith("process 1 on there is lost")
+
+
+def test_a_result_that_fails_first_does_not_hide_the_loss() -> None:
+    """What requests are told, if the program has failed while its tokens were waited for."""
+    with group_of_two() as (group, far):
+        device = object.__new__(LeadingDevice)  # of which nothing but its group is needed
+        device._group = group
+        other = ValueError("no such image")
+        assert device.explained(other) is other
+        threading.Timer(0.3, far.close).start()
+        assert str(device.explained(GLOO)).startswith("process 1 on there is lost")
 
 
 def test_a_call_that_fails_here_ends_all() -> None:
