@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     use_compilation_cache()
     args = _parser(argv[:1]).parse_args(argv)
     try:
-        _join_processes(args)
-        return args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            _join_processes(args)
+            return args.run(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone: `gemma-tpu generate … | head`
@@ -32,6 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"gemma-tpu: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def _print_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """A warning as errors look here: one line, without the place in the code."""
+    print(f"gemma-tpu: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def mesh_shape(text: str) -> tuple[int, int]:

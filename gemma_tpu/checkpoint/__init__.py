@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tpu.checkpoint.convert import convert, save_params
 from gemma_tpu.checkpoint.download import download, resolve
-from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.load import load_params
 from gemma_tpu.checkpoint.source import Checkpoint, open_checkpoint
 from gemma_tpu.checkpoint.storage import read_file
@@ -12,6 +12,7 @@ from gemma_tpu.checkpoint.storage import read_file
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "CheckpointWarning",
     "convert",
     "download",
     "load_params",
