@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gemma_tpu.api import Model, resolve_dtype
+from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.loading import resolve_dtype
 from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import make_mesh
 

@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemma_tpu.api import Chat, Model, load
+    from gemma_tpu.api import Model
+    from gemma_tpu.chat import Chat
     from gemma_tpu.compilation import use_compilation_cache
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
     from gemma_tpu.image import load_image
+    from gemma_tpu.loading import load
     from gemma_tpu.runtime.distributed import initialize
     from gemma_tpu.runtime.request import Options, Timings, Usage
     from gemma_tpu.stream import Completion, TextStream
@@ -19,10 +21,12 @@ __version__ = "0.1.0"
 
 # Names are imported when first used: `gemma-tpu --help` and a single module should not wait for jax.
 _HOME = {
-    "gemma_tpu.api": ("Chat", "Model", "load"),
+    "gemma_tpu.api": ("Model",),
+    "gemma_tpu.chat": ("Chat",),
     "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
     "gemma_tpu.image": ("load_image",),
+    "gemma_tpu.loading": ("load",),
     "gemma_tpu.runtime.distributed": ("initialize",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
     "gemma_tpu.stream": ("Completion", "TextStream"),

@@ -1,11 +1,10 @@
-"""The public library: a loaded model that answers prompts, streams, chats, and gives logits."""
+"""A loaded model that answers prompts, streams, chats, and gives logits."""
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -13,15 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_file, resolve
+from gemma_tpu.chat import Chat
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
-from gemma_tpu.plan.memory import check_resident, device_capacity
-from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request
-from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.stream import Completion, TextStream
 from gemma_tpu.text import Prompt, Tokenizer, expand_images, render_messages, render_raw
 
@@ -103,8 +99,8 @@ class Model:
                     "images= goes with a single prompt: in a batch, give conversations with images in them"
                 )
             streams = [self.stream(cast(SinglePrompt, one), raw=raw, **options) for one in prompt]
-            return [_finish(stream) for stream in streams]
-        return _finish(self.stream(cast(SinglePrompt, prompt), images=images, raw=raw, **options))
+            return [stream.finish() for stream in streams]
+        return self.stream(cast(SinglePrompt, prompt), images=images, raw=raw, **options).finish()
 
     def stream(
         self,
@@ -238,145 +234,5 @@ class Model:
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
 
 
-class Chat:
-    """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got.
-
-    `dropped_turns` counts the oldest turns that have left the history for lack of room.
-    """
-
-    def __init__(self, model: Model, system: str | None, options: dict[str, Any], drop_oldest: bool) -> None:
-        self._model, self._options, self._drop_oldest = model, options, drop_oldest
-        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self.dropped_turns = 0
-
-    def send(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> Completion:
-        """Says something, with images shown before it, and returns the answer."""
-        return _finish(self.stream(text, images=images, **options))
-
-    def stream(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> TextStream:
-        """Like `send`, as pieces of text."""
-        return _ChatStream(self, *self._ask(text, images, options))
-
-    def _ask(self, text: str, images: Sequence[Any], options: dict[str, Any]) -> tuple[list[Message], Request, int]:
-        """The history with the question, less what there was no room for: that many turns."""
-        parts = [{"type": "image", "image": load_image(image)} for image in images]
-        question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
-        messages = [*self.messages, question]
-        settings = self._model._options({**self._options, **options})
-        prompt, dropped = self._model._render(messages, None, False), 0
-        if self._drop_oldest:
-            prompt, dropped = self._model._fit(messages, prompt, settings)
-        request = self._model._submit(prompt, settings)
-        self.dropped_turns += dropped
-        first = int(messages[0]["role"] == "system")
-        del messages[first : first + 2 * dropped]
-        return messages, request, dropped
-
-
-class _ChatStream(TextStream):
-    """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
-
-    def __init__(self, chat: Chat, messages: list[Message], request: Request, dropped: int) -> None:
-        self._chat, self._messages = chat, messages
-        super().__init__(request, chat._model.tokenizer, dropped)
-
-    def _run(self) -> Generator[str, None, None]:
-        try:
-            yield from super()._run()
-        finally:
-            if self._text:
-                self._chat.messages = [*self._messages, {"role": "assistant", "content": "".join(self._text)}]
-
-
-def load(
-    source: str | Path,
-    *,
-    config: GemmaConfig | None = None,
-    mesh: Mesh | tuple[int, int] | None = None,
-    dtype: jax.typing.DTypeLike = "auto",
-    max_context: int | None = None,
-    max_rows: int = 8,
-    tokenizer: Tokenizer | str | Path | bytes | None = None,
-    text_only: bool = False,
-    progress: bool | Any = True,
-) -> Model:
-    """Loads a checkpoint onto a mesh.
-
-    Args:
-      source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, or a name such as "gemma3-4b-it".
-      config: inferred from the checkpoint unless given.
-      mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
-      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
-        refused: Gemma 3's activations overflow it.
-      max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
-      max_rows: requests that run at once, a multiple of the mesh's data axis.
-      tokenizer: a SentencePiece model; by default the one beside the weights.
-      text_only: leaves out the vision tower.
-      progress: a progress bar, or a function of (bytes done, bytes in all).
-
-    Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
-    before a weight is read, if weights and state would not fit on the devices.
-    """
-    checkpoint = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
-    config = checkpoint.config
-    if max_context is None:
-        max_context = min(8192, config.max_context)
-    if not 2 <= max_context <= config.max_context:
-        raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
-    if max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    if not isinstance(mesh, Mesh):
-        mesh = make_mesh(config, mesh)
-    elif mesh.axis_names != AXES:
-        mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
-    if max_rows % (copies := mesh.shape["data"]):
-        raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    dtype = resolve_dtype(dtype, mesh)
-    if not isinstance(tokenizer, Tokenizer | None):
-        tokenizer = Tokenizer(tokenizer)
-    if tokenizer is None and checkpoint.tokenizer_path is not None:
-        tokenizer = Tokenizer(read_file(checkpoint.tokenizer_path))
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
-    size = {"rows": max_rows, "context": max_context, "dtype": dtype}
-    check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
-    params = everywhere(
-        lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
-    )
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
-
-
-def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool, progress: bool | Any) -> Params:
-    return load_params(
-        checkpoint,
-        checkpoint.config,
-        dtype=dtype,
-        sharding=lambda name, shape: param_sharding(name, shape, mesh),
-        text_only=text_only,
-        progress=progress,
-    )
-
-
-def _open_and_read(source: str | Path, config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Params:
-    """What another process does when process 0 loads a model. The config says whether with a vision tower."""
-    text_only = config.vision is None
-    checkpoint = open_checkpoint(resolve(source, progress=False), config=config, text_only=text_only)
-    return _read(checkpoint, dtype, mesh, text_only, False)
-
-
-def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:
-    if dtype == "auto":
-        dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
-        raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {dtype}')
-    return jnp.dtype(dtype)
-
-
 def _is_batch(prompt: Any) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], dict | int | np.integer)
-
-
-def _finish(stream: TextStream) -> Completion:
-    for _ in stream:
-        pass
-    return stream.completion

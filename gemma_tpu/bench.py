@@ -18,8 +18,9 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh, NamedSharding
 
-from gemma_tpu.api import Model, load, resolve_dtype
+from gemma_tpu.api import Model
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.loading import load, resolve_dtype
 from gemma_tpu.model import param_shapes
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.request import ImageInput, Options

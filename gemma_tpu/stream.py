@@ -49,6 +49,12 @@ class TextStream(Iterator[str]):
 
     __del__ = close
 
+    def finish(self) -> Completion:
+        """Waits for the end; returns the whole answer."""
+        for _ in self:
+            pass
+        return self.completion
+
     @property
     def completion(self) -> Completion:
         """The answer so far; whole once the iteration has ended."""

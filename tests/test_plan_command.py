@@ -100,8 +100,8 @@ def test_load_refuses_what_does_not_fit_before_it_reads_a_weight(tmp_path: Path,
     path = tmp_path / "checkpoint"
     save_params(random_params(TEXT), TEXT, path)
     memory = resident_memory(TEXT, mesh=mesh_of(1, 8), rows=8, context=512, dtype="float32")
-    monkeypatch.setattr("gemma_tpu.api.device_capacity", lambda mesh: memory.resident - 1)
-    monkeypatch.setattr("gemma_tpu.api.load_params", lambda *_, **__: pytest.fail("a weight was read"))
+    monkeypatch.setattr("gemma_tpu.loading.device_capacity", lambda mesh: memory.resident - 1)
+    monkeypatch.setattr("gemma_tpu.loading.load_params", lambda *_, **__: pytest.fail("a weight was read"))
     with pytest.raises(ValueError, match=r"(?s)512 tokens × 8 rows.*cache, global layers.*MISSING.*max_context"):
         gemma_tpu.load(path, max_context=512, max_rows=8)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from gemma_tpu import api, verify
+from gemma_tpu import api, loading, verify
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import SOFT_TOKEN
@@ -98,7 +98,7 @@ def test_a_parameter_loaded_wrong_is_found(
     arguments: argparse.Namespace, stand_in: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Our side's gate and up projections of layer 1 change places, as a wrong name table would do."""
-    load_params = api.load_params
+    load_params = loading.load_params
     loads = []
 
     def swapped(*args, **kwargs):
@@ -108,7 +108,7 @@ def test_a_parameter_loaded_wrong_is_found(
             params["layers.1.mlp.gate_up"] = params["layers.1.mlp.gate_up"][::-1]
         return params
 
-    monkeypatch.setattr(api, "load_params", swapped)
+    monkeypatch.setattr(loading, "load_params", swapped)
     arguments.new_tokens, arguments.prompt = 4, ["The capital of France is"]
     assert verify.main(arguments) == 1
     out = capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_outputs_of_one_side_only_fail() -> None:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> api.Model:
-    return api.load(checkpoint, mesh=ONE_DEVICE, max_rows=1, progress=False)
+    return loading.load(checkpoint, mesh=ONE_DEVICE, max_rows=1, progress=False)
 
 
 def test_questions(model: api.Model) -> None:
@@ -315,7 +315,7 @@ def test_against_the_real_reference(
     assert [p.greedy_equal for p in report.prompts] == [8] * 4
     assert report.first_difference is None
 
-    load_params = api.load_params
+    load_params = loading.load_params
     monkeypatch.setattr(
         api,
         "load_params",

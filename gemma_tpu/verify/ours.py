@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from gemma_tpu.api import Model, load
+from gemma_tpu.api import Model
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import to_pixels
+from gemma_tpu.loading import load
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import encode_images, forward
 from gemma_tpu.runtime.request import ImageInput, Options

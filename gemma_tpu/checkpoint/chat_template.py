@@ -1,0 +1,44 @@
+"""The chat template beside a checkpoint: the Jinja text in which Hugging Face's tokenizers keep the prompt format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint.errors import CheckpointError
+
+# As transformers 5.23 looks for it (tokenization_utils_base.py, processing_utils.py): a file of its own comes before
+# one inside the tokenizer's settings.
+_JINJA = "chat_template.jinja"
+_JSON = ("chat_template.json", "tokenizer_config.json")
+
+
+def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
+    """The template and the file that holds it, of the nearest of `directories` that has one; else None.
+
+    `CheckpointError` for a file that is there and holds no template that can be read.
+    """
+    for directory in directories:
+        if storage.is_file(file := storage.join(directory, _JINJA)):
+            try:
+                return storage.read_file(file).decode(), file
+            except UnicodeDecodeError as error:
+                raise CheckpointError(f"{file}: is no text in UTF-8: {error}") from error
+        for name in _JSON:
+            if storage.is_file(file := storage.join(directory, name)) and (template := _from_json(file)):
+                return template, file
+    return None
+
+
+def _from_json(file: str) -> str | None:
+    try:
+        template: Any = json.loads(storage.read_file(file)).get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    except CheckpointError:
+        raise
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    return template if isinstance(template, str) else None
