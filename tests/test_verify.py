@@ -317,7 +317,7 @@ def test_against_the_real_reference(
 
     load_params = loading.load_params
     monkeypatch.setattr(
-        api,
+        loading,
         "load_params",
         lambda *args, **kw: (p := load_params(*args, **kw)) | {"vision.projection": p["vision.projection"][::-1]},
     )
