@@ -66,7 +66,8 @@ class GemmaConfig:
     """A Gemma 3 text decoder, with a vision tower if `vision` is set.
 
     `query_scale` multiplies queries after their norm and rotary embedding. `global_rope_scale` divides positions on
-    global layers. `max_context` is the longest context the weights were trained for, in tokens.
+    global layers. `max_context` is the longest context the weights were trained for, in tokens. `tied_head`: logits
+    are products with the embedding table, as in every released Gemma 3; otherwise with a head of its own.
     """
 
     vocab_size: int
@@ -82,6 +83,7 @@ class GemmaConfig:
     global_rope_base: float = 1_000_000.0
     global_rope_scale: float = 1.0
     max_context: int = 131_072
+    tied_head: bool = True
     vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ _MESH_AXES = {
 # Dimensions of each parameter, by its name without the layer number.
 _PARAM_DIMS = {
     "embedder.table": "VD",
+    "embedder.head": "VD",
     "attention.qkv": "KcHD",
     "attention.out": "KGHD",
     "mlp.gate_up": "cFD",

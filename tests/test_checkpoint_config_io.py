@@ -6,7 +6,7 @@ import json
 import checkpoint_samples as samples
 import pytest
 
-from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names
+from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names, storage
 from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig
 
 # The config.json files of the released checkpoints (transformers 4.50): what equals a default is left out.
@@ -115,8 +115,8 @@ def test_new_style_of_transformers_5():
 @pytest.mark.parametrize("config", [*CONFIGS.values(), DEMO, *samples.CONFIGS.values()])
 def test_what_is_written_is_read_back(config):
     assert config_io.from_json(config_io.to_json(config), "config.json") == config
-    text_only = dataclasses.replace(config, vision=None)
-    assert config_io.from_json(config_io.to_json(text_only), "config.json") == text_only
+    for changed in (dataclasses.replace(config, vision=None), dataclasses.replace(config, tied_head=False)):
+        assert config_io.from_json(config_io.to_json(changed), "config.json") == changed
 
 
 def test_integers_where_transformers_wants_them():
@@ -153,7 +153,6 @@ def test_other_shapes_are_asked_for():
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"sliding_window_pattern": 2}, "sliding_window_pattern is 2"),
         ({"layer_types": ["full_attention"] * 26}, "layer_types"),
@@ -169,7 +168,50 @@ def test_what_is_not_supported_is_refused(change, message):
     assert str(error.value).startswith("config.json: ")
 
 
-def test_no_json():
-    for text in ("{", "[]", ""):
-        with pytest.raises(CheckpointError, match=r"config\.json: is no config"):
-            config_io.from_json(text, "config.json")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_any_unicode(encoding, tmp_path):
+    """As editors on Windows save it: with a byte order mark, or two bytes a character."""
+    path = tmp_path / "config.json"
+    path.write_bytes(json.dumps(RELEASED["gemma3-1b"]).encode(encoding))
+    assert config_io.from_json(storage.read_text(str(path)), str(path)) == CONFIGS["gemma3-1b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "gem', "is no JSON: Unterminated string"),
+        (b"[]", "holds no JSON object, but a list"),
+        (b"null", "holds no JSON object, but a NoneType"),
+        (b"", "is empty: fetch it again"),
+        (b"\r\n<!DOCTYPE html><html>Sign in</html>", "is an HTML page, not the file that was asked for"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git LFS pointer, .*`git lfs pull`"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", "is an HDF5 file"),
+        (b'{"model_type": "\xff"}', "is no text: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, "is no JSON: maximum recursion depth"),
+    ],
+)
+def test_broken_json_names_the_file(content, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"^{path}: {message}"):
+        storage.read_json(str(path))
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "tied"),
+    [(None, None, True), (True, None, True), (False, None, False), (None, False, False), (False, True, False)],
+)
+def test_whether_the_head_is_tied(top, text, tied):
+    """A multimodal config says it in two places; transformers goes by the outer one."""
+    raw = multimodal(hidden_size=2560, intermediate_size=10_240, num_hidden_layers=34)
+    if top is not None:
+        raw["tie_word_embeddings"] = top
+    if text is not None:
+        raw["text_config"]["tie_word_embeddings"] = text
+    assert read(raw) == dataclasses.replace(CONFIGS["gemma3-4b"], tied_head=tied)
+
+
+def test_a_multimodal_config_without_a_tower():
+    raw = multimodal(hidden_size=2560, intermediate_size=10_240, num_hidden_layers=34)
+    del raw["vision_config"]
+    assert read(raw) == dataclasses.replace(CONFIGS["gemma3-4b"], vision=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +21,7 @@ def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
     """
     for directory in directories:
         if storage.is_file(file := storage.join(directory, _JINJA)):
-            try:
-                return storage.read_file(file).decode(), file
-            except UnicodeDecodeError as error:
-                raise CheckpointError(f"{file}: is no text in UTF-8: {error}") from error
+            return storage.read_text(file), file
         for name in _JSON:
             if storage.is_file(file := storage.join(directory, name)) and (template := _from_json(file)):
                 return template, file
@@ -33,12 +29,10 @@ def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _from_json(file: str) -> str | None:
+    template: Any = storage.read_json(file).get("chat_template")
     try:
-        template: Any = json.loads(storage.read_file(file)).get("chat_template")
         if isinstance(template, list):  # several, by name
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    except CheckpointError:
-        raise
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: its chat_template cannot be read: {error}") from error
     return template if isinstance(template, str) else None

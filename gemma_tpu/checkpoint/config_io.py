@@ -14,9 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_tpu.checkpoint import names
+from gemma_tpu.checkpoint import hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.hf_names import EXTRA_ROWS
 from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, GemmaConfig, VisionConfig
 
 # Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
@@ -48,7 +47,6 @@ _TEXT_FIXED: dict[str, Any] = {
     "final_logit_softcapping": None,
     "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
-    "tie_word_embeddings": True,
     "sliding_window_pattern": GLOBAL_EVERY,
 }
 _VISION_FIXED: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3}
@@ -63,12 +61,7 @@ _OTHERS = {
 
 def from_json(source: str | bytes, path: str) -> GemmaConfig:
     """The config in a config.json. `path` is what errors name."""
-    try:
-        raw = json.loads(source)
-        if not isinstance(raw, dict):
-            raise ValueError("no JSON object")
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is no config: {error}") from error
+    raw = storage.parse_json(source, path)
     model_type = raw.get("model_type")
     if model_type not in ("gemma3", "gemma3_text"):
         seems = _OTHERS.get(str(model_type), f"a model of type {model_type!r}")
@@ -79,14 +72,14 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     text_raw: dict[str, Any] = (raw.get("text_config") or {}) if multimodal else raw
     text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
     _require_numbers(text, _TEXT_DEFAULTS, path)
-    _refuse({"tie_word_embeddings": raw.get("tie_word_embeddings")} | text, _TEXT_FIXED, path)
+    _refuse(text, _TEXT_FIXED, path)
     local_base, global_base, global_scale = _rope(text, path)
     layers = text["num_hidden_layers"]
     expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
     if text.get("layer_types", expected) != expected:
         raise CheckpointError(f"{path}: layer_types is not Gemma 3's pattern of one global layer in {GLOBAL_EVERY}")
     image_token = raw.get("image_token_index", raw.get("image_token_id", _IMAGE_TOKEN))
-    extra = EXTRA_ROWS if text["vocab_size"] == image_token + EXTRA_ROWS else 0
+    extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
     try:
         return GemmaConfig(
             vocab_size=text["vocab_size"] - extra,
@@ -102,7 +95,8 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
             global_rope_base=global_base,
             global_rope_scale=global_scale,
             max_context=text["max_position_embeddings"],
-            vision=_vision(raw, path) if multimodal else None,
+            tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
+            vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -173,7 +167,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         full |= {"rope_type": "linear", "factor": config.global_rope_scale}
     text = {
         "model_type": "gemma3_text",
-        "vocab_size": config.vocab_size + (EXTRA_ROWS if config.vision else 0),
+        "vocab_size": config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0),
         "hidden_size": config.embed_dim,
         "intermediate_size": config.hidden_dim,
         "num_hidden_layers": config.num_layers,
@@ -193,6 +187,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         "pad_token_id": ids["pad"],
         "eos_token_id": ids["eos"],
         "bos_token_id": ids["bos"],
+        "tie_word_embeddings": config.tied_head,
         **{key: value for key, value in _TEXT_FIXED.items() if key != "sliding_window_pattern"},
     }
     if config.vision is None:
@@ -207,7 +202,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
             "boi_token_index": ids["start_of_image"],
             "eoi_token_index": ids["end_of_image"],
             "image_token_index": config.vocab_size,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": config.tied_head,
             "text_config": {**text, "dtype": dtype},
             "vision_config": {
                 "model_type": "siglip_vision_model",
@@ -235,13 +230,16 @@ def table_rows(text: str | bytes) -> int:
     return raw.get("text_config", raw).get("vocab_size", _TEXT_DEFAULTS["vocab_size"])
 
 
-def with_dtype(text: str | bytes, dtype: str) -> str:
-    """A config.json with its dtype replaced."""
+def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
+    """A config.json for parameters that are stored in `dtype`, with or without an output head of their own."""
     raw = json.loads(text)
     for part in (raw, raw.get("text_config"), raw.get("vision_config")):
         if part is not None:
             part.pop("torch_dtype", None)
             part["dtype"] = dtype
+    for part in (raw, raw.get("text_config")):
+        if part is not None and part.get("tie_word_embeddings", True) != tied_head:
+            part["tie_word_embeddings"] = tied_head
     return _dump(raw)
 
 
@@ -254,12 +252,12 @@ def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
     heads = shapes.get("layer_0/attn/q_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ())[1:])
     kv_heads = shapes.get("layer_0/attn/kv_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ()))
     return _match(
-        shapes.get("embedder/input_embedding", ()),
+        shapes.get(names.INPUT_TABLE, ()),
         hidden=shapes.get("layer_0/mlp/linear", (0,))[0],
         layers=_count(r"layer_(\d+)/.+", shapes),
         heads=heads[0] if heads else 0,
         kv_heads=kv_heads[1] if kv_heads else 0,
-        head_dim=shapes["layer_0/attn/_query_norm/scale"][0],
+        head_dim=shapes.get("layer_0/attn/_query_norm/scale", (0,))[0],
         vision=any(map(names.is_multimodal, shapes)),
         path=path,
     )
@@ -268,33 +266,47 @@ def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
 def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
     """As `infer_from_canonical`, from Hugging Face's cores."""
     refuse_others(shapes, path)
-    head_dim = shapes["layers.0.self_attn.q_norm.weight"][0]
+    head_dim = shapes.get("layers.0.self_attn.q_norm.weight", (0,))[0]
     return _match(
-        shapes.get("embed_tokens.weight", ()),
+        shapes.get(hf_names.TABLE, ()),
         hidden=shapes.get("layers.0.mlp.up_proj.weight", (0,))[0],
         layers=_count(r"layers\.(\d+)\..+", shapes),
-        heads=shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0] // head_dim,
-        kv_heads=shapes.get("layers.0.self_attn.k_proj.weight", (0,))[0] // head_dim,
+        heads=shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0] // max(head_dim, 1),
+        kv_heads=shapes.get("layers.0.self_attn.k_proj.weight", (0,))[0] // max(head_dim, 1),
         head_dim=head_dim,
-        vision=any(name.startswith("vision.") for name in shapes),
+        vision=any(map(hf_names.is_multimodal, shapes)),
         path=path,
     )
 
 
-def refuse_others(shapes: Shapes, path: str) -> None:
-    """Raises `CheckpointError` if canonical or core names are those of another model; says which it seems to be.
+# What proves that names are understood: of Google's canonical ones, of Hugging Face's cores.
+_CANONICAL = (r"embedder/input_embedding", r"layer_\d+/attn/q(kv)?_einsum/w")
+_CORES = (r"embed_tokens\.weight", r"layers\.\d+\.self_attn\.q_proj\.weight")
+_QUERY_NORM = r"(.*[./])?(q_norm|_query_norm)[./].+"
+_SECOND_NORM = r"layer_\d+/post_ffw_norm/scale|layers\.\d+\.post_feedforward_layernorm\.weight"
 
-    Gemma 3 normalises queries and keys; the Gemmas before it do not.
+
+def refuse_others(shapes: Shapes, path: str) -> None:
+    """Raises `CheckpointError` if canonical or core names are those of another model; says which it is, on proof.
+
+    Gemma 3 normalises queries and keys. Gemma 2, which does not, has norms after attention and mlp; Gemma 1 has not
+    even those, and in Hugging Face's names looks like a Llama. Names that are not understood prove nothing.
     """
+
+    def has(*patterns: str) -> bool:
+        return all(any(re.fullmatch(pattern, name) for name in shapes) for pattern in patterns)
+
+    seems = None
     if any("altup" in name for name in shapes):
         seems = "this seems to be a Gemma 3n model, not Gemma 3"
-    elif {"layer_0/attn/_query_norm/scale", "layers.0.self_attn.q_norm.weight"} & set(shapes):
-        return
-    elif any(re.search("post_ffw_norm|post_feedforward_layernorm", name) for name in shapes):
+    elif has(_QUERY_NORM):
+        if has(*_CANONICAL) or has(*_CORES):
+            return
+    elif has(*_CANONICAL, _SECOND_NORM) or has(*_CORES, _SECOND_NORM):
         seems = "this seems to be a Gemma 2 model (its queries have no norm), not Gemma 3"
-    elif any(name.endswith(("layer_0/pre_ffw_norm/scale", "layer_0/attn/q_einsum/w")) for name in shapes):
+    elif has(*_CANONICAL, r"layer_\d+/pre_ffw_norm/scale"):
         seems = "this seems to be a Gemma 1 model (its queries have no norm), not Gemma 3"
-    else:
+    if seems is None:
         seems = f"this is no Gemma 3 checkpoint; it holds {', '.join(sorted(shapes)[:3]) or 'no parameters'} …"
     raise CheckpointError(f"{path}: {seems}")
 
@@ -308,7 +320,7 @@ def _match(table: tuple[int, ...], *, path: str, vision: bool, **dims: int) -> G
     for config in CONFIGS.values():
         c = config
         known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
-        if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + EXTRA_ROWS):
+        if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
             return config if vision else dataclasses.replace(config, vision=None)
     listed = ", ".join(f"{name} {size}" for name, size in found.items())
     raise CheckpointError(

@@ -112,7 +112,7 @@ def _write(
     if config_json is None:
         config_json = config_io.to_json(config, stored, _special_ids(files.get("tokenizer.model")))
     else:
-        config_json = config_io.with_dtype(config_json, stored)
+        config_json = config_io.updated(config_json, stored, config.tied_head)
     with _staging(dst) as path:
         with reporter(progress, sum(array.nbytes for array in arrays.values()), "Writing") as report:
             if layout == "safetensors":

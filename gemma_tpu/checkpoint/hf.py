@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy, storage
-from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint import foreign, lazy, storage
+from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
 
 INDEX = "model.safetensors.index.json"
@@ -25,6 +26,7 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),  # of buffers alone
 }
 _MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
 
@@ -67,10 +69,12 @@ def is_hf(names: set[str]) -> bool:
 
 
 def read_directory(path: str) -> dict[str, SafetensorsArray]:
-    """The arrays of a directory with safetensors files, or of one such file, by their stored names."""
-    if path.endswith(".safetensors"):
-        return read_file(path)
+    """The arrays of a directory with safetensors files, by their stored names.
+
+    A `CheckpointWarning` names files that neither the index nor the usual name makes part of the checkpoint.
+    """
     names = storage.entries(path)
+    stored = sorted(name for name in names if name.endswith(".safetensors"))
     index: dict[str, str] | None = None
     if INDEX in names:
         index = _read_index(storage.join(path, INDEX))
@@ -80,11 +84,14 @@ def read_directory(path: str) -> dict[str, SafetensorsArray]:
     elif "model.safetensors" in names:
         files = ["model.safetensors"]
     else:
-        files = sorted(name for name in names if name.endswith(".safetensors"))
+        files = stored
+    if others := sorted(set(stored) - set(files)):
+        listed = INDEX if index is not None else "model.safetensors"
+        warnings.warn(f"{path}: read by {listed}, without {', '.join(others)}", CheckpointWarning, stacklevel=2)
     arrays: dict[str, SafetensorsArray] = {}
     for file in files:
         for name, array in read_file(storage.join(path, file)).items():
-            if name in arrays and (index is None or index.get(name) == file):
+            if name in arrays:
                 raise CheckpointError(f"{path}: {name} is in {arrays[name].file.rsplit('/', 1)[1]} and in {file}")
             arrays[name] = array
     if index is not None and (missing := sorted(set(index) - set(arrays))):
@@ -93,21 +100,19 @@ def read_directory(path: str) -> dict[str, SafetensorsArray]:
 
 
 def _read_index(path: str) -> dict[str, str]:
-    try:
-        weight_map = json.loads(storage.read_file(path))["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: no index of safetensors files: {error}") from error
+    weight_map = storage.read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{path}: is no index of safetensors files: it has no weight_map of names to files")
+    return weight_map
 
 
 def read_file(path: str) -> dict[str, SafetensorsArray]:
     """The arrays of one safetensors file. `CheckpointError` if it is truncated or no such file."""
-    prefix = storage.read_file(path, slice(0, 8)) if _size_at_least(path, 8) else b""
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or not 2 <= length <= _MAX_HEADER:
-        raise CheckpointError(f"{path}: no safetensors file (its first 8 bytes are no header length)")
+    head = storage.read_head(path)
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or not 2 <= length <= _MAX_HEADER:
+        what = foreign.recognise(head, path) or "no safetensors file (its first 8 bytes are no header length)"
+        raise CheckpointError(f"{path}: is {what}")
     if not _size_at_least(path, 8 + length):
         raise CheckpointError(f"{path}: truncated: the file ends inside its header of {length} bytes")
     try:
@@ -120,9 +125,9 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its safetensors header is corrupt: {error}") from error
 
-    if foreign := sorted({entry[0] for entry in entries.values()} - set(DTYPES)):
+    if unread := sorted({entry[0] for entry in entries.values()} - set(DTYPES)):
         raise CheckpointError(
-            f"{path}: holds {', '.join(foreign)} arrays: a quantised checkpoint? Only {', '.join(DTYPES)} can be read"
+            f"{path}: holds {', '.join(unread)} arrays: a quantised checkpoint? Only {', '.join(DTYPES)} can be read"
         )
     arrays = {}
     for name, (code, shape, start, stop) in entries.items():

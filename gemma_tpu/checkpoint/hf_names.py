@@ -1,4 +1,4 @@
-"""Hugging Face's parameter names: four ways to prefix them, one table of what they hold.
+"""Hugging Face's parameter names: the ways to prefix them, one table of what they hold.
 
 | where | text | vision | projector |
 |---|---|---|---|
@@ -6,9 +6,10 @@
 | written by transformers 5 | language_model.model. | vision_tower. | multi_modal_projector. |
 | in memory, transformers 5 | model.language_model. | model.vision_tower. | model.multi_modal_projector. |
 | text-only files | model. | | |
+| an output head of its own | (language_model.)lm_head. | | |
 
-The part behind the prefix, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.`
-and `projector.`.
+Programs that wrap a model before they save it add parts of their own, at the front or in between (`_WRAPPERS`). What is
+left, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.` and `projector.`.
 """
 
 from __future__ import annotations
@@ -20,41 +21,67 @@ from typing import NamedTuple
 from gemma_tpu.checkpoint import lazy
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checkpoint.names import SIGLIP, Arrays, Shapes, canonical_shapes
+from gemma_tpu.checkpoint.names import OUTPUT_HEAD, SIGLIP, Arrays, Shapes, canonical_shapes
 from gemma_tpu.config import GemmaConfig
 
 EXTRA_ROWS = 64  # Hugging Face's multimodal embedding tables have these behind the vocabulary; no token uses them
 
-_TEXT = re.compile(r"(?:model\.)?(?:language_model\.)?(?:model\.)?((?:layers\.\d+\.|embed_tokens\.|norm\.).+)")
-_VISION = re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)")
-_PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.(.+)")
-# The tied output head, and buffers that some versions stored: nothing to read.
-_IGNORED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb(_local)?\.inv_freq|embeddings\.position_ids|embed_scale)")
+# Parts that distributed training, torch.compile, activation checkpointing and PEFT add: attribute names under which a
+# wrapper keeps the module it wraps (torch: nn/parallel/distributed.py, _dynamo/eval_frame.py, fsdp/_common_utils.py,
+# algorithms/_checkpoint/checkpoint_wrapper.py; lightning: fabric/wrappers.py; peft: peft_model.py).
+_WRAPPERS = frozenset(
+    (
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "base_model",
+    )
+)
+_PREFIX = r"(?:(?:model|language_model|transformer)\.)*"
+_TEXT = re.compile(_PREFIX + r"((?:layers\.\d+\.|embed_tokens\.|norm\.|lm_head\.).+)")
+_VISION = re.compile(_PREFIX + r"vision_tower\.(?:vision_model\.)?(.+)")
+_PROJECTOR = re.compile(_PREFIX + r"multi_modal_projector\.(.+)")
+# What some versions stored though it follows from the config (transformers: models/gemma3, models/siglip).
+_BUFFER = re.compile(r"(?:.*\.)?(?:rotary_emb\w*\.\w*inv_freq|embeddings\.position_ids|embed_scale)")
+TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
-def core(name: str) -> str | None:
-    """A stored name without its prefix; `None` for what holds no parameter; a name that is not known as it is."""
-    if _IGNORED.fullmatch(name):
-        return None
-    if match := _VISION.fullmatch(name):
+def core(name: str) -> str:
+    """A stored name without its prefix and wrappers; a name that is not known as it is."""
+    bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    if match := _VISION.fullmatch(bare):
         return f"vision.{match[1]}"
-    if match := _PROJECTOR.fullmatch(name):
+    if match := _PROJECTOR.fullmatch(bare):
         return f"projector.{match[1]}"
-    match = _TEXT.fullmatch(name)
+    match = _TEXT.fullmatch(bare)
     return match[1] if match else name
 
 
-def cores(arrays: Mapping[str, LazyArray], path: str) -> tuple[Arrays, dict[str, str]]:
-    """Arrays by core, and the stored name of each core."""
-    found: Arrays = {}
-    stored: dict[str, str] = {}
+def is_multimodal(core: str) -> bool:
+    """Whether a core belongs to the vision tower or the projection of its output."""
+    return core.startswith(("vision.", "projector."))
+
+
+class Cores(NamedTuple):
+    """Arrays by core, the stored name of each, and buffers by their stored names."""
+
+    arrays: Arrays
+    stored: dict[str, str]
+    buffers: Arrays
+
+
+def cores(arrays: Mapping[str, LazyArray], path: str) -> Cores:
+    found = Cores({}, {}, {})
     for name, array in arrays.items():
-        if (key := core(name)) is None:
+        if _BUFFER.fullmatch(name):
+            found.buffers[name] = array
             continue
-        if key in found:
-            raise CheckpointError(f"{path}: {stored[key]} and {name} name the same parameter")
-        found[key], stored[key] = array, name
-    return found, stored
+        if (key := core(name)) in found.arrays:
+            raise CheckpointError(f"{path}: {found.stored[key]} and {name} name the same parameter")
+        found.arrays[key], found.stored[key] = array, name
+    return found
 
 
 class _Layout(NamedTuple):
@@ -127,7 +154,9 @@ _VISION_REST = [
 
 
 def _rows(config: GemmaConfig) -> Iterator[_Row]:
-    yield _Row("embedder/input_embedding", ("embed_tokens.weight",), _SAME)
+    yield _Row("embedder/input_embedding", (TABLE,), _SAME)
+    if not config.tied_head:
+        yield _Row(OUTPUT_HEAD, (HEAD,), _SAME)
     for i in range(config.num_layers):
         for row in (*_LAYER, *(_UNGROUPED if config.num_kv_heads == config.num_heads else _GROUPED)):
             yield _Row(f"layer_{i}/{row.canonical}", tuple(f"layers.{i}.{c}" for c in row.cores), row.layout)
@@ -164,7 +193,7 @@ def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) ->
 def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int) -> Arrays:
     """Arrays by the names of the released files, which every transformers version since 4.50 loads.
 
-    `table_rows`: rows of the embedding table, those behind the vocabulary being zeros.
+    `table_rows`: rows of the embedding table and of an untied head, those behind the vocabulary being zeros.
     """
     named: Arrays = {}
     for name, array in _cores_from_canonical(canonical, config):
@@ -173,9 +202,10 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, t
         elif name.startswith("projector."):
             named[f"multi_modal_projector.{name.removeprefix('projector.')}"] = array
         else:
-            if name == "embed_tokens.weight":
+            if name in (TABLE, HEAD):
                 array = array.pad(0, table_rows)
-            named[("language_model.model." if config.vision else "model.") + name] = array
+            prefix = ("language_model." if config.vision else "") + ("" if name == HEAD else "model.")
+            named[prefix + name] = array
     return named
 
 

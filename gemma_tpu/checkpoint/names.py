@@ -6,6 +6,7 @@ names, and this package's parameters, Hugging Face's files and Orbax trees are m
 | here | canonical (Google) | Hugging Face |
 |---|---|---|
 | embedder.table [V,D] | embedder/input_embedding [V,D] | embed_tokens.weight [V(+64),D] |
+| embedder.head [V,D], if untied | embedder/output_embedding [V,D] | lm_head.weight [V(+64),D] |
 | attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] | {q,k,v}_proj.weight [NH,D] |
 | the same, if K = N | attn/qkv_einsum/w [3,N,D,H] | {q,k,v}_proj.weight [NH,D] |
 | attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] | o_proj.weight [D,NH] |
@@ -18,7 +19,8 @@ names, and this package's parameters, Hugging Face's files and Orbax trees are m
 | vision.projection [E,D] | embedder/mm_input_projection/w [E,D] | mm_input_projection_weight [E,D] |
 
 Norms, biases and the rest differ in name only. Neither side permutes rotary halves, and query head n belongs to kv head
-n // G on both.
+n // G on both. Google's implementation always ties the head to the table: output_embedding is a name made here, beside
+input_embedding.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig, VisionConfig
 
 SIGLIP = "vision_encoder/siglip_encoder"
+INPUT_TABLE, OUTPUT_HEAD = "embedder/input_embedding", "embedder/output_embedding"
 MULTIMODAL = (f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/")
 Arrays = dict[str, LazyArray]
 Shapes = dict[str, tuple[int, ...]]
@@ -56,7 +59,9 @@ def is_multimodal(name: str) -> bool:
 def canonical_shapes(config: GemmaConfig) -> Shapes:
     """Every canonical parameter of a model, with its shape."""
     c = config
-    shapes: Shapes = {"embedder/input_embedding": (c.vocab_size, c.embed_dim)}
+    shapes: Shapes = {INPUT_TABLE: (c.vocab_size, c.embed_dim)}
+    if not c.tied_head:
+        shapes[OUTPUT_HEAD] = (c.vocab_size, c.embed_dim)
     for i in range(c.num_layers):
         layer: Shapes = {f"{norm}/scale": (c.embed_dim,) for norm in _NORMS.values()}
         layer["attn/_query_norm/scale"] = layer["attn/_key_norm/scale"] = (c.head_dim,)
@@ -180,7 +185,9 @@ _VISION_BLOCK = {
 
 def _same(config: GemmaConfig) -> dict[str, str]:
     """Ours to canonical, of the parameters that differ in name only."""
-    same = {"embedder.table": "embedder/input_embedding", "final_norm.scale": "final_norm/scale"}
+    same = {"embedder.table": INPUT_TABLE, "final_norm.scale": "final_norm/scale"}
+    if not config.tied_head:
+        same["embedder.head"] = OUTPUT_HEAD
     for i in range(config.num_layers):
         same |= {f"layers.{i}.{ours}.scale": f"layer_{i}/{theirs}/scale" for ours, theirs in _NORMS.items()}
         same |= {

@@ -8,8 +8,6 @@ restores whole trees; writing goes through Orbax, so that what is written is an 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import lazy, storage
+from gemma_tpu.checkpoint import foreign, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
+TEMPORARY = ".orbax-checkpoint-tmp"
 _ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
-_ITEMS = ("params", "default", "state", "item", "model")  # names of a step's items, the likeliest to hold a model first
-_STEP = re.compile(r"(?:\w+[-_])?(\d+)")
 # Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it. Orbax
 # divides the longest axes; attention is sharded by heads, so each head is a chunk.
 _CHUNK_BYTES = 16 << 20
@@ -61,37 +57,8 @@ class Stored:
     specs: dict[str, dict[str, Any]]
 
 
-def locate(path: str, names: set[str]) -> str | None:
-    """The directory at or below `path` that holds arrays: of a step directory, the newest step; `None` if none does.
-
-    `names`: the entries of `path`. `CheckpointError` if there are several and nothing says which is meant.
-    """
-    return _locate(path, names, depth=3)
-
-
-def _locate(path: str, names: set[str], depth: int) -> str | None:
-    if _holds_arrays(path, names):
-        return path
-    names = {name for name in names if _TEMPORARY not in name and not name.endswith(".part")}
-    if not depth or not names:
-        return None
-    steps = {int(match[1]): name for name in names if (match := _STEP.fullmatch(name))}
-    for _, name in sorted(steps.items(), reverse=True):
-        child = storage.join(path, name)
-        if found := _locate(child, storage.entries(child), depth - 1):
-            return found
-    for name in _ITEMS:
-        child = storage.join(path, name)
-        if name in names and (found := _locate(child, storage.entries(child), depth - 1)):
-            return found
-    children = [storage.join(path, name) for name in sorted(names)]
-    found = [child for child in children if _holds_arrays(child, storage.entries(child))]
-    if len(found) > 1:
-        raise CheckpointError(f"{path}: holds several checkpoints, say which: {', '.join(found)}")
-    return found[0] if found else None
-
-
-def _holds_arrays(path: str, names: set[str]) -> bool:
+def holds_arrays(names: set[str]) -> bool:
+    """Whether a directory with these entries is an Orbax checkpoint."""
     if names & {"manifest.ocdbt", "_METADATA"}:
         return True
     # Orbax before 2023 wrote no _METADATA, but a msgpack file of the tree beside a directory for each array.
@@ -100,16 +67,16 @@ def _holds_arrays(path: str, names: set[str]) -> bool:
 
 def list_arrays(path: str) -> Stored:
     """The arrays of the checkpoint directory `path`, without opening any."""
-    if _TEMPORARY in path:
+    if TEMPORARY in path:
         raise CheckpointError(f"{path}: an Orbax checkpoint whose writing never finished")
     names = storage.entries(path)
     metadata: dict[str, Any] = {}
     if "_METADATA" in names:
-        try:
-            metadata = json.loads(storage.read_file(storage.join(path, "_METADATA")))
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{storage.join(path, '_METADATA')}: is no JSON: {error}") from error
+        metadata = storage.read_json(storage.join(path, "_METADATA"))
     if "manifest.ocdbt" in names:
+        manifest = storage.join(path, "manifest.ocdbt")
+        if what := foreign.recognise(storage.read_head(manifest)):
+            raise CheckpointError(f"{manifest}: is {what}")
         database = {"driver": "ocdbt", "cache_pool": "cache_pool#directory"}
         keys = storage.list_keys(storage.open_store(path, **database), path)
     else:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import jax.numpy as jnp
-
-from gemma_tpu.checkpoint import config_io, hf, hf_names, names, orbax, storage
+from gemma_tpu.checkpoint import config_io, foreign, hf, hf_names, names, orbax, redundant, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.locate import locate
+from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
 from gemma_tpu.config import GemmaConfig
 
 # In the path of what a conversion or a download is still writing, or never finished.
 _PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model")
 _GOOGLE_BUCKET = "gs://gemma-data"
+_LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,12 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens an Orbax or Hugging Face checkpoint, local or at gs://, in any layout in which Gemma 3 exists.
 
-    The architecture is `config`, else that of a config.json beside the arrays, else inferred from the shapes of the
-    five sizes. With `text_only`, vision parameters are left aside and the config has no vision.
+    `path` may also be above it: a training run's directory, whose newest step is taken, or a folder of Hugging Face's
+    or Kaggle's cache. The architecture is `config`, else that of a config.json beside the arrays, else inferred from
+    the shapes of the five sizes. With `text_only`, vision parameters are left aside and the config has no vision.
+
+    Where config and parameters disagree about an output head or a vision tower, what is stored is taken, and a
+    `CheckpointWarning` says so. An output head is read here only to see whether it repeats the embedding table.
 
     Raises `CheckpointError` if there is no checkpoint, if it is of another model, if it is damaged, and if parameters
     are missing, unexpected or wrongly shaped.
@@ -60,34 +65,45 @@ def open_checkpoint(
     path = storage.normalise(path)
     if _PARTIAL.search(path):
         raise CheckpointError(f"{path}: left behind by a conversion or a download that was stopped; run that again")
+    if storage.is_file(path):
+        return _open_hf(path, path, config, text_only)
     found = storage.entries(path)
-    if not found and not storage.is_file(path) and not os.path.isdir(path):
+    if not found and not os.path.isdir(path):
         access = ", or you have no access to it" if storage.is_remote(path) else ""
         raise CheckpointError(f"{path}: no such file or directory{access}")
-    if path.endswith(".safetensors") or hf.is_hf(found):
-        return _open_hf(path, config, text_only)
-    if (located := orbax.locate(path, found)) is not None:
-        return _open_orbax(located, path, config, text_only)
-    if foreign := sorted(name for name in found if name.endswith((".bin", ".gguf", ".pth", ".ckpt", ".msgpack"))):
-        holds = f"; it has {foreign[0]}, a format that is not read here: take the safetensors or Orbax version"
-    else:
-        holds = f"; it has {', '.join(sorted(found)[:5]) or 'nothing'}"
-    raise CheckpointError(f"{path}: no checkpoint: neither Orbax files nor *.safetensors{holds}")
+    located = locate(path, found)
+    if located is None:
+        raise _no_checkpoint(path, found)
+    if hf.is_hf(storage.entries(located)):
+        return _open_hf(located, path, config, text_only)
+    return _open_orbax(located, path, config, text_only)
 
 
-def _open_hf(path: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    directory = storage.parent(path) if path.endswith(".safetensors") else path
+def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:
+    said = f"{path}: no checkpoint: neither Orbax files nor *.safetensors"
+    for name in sorted(found)[:_LOOKED_AT]:
+        file = storage.join(path, name)
+        head = storage.read_head(file) if storage.is_file(file) else b""
+        if head and (what := foreign.recognise(head, name)):
+            return CheckpointError(f"{said}; {name} is {what}")
+    return CheckpointError(f"{said}; it has {', '.join(sorted(found)[:5]) or 'nothing'}")
+
+
+def _open_hf(located: str, asked: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
+    """`located`: a directory, or one file."""
     given = config
-    config, config_json = _read_config((directory,), config)
-    arrays, stored = hf_names.cores(hf.read_directory(path), path)
-    config = config or config_io.infer_from_cores({name: array.shape for name, array in arrays.items()}, path)
-    if text_only:
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(("vision.", "projector."))}
-        config = dataclasses.replace(config, vision=None)
-    _crop_extra_rows(arrays, "embed_tokens.weight", config)
-    _check(arrays, hf_names.core_shapes(config), path, lambda name: _stored_name(name, stored))
-    canonical = hf_names.canonical_from_cores(arrays, config)
-    return _checkpoint(path, "safetensors", config, canonical, None if given else config_json, (directory,))
+    if storage.is_file(located):
+        directories, arrays = (storage.parent(located),), hf.read_file(located)
+    else:
+        directories, arrays = _up_to(located, asked), hf.read_directory(located)
+    config, config_json = _read_config(directories, config)
+    cores, stored, buffers = hf_names.cores(arrays, located)
+    read = config or config_io.infer_from_cores(_shapes(cores), located)
+    config = settle(cores, HUGGING_FACE, read, located, given=bool(given), text_only=text_only)
+    redundant.check_buffers(buffers, config, located)
+    check(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
+    canonical = hf_names.canonical_from_cores(cores, config)
+    return _checkpoint(located, "safetensors", config, canonical, _kept(config_json, read, config), directories)
 
 
 def _stored_name(core: str, stored: Mapping[str, str]) -> str:
@@ -99,18 +115,15 @@ def _stored_name(core: str, stored: Mapping[str, str]) -> str:
         return name.split(".")[0] if name.startswith(("vision.", "projector.")) else ""
 
     for other, name in stored.items():
-        if part(other) == part(core):
-            tail = other.removeprefix(f"{part(other)}.")
+        tail = other.removeprefix(f"{part(other)}.")
+        if part(other) == part(core) and name.endswith(tail):
             return name.removesuffix(tail) + core.removeprefix(f"{part(core)}.")
     return core
 
 
 def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    directories = [located]
-    while directories[-1] != asked:
-        directories.append(storage.parent(directories[-1]))
-    given = config
-    config, config_json = _read_config(tuple(directories), config)
+    given, directories = config, _up_to(located, asked)
+    config, config_json = _read_config(directories, config)
     listed = orbax.list_arrays(located)
     root = names.find_root(listed.specs)
     if root is None:
@@ -119,15 +132,28 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
     kind = names.orbax_kind(listed.specs, root)
     opened = orbax.open_arrays(listed, [name for name in listed.specs if name.startswith(root)])
     canonical = names.canonical_from_orbax({name.removeprefix(root): array for name, array in opened.items()})
-    config = config or config_io.infer_from_canonical({name: a.shape for name, a in canonical.items()}, located)
-    if text_only:
-        canonical = {name: array for name, array in canonical.items() if not names.is_multimodal(name)}
-        config = dataclasses.replace(config, vision=None)
-    _crop_extra_rows(canonical, "embedder/input_embedding", config)
-    shapes = names.canonical_shapes(config)
-    _check(canonical, shapes, located)
-    canonical = {name: canonical[name] for name in shapes}
-    return _checkpoint(located, kind, config, canonical, None if given else config_json, tuple(directories))
+    read = config or config_io.infer_from_canonical(_shapes(canonical), located)
+    config = settle(canonical, GOOGLE, read, located, given=bool(given), text_only=text_only)
+    check(canonical, GOOGLE, config, located)
+    canonical = {name: canonical[name] for name in names.canonical_shapes(config)}
+    return _checkpoint(located, kind, config, canonical, _kept(config_json, read, config), directories)
+
+
+def _shapes(arrays: Mapping[str, LazyArray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _up_to(located: str, asked: str) -> tuple[str, ...]:
+    """The directories from `located` up to `asked`."""
+    directories = [located]
+    while directories[-1] != asked:
+        directories.append(storage.parent(directories[-1]))
+    return tuple(directories)
+
+
+def _kept(config_json: str | None, read: GemmaConfig, settled: GemmaConfig) -> str | None:
+    """A config.json, unless the parameters turned out to be of a model with, or without, a vision tower."""
+    return config_json if (read.vision is None) == (settled.vision is None) else None
 
 
 def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tuple[GemmaConfig | None, str | None]:
@@ -136,38 +162,9 @@ def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tu
     for directory in directories:
         file = storage.join(directory, "config.json")
         if storage.is_file(file):
-            text = storage.read_file(file).decode()
+            text = storage.read_text(file)
             return config_io.from_json(text, file), text
     return None, None
-
-
-def _crop_extra_rows(arrays: dict[str, LazyArray], name: str, config: GemmaConfig) -> None:
-    """Drops the rows that Hugging Face appends to embedding tables."""
-    table = arrays.get(name)
-    if table is not None and table.shape[0] == config.vocab_size + hf_names.EXTRA_ROWS:
-        arrays[name] = table.crop(0, 0, config.vocab_size)
-
-
-def _check(
-    arrays: Mapping[str, LazyArray],
-    expected: Mapping[str, tuple[int, ...]],
-    path: str,
-    stored_name: Callable[[str], str] = lambda name: name,
-) -> None:
-    found = {stored_name(name): array.shape for name, array in arrays.items()}
-    try:
-        names.check({stored_name(name): shape for name, shape in expected.items()}, found, path)
-    except CheckpointError:
-        # An older Gemma has other parameters, which is better said in one sentence than as two lists.
-        shapes = {name: array.shape for name, array in arrays.items()}
-        config_io.refuse_others(shapes, path)
-        raise
-    for array in arrays.values():
-        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
-            leaf = next(array.leaves())
-            raise CheckpointError(
-                f"{path}: {leaf.name} is {array.dtype}: a quantised checkpoint? Take the bfloat16 one"
-            )
 
 
 def _checkpoint(
@@ -189,5 +186,7 @@ def _tokenizer(directories: tuple[str, ...]) -> str | None:
             return f"{_GOOGLE_BUCKET}/tokenizers/tokenizer_gemma3.model"
         for name in _TOKENIZERS:
             if storage.is_file(file := storage.join(directory, name)):
+                if what := foreign.recognise(storage.read_head(file)):
+                    raise CheckpointError(f"{file}: is {what}")
                 return file
     return None

@@ -6,6 +6,7 @@ everything that reads a checkpoint goes through here and is written once.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from gemma_tpu.checkpoint import foreign
 from gemma_tpu.checkpoint.errors import CheckpointError
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
@@ -90,6 +92,7 @@ def entries(path: str) -> set[str]:
 def is_file(path: str) -> bool:
     """Whether a file is there. A bucket is asked for its first byte, since listing what is around could take long."""
     if not is_remote(path):
+        check_link(path)
         return os.path.isfile(path)
     return bool(_read(path, slice(0, 1)))
 
@@ -100,6 +103,55 @@ def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> 
     value = _read(path, byte_range)
     if value is None:
         raise CheckpointError(f"{path}: no such file")
+    return value
+
+
+def read_head(path: str) -> bytes:
+    """The first `foreign.HEAD_BYTES` of a file, or all of a smaller one. `CheckpointError` if it is not there."""
+    if not is_remote(path):
+        check_link(path)
+        try:
+            with open(path, "rb") as file:
+                return file.read(foreign.HEAD_BYTES)
+        except OSError as error:
+            raise unreadable(path, error) from error
+    try:
+        return read_file(path, slice(0, foreign.HEAD_BYTES))
+    except CheckpointError as error:
+        if "OUT_OF_RANGE" not in str(error):
+            raise
+        return read_file(path)
+
+
+def check_link(path: str) -> None:
+    """`CheckpointError` for a symbolic link whose target is not there, as a cache leaves when it is cleaned."""
+    if not is_remote(path) and os.path.islink(path) and not os.path.exists(path):
+        raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there: fetch the checkpoint again")
+
+
+def read_text(path: str) -> str:
+    """A text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. `CheckpointError` if it is none."""
+    data = read_file(path)
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is {foreign.recognise(data) or f'no text: {error}'}") from error
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file, its text as in `read_text`. `CheckpointError` if it is none."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str | bytes, path: str) -> dict[str, Any]:
+    """A JSON object. `path` is what errors name."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = foreign.recognise(text if isinstance(text, bytes) else text.encode())
+        raise CheckpointError(f"{path}: is {what or f'no JSON: {error}'}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object, but a {type(value).__name__}")
     return value
 
 

@@ -30,10 +30,12 @@ class RMSNorm(nnx.Module):
 
 
 class Embedder(nnx.Module):
-    """Token embedding, tied to the output head."""
+    """Token embedding, and the output head that is tied to it or has weights of its own."""
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, rngs: nnx.Rngs) -> None:
-        self.table = nnx.Param(nnx.initializers.normal(embed_dim**-0.5)(rngs.params(), (vocab_size, embed_dim)))
+    def __init__(self, vocab_size: int, embed_dim: int, *, tied_head: bool = True, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(embed_dim**-0.5)
+        self.table = nnx.Param(init(rngs.params(), (vocab_size, embed_dim)))
+        self.head = None if tied_head else nnx.Param(init(rngs.params(), (vocab_size, embed_dim)))
 
     def encode(self, tokens: Int[Array, "B T"], placement: Placement) -> Float[Array, "B T D"]:
         """Embeddings times √D. Ids outside the vocabulary (placeholders of soft tokens) give the row of id 0."""
@@ -43,7 +45,8 @@ class Embedder(nnx.Module):
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits."""
-        return jnp.einsum("btd,vd->btv", x, self.table[...], preferred_element_type=jnp.float32)
+        head = self.table if self.head is None else self.head
+        return jnp.einsum("btd,vd->btv", x, head[...], preferred_element_type=jnp.float32)
 
 
 class MLP(nnx.Module):

@@ -50,7 +50,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embedder = Embedder(config.vocab_size, config.embed_dim, rngs=rngs)
+        self.embedder = Embedder(config.vocab_size, config.embed_dim, tied_head=config.tied_head, rngs=rngs)
         self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim)
 

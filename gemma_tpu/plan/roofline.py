@@ -78,8 +78,9 @@ def _text_roofline(
     config, memory, chip = deployment.config, deployment.resident, deployment.where.chip
     itemsize = jnp.dtype(deployment.dtype).itemsize
     weights = memory.weights / itemsize
-    if not logits:
-        weights -= config.vocab_size * config.embed_dim / deployment.mesh_shape[1]
+    # An untied table is looked up only; the head, which the tied table is, waits for the tokens whose logits are asked.
+    unread = (not config.tied_head) + (not logits)
+    weights -= unread * config.vocab_size * config.embed_dim / deployment.mesh_shape[1]
     cached, scores = _attention(deployment, queries)
     flops = 2 * weights * tokens + 4 * scores * config.head_dim
     if collectives is None:
