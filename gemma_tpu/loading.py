@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma_tpu.api import Model
-from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_file, resolve
+from gemma_tpu.checkpoint import Checkpoint, CheckpointWarning, load_params, open_checkpoint, read_file, resolve
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity
@@ -91,8 +92,10 @@ def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool,
 def _open_and_read(source: str | Path, config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Params:
     """What another process does when process 0 loads a model. The config says whether with a vision tower."""
     text_only = config.vision is None
-    checkpoint = open_checkpoint(resolve(source, progress=False), config=config, text_only=text_only)
-    return _read(checkpoint, dtype, mesh, text_only, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
+        checkpoint = open_checkpoint(resolve(source, progress=False), config=config, text_only=text_only)
+        return _read(checkpoint, dtype, mesh, text_only, False)
 
 
 def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:

@@ -8,8 +8,9 @@ step 1, one per axis.
 from __future__ import annotations
 
 import abc
+import copy as copylib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,6 +76,10 @@ class LazyArray(abc.ABC):
     def leaves(self) -> Iterator[Leaf]:
         """The stored arrays that this is a view of."""
 
+    @abc.abstractmethod
+    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        """The same view of `function` of each leaf."""
+
     @property
     def size(self) -> int:
         return math.prod(self.shape)
@@ -136,6 +141,9 @@ class Leaf(LazyArray):
     def leaves(self) -> Iterator[Leaf]:
         yield self
 
+    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        return function(self)
+
 
 class Memory(Leaf):
     """An array in memory (NumPy's or JAX's) that takes part in views."""
@@ -163,6 +171,9 @@ class Zeros(LazyArray):
 
     def leaves(self) -> Iterator[Leaf]:
         yield from ()
+
+    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        return self
 
 
 def concat(parts: Sequence[LazyArray], axis: int) -> LazyArray:
@@ -229,6 +240,11 @@ class _View(LazyArray):
 
     def leaves(self) -> Iterator[Leaf]:
         return self.base.leaves()
+
+    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        view = copylib.copy(self)
+        view.base = self.base.map_leaves(function)
+        return view
 
 
 class _Transposed(_View):
@@ -368,3 +384,8 @@ class _Concatenated(LazyArray):
     def leaves(self) -> Iterator[Leaf]:
         for part in self.parts:
             yield from part.leaves()
+
+    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        view = copylib.copy(self)
+        view.parts = [part.map_leaves(function) for part in self.parts]
+        return view

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy, names
+from gemma_tpu.checkpoint import lazy, names, values
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import Box, LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -44,13 +44,14 @@ def load_params(
     `concurrency` parameters are read at a time, and fewer if they are large. `progress` is called with bytes read and
     bytes in all, or True for a bar on standard error.
 
-    Raises `CheckpointError` naming the file and the parameter if anything cannot be read; no array is left behind.
+    Raises `CheckpointError` naming the file and the parameter if anything cannot be read or is not finite; no array is
+    left behind. A `CheckpointWarning` names matrices that are all zeros.
     """
     if text_only or config.vision is None:
         config = dataclasses.replace(config, vision=None)
     elif checkpoint.config.vision is None:
         raise CheckpointError(f"{checkpoint.path}: is text-only, but a model with a vision tower was asked for")
-    arrays = names.ours_from_canonical(checkpoint.arrays, config)
+    arrays = values.watch(names.ours_from_canonical(checkpoint.arrays, config))
     plans = {name: _Plan(array, sharding(name, array.shape), np.dtype(dtype)) for name, array in arrays.items()}
     total = sum(plan.bytes_read for plan in plans.values())
     memory = _Memory(_HOST_BYTES)
@@ -79,6 +80,7 @@ def load_params(
             for future in futures:
                 if future.done():
                     future.result()
+            values.report_zeros(arrays, checkpoint.path)
             return {name: loaded[name] for name in plans}
         except BaseException:  # Ctrl-C too: what has been loaded must leave the devices
             stop.set()
@@ -126,9 +128,9 @@ class _Plan:
         parts: list[jax.Array] = []
         try:
             for around, shards in self.reads:
-                values = self._read(around, report, stop)
+                read = self._read(around, report, stop)
                 for box, devices in shards:
-                    part = values[lazy.relative(box, around)]
+                    part = read[lazy.relative(box, around)]
                     parts += [jax.device_put(part, device) for device in devices]
                 # Only when the devices have it may the next host buffer be filled.
                 jax.block_until_ready(parts)
@@ -143,9 +145,9 @@ class _Plan:
         for block in lazy.read_blocks(self.array, around):
             if stop.is_set():
                 raise _Stopped
-            values = self.array.read(block)
-            lazy.copy(out[lazy.relative(block, around)], values)
-            report(values.nbytes)
+            read = self.array.read(block)
+            lazy.copy(out[lazy.relative(block, around)], read)
+            report(read.nbytes)
         return out
 
 

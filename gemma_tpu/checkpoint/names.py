@@ -268,17 +268,18 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     """Raises one `CheckpointError` that says what is missing, unexpected and wrongly shaped in `where`."""
     problems = []
     if missing := sorted(set(expected) - set(found)):
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if extra := sorted(set(found) - set(expected)):
-        problems.append(f"unexpected {_some(extra)}")
+        problems.append(f"unexpected {some(extra)}")
     wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
     if wrong:
         listed = [f"{name} is {list(found[name])}, not {list(expected[name])}" for name in wrong]
-        problems.append(f"wrongly shaped: {_some(listed)}")
+        problems.append(f"wrongly shaped: {some(listed)}")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
 
 
-def _some(items: list[str], limit: int = 12) -> str:
+def some(items: list[str], limit: int = 12) -> str:
+    """The first of many names, and how many more there are."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest

@@ -90,6 +90,9 @@ def _head(arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, pat
             f"{path}: its config has an output head of its own (tie_word_embeddings is false), and no {naming.head} is "
             "stored: make it true if the embedding table is the head"
         )
+    if naming.table not in arrays and config.tied_head:  # either of the two may be the one that was saved
+        arrays[naming.table] = arrays.pop(naming.head)
+        return config
     if given and not config.tied_head:
         return config
     if naming.table in arrays and redundant.equal(arrays[naming.table], head):

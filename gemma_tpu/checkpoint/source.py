@@ -28,7 +28,8 @@ class Checkpoint:
     `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer" or "safetensors".
     `path`: where the arrays are, which may be below the path that was asked for.
     `arrays`: canonical name (`gemma_tpu.checkpoint.names`) → lazy array.
-    `config_json`: the text of the config.json that came with it.
+    `config_json`: the text of the config.json that came with it; None where it is of a model with, or without, a vision
+    tower that the parameters lack, or have.
     `tokenizer_path`: a SentencePiece model, local or at gs:// (`storage.read_file` reads either).
     `directories`: where files beside the arrays may lie, nearest first.
     """

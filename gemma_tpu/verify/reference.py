@@ -48,9 +48,12 @@ def reference_checkpoint(
     """A path that the reference's own loader can read, and whether that is a conversion made here."""
     source = resolve(checkpoint)
     opened = open_checkpoint(source, config=config)
+    if against == "gemma" and not opened.config.tied_head:
+        raise ValueError("gemma has no output head but the embedding table, and this model has: use transformers")
     usable = opened.kind in _READS[against]
     if against == "transformers":  # it reads local directories, and cannot infer a configuration
         usable = usable and (Path(opened.path) / "config.json").is_file()
+        usable = usable and (config is not None or opened.config_json is not None)  # one that fits the weights
     if usable:
         return opened.path, False
     say(f"converting {checkpoint} ({opened.kind}), which {against} does not read")
