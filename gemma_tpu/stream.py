@@ -12,9 +12,10 @@ from gemma_tpu.text import Detokenizer, StopStrings, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled".
+    """An answer. `tokens` are without the stop token, and up to the one that completed a stop string.
 
-    `dropped_turns` are those that the model was not told, for lack of room.
+    `finish_reason` is "stop", "length" or "cancelled". `dropped_turns` are those that the model was not told, for lack
+    of room.
     """
 
     text: str
@@ -67,8 +68,13 @@ class TextStream(Iterator[str]):
         detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
         events = iter(self._request)
         for tokens in events:
-            self._tokens += tokens
-            piece, self._hit_stop = stops.push(detokenizer.push(tokens))
+            piece = ""
+            for token in tokens:  # one by one: the answer ends with the token that completes a stop string
+                self._tokens.append(token)
+                text, self._hit_stop = stops.push(detokenizer.push([token]))
+                piece += text
+                if self._hit_stop:
+                    break
             if piece:
                 self._text.append(piece)
                 yield piece

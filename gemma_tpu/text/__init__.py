@@ -3,9 +3,11 @@
 from gemma_tpu.text.detokenizer import Detokenizer, StopStrings
 from gemma_tpu.text.template import Prompt, expand_images, render_messages, render_raw
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
+from gemma_tpu.text.vocabulary import AddedToken
 
 __all__ = [
     "SOFT_TOKEN",
+    "AddedToken",
     "Detokenizer",
     "Prompt",
     "StopStrings",

@@ -1,76 +1,99 @@
-"""SentencePiece tokenizer with Gemma's special pieces, found by name because their ids differ between vocabularies."""
+"""Gemma's text ↔ token ids, from either format of tokenizer file; which ids are special is `special`'s to say."""
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import sentencepiece
-
 from gemma_tpu.config import SOFT_TOKEN
-
-SPACE = "▁"  # how SentencePiece spells a space inside a piece
-
-# What a control piece may look like. Ordinary user-defined pieces (newline runs, tabs, <table>, </b>) do not match.
-_CONTROL = re.compile(
-    r"<(?:pad|eos|bos|unk|mask|2mass|unused\d+|(?:start|end)_of_\w+|\w+_soft_token)>|\[(?:@BOS@|multimodal)\]"
-)
-# Where one may stand in a text; looking ahead finds those that begin inside another candidate as well.
-_CANDIDATE = re.compile(r"(?=(<[^<>]+>|\[[^\[\]]+\]))")
+from gemma_tpu.text.special import IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
+from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary
 
 # Text that a tokenizer which normalises, strips or prefixes would change.
 _PROBE = " a  \n\t＜ﬁé😀 "
+_BRACKETED = r"<[^<>]+>|\[[^\[\]]+\]"
 
 
 class Tokenizer:
-    """Gemma's text ↔ token ids. `model` is a serialized SentencePiece model, or the path of one.
+    """Gemma's text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json, as bytes or as a path.
+
+    `added` are tokens of the files beside it, which add to its pieces or rename some. `config_ids` are special ids by
+    role ("bos", "end_of_image", …) as a config.json has them; what of it is not believed is in `doubts`, a sentence for
+    each.
 
     Ids: `pad_id`, `eos_id`, `bos_id`, `unk_id`, `start_of_turn`, `end_of_turn`; `start_of_image` and `end_of_image`
     are None in a vocabulary for text only (Gemma 2). `double_newline` is the ids of "\\n\\n": one id in Gemma's
-    vocabulary, two or more in one that lacks the piece. `special_ids` are all ids that stand for no text.
+    vocabulary, two or more in one that lacks the piece. `special_ids` are all ids that stand for no text. `vocab_size`
+    is one more than the highest id; `has_piece` says which of those below it are in use.
 
-    Raises ValueError for something that is no SentencePiece model, or not one like Gemma's.
+    Raises ValueError for something that is no tokenizer file, or not one like Gemma's.
     """
 
-    def __init__(self, model: bytes | str | Path):
-        if isinstance(model, bytes):
-            self.name, self.model_bytes = f"tokenizer model ({len(model)} bytes)", model
-        else:
-            self.name, self.model_bytes = str(model), _read(Path(model))
-        try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
-        except RuntimeError as error:
-            raise ValueError(f"{self.name}: not a SentencePiece model, or a damaged one") from error
-        self.vocab_size: int = self._sp.vocab_size()
-        every = list(range(self.vocab_size))  # SentencePiece answers for a list ten times faster than one by one
-        self._pieces: list[str] = self._sp.id_to_piece(every)
-        self._ids = dict(zip(self._pieces, every, strict=True))
-
-        required = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-        if missing := [piece for piece in required if piece not in self._ids]:
+    def __init__(
+        self,
+        model: bytes | str | Path,
+        *,
+        added: Iterable[AddedToken] = (),
+        config_ids: Mapping[str, int] | None = None,
+    ):
+        vocabulary = open_vocabulary(model)
+        self.name, self._encode, self._bytes = vocabulary.name, vocabulary.encode, vocabulary.bytes
+        self._pieces = list(vocabulary.pieces)
+        replaced: set[str] = set()  # what the file calls them: found by its encoder, but no token's name any more
+        ordinary: dict[str, int] = {}  # what its encoder does not know to find
+        controls = set(vocabulary.controls)
+        for token in added:
+            spelled = token.text.replace(" ", SPACE)
+            if token.special:
+                controls.add(token.id)
+            if token.text != IMAGE_SOFT_TOKEN and self._rename(token.id, spelled, replaced) and not token.special:
+                controls.discard(token.id)
+                ordinary[token.text] = token.id
+        controls |= control_ids(self._pieces)
+        special, self.doubts = find_special_ids(self._pieces, controls, vocabulary.roles, config_ids or {})
+        if missing := [f"<{role}>" for role in REQUIRED if role not in special]:
             raise ValueError(f"{self.name}: no Gemma tokenizer: its vocabulary lacks {', '.join(missing)}")
         self.pad_id, self.eos_id, self.bos_id, self.unk_id, self.start_of_turn, self.end_of_turn = (
-            self._ids[piece] for piece in required
+            special[role] for role in REQUIRED
         )
-        self.start_of_image: int | None = self._ids.get("<start_of_image>")
-        self.end_of_image: int | None = self._ids.get("<end_of_image>")
-        named = [
-            i for i, piece in enumerate(self._pieces) if piece.startswith(("<", "[")) and _CONTROL.fullmatch(piece)
-        ]
-        by_type = [i for i, control in enumerate(self._sp.is_control(every)) if control]
-        self.special_ids = frozenset([*named, *by_type, self.unk_id])
-        self._controls = {self._pieces[i]: i for i in self.special_ids}
-        self._bytes = {
-            i: bytes([int(self._pieces[i][1:-1], 16)]) for i, is_byte in enumerate(self._sp.is_byte(every)) if is_byte
-        }
+        self.start_of_image: int | None = special.get("start_of_image")
+        self.end_of_image: int | None = special.get("end_of_image")
+        for role, token in special.items():
+            self._rename(token, f"<{role}>", replaced)
+        self.vocab_size = len(self._pieces)
+        self._ids = {piece: i for i, piece in enumerate(self._pieces) if piece}
+        self.special_ids = frozenset([*controls, *special.values()])
+
+        # What to look for in a text, and its id; None: not to be taken for the piece that the encoder knows.
+        names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)}
+        hidden: dict[str, int | None] = dict.fromkeys([IMAGE_SOFT_TOKEN, *(replaced - self._ids.keys())])
+        self._parsed: dict[str, int | None] = hidden | ordinary | names
+        self._typed: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
+        others = [re.escape(name) for name in self._parsed if not re.fullmatch(_BRACKETED, name)]
+        # Looking ahead finds those that begin inside another candidate as well.
+        self._candidate = re.compile(f"(?=({'|'.join([*sorted(others, key=len, reverse=True), _BRACKETED])}))")
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
                 f"{self.name}: no Gemma tokenizer: it changes the text it encodes. Gemma's have byte fallback, "
                 "identity normalisation and no dummy prefix, and keep extra whitespace"
             )
         self.double_newline: list[int] = self.encode("\n\n")
+
+    def _rename(self, token: int, piece: str, replaced: set[str]) -> bool:
+        """Whether `token` had not been called `piece`."""
+        self._pieces += [""] * (token + 1 - len(self._pieces))
+        if (old := self._pieces[token]) == piece:
+            return False
+        self._pieces[token] = piece
+        if old:
+            replaced.add(old.replace(SPACE, " "))
+        return True
+
+    def has_piece(self, token: int) -> bool:
+        """Whether `token` stands for something; a model's table may have more rows than its tokenizer has pieces."""
+        return 0 <= token < self.vocab_size and self._pieces[token] != ""
 
     def id(self, piece: str) -> int:
         """The id of `piece` (spelled with ▁ for a space). ValueError if the vocabulary lacks it."""
@@ -98,17 +121,20 @@ class Tokenizer:
                 f"the text has half a surrogate pair at character {error.start} ({text[error.start]!r}): "
                 "decode it properly, or replace it"
             ) from error
-        start = 0
-        for at, piece in self._find_controls(text):
-            if control:
-                ids += self._sp.encode(text[start:at])
-                ids.append(self._controls[piece])
-                start = at + len(piece)
-            else:
+        known, start = self._parsed if control else self._typed, 0
+        for match in self._candidate.finditer(text):
+            at, piece = match.start(), match[1]
+            if at < start or piece not in known:
+                continue
+            if (token := known[piece]) is None:
                 # A piece cut after its first character is no piece any more, and each part is encoded as text.
-                ids += self._sp.encode(text[start : at + 1])
+                ids += self._encode(text[start : at + 1])
                 start = at + 1
-        return ids + self._sp.encode(text[start:])
+            else:
+                ids += self._encode(text[start:at])
+                ids.append(token)
+                start = at + len(piece)
+        return ids + self._encode(text[start:])
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that form no UTF-8 become U+FFFD, one each.
@@ -116,6 +142,10 @@ class Tokenizer:
         Special tokens (see `special_ids`) and SOFT_TOKEN are skipped; with `skip_special=False` they appear by name.
         ValueError for an id outside the vocabulary.
         """
+        ids = list(ids)
+        for token in ids:
+            if token != SOFT_TOKEN:
+                self._check(token)
         parts: list[str] = []
         run = bytearray()
         for text_bytes, name in self.spell(ids):
@@ -126,26 +156,23 @@ class Tokenizer:
         return "".join(parts) + decode_utf8(bytes(run), final=True)[0]
 
     def spell(self, ids: Iterable[int]) -> Iterator[tuple[bytes, str]]:
-        """For each id the bytes of its text, and the name of a special token (otherwise "")."""
+        """For each id the bytes of its text, and the name of a special token (otherwise "").
+
+        An id without a piece is nothing: a model may write one that its tokenizer does not know.
+        """
         for token in ids:
             if token == SOFT_TOKEN:
-                yield b"", "<image_soft_token>"
-                continue
-            self._check(token)
-            piece = self._pieces[token]
-            if token in self.special_ids:
-                yield b"", piece
+                yield b"", IMAGE_SOFT_TOKEN
+            elif not self.has_piece(token):
+                yield b"", ""
+            elif token in self.special_ids:
+                yield b"", self._pieces[token]
             else:
-                yield self._bytes.get(token) or piece.replace(SPACE, " ").encode(), ""
+                yield self._bytes.get(token) or self._pieces[token].replace(SPACE, " ").encode(), ""
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size} pieces ({self.name})")
-
-    def _find_controls(self, text: str) -> Iterator[tuple[int, str]]:
-        for match in _CANDIDATE.finditer(text):
-            if match[1] in self._controls:
-                yield match.start(), match[1]
 
 
 def decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
@@ -164,9 +191,3 @@ def decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
             parts.append(data[: error.start].decode() + "\ufffd")
             data = data[error.start + 1 :]
     return "".join(parts), b""
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a SentencePiece model (tokenizer.model)")
-    return path.read_bytes()
