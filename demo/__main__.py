@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 DEFAULT_CHECKPOINT = Path("checkpoints") / "gemma3-demo"
 _CACHE = Path.home() / ".cache" / "gemma_tpu" / "compiled"
@@ -48,6 +49,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
     parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        type=_origin,
+        metavar="ORIGIN",
+        help="a page of this origin may use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
+        "means every page opened as a file, and others that hide where they are from. May be repeated",
+    )
     hosts = parser.add_argument_group("several hosts", "The same command on each; the first one serves the page.")
     hosts.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
@@ -62,6 +72,13 @@ def _mesh(value: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is not of the form DATA,MODEL, such as 1,8") from None
     return data, model
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if value != "null" and (parts.scheme not in ("http", "https") or value != f"{parts.scheme}://{parts.netloc}"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not an origin such as http://127.0.0.1:8000, or null for files")
+    return value
 
 
 def _find(checkpoint: str | None) -> str:
@@ -120,7 +137,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, lang=arguments.lang)
+    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, lang=arguments.lang, origins=arguments.allow_origin)
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

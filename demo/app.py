@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from demo.api import build_api
 from demo.chat import Conversation, Readers
 from demo.header import controls, header
 from demo.page import Page
@@ -87,8 +89,15 @@ def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
     return blocks
 
 
-def mount(app: fastapi.FastAPI, loader: Loader, *, lang: str | None = None, path: str = "/") -> fastapi.FastAPI:
-    """Puts the page on `app` at `path`; at "/" it must come after all other routes."""
+def mount(
+    app: fastapi.FastAPI, loader: Loader, *, lang: str | None = None, path: str = "/", origins: Sequence[str] = ()
+) -> fastapi.FastAPI:
+    """Puts the page on `app` at `path`; at "/" it must come after all other routes.
+
+    Pages of `origins` may use its model too, through the API of `demo.api` at `path`/api.
+    """
+    if origins:
+        app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
     return gr.mount_gradio_app(
         app,
         build(loader, lang),

@@ -83,6 +83,35 @@ class Readers:
 
 
 @dataclasses.dataclass(frozen=True)
+class Exchange:
+    """What the model is told of a turn. `pictures`: paths or data URLs."""
+
+    question: str
+    pictures: tuple[str, ...]
+    answer: str
+
+
+def submit(
+    model: Model, told: Sequence[Exchange], question: str, pictures: Sequence[str | None], options: dict[str, Any]
+) -> tuple[TextStream, tuple[str, ...], int]:
+    """Begins an answer: its stream, the pictures shown with the question, how many of `told` there was no room for.
+
+    `pictures` are those laid out now; the model is shown the ones that it has not seen in what it is told.
+    """
+    told, before = list(told), len(told)
+    wanted = dict.fromkeys(path for path in pictures if path)
+    while True:
+        new = tuple(path for path in wanted if path not in _shown(told))
+        messages = [message for one in told for message in _exchange(one)]
+        stream = model.stream([*messages, _question(question, new)], **options)
+        forgotten, told = told[: stream.dropped_turns], told[stream.dropped_turns :]
+        wanted = _shown(forgotten) | wanted
+        if wanted.keys() <= {*_shown(told), *new}:
+            return stream, new, before - len(told)
+        stream.close()  # it was not shown what this is about
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """A question with the pictures shown in it (paths), and its answer. `seed` is None if nothing was drawn.
 
@@ -130,19 +159,10 @@ class Conversation:
             first = pictures[0] if pictures else None
             fresh = first is not None and first != self._picture
             told = [] if fresh else self._told()
-            wanted, before = dict.fromkeys(path for path in pictures if path), len(told)
-            while True:
-                new = tuple(path for path in wanted if path not in _shown(told))
-                messages = [message for turn in told for message in _exchange(turn)]
-                stream = model.stream([*messages, _question(question, new)], **options)
-                forgotten, told = told[: stream.dropped_turns], told[stream.dropped_turns :]
-                wanted = _shown(forgotten) | wanted
-                if wanted.keys() <= {*_shown(told), *new}:
-                    break
-                stream.close()  # it was not shown what this is about
-            seed = options["seed"] if options["temperature"] > 0 else None
-            turn = Turn(question, new, Answer(stream), seed, before - len(told))
-            self._start = self._turns.index(told[0]) if told else len(self._turns)
+            said = [Exchange(turn.question, turn.pictures, turn.answer.text) for turn in told]
+            stream, new, forgotten = submit(model, said, question, pictures, options)
+            turn = Turn(question, new, Answer(stream), drawn_seed(options), forgotten)
+            self._start = self._turns.index(told[forgotten]) if forgotten < len(told) else len(self._turns)
             if fresh:
                 self._picture = first
             self._turns.append(turn)
@@ -183,9 +203,14 @@ class Conversation:
         return [turn for turn in self._turns[self._start :] if turn.answer.text]
 
 
-def _shown(turns: Sequence[Turn]) -> dict[str, None]:
+def drawn_seed(options: dict[str, Any]) -> int | None:
+    """The seed that an answer depends on, if it does."""
+    return options["seed"] if options["temperature"] > 0 else None
+
+
+def _shown(exchanges: Sequence[Exchange]) -> dict[str, None]:
     """The pictures in them, in order."""
-    return dict.fromkeys(path for turn in turns for path in turn.pictures)
+    return dict.fromkeys(path for one in exchanges for path in one.pictures)
 
 
 def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
@@ -193,8 +218,8 @@ def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, _part(question)]}
 
 
-def _exchange(turn: Turn) -> list[dict[str, Any]]:
-    return [_question(turn.question, turn.pictures), {"role": "assistant", "content": turn.answer.text}]
+def _exchange(one: Exchange) -> list[dict[str, Any]]:
+    return [_question(one.question, one.pictures), {"role": "assistant", "content": one.answer}]
 
 
 def _part(content: str) -> dict[str, str]:

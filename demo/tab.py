@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demo.chat import Conversation, Readers
+from demo.facts import unready
 from demo.page import Page
 from demo.pictures import check, picture
 from demo.settings import options, settings_panel
@@ -199,8 +200,7 @@ class ChatTab:
     ) -> str:
         """What stands in the way of an answer, or ""."""
         if model is None:
-            keys = {"idle": "not_loaded", "failed": "load_failed"}
-            return text(keys.get(self._loader.status.phase, "still_loading"), lang)
+            return unready(self._loader.status, lang)
         if conversation.writing:
             return text("busy", lang)
         if not prompt.strip():

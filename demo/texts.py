@@ -104,6 +104,51 @@ TEXTS: dict[str, tuple[str, str]] = {
     "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
     "broke": ("The answer broke off: {error}", "回答中断：{error}"),
     "busy": ("An answer is still being written: stop it first.", "正在生成回答：请先停止。"),
+    # The page that replays recordings (demo/webui).
+    "recording": ("Recording", "录制"),
+    "recording_about": (
+        "No model runs in this page. It replays real runs of {checkpoint}, recorded on {date}: loading {faster}× as "
+        "fast as it was, answers {slower}× as slowly, so that they can be watched. The figures under an answer are "
+        "those measured.",
+        "本页面不运行模型，只回放 {checkpoint} 的真实运行（录制于 {date}）：加载以 {faster} 倍速回放，"
+        "回答放慢 {slower} 倍，便于观看。回答下方的数据是录制时测得的。",
+    ),
+    "recorded_next": ("Recorded follow-ups", "已录制的追问"),
+    "unrecorded_question": ("There is no recording of this question here.", "此处没有这个问题的录制。"),
+    "unrecorded_picture": ("There is no recording about this picture.", "没有关于这张图片的录制。"),
+    "unrecorded_settings": ("There is no recording with these settings.", "没有使用这些设置的录制。"),
+    "unrecorded_help": (
+        "This page can only replay what was recorded: the examples, and the follow-ups offered after an answer, with "
+        "the settings as they were. For anything else, start the real demo with “make demo”, or give the address of a "
+        "running one at the top of this page.",
+        "本页面只能回放已录制的内容：示例以及回答之后列出的追问，且设置须与录制时相同。如需其他回答，"
+        "请用“make demo”启动真正的演示，或在页面顶部填写正在运行的演示的地址。",
+    ),
+    "live": ("Live", "实时"),
+    "live_about": ("Answers come from the demo running at {server}.", "回答来自运行于 {server} 的演示。"),
+    "server": ("Address of a running demo", "正在运行的演示的地址"),
+    "connect": ("Connect", "连接"),
+    "connecting": ("Connecting…", "正在连接…"),
+    "disconnect": ("Back to the recordings", "返回录制"),
+    "server_malformed": (
+        "“{server}” is not the address of a demo. One looks like http://127.0.0.1:7860",
+        "“{server}”不是演示的地址。地址形如 http://127.0.0.1:7860",
+    ),
+    "server_silent": (
+        "Nothing answers at {server}. Start the demo there with: python -m demo --allow-origin {origin}",
+        "{server} 没有响应。请在该处启动演示：python -m demo --allow-origin {origin}",
+    ),
+    "server_refuses": (
+        "Something answers at {server}, but does not let this page in. Start the demo with: "
+        "python -m demo --allow-origin {origin}",
+        "{server} 有响应，但不允许本页面访问。请这样启动演示：python -m demo --allow-origin {origin}",
+    ),
+    "server_lost": ("The demo at {server} no longer answers.", "{server} 的演示不再响应。"),
+    "remove_picture": ("Remove the picture", "移除图片"),
+    "unshowable": ("this browser cannot show it", "此浏览器无法显示"),
+    "conversation": ("Conversation", "对话"),
+    "copy": ("Copy the answer", "复制回答"),
+    "needs_script": ("This page needs JavaScript.", "本页面需要 JavaScript。"),
 }
 
 

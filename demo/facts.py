@@ -1,0 +1,124 @@
+"""What the top of the page says, without its layout: the model's facts, and how far loading is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demo.state import Status
+from demo.texts import text
+
+if TYPE_CHECKING:
+    from gemma_tpu import Model
+
+_UNKNOWN = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Of a loaded model. Its mesh is `data` × `model`; `parameters` is how many numbers its weights are."""
+
+    devices: str
+    data: int
+    model: int
+    dtype: str
+    parameters: int
+    vision: bool
+
+    @classmethod
+    def of(cls, model: Model) -> Facts:
+        devices = model.mesh.devices
+        kind, platform = devices.flat[0].device_kind, devices.flat[0].platform.upper()
+        data = model.mesh.shape["data"]
+        return cls(
+            devices=f"{kind if platform.lower() in kind.lower() else f'{platform} {kind}'} × {devices.size}",
+            data=data,
+            model=devices.size // data,
+            dtype=str(model.dtype),
+            parameters=sum(array.size for array in model.params.values()),
+            vision=model.config.vision is not None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The texts of the header in one language. `facts` maps keys of `texts` to (label, value).
+
+    `step` says what loading does and `percent` how much of that is done, both while it goes on; `error` is there after
+    a failure.
+    """
+
+    title: str
+    tagline: str
+    facts: dict[str, tuple[str, str]]
+    phase: str
+    state: str
+    aside: str
+    step: str
+    percent: float
+    error: str
+    button: str
+    clickable: bool
+
+
+def head(name: str, facts: Facts | None, status: Status, lang: str) -> Head:
+    """The header for the checkpoint `name`; `facts` are None until it is loaded."""
+    button, clickable = load_button(status, lang)
+    return Head(
+        title=Path(name.rstrip("/")).name,
+        tagline=text("tagline", lang) if facts is None else _size(facts, lang),
+        facts={key: (text(key, lang), value) for key, value in _values(name, facts, lang).items()},
+        phase=status.phase,
+        state=text(status.phase, lang),
+        aside=text("loaded_in", lang, seconds=f"{status.seconds:.1f}") if status.phase == "ready" else "",
+        step=_step(status, lang),
+        percent=100 * status.fraction,
+        error=f"{text('failed', lang)}: {status.error}" if status.phase == "failed" else "",
+        button=button,
+        clickable=clickable,
+    )
+
+
+def load_button(status: Status, lang: str) -> tuple[str, bool]:
+    """The load button's text, and whether it can be pressed."""
+    if status.busy:
+        return text("loading", lang, percent=f"{100 * status.fraction:.0f}"), False
+    label = text({"idle": "load", "failed": "retry", "ready": "loaded"}[status.phase], lang)
+    return label, status.phase in ("idle", "failed")
+
+
+def unready(status: Status, lang: str) -> str:
+    """Why there is no answer while the model is not loaded."""
+    return text({"idle": "not_loaded", "failed": "load_failed"}.get(status.phase, "still_loading"), lang)
+
+
+def _values(name: str, facts: Facts | None, lang: str) -> dict[str, str]:
+    if facts is None:
+        return {"checkpoint": name, **dict.fromkeys(("devices", "mesh", "dtype"), _UNKNOWN)}
+    mesh = text("mesh_value", lang, data=facts.data, model=facts.model)
+    return {"checkpoint": name, "devices": facts.devices, "mesh": mesh, "dtype": facts.dtype}
+
+
+def _step(status: Status, lang: str) -> str:
+    if not status.busy:
+        return ""
+    amount = _bytes if status.phase == "reading" else str
+    return text(f"step_{status.phase}", lang, done=amount(status.done), total=amount(status.total), step=status.step)
+
+
+def _size(facts: Facts, lang: str) -> str:
+    key = "text_and_images" if facts.vision else "text_only"
+    return f"Gemma 3 · {text(key, lang, parameters=_short(facts.parameters))}"
+
+
+def _short(count: int) -> str:
+    """7,900,000 → 7.9M."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,147 @@
+"""python -m demo.webui.build: makes static/webui_demo.html, one file, of the sources in this folder and a recording.
+
+The page has the style sheet and the colours of the real one, and all of its texts; the scripts are put together in the
+order of `_SCRIPTS`. The same sources always give the same file.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo.chat import statistics
+from demo.facts import Facts, head
+from demo.header import LOGO
+from demo.state import Status
+from demo.tab import EXAMPLES, examples
+from demo.texts import LANGUAGES, TEXTS
+from demo.theme import theme
+from demo.webui.settings import TABS, controls
+from gemma_tpu import Completion, Timings, Usage
+
+HERE = Path(__file__).parent
+STATIC = HERE.parent / "static"
+PAGE = STATIC / "webui_demo.html"
+RECORDING = HERE / "recording.json"
+_SCRIPTS = (
+    "words",
+    "dom",
+    "markdown",
+    "recorded",
+    "live",
+    "pictures",
+    "settings",
+    "conversation",
+    "turn",
+    "tab",
+    "header",
+    "main",
+)
+
+
+def main() -> int:
+    print(write_page())
+    return 0
+
+
+def write_page() -> Path:
+    PAGE.write_text(build_page(json.loads(RECORDING.read_text())))
+    return PAGE
+
+
+def build_page(recording: dict[str, Any]) -> str:
+    """The page that replays `recording` (see demo.webui.record)."""
+    styles = (STATIC / "style.css").read_text() + (HERE / "page.css").read_text()
+    script = '"use strict";\n' + "".join((HERE / f"{name}.js").read_text() for name in _SCRIPTS)
+    parts = {
+        "style": _colours(styles) + styles,
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "data": json.dumps(_data(recording), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
+        "icon": _data_url(STATIC / "favicon.png"),
+        "logo": LOGO,
+        "needs_script": " ".join(TEXTS["needs_script"]),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (HERE / "page.html").read_text())
+
+
+def _data(recording: dict[str, Any]) -> dict[str, Any]:
+    """What the scripts are given."""
+    files = {file for example in examples("image") for file in example["pictures"]}
+    runs = {tab: [_run(run) for run in recording["runs"][tab]] for tab in TABS}
+    return {
+        "languages": LANGUAGES,
+        "texts": TEXTS,
+        "settings": {tab: _settings(tab, recording["settings"]) for tab in TABS},
+        "examples": {tab: examples(tab) for tab in TABS},
+        "pictures": {file: _data_url(EXAMPLES / file) for file in sorted(files)},
+        "recording": {
+            **{key: recording[key] for key in ("checkpoint", "date", "settings")},
+            "idle": _heads(recording, Status()),
+            "loading": [[seconds, _heads(recording, Status(**status))] for seconds, status in recording["loading"]],
+            "runs": runs,
+        },
+    }
+
+
+def _settings(tab: str, recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """The controls of `tab`, set to what was recorded."""
+    return [{**control, "value": recorded.get(control["name"], control["value"])} for control in controls(tab)]
+
+
+def _heads(recording: dict[str, Any], status: Status) -> dict[str, Any]:
+    facts = Facts(**recording["facts"]) if status.phase == "ready" else None
+    return {lang: dataclasses.asdict(head(recording["checkpoint"], facts, status, lang)) for lang in LANGUAGES}
+
+
+def _run(run: dict[str, Any]) -> dict[str, Any]:
+    """A run with the line of statistics that the page shows under it."""
+    completion = Completion(
+        text="".join(text for *_, text in run["pieces"]),
+        tokens=run["tokens"],
+        finish_reason=run["finish_reason"],
+        usage=Usage(**run["usage"]),
+        timings=Timings(**run["timings"]),
+    )
+    return {
+        **{key: run[key] for key in ("question", "pictures", "pieces")},
+        "statistics": {lang: statistics(completion, None, 0, lang) for lang in LANGUAGES},
+        "next": [_run(one) for one in run["next"]],
+    }
+
+
+def _data_url(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _colours(styles: str) -> str:
+    """The theme's colours that `styles` use and do not define, as variables, light and dark."""
+    colours, names = (
+        theme(),
+        sorted(set(re.findall(r"var\(--([\w-]+)\)", styles)) - set(re.findall(r"--([\w-]+):", styles))),
+    )
+
+    def variables(suffix: str) -> str:
+        lines = []
+        for name in names:
+            key = name.replace("-", "_")
+            value = getattr(colours, key + suffix, None) or getattr(colours, key)
+            while value.startswith("*"):  # as the theme says "the same as"
+                key = value[1:]
+                value = getattr(colours, key + suffix, None) or getattr(colours, key)
+            lines.append(f"  --{name}: {value};\n")
+        return "".join(lines)
+
+    return f":root {{\n{variables('')}}}\n.dark {{\n{variables('_dark')}}}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

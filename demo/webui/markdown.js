@@ -1,0 +1,48 @@
+// Answers: a little Markdown (paragraphs, headings, lists, fenced code, `code`, **bold**), all else as it was written.
+
+const LIST_ITEM = /^\s*([-*]|\d+[.)]) +(.*)$/;
+
+function renderMarkdown(text) {
+  const blocks = [];
+  let open = null; // the paragraph or list that the next line may continue
+  const lines = text.split("\n");
+  for (let i = 0; i < lines.length; i++) {
+    const line = lines[i];
+    const fence = line.match(/^\s*```/);
+    const heading = line.match(/^(#{1,6}) +(.*)$/);
+    const item = line.match(LIST_ITEM);
+    if (fence) {
+      let end = i + 1;
+      while (end < lines.length && !/^\s*```/.test(lines[end])) end++;
+      blocks.push(make("pre", {}, make("code", {}, lines.slice(i + 1, end).join("\n"))));
+      open = null;
+      i = end;
+    } else if (heading) {
+      blocks.push(make("p", { class: "heading" }, ...renderInline(heading[2])));
+      open = null;
+    } else if (item) {
+      const tag = /\d/.test(item[1]) ? "OL" : "UL";
+      if (open?.tagName !== tag) {
+        open = make(tag);
+        if (tag === "OL") open.start = parseInt(item[1]);
+        blocks.push(open);
+      }
+      open.append(make("li", {}, ...renderInline(item[2])));
+    } else if (!line.trim()) {
+      open = null;
+    } else {
+      if (open?.tagName !== "P") blocks.push((open = make("p")));
+      else open.append("\n");
+      open.append(...renderInline(line));
+    }
+  }
+  return blocks;
+}
+
+function renderInline(text) {
+  return text.split(/(`[^`]+`|\*\*[^*]+\*\*)/).map((part) => {
+    if (part.length > 2 && part.startsWith("`") && part.endsWith("`")) return make("code", {}, part.slice(1, -1));
+    if (part.length > 4 && part.startsWith("**") && part.endsWith("**")) return make("strong", {}, part.slice(2, -2));
+    return part;
+  });
+}

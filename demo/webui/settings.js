@@ -1,0 +1,42 @@
+// The settings of a tab, made of the controls that settings.py reads off the real page.
+
+class Settings {
+  constructor(tab) {
+    this.fields = new Map(); // name → the input that holds its value
+    const settings = DATA.settings[tab].map((control) => this.lay(control));
+    this.element = make("details", { class: "settings" }, makeSaying("settings", "summary"), make("div", { class: "grid" }, ...settings));
+    const draw = this.fields.get("draw");
+    const follow = () => (this.fields.get("seed").disabled = draw.checked);
+    draw.addEventListener("change", follow);
+    follow();
+  }
+
+  // By name, as demo/settings.py `options` takes them.
+  values() {
+    const value = (field) => (field.type === "checkbox" ? field.checked : field.value === "" ? null : Number(field.value));
+    return Object.fromEntries([...this.fields].map(([name, field]) => [name, value(field)]));
+  }
+
+  lay({ name, id, kind, says, value, minimum, maximum, step }) {
+    const label = makeSaying(says.label, "span");
+    const limits = { min: minimum ?? "", max: maximum ?? "", step: step ?? 1 };
+    if (kind === "checkbox") {
+      const box = make("input", { type: "checkbox", checked: value });
+      this.fields.set(name, box);
+      return make("label", { class: "setting check", id }, box, label);
+    }
+    const number = make("input", { type: "number", ...limits, value });
+    this.fields.set(name, number);
+    const head = make("label", { class: "name" }, label, number);
+    const info = says.info ? makeSaying(says.info, "small") : null;
+    if (kind === "number") return make("div", { class: "setting", id }, head, info);
+    const range = make("input", { type: "range", ...limits, value });
+    inEveryLanguage(() => range.setAttribute("aria-label", say(says.label)));
+    range.addEventListener("input", () => (number.value = range.value));
+    number.addEventListener("change", () => {
+      const given = number.value === "" ? value : Number(number.value);
+      number.value = range.value = Math.min(maximum, Math.max(minimum, given));
+    });
+    return make("div", { class: "setting", id }, head, range, info);
+  }
+}
