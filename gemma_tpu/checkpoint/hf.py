@@ -66,6 +66,11 @@ def is_hf(names: set[str]) -> bool:
     return INDEX in names or any(name.endswith(".safetensors") for name in names)
 
 
+def holds_model(names: set[str]) -> bool:
+    """Whether a directory with these entries has the weights of a model, beside those of an adapter perhaps."""
+    return INDEX in names or any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
+
+
 def read_directory(path: str) -> dict[str, SafetensorsArray]:
     """The arrays of a directory with safetensors files, or of one such file, by their stored names."""
     if path.endswith(".safetensors"):
@@ -80,7 +85,7 @@ def read_directory(path: str) -> dict[str, SafetensorsArray]:
     elif "model.safetensors" in names:
         files = ["model.safetensors"]
     else:
-        files = sorted(name for name in names if name.endswith(".safetensors"))
+        files = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
     arrays: dict[str, SafetensorsArray] = {}
     for file in files:
         for name, array in read_file(storage.join(path, file)).items():

@@ -25,7 +25,8 @@ from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
-_ITEMS = ("params", "default", "state", "item", "model")  # names of a step's items, the likeliest to hold a model first
+# Names of a step's items, the likeliest to hold a model first.
+_ITEMS = ("params", "default", "model_params", "state", "item", "items", "model")
 _STEP = re.compile(r"(?:\w+[-_])?(\d+)")
 # Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it. Orbax
 # divides the longest axes; attention is sharded by heads, so each head is a chunk.

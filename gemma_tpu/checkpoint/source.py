@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
-from gemma_tpu.checkpoint import config_io, hf, hf_names, names, orbax, storage
-from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint import config_io, flax_lora, hf, hf_names, names, orbax, peft, storage, trees, tunix_names
+from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig
 
@@ -24,7 +26,8 @@ _GOOGLE_BUCKET = "gs://gemma-data"
 class Checkpoint:
     """A checkpoint whose names and shapes have been found to fit `config`. Nothing of its data has been read yet.
 
-    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer" or "safetensors".
+    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer", "tunix", "maxtext", "safetensors" or
+    "memory".
     `path`: where the arrays are, which may be below the path that was asked for.
     `arrays`: canonical name (`gemma_tpu.checkpoint.names`) → lazy array.
     `config_json`: the text of the config.json that came with it.
@@ -64,6 +67,15 @@ def open_checkpoint(
     if not found and not storage.is_file(path) and not os.path.isdir(path):
         access = ", or you have no access to it" if storage.is_remote(path) else ""
         raise CheckpointError(f"{path}: no such file or directory{access}")
+    if peft.is_adapter(found):
+        if not hf.holds_model(found):
+            peft.refuse_alone(path)
+        warnings.warn(
+            f"{path}: a LoRA adapter lies beside the weights, and is not merged into them: load them with "
+            f"adapter={path!r} for that",
+            CheckpointWarning,
+            stacklevel=2,
+        )
     if path.endswith(".safetensors") or hf.is_hf(found):
         return _open_hf(path, config, text_only)
     if (located := orbax.locate(path, found)) is not None:
@@ -112,22 +124,45 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
     given = config
     config, config_json = _read_config(tuple(directories), config)
     listed = orbax.list_arrays(located)
-    root = names.find_root(listed.specs)
-    if root is None:
+    tree = trees.find(listed.specs)
+    if tree is None:
         some = ", ".join(sorted(listed.specs)[:3]) or "no arrays"
         raise CheckpointError(f"{located}: this is no Gemma 3 checkpoint; it holds {some} …")
-    kind = names.orbax_kind(listed.specs, root)
-    opened = orbax.open_arrays(listed, [name for name in listed.specs if name.startswith(root)])
-    canonical = names.canonical_from_orbax({name.removeprefix(root): array for name, array in opened.items()})
-    config = config or config_io.infer_from_canonical({name: a.shape for name, a in canonical.items()}, located)
+    opened = orbax.open_arrays(listed, list(tree.stored.values()))
+    if tree.kind == "adapter":
+        raise CheckpointError(f"{located}: {trees.describe_adapter(tree, opened)}")
+    alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
+    config, canonical = _from_tree(trees.canonical(tree, opened, located, alpha), config, text_only, located)
+    return _checkpoint(located, tree.kind, config, canonical, None if given else config_json, tuple(directories))
+
+
+def open_tree(
+    tree: Any, *, config: GemmaConfig | None = None, text_only: bool = False, lora_alpha: float | None = None
+) -> Checkpoint:
+    """As `open_checkpoint`, of a pytree of arrays in memory: in the names of any Orbax layout."""
+    where = "parameters"
+    arrays = trees.in_memory(tree, where)
+    found = trees.find(arrays)
+    if found is None or found.kind == "adapter":
+        some = ", ".join(sorted(arrays)[:3]) or "no arrays"
+        raise CheckpointError(f"{where}: these are not those of a Gemma 3 model; the tree holds {some} …")
+    config, canonical = _from_tree(trees.canonical(found, arrays, where, lora_alpha), config, text_only, where)
+    return _checkpoint(where, "memory", config, canonical, None, ())
+
+
+def _from_tree(
+    canonical: names.Arrays, config: GemmaConfig | None, text_only: bool, where: str
+) -> tuple[GemmaConfig, names.Arrays]:
+    """The config, inferred unless given, and the arrays that it wants, which are checked against it."""
+    config = config or config_io.infer_from_canonical({name: a.shape for name, a in canonical.items()}, where)
     if text_only:
         canonical = {name: array for name, array in canonical.items() if not names.is_multimodal(name)}
         config = dataclasses.replace(config, vision=None)
+    canonical = tunix_names.split_heads(canonical, config)
     _crop_extra_rows(canonical, "embedder/input_embedding", config)
     shapes = names.canonical_shapes(config)
-    _check(canonical, shapes, located)
-    canonical = {name: canonical[name] for name in shapes}
-    return _checkpoint(located, kind, config, canonical, None if given else config_json, tuple(directories))
+    _check(canonical, shapes, where)
+    return config, {name: canonical[name] for name in shapes}
 
 
 def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tuple[GemmaConfig | None, str | None]:
@@ -182,6 +217,8 @@ def _checkpoint(
 
 
 def _tokenizer(directories: tuple[str, ...]) -> str | None:
+    if not directories:
+        return None
     # Kaggle's downloads have the tokenizer in the directory above the checkpoint, Google's bucket beside all of them.
     above = storage.parent(directories[-1])
     for directory in (*directories, above):
