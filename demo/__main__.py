@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Gemma 3 in the browser: pictures and text.")
     parser.add_argument("--checkpoint", help=f"a directory, gs:// path or name (default: {DEFAULT_CHECKPOINT})")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
@@ -129,6 +130,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             source,
             mesh=arguments.mesh,
             dtype=arguments.dtype,
+            adapter=arguments.adapter,
             max_context=arguments.max_context,
             max_rows=arguments.max_rows,
             progress=progress,

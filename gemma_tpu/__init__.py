@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gemma_tpu.compilation import use_compilation_cache
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
     from gemma_tpu.image import load_image
-    from gemma_tpu.loading import load
+    from gemma_tpu.loading import from_params, load
     from gemma_tpu.runtime.distributed import initialize
     from gemma_tpu.runtime.request import Options, Timings, Usage
     from gemma_tpu.stream import Completion, TextStream
@@ -26,7 +26,7 @@ _HOME = {
     "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
     "gemma_tpu.image": ("load_image",),
-    "gemma_tpu.loading": ("load",),
+    "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.runtime.distributed": ("initialize",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
     "gemma_tpu.stream": ("Completion", "TextStream"),

@@ -89,6 +89,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     convert.add_argument("target", metavar="DST", help="must not exist")
     convert.add_argument("--to", required=True, choices=("orbax", "orbax-flat", "safetensors"))
     convert.add_argument("--dtype", choices=("bfloat16", "bf16", "float32"), help="by default as it is")
+    convert.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
 
     download = command("download", _download, "Fetch released weights into the local cache.")
     download.add_argument("name", help="such as gemma3-4b-it")
@@ -115,6 +116,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     _add_distributed_arguments(parser)
@@ -164,6 +166,7 @@ def _load(args: argparse.Namespace):
         args.checkpoint,
         mesh=args.mesh,
         dtype=args.dtype,
+        adapter=args.adapter,
         max_context=args.max_context,
         max_rows=1,
         tokenizer=args.tokenizer,
@@ -265,7 +268,8 @@ def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
     dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
-    convert(resolve(args.source), args.target, to=args.to, dtype=dtype, progress=sys.stderr.isatty())
+    adapter = None if args.adapter is None else resolve(args.adapter)
+    convert(resolve(args.source), args.target, to=args.to, dtype=dtype, adapter=adapter, progress=sys.stderr.isatty())
     print(args.target)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma_tpu.api import Model
-from gemma_tpu.checkpoint import Checkpoint, CheckpointWarning, load_params, open_checkpoint, read_file, resolve
+from gemma_tpu.checkpoint import (
+    Checkpoint,
+    CheckpointWarning,
+    load_params,
+    merge_adapter,
+    open_checkpoint,
+    open_tree,
+    read_file,
+    resolve,
+)
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity
@@ -26,6 +36,7 @@ def load(
     config: GemmaConfig | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: jax.typing.DTypeLike = "auto",
+    adapter: str | Path | None = None,
     max_context: int | None = None,
     max_rows: int = 8,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
@@ -40,6 +51,7 @@ def load(
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
         refused: Gemma 3's activations overflow it.
+      adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
       tokenizer: a SentencePiece model; by default the one beside the weights.
@@ -49,7 +61,66 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    checkpoint = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
+    base = _open(source, config, text_only, progress)
+    checkpoint = _merged(base, adapter, text_only, progress)
+
+    def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
+        def here() -> Params:
+            return _read(checkpoint, dtype, mesh, progress)
+
+        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, dtype, mesh)
+
+    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
+
+
+def from_params(
+    params: Any,
+    *,
+    config: GemmaConfig | None = None,
+    mesh: Mesh | tuple[int, int] | None = None,
+    dtype: jax.typing.DTypeLike = "auto",
+    lora_alpha: float | None = None,
+    max_context: int | None = None,
+    max_rows: int = 8,
+    tokenizer: Tokenizer | str | Path | bytes | None = None,
+    text_only: bool = False,
+    progress: bool | Any = False,
+) -> Model:
+    """A model of parameters that are in memory: what Google's `gm.ckpts.load_params` returns, or a training's result.
+
+    Args:
+      params: a pytree of NumPy's or JAX's arrays in the layout of any Orbax checkpoint: nested or flat dicts, Flax's
+        FrozenDict, an NNX state or module (tunix's Gemma3), MaxText's tree. A trainer's state may be around it. LoRA
+        parameters in it are merged.
+      lora_alpha: of qwix's LoRA parameters, as tunix trains them: their tree does not hold it.
+      config, mesh, dtype, max_context, max_rows, tokenizer, text_only, progress: as of `load`. There is no tokenizer
+        unless one is given.
+
+    The arrays are copied, block by block through host memory, and stay what they were: while both are needed, a device
+    that holds them has room for both. For one process; several load the same checkpoint instead.
+
+    Raises as `load`; the errors name parameters as they are called in a checkpoint.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("from_params is for one process: save the parameters (save_params), and load() them in each")
+    checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
+
+    def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
+        return _read(checkpoint, dtype, mesh, progress)
+
+    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
+
+
+def _deploy(
+    checkpoint: Checkpoint,
+    read: Callable[[jnp.dtype, Mesh], Params],
+    mesh: Mesh | tuple[int, int] | None,
+    dtype: jax.typing.DTypeLike,
+    max_context: int | None,
+    max_rows: int,
+    tokenizer: Tokenizer | str | Path | bytes | None,
+) -> Model:
+    """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
     config = checkpoint.config
     if max_context is None:
         max_context = min(8192, config.max_context)
@@ -72,30 +143,38 @@ def load(
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
     size = {"rows": max_rows, "context": max_context, "dtype": dtype}
     check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
-    params = everywhere(
-        lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
-    )
+    params = read(dtype, mesh)
     return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
 
 
-def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool, progress: bool | Any) -> Params:
+def _open(source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any) -> Checkpoint:
+    return open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
+
+
+def _merged(base: Checkpoint, adapter: str | Path | None, text_only: bool, progress: bool | Any) -> Checkpoint:
+    if adapter is None:
+        return base
+    return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only)
+
+
+def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool | Any) -> Params:
     return load_params(
         checkpoint,
         checkpoint.config,
         dtype=dtype,
         sharding=lambda name, shape: param_sharding(name, shape, mesh),
-        text_only=text_only,
         progress=progress,
     )
 
 
-def _open_and_read(source: str | Path, config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> Params:
+def _open_and_read(
+    source: str | Path, config: GemmaConfig, adapter: str | Path | None, dtype: jnp.dtype, mesh: Mesh
+) -> Params:
     """What another process does when process 0 loads a model. The config says whether with a vision tower."""
-    text_only = config.vision is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
-        checkpoint = open_checkpoint(resolve(source, progress=False), config=config, text_only=text_only)
-        return _read(checkpoint, dtype, mesh, text_only, False)
+        base = _open(source, config, config.vision is None, False)
+        return _read(_merged(base, adapter, config.vision is None, False), dtype, mesh, False)
 
 
 def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:

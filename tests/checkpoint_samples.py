@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -41,6 +42,15 @@ CONFIGS = {
     "grouped-8": small(),
     "one-kv-14": small(layers=14, kv_heads=1, vision=None),
     "ungrouped-7": small(layers=7, kv_heads=4),
+}
+
+# The models of goldens/maxtext.npz: 13 layers are two blocks of six and one over.
+_TINY = VisionConfig(width=4, depth=1, mlp_dim=6, num_heads=2, image_size=28, patch_size=7, num_soft_tokens=4)
+MAXTEXT = {
+    case: dataclasses.replace(
+        small(layers=layers, heads=2, kv_heads=kv_heads, vision=_TINY), vocab_size=8, embed_dim=6, hidden_dim=10
+    )
+    for case, layers, kv_heads in (("scanned", 13, 1), ("unscanned", 3, 2))
 }
 
 
@@ -204,6 +214,36 @@ def trainer_tree(canonical: dict[str, np.ndarray]) -> dict:
     params = nested_tree(canonical)
     wrong = nested_tree({name: array + np.ones((), array.dtype) for name, array in canonical.items()})
     return {"params": params, "opt_state": [{"mu": wrong, "nu": wrong}], "step": np.int32(3), "collections": {}}
+
+
+def tunix_name(canonical: str) -> str:
+    """Tunix's name of a parameter; of `mlp/gating_einsum`, that of neither half."""
+    name = re.sub(r"^layer_(\d+)/", r"layers/\1/", canonical)
+    name = re.sub(r"/mlp/linear$", "/mlp/down_proj/kernel", name)
+    name = name.replace("/Transformer/encoderblock_", "/transformer/blocks/").replace("/Transformer/", "/transformer/")
+    for theirs, ours in (("LayerNorm_0", "ln1"), ("LayerNorm_1", "ln2")):
+        name = name.replace(theirs, ours)
+    name = name.replace("MlpBlock_0/Dense_0", "mlp/fc1").replace("MlpBlock_0/Dense_1", "mlp/fc2")
+    return re.sub(r"MultiHeadDotProductAttention_0/(\w+)/", r"attn/\1_proj/", name)
+
+
+def tunix_tree(sample: Sample) -> dict[str, np.ndarray]:
+    """The state of tunix's model, by names joined by "/"."""
+    arrays = {}
+    for name, array in sample.canonical.items():
+        theirs = tunix_name(name)
+        if name.endswith("gating_einsum"):
+            for index, part in enumerate(("gate", "up")):
+                arrays[theirs.replace("gating_einsum", f"{part}_proj/kernel")] = array[index].T
+        elif re.search(r"attn/(query|key|value)_proj/kernel$", theirs):
+            arrays[theirs] = array.reshape(array.shape[0], -1)
+        elif theirs.endswith("attn/out_proj/kernel"):
+            arrays[theirs] = array.reshape(-1, array.shape[-1])
+        elif re.search(r"attn/(query|key|value)_proj/bias$", theirs):
+            arrays[theirs] = array.reshape(-1)
+        else:
+            arrays[theirs] = array
+    return arrays
 
 
 def save_orbax(path: Path, tree: dict, **options) -> Path:

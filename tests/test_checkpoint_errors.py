@@ -67,10 +67,10 @@ def test_missing_unexpected_and_wrongly_shaped_parameters(sample, tmp_path):
     canonical = dict(sample.canonical)
     del canonical["layer_3/attn/kv_einsum/w"]
     canonical["layer_2/mlp/linear"] = canonical["layer_2/mlp/linear"].T.copy()
-    canonical["layer_2/lora/a"] = np.zeros(3, np.float32)
+    canonical["layer_2/extra/a"] = np.zeros(3, np.float32)
     path = samples.save_orbax(tmp_path / "orbax", samples.flat_tree(canonical))
     assert failure(path) == (
-        f"{path}: missing layer_3/attn/kv_einsum/w; unexpected layer_2/lora/a; "
+        f"{path}: missing layer_3/attn/kv_einsum/w; unexpected layer_2/extra/a; "
         "wrongly shaped: layer_2/mlp/linear is [16, 24], not [24, 16]"
     )
 

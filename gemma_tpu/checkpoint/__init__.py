@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.convert import convert, save_params
 from gemma_tpu.checkpoint.download import download, resolve
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.load import load_params
-from gemma_tpu.checkpoint.source import Checkpoint, open_checkpoint
+from gemma_tpu.checkpoint.source import Checkpoint, open_checkpoint, open_tree
 from gemma_tpu.checkpoint.storage import read_file
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "convert",
     "download",
     "load_params",
+    "merge_adapter",
     "open_checkpoint",
+    "open_tree",
     "read_file",
     "resolve",
     "save_params",

@@ -15,6 +15,7 @@ import numpy as np
 import sentencepiece
 
 from gemma_tpu.checkpoint import config_io, hf, hf_names, lazy, names, orbax, storage
+from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -44,6 +45,7 @@ def convert(
     to: str,
     dtype: Any = None,
     config: GemmaConfig | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Progress | bool = True,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
@@ -51,12 +53,15 @@ def convert(
 
     `to`: "orbax" (nested, as a Flax model has it), "orbax-flat" (as Google released it) or "safetensors" (Hugging
     Face). `dtype`: "bfloat16" or "float32"; by default every parameter keeps its own, and converting back gives the
-    same bits. config.json, tokenizer and chat template go along. `max_shard_bytes` is for safetensors.
+    same bits. config.json, tokenizer and chat template go along. `adapter`: a directory with a LoRA adapter to merge,
+    see `merge_adapter`. `max_shard_bytes` is for safetensors.
 
     Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
     nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint.
     """
     checkpoint = open_checkpoint(src, config=config)
+    if adapter is not None:
+        checkpoint = merge_adapter(checkpoint, os.fspath(adapter))
     files = {}
     for name in _CARRIED:
         for directory in checkpoint.directories:

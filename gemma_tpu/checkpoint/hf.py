@@ -68,13 +68,18 @@ def is_hf(names: set[str]) -> bool:
     return INDEX in names or any(name.endswith(".safetensors") for name in names)
 
 
+def holds_model(names: set[str]) -> bool:
+    """Whether a directory with these entries has the weights of a model, beside those of an adapter perhaps."""
+    return INDEX in names or any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
+
+
 def read_directory(path: str) -> dict[str, SafetensorsArray]:
     """The arrays of a directory with safetensors files, by their stored names.
 
     A `CheckpointWarning` names files that neither the index nor the usual name makes part of the checkpoint.
     """
     names = storage.entries(path)
-    stored = sorted(name for name in names if name.endswith(".safetensors"))
+    stored = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
     index: dict[str, str] | None = None
     if INDEX in names:
         index = _read_index(storage.join(path, INDEX))

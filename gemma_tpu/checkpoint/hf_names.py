@@ -173,21 +173,30 @@ def _rows(config: GemmaConfig) -> Iterator[_Row]:
 def core_shapes(config: GemmaConfig) -> Shapes:
     """Every core of a model, with its shape, without extra embedding rows."""
     zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
-    return {name: array.shape for name, array in _cores_from_canonical(zeros, config)}
+    return {name: array.shape for name, array in cores_from_canonical(zeros, config)}
 
 
 def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
     """Canonical arrays as views of the cores, which have been checked against `core_shapes`."""
     shapes = canonical_shapes(config)
-    canonical: Arrays = {}
-    for row in _rows(config):
-        shape = shapes[row.canonical]
-        if len(row.cores) == 1:
-            canonical[row.canonical] = row.layout.from_hf(found[row.cores[0]], shape)
-        else:
-            parts = [row.layout.from_hf(found[name], shape[1:]) for name in row.cores]
-            canonical[row.canonical] = lazy.stack(parts)
+    canonical = {row.canonical: _from_cores(row, found, shapes[row.canonical]) for row in _rows(config)}
     return {name: canonical[name] for name in shapes}
+
+
+def changed_rows(changed: Mapping[str, LazyArray], base: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """The canonical arrays of which `changed` has a core; their other cores are those of `base`."""
+    shapes, found = canonical_shapes(config), {**base, **changed}
+    return {
+        row.canonical: _from_cores(row, found, shapes[row.canonical])
+        for row in _rows(config)
+        if not changed.keys().isdisjoint(row.cores)
+    }
+
+
+def _from_cores(row: _Row, found: Mapping[str, LazyArray], shape: tuple[int, ...]) -> LazyArray:
+    if len(row.cores) == 1:
+        return row.layout.from_hf(found[row.cores[0]], shape)
+    return lazy.stack([row.layout.from_hf(found[name], shape[1:]) for name in row.cores])
 
 
 def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int) -> Arrays:
@@ -196,7 +205,7 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, t
     `table_rows`: rows of the embedding table and of an untied head, those behind the vocabulary being zeros.
     """
     named: Arrays = {}
-    for name, array in _cores_from_canonical(canonical, config):
+    for name, array in cores_from_canonical(canonical, config):
         if name.startswith("vision."):
             named[f"vision_tower.vision_model.{name.removeprefix('vision.')}"] = array
         elif name.startswith("projector."):
@@ -209,7 +218,8 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, t
     return named
 
 
-def _cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:
+def cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:
+    """Every core, as views of the canonical arrays."""
     for row in _rows(config):
         array = canonical[row.canonical]
         if len(row.cores) == 1:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from gemma_tpu.checkpoint.errors import CheckpointError
@@ -153,7 +154,25 @@ class Memory(Leaf):
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
 
     def read(self, box: Box) -> np.ndarray:
-        return np.asarray(self.array)[box]
+        if not isinstance(self.array, jax.Array):
+            return np.asarray(self.array)[box]
+        # From each device no more than the part of the box that it holds: of all of an array, JAX keeps a copy.
+        out: np.ndarray | None = None
+        for shard in self.array.addressable_shards:
+            held = normalise_box(shard.index, self.shape)
+            inside = tuple(slice(max(b.start, h.start), min(b.stop, h.stop)) for b, h in zip(box, held, strict=True))
+            if shard.replica_id or any(part.start >= part.stop for part in inside):
+                continue
+            on_cpu = shard.device.platform == "cpu"  # there NumPy's view of a shard is no copy
+            part = relative(inside, held)
+            values = np.asarray(shard.data)[part] if on_cpu else np.asarray(shard.data[part])
+            if inside == tuple(box):
+                return values
+            out = np.empty(box_shape(box), self.dtype) if out is None else out
+            out[relative(inside, box)] = values
+        if out is None:
+            raise CheckpointError(f"{self.name}: no device of this process holds {box_shape(box)} of it")
+        return out
 
     def cost(self, box: Box) -> int:
         return 0

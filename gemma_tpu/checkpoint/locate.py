@@ -11,7 +11,8 @@ import re
 from gemma_tpu.checkpoint import hf, orbax, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-_ITEMS = ("params", "default", "state", "item", "model")  # of an Orbax step, the likeliest to hold a model first
+# Names of an Orbax step's items, the likeliest to hold a model first.
+_ITEMS = ("params", "default", "model_params", "state", "item", "items", "model")
 _STEP = re.compile(r"(?:\w+[-_])?(\d+)")
 _DEPTH = 3
 

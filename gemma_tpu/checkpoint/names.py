@@ -112,12 +112,17 @@ def find_root(names: Iterable[str]) -> str | None:
     """
     roots = set()
     for name in names:
-        if match := re.fullmatch(r"((?:.+/)?)embedder/input_embedding", name):
+        if match := re.fullmatch(r"((?:.+/)?)(?:embedder/input_embedding|token_embedder/embedding)", name):
             roots.add(match[1].removesuffix("transformer/"))
-    wanted = [root for root in roots if not re.search(r"opt|(^|/)(mu|nu|ema|avg)(/|$)", root)]
+    wanted = [root for root in roots if not is_optimizer(root)]
     # "params/" before, say, "ema_params/"; then the one nearest to the top.
     wanted.sort(key=lambda root: ("params" not in root.split("/") and bool(root), root.count("/"), root))
     return wanted[0] if wanted else None
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether an array belongs to an optimizer's state or to an average of parameters."""
+    return re.search(r"opt|(^|/)(mu|nu|ema|avg)(/|$)", name) is not None
 
 
 def orbax_kind(names: Iterable[str], root: str) -> str:

@@ -5,14 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
-from gemma_tpu.checkpoint import config_io, foreign, hf, hf_names, names, orbax, redundant, storage
-from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint import (
+    config_io,
+    flax_lora,
+    foreign,
+    hf,
+    hf_names,
+    names,
+    orbax,
+    peft,
+    redundant,
+    storage,
+    trees,
+    tunix_names,
+)
+from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig
 
 # In the path of what a conversion or a download is still writing, or never finished.
 _PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
@@ -25,7 +40,8 @@ _LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they 
 class Checkpoint:
     """A checkpoint whose names and shapes have been found to fit `config`. Nothing of its data has been read yet.
 
-    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer" or "safetensors".
+    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer", "tunix", "maxtext", "safetensors" or
+    "memory".
     `path`: where the arrays are, which may be below the path that was asked for.
     `arrays`: canonical name (`gemma_tpu.checkpoint.names`) → lazy array.
     `config_json`: the text of the config.json that came with it; None where it is of a model with, or without, a vision
@@ -72,10 +88,21 @@ def open_checkpoint(
     if not found and not os.path.isdir(path):
         access = ", or you have no access to it" if storage.is_remote(path) else ""
         raise CheckpointError(f"{path}: no such file or directory{access}")
-    located = locate(path, found)
+    # An adapter of peft has weights in a format that is read here, or in PyTorch's.
+    located = path if peft.is_adapter(found) else locate(path, found)
     if located is None:
         raise _no_checkpoint(path, found)
-    if hf.is_hf(storage.entries(located)):
+    entries = storage.entries(located)
+    if peft.is_adapter(entries):
+        if not hf.holds_model(entries):
+            peft.refuse_alone(located)
+        warnings.warn(
+            f"{located}: a LoRA adapter lies beside the weights, and is not merged into them: load them with "
+            f"adapter={located!r} (--adapter) for that",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    if hf.is_hf(entries):
         return _open_hf(located, path, config, text_only)
     return _open_orbax(located, path, config, text_only)
 
@@ -126,18 +153,45 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
     given, directories = config, _up_to(located, asked)
     config, config_json = _read_config(directories, config)
     listed = orbax.list_arrays(located)
-    root = names.find_root(listed.specs)
-    if root is None:
+    tree = trees.find(listed.specs)
+    if tree is None:
         some = ", ".join(sorted(listed.specs)[:3]) or "no arrays"
         raise CheckpointError(f"{located}: this is no Gemma 3 checkpoint; it holds {some} …")
-    kind = names.orbax_kind(listed.specs, root)
-    opened = orbax.open_arrays(listed, [name for name in listed.specs if name.startswith(root)])
-    canonical = names.canonical_from_orbax({name.removeprefix(root): array for name, array in opened.items()})
+    opened = orbax.open_arrays(listed, list(tree.stored.values()))
+    if tree.kind == "adapter":
+        raise CheckpointError(f"{located}: {trees.describe_adapter(tree, opened)}")
+    alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
+    canonical = trees.canonical(tree, opened, located, alpha)
     read = config or config_io.infer_from_canonical(_shapes(canonical), located)
-    config = settle(canonical, GOOGLE, read, located, given=bool(given), text_only=text_only)
-    check(canonical, GOOGLE, config, located)
-    canonical = {name: canonical[name] for name in names.canonical_shapes(config)}
-    return _checkpoint(located, kind, config, canonical, _kept(config_json, read, config), directories)
+    config, canonical = _fitted(canonical, read, located, given=bool(given), text_only=text_only)
+    return _checkpoint(located, tree.kind, config, canonical, _kept(config_json, read, config), directories)
+
+
+def open_tree(
+    tree: Any, *, config: GemmaConfig | None = None, text_only: bool = False, lora_alpha: float | None = None
+) -> Checkpoint:
+    """As `open_checkpoint`, of a pytree of arrays in memory: in the names of any Orbax layout."""
+    where = "parameters"
+    arrays = trees.in_memory(tree, where)
+    found = trees.find(arrays)
+    if found is None or found.kind == "adapter":
+        some = ", ".join(sorted(arrays)[:3]) or "no arrays"
+        raise CheckpointError(f"{where}: these are not those of a Gemma 3 model; the tree holds {some} …")
+    canonical = trees.canonical(found, arrays, where, lora_alpha)
+    read = config or config_io.infer_from_canonical(_shapes(canonical), where)
+    settled, canonical = _fitted(canonical, read, where, given=config is not None, text_only=text_only)
+    return _checkpoint(where, "memory", settled, canonical, None, ())
+
+
+def _fitted(
+    canonical: names.Arrays, config: GemmaConfig, where: str, *, given: bool, text_only: bool
+) -> tuple[GemmaConfig, names.Arrays]:
+    """The config of the model that the arrays hold, and those of them that it wants, checked against it."""
+    # Before the config is settled, which compares shapes: with the heads that a tower would have.
+    canonical = tunix_names.split_heads(canonical, config.vision or VisionConfig())
+    config = settle(canonical, GOOGLE, config, where, given=given, text_only=text_only)
+    check(canonical, GOOGLE, config, where)
+    return config, {name: canonical[name] for name in names.canonical_shapes(config)}
 
 
 def _shapes(arrays: Mapping[str, LazyArray]) -> dict[str, tuple[int, ...]]:
@@ -180,6 +234,8 @@ def _checkpoint(
 
 
 def _tokenizer(directories: tuple[str, ...]) -> str | None:
+    if not directories:
+        return None
     # Kaggle's downloads have the tokenizer in the directory above the checkpoint, Google's bucket beside all of them.
     above = storage.parent(directories[-1])
     for directory in (*directories, above):

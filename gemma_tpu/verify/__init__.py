@@ -42,20 +42,22 @@ def verify(
     mesh: Mesh | tuple[int, int] | None = None,
     tokenizer: Any = None,
     config: Any = None,
+    adapter: Any = None,
     progress: bool = False,
 ) -> Report:
     """Compares a checkpoint's answers with those of a reference implementation.
 
     Args:
       checkpoint: what `gemma_tpu.load` takes. The reference reads it by its own loader; only if it cannot read that
-        format is it given a conversion (the report says so), which takes as much room in the temporary directory.
+        format, or there is an adapter, is it given a conversion (the report says so), which takes as much room in the
+        temporary directory.
       against: "gemma" (Google's, 3.3) or "transformers" (Hugging Face's, 5). It computes in float32 on the CPU.
       tolerance: largest |Δlogit| that passes; by default 0.01 for float32, 1.0 for bfloat16.
       prompts: texts taken as they are (<start_of_image> marks the place of the image), or token ids; by default a
         short one, a question, one longer than the sliding window, and one with an image if the model takes images.
       image: anything `gemma_tpu.image.load_image` reads; by default a drawing. False leaves images out.
       python: interpreter that has the reference; by default the one that runs this.
-      dtype: of this toolkit's side. `mesh`, `tokenizer`, `config`: as in `gemma_tpu.load`.
+      dtype: of this toolkit's side. `mesh`, `tokenizer`, `config`, `adapter`: as in `gemma_tpu.load`.
       new_tokens: how long both go on greedily after each prompt.
 
     Raises ValueError if the reference is not installed or cannot express the model, RuntimeError if it fails.
@@ -77,9 +79,9 @@ def verify(
 
     check_installed(against, python)  # before minutes of work on our side
     with tempfile.TemporaryDirectory(prefix="gemma-tpu-verify-") as folder:
-        path, converted = reference_checkpoint(checkpoint, against, config, Path(folder), say)
+        path, converted = reference_checkpoint(checkpoint, against, config, adapter, Path(folder), say)
         say(f"gemma_tpu: loading {checkpoint} as {dtype}")
-        with Ours(checkpoint, dtype=dtype, mesh=mesh, tokenizer=tokenizer, config=config) as ours:
+        with Ours(checkpoint, dtype=dtype, mesh=mesh, tokenizer=tokenizer, config=config, adapter=adapter) as ours:
             questions, images = make_questions(ours.model, prompts, image, new_tokens)
             outputs = ours.run(questions, images, say)
             say(f"{against}: running on the CPU")
@@ -106,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of this side (default: float32)")
     parser.add_argument("--new-tokens", type=int, default=32, help="to go on greedily after each prompt (default: 32)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="default: 1, all devices")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
 
@@ -123,6 +126,7 @@ def main(args: argparse.Namespace) -> int:
         new_tokens=args.new_tokens,
         mesh=args.mesh,
         tokenizer=args.tokenizer,
+        adapter=args.adapter,
         progress=True,
     )
     print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())

@@ -43,7 +43,12 @@ def check_installed(against: str, python: str) -> None:
 
 
 def reference_checkpoint(
-    checkpoint: str | os.PathLike[str], against: str, config: Any, folder: Path, say: Callable[[str], None]
+    checkpoint: str | os.PathLike[str],
+    against: str,
+    config: Any,
+    adapter: str | os.PathLike[str] | None,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> tuple[str, bool]:
     """A path that the reference's own loader can read, and whether that is a conversion made here."""
     source = resolve(checkpoint)
@@ -54,10 +59,13 @@ def reference_checkpoint(
     if against == "transformers":  # it reads local directories, and cannot infer a configuration
         usable = usable and (Path(opened.path) / "config.json").is_file()
         usable = usable and (config is not None or opened.config_json is not None)  # one that fits the weights
-    if usable:
+    if usable and adapter is None:
         return opened.path, False
-    say(f"converting {checkpoint} ({opened.kind}), which {against} does not read")
-    return str(convert(source, folder / "converted", to=_CONVERT_TO[against], config=config, progress=False)), True
+    why = f"which {against} does not read" if adapter is None else f"with {adapter} merged"
+    say(f"converting {checkpoint} ({opened.kind}), {why}")
+    target = folder / "converted"
+    convert(source, target, to=_CONVERT_TO[against], config=config, adapter=adapter, progress=False)
+    return str(target), True
 
 
 def run_reference(

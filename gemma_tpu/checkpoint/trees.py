@@ -1,0 +1,103 @@
+"""Pytrees of arrays, on disk or in memory: where in one a model lies, whose names it has, and the canonical arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gemma_tpu.checkpoint import flax_lora, lazy, maxtext_names, names, tunix_names
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.config import CONFIGS, GemmaConfig
+
+# An NNX state has a leaf below each variable.
+_VARIABLE = re.compile(r"/(raw_)?value$")
+# The state of an NNX module's dropout, which is no parameter.
+_RANDOM_STATE = re.compile(r"(^|/)rngs/")
+_ADAPTER_ROOT = re.compile(r"((?:.+/)?)(?:transformer/)?(?:layer_\d+|layers/\d+|embedder|vision_encoder)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Where a model's parameters are in a pytree.
+
+    `kind`: as of a `Checkpoint`, or "adapter". `stored`: a parameter's name below the root → its name in the tree.
+    """
+
+    kind: str
+    stored: Mapping[str, str]
+
+
+def find(stored: Iterable[str]) -> Tree | None:
+    """The model, or else the adapter of one, among names joined by "/". `None` if there is neither."""
+    clean = {_VARIABLE.sub("", name): name for name in stored if not _RANDOM_STATE.search(name)}
+    if (root := names.find_root(clean)) is not None:
+        below = {name.removeprefix(root): held for name, held in clean.items() if name.startswith(root)}
+        return Tree(_kind(clean, root, below), below)
+    lora = [name for name in clean if flax_lora.adapted(name) and not names.is_optimizer(name)]
+    roots = sorted({match[1] for name in lora if (match := _ADAPTER_ROOT.match(name))}, key=len)
+    if not roots:
+        return None
+    return Tree("adapter", {name.removeprefix(roots[0]): clean[name] for name in lora if name.startswith(roots[0])})
+
+
+def _kind(clean: Iterable[str], root: str, below: Iterable[str]) -> str:
+    if maxtext_names.is_maxtext(below):
+        return "maxtext"
+    return "tunix" if tunix_names.is_tunix(below) else names.orbax_kind(clean, root)
+
+
+def canonical(tree: Tree, arrays: Mapping[str, LazyArray], where: str, alpha: float | None = None) -> names.Arrays:
+    """Canonical arrays of a model's tree; `arrays` by stored name. Adapters in the tree are merged.
+
+    The heads of tunix's vision tower are still merged (`tunix_names.split_heads`). `alpha`: see `flax_lora`.
+    """
+    weights, deltas = flax_lora.split({name: arrays[held] for name, held in tree.stored.items()}, alpha, where)
+    weights = flax_lora.merge(weights, deltas, where)
+    if tree.kind == "maxtext":
+        return maxtext_names.canonical(weights)
+    return tunix_names.canonical(weights) if tunix_names.is_tunix(weights) else names.canonical_from_orbax(weights)
+
+
+def deltas(
+    tree: Tree, arrays: Mapping[str, LazyArray], config: GemmaConfig, where: str, alpha: float | None = None
+) -> names.Arrays:
+    """What the tree of an adapter adds, by canonical name."""
+    _, found = flax_lora.split({name: arrays[held] for name, held in tree.stored.items()}, alpha, where)
+    if tunix_names.is_tunix(found):
+        canonical = tunix_names.canonical(tunix_names.complete(found))
+        return tunix_names.split_heads(canonical, config.vision) if config.vision else canonical
+    return names.canonical_from_orbax(found)
+
+
+def in_memory(tree: Any, where: str) -> dict[str, LazyArray]:
+    """The arrays of a pytree, or of an NNX module's parameters, by their keys joined by "/"."""
+    if isinstance(tree, nnx.Module):
+        tree = nnx.state(tree, nnx.Param)
+    arrays: dict[str, LazyArray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "dtype"):
+            raise CheckpointError(f"{where}: {name or 'it'} is a {type(leaf).__name__}, not an array")
+        arrays[name] = lazy.Memory(leaf, name)
+    return arrays
+
+
+def describe_adapter(tree: Tree, arrays: Mapping[str, LazyArray]) -> str:
+    """What the tree of an adapter is for: the released sizes with as many layers, of that width."""
+    layers = 1 + max(
+        (int(match[1]) for name in tree.stored if (match := re.match(r"layers?[/_](\d+)/", name))), default=-1
+    )
+    widths = {
+        arrays[held].shape[0]
+        for name, held in tree.stored.items()
+        if re.search(r"(q_einsum|kv_einsum|qkv_einsum|gating_einsum|gate_proj|up_proj)\b.*a$", name)
+    }
+    fitting = [name for name, c in CONFIGS.items() if c.num_layers >= layers and {c.embed_dim} == widths]
+    base = " or ".join(fitting) or f"a model of {layers} layers and width {', '.join(map(str, sorted(widths))) or '?'}"
+    return f"is a LoRA adapter, without the model: load {base} with adapter= (--adapter) that path"

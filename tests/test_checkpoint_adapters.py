@@ -1,0 +1,412 @@
+"""gemma_tpu.checkpoint.adapters: peft's against what peft computes (goldens/adapters), Flax's against their einsums."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import checkpoint_samples as samples
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import PartitionSpec
+
+import gemma_tpu
+from gemma_tpu.checkpoint import (
+    CheckpointError,
+    CheckpointWarning,
+    convert,
+    load_params,
+    merge_adapter,
+    names,
+    open_checkpoint,
+)
+from gemma_tpu.model import param_shapes
+from gemma_tpu.sharding import make_mesh, param_sharding
+
+GOLDENS = Path(__file__).parent / "goldens" / "adapters"
+PROMPT = [2, 17, 40, 5, 63, 11]  # as in tests/reference/make_adapter_goldens.py
+BASES = {"attention": "text", "patterns": "text", "tied-table": "text", "tied-module": "text", "vision": "multimodal"}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """A safetensors file, without the differences between versions of transformers in the prefixes."""
+    arrays = safetensors.numpy.load_file(path)
+    prefixes = {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower."}
+    prefixes |= {"model.multi_modal_projector.": "multi_modal_projector."}
+    result = {}
+    for name, array in arrays.items():
+        for theirs, ours in prefixes.items():
+            name = ours + name.removeprefix(theirs) if name.startswith(theirs) else name
+        result[name.replace("vision_tower.vision_model.", "vision_tower.")] = array
+    return result
+
+
+def copy(name: str, path: Path, **settings) -> Path:
+    """The adapter `name` in a directory of its own, with other settings in its config."""
+    shutil.copytree(GOLDENS / name, path)
+    config = json.loads((path / "adapter_config.json").read_text()) | settings
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path
+
+
+def failure(adapter: Path | str, base: Path = GOLDENS / "base-text", config=None) -> str:
+    checkpoint = open_checkpoint(base, config=config)
+    with pytest.raises(CheckpointError) as caught:
+        merge_adapter(checkpoint, str(adapter))
+    return str(caught.value)
+
+
+# peft.
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_merged_conversion_holds_the_weights_that_peft_computes(case, tmp_path):
+    base = GOLDENS / f"base-{BASES[case]}"
+    convert(base, tmp_path / "out", to="safetensors", adapter=GOLDENS / case, progress=False)
+    found, expected = read(tmp_path / "out" / "model.safetensors"), read(base / "model.safetensors")
+    merged = read(GOLDENS / "merged" / f"{case}.safetensors")
+    del merged["logits"]
+    assert merged.keys() <= expected.keys() == found.keys()
+    for name, array in found.items():
+        rows = len(array) if "embed_tokens" not in name else 96  # those behind the vocabulary are not kept
+        if name in merged:
+            assert np.abs(merged[name] - expected[name]).max() > 0.01
+            np.testing.assert_allclose(array[:rows], merged[name][:rows], rtol=1e-6, atol=1e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array[:rows], expected[name][:rows], err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["patterns", "tied-table"])
+def test_a_model_with_an_adapter_gives_the_logits_of_the_adapted_model(case):
+    expected = safetensors.numpy.load_file(GOLDENS / "merged" / f"{case}.safetensors")["logits"]
+    with gemma_tpu.load(GOLDENS / "base-text", adapter=GOLDENS / case, max_rows=1, progress=False) as model:
+        np.testing.assert_allclose(model.logits(np.array([PROMPT]))[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_shard_reads_its_part_and_sums_are_rounded_once_to_the_stored_dtype(tmp_path):
+    base = open_checkpoint(convert(GOLDENS / "base-text", tmp_path / "b", to="orbax", dtype="bfloat16", progress=False))
+    merged = merge_adapter(base, str(GOLDENS / "attention"))
+    adapter = safetensors.numpy.load_file(GOLDENS / "attention" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
+    a, b = (adapter[name.format(part)].astype(np.float64) for part in "AB")
+    stored = base.arrays["layer_1/attn/q_einsum/w"].read_all()
+    delta = np.stack([head.T for head in np.split(2.0 * b @ a, 4)])  # alpha / r = 2
+    expected = (stored.astype(np.float64) + delta).astype(np.float32).astype(ml_dtypes.bfloat16)
+    array = merged.arrays["layer_1/attn/q_einsum/w"]
+    assert array.dtype == ml_dtypes.bfloat16
+    box = (slice(1, 3), slice(3, 9), slice(2, 8))
+    np.testing.assert_array_equal(array.read(box), expected[box])
+    assert array.cost(box) < array.cost(tuple(slice(0, size) for size in array.shape))
+    assert merged.arrays["layer_1/mlp/linear"] is base.arrays["layer_1/mlp/linear"]  # nothing is added to it
+
+
+def test_sharded_over_eight_devices(tmp_path):
+    merged = merge_adapter(open_checkpoint(GOLDENS / "base-text"), str(GOLDENS / "patterns"))
+    config = merged.config
+    mesh = make_mesh(config, (2, 4), jax.devices()[:8])
+
+    def sharding(name, shape):
+        return param_sharding(name, shape, mesh)
+
+    params = load_params(merged, config, dtype=np.float32, sharding=sharding, progress=False)
+    whole = names.ours_from_canonical(merged.arrays, config)
+    assert any(param.sharding.spec != PartitionSpec() for param in params.values())
+    assert params.keys() == param_shapes(config).keys()
+    for name, param in params.items():
+        np.testing.assert_allclose(np.asarray(param), whole[name].read_all(), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_names_of_an_unmerged_file_and_of_other_versions(tmp_path):
+    """The adapter's own name behind each part, and the multimodal model's older prefixes."""
+    path = copy("attention", tmp_path / "adapter")
+    file = path / "adapter_model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    merged = merge_adapter(open_checkpoint(GOLDENS / "base-text"), str(path)).arrays
+    expected = {name: merged[name].read_all() for name in ("layer_0/attn/q_einsum/w", "layer_1/attn/kv_einsum/w")}
+    renamed = {
+        re.sub(r"\.weight$", ".default.weight", name).replace(
+            "model.model.layers", "model.language_model.model.layers"
+        ): a
+        for name, a in arrays.items()
+    }
+    safetensors.numpy.save_file(renamed, file)
+    found = merge_adapter(open_checkpoint(GOLDENS / "base-text"), str(path)).arrays
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name].read_all(), array)
+
+
+def test_with_text_only_the_vision_towers_part_is_left_out():
+    checkpoint = open_checkpoint(GOLDENS / "base-multimodal", text_only=True)
+    merged = merge_adapter(checkpoint, str(GOLDENS / "vision"), text_only=True)
+    assert merged.arrays.keys() == checkpoint.arrays.keys()
+    expected = read(GOLDENS / "merged" / "vision.safetensors")["language_model.model.layers.0.mlp.gate_proj.weight"]
+    gating = merged.arrays["layer_0/mlp/gating_einsum"].read_all()
+    np.testing.assert_allclose(gating[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_has_to_fit_its_base(tmp_path):
+    assert failure(GOLDENS / "vision").startswith(
+        f"{GOLDENS / 'vision'}: does not fit {GOLDENS / 'base-text'}: unexpected projector.mm_input_projection_weight, "
+    )
+    file = (path := copy("attention", tmp_path / "a")) / "adapter_model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    arrays["base_model.model.score.weight"] = np.zeros((2, 16), np.float32)
+    arrays["base_model.model.model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+    for part, shape in (("A", (4, 18)), ("B", (24, 4))):
+        arrays[f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight"] = np.zeros(shape, np.float32)
+    safetensors.numpy.save_file(arrays, file)
+    assert failure(path) == (
+        f"{path}: does not fit {GOLDENS / 'base-text'}: unexpected layers.0.self_attn.q_proj.bias, score.weight"
+    )
+    del arrays["base_model.model.score.weight"], arrays["base_model.model.model.layers.0.self_attn.q_proj.bias"]
+    safetensors.numpy.save_file(arrays, file)
+    assert failure(path) == (
+        f"{path}: does not fit {GOLDENS / 'base-text'}: wrongly shaped: layers.0.mlp.up_proj.weight is [24, 18], "
+        "not [24, 16]"
+    )
+    for name in list(arrays):
+        if "lora_B" in name:
+            del arrays[name]
+    safetensors.numpy.save_file(arrays, file)
+    assert "mlp.up_proj has A and lacks the counterpart" in failure(path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "settings", "message"),
+    [
+        (
+            "dora",
+            {},
+            "use_dora is not read here: merge it with peft (merge_and_unload, save_pretrained), and load what",
+        ),
+        ("pissa", {}, "init_lora_weights 'pissa' changes the base model as well: merge it with peft"),
+        ("attention", {"peft_type": "IA3"}, "peft_type is IA3; only LORA is read here: merge it with peft"),
+        ("attention", {"trainable_token_indices": [3]}, "trainable_token_indices is not read here: merge it with peft"),
+        ("attention", {"r": 8}, "q_proj has A [4, 16] and B [32, 4], but rank 8 by adapter_config.json"),
+        ("attention", {"lora_alpha": None}, "q_proj is None in adapter_config.json, not a number"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_by_name(adapter, settings, message, tmp_path):
+    assert message in failure(copy(adapter, tmp_path / "adapter", **settings))
+
+
+def test_an_adapter_that_trained_head_and_table_apart_unties_them(tmp_path):
+    """The logits are those of peft's adapted model; the weights survive a conversion."""
+    expected = safetensors.numpy.load_file(GOLDENS / "merged" / "untied.safetensors")
+    out = tmp_path / "out"
+    with pytest.warns(CheckpointWarning, match="the output head and the embedding table differ"):
+        convert(GOLDENS / "base-text", out, to="safetensors", adapter=GOLDENS / "untied", progress=False)
+    found = read(out / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    with gemma_tpu.load(out, max_rows=1, progress=False) as model:
+        assert not model.config.tied_head
+        np.testing.assert_allclose(model.logits(np.array([PROMPT]))[0], expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("adapted", "kept"), [("embed_tokens", "lm_head"), ("lm_head", "embed_tokens")])
+def test_an_adapted_head_or_table_alone_unties_them(adapted, kept, tmp_path):
+    """As while it was trained, when the one that is not adapted stayed what it was."""
+    path = copy("tied-table", tmp_path / "adapter")
+    file = path / "adapter_model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file({name: array for name, array in arrays.items() if adapted in name}, file)
+    base = open_checkpoint(GOLDENS / "base-text")
+    with pytest.warns(CheckpointWarning, match="they are no longer one parameter"):
+        merged = merge_adapter(base, str(path))
+    assert not merged.config.tied_head
+    table = base.arrays[names.INPUT_TABLE].read_all()
+    canonical = {"embed_tokens": names.INPUT_TABLE, "lm_head": names.OUTPUT_HEAD}
+    np.testing.assert_array_equal(merged.arrays[canonical[kept]].read_all(), table)
+    assert np.abs(merged.arrays[canonical[adapted]].read_all() - table).max() > 0.01
+
+
+def test_an_adapter_alone_says_which_base_it_wants(tmp_path):
+    path = GOLDENS / "attention"
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(copy("attention", tmp_path / "a"))
+    path = tmp_path / "a"
+    assert str(caught.value) == (
+        f"{path}: is a LoRA adapter, without the model: load example/base-text with adapter='{path}' (--adapter {path})"
+    )
+    assert "no adapter: neither adapter_config.json and weights, nor Orbax" in failure(GOLDENS / "base-text")
+    assert f"{tmp_path / 'none'}: no adapter" in failure(tmp_path / "none")
+
+
+def test_an_adapter_beside_a_model_is_said_not_to_be_merged(tmp_path):
+    path = copy("attention", tmp_path / "both")
+    for file in (GOLDENS / "base-text").iterdir():
+        shutil.copy(file, path)
+    (path / "model.safetensors").rename(path / "weights.safetensors")
+    with pytest.warns(CheckpointWarning, match="a LoRA adapter lies beside the weights, and is not merged"):
+        checkpoint = open_checkpoint(path)
+    assert merge_adapter(checkpoint, str(path)).arrays.keys() == checkpoint.arrays.keys()
+
+
+# Flax's: gemma's and qwix's, in Orbax.
+
+CONFIG = samples.CONFIGS["grouped-8"]
+# What each adapts here: the canonical weight, and the einsum of a and b that gives its delta.
+EINSUMS = {
+    "layer_1/attn/q_einsum/w": "dr,rnh->ndh",
+    "layer_1/attn/kv_einsum/w": "dr,rckh->ckdh",
+    "layer_2/attn/attn_vec_einsum/w": "nhr,rd->nhd",
+    "layer_5/mlp/gating_einsum": "dr,rcf->cfd",
+    "layer_5/mlp/linear": "fr,rd->fd",
+    "embedder/mm_input_projection/w": "er,rd->ed",
+    f"{names.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel": "er,rnh->enh",
+    f"{names.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/out/kernel": "nhr,re->nhe",
+    f"{names.SIGLIP}/Transformer/encoderblock_0/MlpBlock_0/Dense_1/kernel": "mr,re->me",
+}
+RANK = 2
+
+
+def draw_pairs(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    pairs = {}
+    for name, equation in EINSUMS.items():
+        inputs, weight = equation.split("->")
+        size = dict(zip(weight, shapes[name], strict=True)) | {"r": RANK}
+        a, b = (rng.standard_normal([size[letter] for letter in part]).astype(np.float32) for part in inputs.split(","))
+        pairs[name] = a, b
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    sample = samples.sample(CONFIG, np.dtype(np.float32))
+    path = samples.save_orbax(tmp_path_factory.mktemp("base") / "base", samples.flat_tree(sample.canonical))
+    return sample, path
+
+
+def in_gemma(name: str) -> str:
+    """Where gm.nn.LoRA keeps what adapts a weight (as `init` of gemma 3.3.0 and 4.0.1 names it)."""
+    module, leaf = name.rsplit("/", 1)
+    if leaf == "kernel":
+        return f"{module}/lora"
+    return f"{module}/_LoRAEinsum_0/lora" if leaf == "w" else f"{module}/_LoRAEinsum_{leaf}/lora"
+
+
+def gemma_names(pairs) -> dict[str, np.ndarray]:
+    return {
+        f"{in_gemma(name)}/{part}": value
+        for name, pair in pairs.items()
+        for part, value in zip("ab", pair, strict=True)
+    }
+
+
+def assert_merged(arrays, sample, pairs, scale: float) -> None:
+    for name, array in arrays.items():
+        expected = sample.canonical[name].astype(np.float64)
+        if name in pairs:
+            delta = np.einsum(EINSUMS[name], *(part.astype(np.float64) for part in pairs[name]))
+            assert np.abs(delta).max() > 0.1
+            expected = expected + scale * delta
+        np.testing.assert_allclose(array.read_all(), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("root", ["", "params/"])
+def test_gemmas_lora_alone(root, base, tmp_path):
+    sample, path = base
+    pairs = draw_pairs({name: array.shape for name, array in sample.canonical.items()})
+    tree = samples.nested_tree({root + name: value for name, value in gemma_names(pairs).items()})
+    adapter = samples.save_orbax(tmp_path / "adapter", tree)
+    merged = merge_adapter(open_checkpoint(path, config=CONFIG), str(adapter))
+    assert_merged(merged.arrays, sample, pairs, 1.0)
+    with pytest.raises(
+        CheckpointError, match="a LoRA adapter, without the model: load a model of 6 layers and width 16"
+    ):
+        open_checkpoint(adapter)
+    text = merge_adapter(open_checkpoint(path, config=CONFIG, text_only=True), str(adapter), text_only=True)
+    assert_merged(text.arrays, sample, pairs, 1.0)
+    with pytest.raises(CheckpointError, match="adapts what this model does not have: embedder/mm_input_projection/w"):
+        merge_adapter(open_checkpoint(path, config=CONFIG, text_only=True), str(adapter))
+
+
+def test_gemmas_lora_beside_the_weights(base, tmp_path):
+    sample, _ = base
+    pairs = draw_pairs({name: array.shape for name, array in sample.canonical.items()})
+    tree = samples.nested_tree(sample.canonical | gemma_names(pairs))
+    checkpoint = open_checkpoint(samples.save_orbax(tmp_path / "both", tree), config=CONFIG)
+    assert checkpoint.kind == "orbax-nested"
+    assert_merged(checkpoint.arrays, sample, pairs, 1.0)
+
+
+def tunix_pairs(pairs) -> dict[str, np.ndarray]:
+    """As qwix names them in tunix's model: gate and up apart, the vision tower's heads merged."""
+    tree = {}
+    for name, (a, b) in pairs.items():
+        if name.endswith("gating_einsum"):
+            layer = name.split("/")[0].removeprefix("layer_")
+            for index, part in enumerate(("gate", "up")):
+                kernel = f"layers/{layer}/mlp/{part}_proj/kernel"
+                tree |= {f"{kernel}_lora_a": a, f"{kernel}_lora_b": b[:, index]}
+        else:
+            theirs = samples.tunix_name(name)
+            merge = theirs.endswith("kernel")
+            tree[f"{theirs}_lora_a"] = a.reshape(-1, RANK) if merge else a
+            tree[f"{theirs}_lora_b"] = b.reshape(RANK, -1) if merge else b
+    return tree
+
+
+@pytest.mark.parametrize("leaf", ["value", "raw_value"])
+def test_qwixs_lora_alone_and_beside_tunixs_weights(leaf, base, tmp_path):
+    sample, path = base
+    pairs = draw_pairs({name: array.shape for name, array in sample.canonical.items()})
+    lora = {f"{name}/{leaf}": value for name, value in tunix_pairs(pairs).items()}
+    weights = {f"{name}/{leaf}": value for name, value in samples.tunix_tree(sample).items()}
+    alone = tmp_path / "alone"
+    samples.save_orbax(alone / "20" / "model_params", samples.nested_tree(lora))
+    both = tmp_path / "both"
+    samples.save_orbax(both / "30" / "model_params", samples.nested_tree(weights | lora))
+
+    with pytest.raises(
+        CheckpointError, match=r'is scaled by an alpha that is not stored: .* as {"lora_alpha": …} in an'
+    ):
+        merge_adapter(open_checkpoint(path, config=CONFIG), str(alone))
+    (alone / "adapter_config.json").write_text('{"lora_alpha": 3}')
+    (both / "30" / "adapter_config.json").write_text('{"lora_alpha": 3}')
+    merged = merge_adapter(open_checkpoint(path, config=CONFIG), str(alone))
+    assert_merged(merged.arrays, sample, pairs, 3 / RANK)
+    checkpoint = open_checkpoint(both, config=CONFIG)
+    assert checkpoint.kind == "tunix"
+    assert_merged(checkpoint.arrays, sample, pairs, 3 / RANK)
+
+
+def test_half_of_a_fused_weight_may_be_adapted(base, tmp_path):
+    sample, path = base
+    a, b = np.ones((16, RANK), np.float32), np.full((RANK, 24), 0.5, np.float32)
+    tree = samples.nested_tree({"layers/3/mlp/up_proj/kernel_lora_a": a, "layers/3/mlp/up_proj/kernel_lora_b": b})
+    samples.save_orbax(tmp_path / "adapter" / "0", tree)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 4}')
+    merged = merge_adapter(open_checkpoint(path, config=CONFIG), str(tmp_path / "adapter"))
+    before = sample.canonical["layer_3/mlp/gating_einsum"]
+    after = merged.arrays["layer_3/mlp/gating_einsum"].read_all()
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_allclose(after[1], before[1] + 2, rtol=1e-6)
+
+
+def test_a_tree_of_lora_has_to_fit(base, tmp_path):
+    _, path = base
+    zeros = np.zeros((16, RANK), np.float32)
+    half = samples.save_orbax(tmp_path / "half", samples.nested_tree({"layer_0/attn/q_einsum/lora/a": zeros}))
+    assert failure(half, path, CONFIG) == f"{half}: layer_0/attn/q_einsum/lora/a has no counterpart"
+    model = samples.save_orbax(tmp_path / "model", samples.nested_tree(samples.sample(CONFIG).canonical))
+    assert failure(model, path, CONFIG) == f"{model}: no adapter; it holds a whole model: load that by itself"
+
+
+def test_the_command_line_merges(tmp_path, capsys):
+    from gemma_tpu.cli import main
+
+    arguments = ["convert", str(GOLDENS / "base-text"), str(tmp_path / "out"), "--to", "safetensors"]
+    assert main([*arguments, "--adapter", str(GOLDENS / "attention")]) == 0
+    found, merged = read(tmp_path / "out" / "model.safetensors"), read(GOLDENS / "merged" / "attention.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_allclose(found[name], merged[name], rtol=1e-6, atol=1e-6)
+    assert main(["generate", str(GOLDENS / "attention"), "Hi"]) == 1
+    assert "load example/base-text with adapter=" in capsys.readouterr().err
