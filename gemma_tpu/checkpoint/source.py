@@ -118,11 +118,9 @@ def _stored_name(core: str, stored: Mapping[str, str]) -> str:
 
 
 def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    directories = [located]
-    while directories[-1] != asked:
-        directories.append(storage.parent(directories[-1]))
+    directories = storage.upward(located, asked)
     given = config
-    config, config_json = _read_config(tuple(directories), config)
+    config, config_json = _read_config(directories, config)
     listed = orbax.list_arrays(located)
     tree = trees.find(listed.specs)
     if tree is None:
@@ -133,7 +131,7 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
         raise CheckpointError(f"{located}: {trees.describe_adapter(tree, opened)}")
     alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
     config, canonical = _from_tree(trees.canonical(tree, opened, located, alpha), config, text_only, located)
-    return _checkpoint(located, tree.kind, config, canonical, None if given else config_json, tuple(directories))
+    return _checkpoint(located, tree.kind, config, canonical, None if given else config_json, directories)
 
 
 def open_tree(
