@@ -36,9 +36,9 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
 
 
 def compare(checkpoint: str, mesh: str) -> None:
-    """Writes the answers of a DATA,MODEL mesh."""
+    """Writes the answers of a DATA,MODEL mesh, of the checkpoint with an adapter that every process has to merge."""
     data, width = map(int, mesh.split(","))
-    with gemma_tpu.load(checkpoint, mesh=(data, width), **SETTINGS) as model:
+    with gemma_tpu.load(checkpoint, mesh=(data, width), adapter=f"{checkpoint}-adapter", **SETTINGS) as model:
         found = answers(model)
     try:
         gemma_tpu.load("no/such/checkpoint")

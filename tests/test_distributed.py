@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from checkpoint_samples import save_orbax
 from small_models import random_params
 from test_api import CONFIG as EIGHT_LAYERS
 
@@ -38,6 +39,10 @@ SOON = 20  # seconds in which the loss of a process must be known
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distributed") / "checkpoint"
     save_params(random_params(CONFIG), CONFIG, path, tokenizer=(HERE / "goldens/text/tokenizer.model").read_bytes())
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((CONFIG.hidden_dim, 2), (2, CONFIG.embed_dim)))
+    adapter = {f"layer_{i}": {"mlp": {"_LoRAEinsum_linear": {"lora": {"a": a, "b": b}}}} for i in range(6)}
+    save_orbax(path.with_name(f"{path.name}-adapter"), adapter)
     return path
 
 

@@ -82,7 +82,7 @@ def _merge_tree(checkpoint: Checkpoint, located: str, asked: str, text_only: boo
         holds = "a whole model: load that by itself" if tree else ", ".join(sorted(listed.specs)[:3])
         raise CheckpointError(f"{located}: no adapter; it holds {holds}")
     opened = orbax.open_arrays(listed, list(tree.stored.values()))
-    alpha = flax_lora.stored_alpha((located, asked)) if flax_lora.needs_alpha(tree.stored) else None
+    alpha = flax_lora.stored_alpha(storage.upward(located, asked)) if flax_lora.needs_alpha(tree.stored) else None
     deltas = trees.deltas(tree, opened, checkpoint.config, located, alpha)
     if text_only:
         deltas = {name: delta for name, delta in deltas.items() if not names.is_multimodal(name)}

@@ -26,7 +26,7 @@ class Product(LazyArray):
         rank = self.right.shape[0]
         rows = self.left.read(left).astype(np.float32).reshape(-1, rank)
         columns = self.right.read(right).astype(np.float32).reshape(rank, -1)
-        return (rows * np.float32(self.scale) @ columns).reshape(lazy.box_shape(box))
+        return ((rows * np.float32(self.scale)) @ columns).reshape(lazy.box_shape(box))
 
     def cost(self, box: Box) -> int:
         left, right = self._boxes(box)

@@ -80,6 +80,13 @@ def read(path: str) -> Changes:
         raise CheckpointError(f"{path}: has no {WEIGHTS}: save the adapter with safe_serialization=True")
     pairs: dict[str, dict[str, LazyArray]] = {}
     replaced: dict[str, LazyArray] = {}
+    deltas: dict[str, LazyArray] = {}
+
+    def add(to: dict[str, LazyArray], name: str, array: LazyArray) -> None:
+        if (core := hf_names.core(name)) in to:
+            raise CheckpointError(f"{weights}: has {core} twice, the second time as {name}")
+        to[core] = array
+
     for name, array in hf.read_file(weights).items():
         stripped = name.removeprefix(_PREFIX)
         if match := _LORA.fullmatch(stripped):
@@ -90,10 +97,11 @@ def read(path: str) -> Changes:
         elif ".lora_" in stripped:
             raise CheckpointError(f"{weights}: {name} is of a kind of LoRA that is not read here: {_WAY_OUT}")
         else:
-            replaced[hf_names.core(_WRAPPER.sub("", stripped))] = array
-    deltas = {
-        hf_names.core(f"{module}.weight"): _delta(module, pair, config, weights) for module, pair in pairs.items()
-    }
+            add(replaced, _WRAPPER.sub("", stripped), array)
+    for module, pair in pairs.items():
+        add(deltas, f"{module}.weight", _delta(module, pair, config, weights))
+    if not replaced and not deltas:
+        raise CheckpointError(f"{weights}: holds no parameters")
     return Changes(replaced, deltas)
 
 

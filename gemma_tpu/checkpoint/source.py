@@ -123,7 +123,7 @@ def _open_hf(located: str, asked: str, config: GemmaConfig | None, text_only: bo
     if storage.is_file(located):
         directories, arrays = (storage.parent(located),), hf.read_file(located)
     else:
-        directories, arrays = _up_to(located, asked), hf.read_directory(located)
+        directories, arrays = storage.upward(located, asked), hf.read_directory(located)
     config, config_json = _read_config(directories, config)
     cores, stored, buffers = hf_names.cores(arrays, located)
     read = config or config_io.infer_from_cores(_shapes(cores), located)
@@ -150,7 +150,7 @@ def _stored_name(core: str, stored: Mapping[str, str]) -> str:
 
 
 def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    given, directories = config, _up_to(located, asked)
+    given, directories = config, storage.upward(located, asked)
     config, config_json = _read_config(directories, config)
     listed = orbax.list_arrays(located)
     tree = trees.find(listed.specs)
@@ -196,14 +196,6 @@ def _fitted(
 
 def _shapes(arrays: Mapping[str, LazyArray]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
-
-
-def _up_to(located: str, asked: str) -> tuple[str, ...]:
-    """The directories from `located` up to `asked`."""
-    directories = [located]
-    while directories[-1] != asked:
-        directories.append(storage.parent(directories[-1]))
-    return tuple(directories)
 
 
 def _kept(config_json: str | None, read: GemmaConfig, settled: GemmaConfig) -> str | None:

@@ -57,6 +57,11 @@ def parent(path: str) -> str:
     return path.rsplit("/", 1)[0] or "/"
 
 
+def upward(path: str, top: str) -> tuple[str, ...]:
+    """`path` and the directories above it, up to `top`."""
+    return (path,) if path == top else (path, *upward(parent(path), top))
+
+
 def spec(path: str) -> dict[str, Any]:
     """The key-value store spec of a directory."""
     if is_remote(path):

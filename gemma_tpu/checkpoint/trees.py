@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from gemma_tpu.checkpoint import flax_lora, lazy, maxtext_names, names, tunix_names
@@ -19,7 +20,8 @@ from gemma_tpu.config import CONFIGS, GemmaConfig
 _VARIABLE = re.compile(r"/(raw_)?value$")
 # The state of an NNX module's dropout, which is no parameter.
 _RANDOM_STATE = re.compile(r"(^|/)rngs/")
-_ADAPTER_ROOT = re.compile(r"((?:.+/)?)(?:transformer/)?(?:layer_\d+|layers/\d+|embedder|vision_encoder)/")
+_TOP = r"transformer|SigLiPFromPatches_0|layer_\d+|layers/\d+|embedder|vision_encoder"
+_ADAPTER_ROOT = re.compile(rf"((?:.+?/)??)(?:{_TOP})/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,12 @@ def find(stored: Iterable[str]) -> Tree | None:
     if (root := names.find_root(clean)) is not None:
         below = {name.removeprefix(root): held for name, held in clean.items() if name.startswith(root)}
         return Tree(_kind(clean, root, below), below)
-    lora = [name for name in clean if flax_lora.adapted(name) and not names.is_optimizer(name)]
-    roots = sorted({match[1] for name in lora if (match := _ADAPTER_ROOT.match(name))}, key=len)
+    found = {name: held for name, held in clean.items() if not names.is_optimizer(name)}
+    roots = {match[1] for name in found if flax_lora.adapted(name) and (match := _ADAPTER_ROOT.match(name))}
     if not roots:
         return None
-    return Tree("adapter", {name.removeprefix(roots[0]): clean[name] for name in lora if name.startswith(roots[0])})
+    root = min(roots, key=len)
+    return Tree("adapter", {name.removeprefix(root): held for name, held in found.items() if name.startswith(root)})
 
 
 def _kind(clean: Iterable[str], root: str, below: Iterable[str]) -> str:
@@ -59,16 +62,17 @@ def canonical(tree: Tree, arrays: Mapping[str, LazyArray], where: str, alpha: fl
     """
     weights, deltas = flax_lora.split({name: arrays[held] for name, held in tree.stored.items()}, alpha, where)
     weights = flax_lora.merge(weights, deltas, where)
-    if tree.kind == "maxtext":
-        return maxtext_names.canonical(weights)
-    return tunix_names.canonical(weights) if tunix_names.is_tunix(weights) else names.canonical_from_orbax(weights)
+    by_kind = {"maxtext": maxtext_names.canonical, "tunix": tunix_names.canonical}
+    return by_kind.get(tree.kind, names.canonical_from_orbax)(weights)
 
 
 def deltas(
     tree: Tree, arrays: Mapping[str, LazyArray], config: GemmaConfig, where: str, alpha: float | None = None
 ) -> names.Arrays:
     """What the tree of an adapter adds, by canonical name."""
-    _, found = flax_lora.split({name: arrays[held] for name, held in tree.stored.items()}, alpha, where)
+    others, found = flax_lora.split({name: arrays[held] for name, held in tree.stored.items()}, alpha, where)
+    if others:
+        raise CheckpointError(f"{where}: has weights beside those of an adapter: {', '.join(sorted(others)[:6])}")
     if tunix_names.is_tunix(found):
         canonical = tunix_names.canonical(tunix_names.complete(found))
         return tunix_names.split_heads(canonical, config.vision) if config.vision else canonical
@@ -82,8 +86,10 @@ def in_memory(tree: Any, where: str) -> dict[str, LazyArray]:
     arrays: dict[str, LazyArray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "dtype"):
-            raise CheckpointError(f"{where}: {name or 'it'} is a {type(leaf).__name__}, not an array")
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise CheckpointError(f"{where}: {name} is a ShapeDtypeStruct, which holds no values")
+        if not hasattr(leaf, "dtype") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue  # a count of steps, or random state in JAX's own type
         arrays[name] = lazy.Memory(leaf, name)
     return arrays
 
@@ -100,4 +106,4 @@ def describe_adapter(tree: Tree, arrays: Mapping[str, LazyArray]) -> str:
     }
     fitting = [name for name, c in CONFIGS.items() if c.num_layers >= layers and {c.embed_dim} == widths]
     base = " or ".join(fitting) or f"a model of {layers} layers and width {', '.join(map(str, sorted(widths))) or '?'}"
-    return f"is a LoRA adapter, without the model: load {base} with adapter= (--adapter) that path"
+    return f"is a LoRA adapter, without the model: load {base}, and name this as its adapter (adapter=, --adapter)"
