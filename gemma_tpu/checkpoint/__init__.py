@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemma_tpu.checkpoint.companions import Companions, read_companions
 from gemma_tpu.checkpoint.convert import convert, save_params
 from gemma_tpu.checkpoint.download import download, resolve
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
@@ -13,10 +14,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Companions",
     "convert",
     "download",
     "load_params",
     "open_checkpoint",
+    "read_companions",
     "read_file",
     "resolve",
     "save_params",

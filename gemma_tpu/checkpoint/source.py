@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from gemma_tpu.checkpoint import config_io, hf, hf_names, names, orbax, storage
+from gemma_tpu.checkpoint import added_tokens, config_io, hf, hf_names, names, orbax, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig
 
 # In the path of what a conversion or a download is still writing, or never finished.
 _PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
-_TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model")
+_TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
 _GOOGLE_BUCKET = "gs://gemma-data"
 
 
@@ -28,7 +28,7 @@ class Checkpoint:
     `path`: where the arrays are, which may be below the path that was asked for.
     `arrays`: canonical name (`gemma_tpu.checkpoint.names`) → lazy array.
     `config_json`: the text of the config.json that came with it.
-    `tokenizer_path`: a SentencePiece model, local or at gs:// (`storage.read_file` reads either).
+    `tokenizer_path`: a SentencePiece model or a tokenizer.json, local or at gs:// (`storage.read_file` reads either).
     `directories`: where files beside the arrays may lie, nearest first.
     """
 
@@ -137,7 +137,7 @@ def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tu
         file = storage.join(directory, "config.json")
         if storage.is_file(file):
             text = storage.read_file(file).decode()
-            return config_io.from_json(text, file), text
+            return added_tokens.with_their_rows(config_io.from_json(text, file), directories), text
     return None, None
 
 

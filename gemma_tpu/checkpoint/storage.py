@@ -6,6 +6,7 @@ everything that reads a checkpoint goes through here and is written once.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -100,6 +101,27 @@ def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> 
     value = _read(path, byte_range)
     if value is None:
         raise CheckpointError(f"{path}: no such file")
+    return value
+
+
+def read_text(path: str) -> str:
+    """A text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. `CheckpointError` if it is none."""
+    data = read_file(path)
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is no text: {error}") from error
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file, its text as in `read_text`. `CheckpointError` if it is none."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object, but a {type(value).__name__}")
     return value
 
 
