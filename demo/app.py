@@ -72,7 +72,7 @@ def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
 
         together: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(begin, language, shown, **together)
-        clock.tick(look, language, shown, **together)
+        looked = [clock.tick(look, language, shown, **together)]
         language.change(
             translate,
             [language, *(tab.conversation for tab in tabs)],
@@ -85,7 +85,10 @@ def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
             readers.leave(request.session_hash or "")
 
         blocks.unload(leave)
-        blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet)
+        looked.append(blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet))
+        for event in looked:
+            for tab in tabs:
+                event = event.then(tab.show_defaults, tab.sliders, tab.sliders, **together)
     return blocks
 
 

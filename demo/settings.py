@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from demo.page import Page
+
+if TYPE_CHECKING:
+    from gemma_tpu import Options
 
 MAX_TOKENS = 8192
 # As in gemma_tpu.Options, which is not imported here because that would make the page wait for jax.
@@ -38,6 +42,15 @@ def settings_panel(page: Page, name: str) -> list[Any]:
             drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
     draw.change(lambda on: gr.update(interactive=not on), draw, seed, queue=False, api_visibility="private")
     return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop]
+
+
+def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: Options) -> list[Any]:
+    """What the sliders (of `DEFAULTS`, in order) show next: a checkpoint's defaults where a visitor has set nothing."""
+    updates = []
+    for key, slider, value in zip(DEFAULTS, sliders, shown, strict=True):
+        default = min(max(getattr(own, key), slider.minimum), slider.maximum)
+        updates.append(default if value == DEFAULTS[key] != default else gr.skip())
+    return updates
 
 
 def options(

@@ -15,7 +15,7 @@ from demo.chat import Conversation, Readers
 from demo.facts import unready
 from demo.page import Page
 from demo.pictures import check, picture
-from demo.settings import options, settings_panel
+from demo.settings import DEFAULTS, options, own_defaults, settings_panel
 from demo.state import Loader, explain
 from demo.texts import text
 
@@ -107,6 +107,7 @@ class ChatTab:
                 gr.Button, says={"value": "clear"}, size="sm", scale=0, min_width=140, elem_id=f"{self.name}-clear"
             )
         self.settings = settings_panel(page, self.name)
+        self.sliders = self.settings[: len(DEFAULTS)]
 
     # Events.
 
@@ -139,6 +140,11 @@ class ChatTab:
                 return [example[lang], "", *files]
 
             button.click(fill, language, [self.prompt, self.notice, *self.pictures], **together)
+
+    async def show_defaults(self, *shown: float) -> list[Any]:
+        """For `sliders`: the defaults of the checkpoint, once it is loaded."""
+        model = self._loader.model
+        return [gr.skip()] * len(shown) if model is None else own_defaults(self.sliders, shown, model.defaults)
 
     async def _clear(self, conversation: Conversation, lang: str) -> dict[Any, Any]:
         await asyncio.to_thread(conversation.clear)

@@ -41,10 +41,19 @@ class Model:
         dtype: jax.typing.DTypeLike,
         max_context: int,
         max_rows: int,
+        defaults: Options | None = None,
     ) -> None:
         self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
         self._tokenizer = tokenizer
-        ends = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn)
+        self.defaults = defaults or Options()  # of this checkpoint, for the options that a call does not give
+        ends = self.defaults.stop_tokens or ()
+        self._never_written: list[int] = []
+        if tokenizer is not None:
+            ends = ends or (tokenizer.eos_id, tokenizer.end_of_turn)
+            # An image can be shown to a model, not written by it.
+            markers = tokenizer.start_of_image, tokenizer.end_of_image
+            self._never_written += [token for token in markers if token is not None]
+            self._never_written += tokenizer.ids_without_piece(config.vocab_size)
         self.engine = Engine(
             config,
             params,
@@ -52,7 +61,7 @@ class Model:
             max_context=max_context,
             max_rows=max_rows,
             dtype=self.dtype,
-            eos_tokens=[token for token in ends if token is not None],
+            eos_tokens=ends,
         )
         self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
         self._closer = weakref.finalize(self, self.engine.close)
@@ -60,7 +69,10 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            raise ValueError("no tokenizer.model lies beside this checkpoint: pass tokenizer= to load()")
+            raise ValueError(
+                "this checkpoint has no tokenizer, without which there is no text: put its tokenizer.model or "
+                "tokenizer.json beside the weights, and load it again"
+            )
         return self._tokenizer
 
     def close(self) -> None:
@@ -91,7 +103,9 @@ class Model:
         A prompt is a string (one user message, its `images` shown before it), a list of messages in the OpenAI shape,
         or a list of token ids; a list of those is a batch. With `raw=True` a string is taken as it is, each
         `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`, and `drop_oldest` of
-        `stream`. ValueError for a prompt that is malformed, too long, or has the wrong number of images.
+        `stream`; those not given are the checkpoint's own (`defaults`).
+
+        ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
         if _is_batch(prompt):
             if images is not None:
@@ -192,13 +206,9 @@ class Model:
         known = [field.name for field in dataclasses.fields(Options)]
         if unknown := sorted(options.keys() - set(known)):
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
-        settings = Options(**options)
-        if self._tokenizer is None:
-            return settings
-        # An image can be shown to a model, not written by it.
-        markers = self._tokenizer.start_of_image, self._tokenizer.end_of_image
-        forbidden = {*settings.forbidden_tokens, *(token for token in markers if token is not None)}
-        return dataclasses.replace(settings, forbidden_tokens=sorted(forbidden))
+        settings = dataclasses.replace(self.defaults, **options)
+        forbidden = sorted({*settings.forbidden_tokens, *self._never_written})
+        return dataclasses.replace(settings, forbidden_tokens=forbidden)
 
     def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool) -> Prompt:
         if isinstance(prompt, str) and not raw:

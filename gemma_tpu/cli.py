@@ -117,7 +117,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
-    parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
+    parser.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     _add_distributed_arguments(parser)
 
@@ -140,16 +140,21 @@ def _join_processes(args: argparse.Namespace) -> None:
 
 
 def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "sampling",
+        "What is left out is as the checkpoint's generation_config.json has it, which `gemma-tpu info` shows; "
+        "without one: at most 1,024 tokens, greedy, and top-k 64 and top-p 0.95 where a temperature is given.",
+    )
     for flag, kind, help in (
-        ("--max-new-tokens", int, "longest answer (default: 1024)"),
-        ("--temperature", float, "0, the default, is greedy"),
-        ("--top-k", int, "default: 64; 0 is off"),
-        ("--top-p", float, "default: 0.95; 1 is off"),
-        ("--min-p", float, "default: 0, off"),
+        ("--max-new-tokens", int, "longest answer"),
+        ("--temperature", float, "0 is greedy"),
+        ("--top-k", int, "0 is off"),
+        ("--top-p", float, "1 is off"),
+        ("--min-p", float, "0 is off"),
         ("--seed", int, "for the same answer again"),
     ):
-        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=help)
-    parser.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help="ends the answer")
+        group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=help)
+    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help="ends the answer")
 
 
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
@@ -238,9 +243,11 @@ def _answer(chat: Any, line: str, images: list[str]) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from gemma_tpu.checkpoint import open_checkpoint, resolve
+    from gemma_tpu.checkpoint import open_checkpoint, read_companions, resolve
 
     checkpoint = open_checkpoint(resolve(args.checkpoint))
+    companions = read_companions(checkpoint)
+    tokenizer = companions.open_tokenizer()
     found = {
         "path": checkpoint.path,
         "layout": checkpoint.kind,
@@ -248,19 +255,27 @@ def _info(args: argparse.Namespace) -> int:
         "bytes": checkpoint.nbytes,
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
         "tokenizer": checkpoint.tokenizer_path,
+        "pieces": None if tokenizer is None else tokenizer.vocab_size,
+        "chat_template": companions.chat_template and companions.chat_template[1],
+        "defaults": companions.options(tokenizer),
+        "notes": companions.notes(tokenizer),
         "config": dataclasses.asdict(checkpoint.config),
     }
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
-    config = found.pop("config")
+    config, notes, defaults = (found.pop(name) for name in ("config", "notes", "defaults"))
     vision = config.pop("vision")
-    for title, values in (("", found), ("text", config), ("vision", vision or {"": "none"})):
+    shown = (("", found), ("defaults", defaults), ("text", config), ("vision", vision or {"": "none"}))
+    for title, values in shown:
         if title:
             print(f"{title}:")
         for name, value in values.items():
-            shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
-            print(f"{'  ' * bool(title)}{name:18} {shown}")
+            if isinstance(value, list | tuple):
+                value = ", ".join(map(str, value))
+            print(f"{'  ' * bool(title)}{name:18} {f'{value:,}' if isinstance(value, int) else value}")
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 

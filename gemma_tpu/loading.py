@@ -14,18 +14,20 @@ from jax.sharding import Mesh
 from gemma_tpu.api import Model
 from gemma_tpu.checkpoint import (
     Checkpoint,
+    CheckpointError,
     CheckpointWarning,
     load_params,
     merge_adapter,
     open_checkpoint,
     open_tree,
-    read_file,
+    read_companions,
     resolve,
 )
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity
 from gemma_tpu.runtime.distributed import everywhere
+from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Tokenizer
 
@@ -54,7 +56,7 @@ def load(
       adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
-      tokenizer: a SentencePiece model; by default the one beside the weights.
+      tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
       progress: a progress bar, or a function of (bytes done, bytes in all).
 
@@ -135,16 +137,27 @@ def _deploy(
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
     dtype = resolve_dtype(dtype, mesh)
-    if not isinstance(tokenizer, Tokenizer | None):
-        tokenizer = Tokenizer(tokenizer)
-    if tokenizer is None and checkpoint.tokenizer_path is not None:
-        tokenizer = Tokenizer(read_file(checkpoint.tokenizer_path))
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
+    tokenizer, defaults = _text_side(checkpoint, tokenizer)
     size = {"rows": max_rows, "context": max_context, "dtype": dtype}
     check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
     params = read(dtype, mesh)
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+    shape = {"max_context": max_context, "max_rows": max_rows}
+    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, defaults=defaults, **shape)
+
+
+def _text_side(
+    checkpoint: Checkpoint, given: Tokenizer | str | Path | bytes | None
+) -> tuple[Tokenizer | None, Options]:
+    """The tokenizer and the defaults of a checkpoint; a `CheckpointWarning` says what of its files is not followed."""
+    companions = read_companions(checkpoint)
+    tokenizer = companions.open_tokenizer(given)
+    try:
+        defaults = Options(**companions.options(tokenizer))
+    except ValueError as error:
+        raise CheckpointError(f"{companions.generation.path or companions.config_path}: {error}") from error
+    for note in companions.notes(tokenizer):
+        warnings.warn(note, CheckpointWarning, stacklevel=3)
+    return tokenizer, defaults
 
 
 def _open(source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any) -> Checkpoint:

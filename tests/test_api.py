@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import json
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 from small_models import TEXT, VISION, mesh_of, random_params
 
 import gemma_tpu
-from gemma_tpu.checkpoint import save_params
+from gemma_tpu.checkpoint import CheckpointWarning, save_params
 from gemma_tpu.runtime import encode_images, forward
 from gemma_tpu.sharding import param_sharding
 
@@ -219,3 +220,52 @@ def test_load(tmp_path: Path) -> None:
             gemma_tpu.load(path, progress=False, **options)
     with pytest.raises(ValueError, match="no such file or directory, and no name of a released model"):
         gemma_tpu.load("gemma9-1b")
+
+
+def test_a_checkpoint_brings_its_defaults(tmp_path: Path) -> None:
+    """generation_config.json, tokens behind the pieces, and a table with more rows than either names."""
+    path = tmp_path / "checkpoint"
+    config = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size + 16)
+    tokenizer = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
+    save_params(random_params(config), config, path, tokenizer=tokenizer)
+    said = {"do_sample": True, "top_k": 3, "max_new_tokens": 9, "eos_token_id": [1, 20], "num_beams": 2}
+    (path / "generation_config.json").write_text(json.dumps(said))
+    (path / "added_tokens.json").write_text('{"<think>": 803}')
+    with pytest.warns(CheckpointWarning) as said_once:
+        model = gemma_tpu.load(path, mesh=mesh_of(1, 1), max_context=64, progress=False)
+    assert [str(warning.message).split(": ", 1)[1].split(" of the")[0] for warning in said_once] == [
+        "not followed: num_beams 2",
+        "eos_token_id 20 is the piece '▁▁▁': it ends an answer",
+        "15",
+    ]
+    with model:
+        ends = sorted({1, 20, TOKENIZER.end_of_turn})
+        assert dataclasses.asdict(model.defaults) == dataclasses.asdict(
+            gemma_tpu.Options(max_new_tokens=9, temperature=1.0, top_k=3, top_p=1.0, stop_tokens=ends)
+        )
+        # A call's own options come first, and the rest stay; sampling is as if all had been given.
+        answer = model.generate("Hello", seed=4, stop_tokens=())
+        assert len(answer.tokens) == 9
+        everything = {"max_new_tokens": 9, "temperature": 1.0, "top_k": 3, "top_p": 1.0, "stop_tokens": (), "seed": 4}
+        assert model.generate("Hello", **everything).tokens == answer.tokens
+        assert model.chat(max_new_tokens=2, stop_tokens=()).send("Hello").usage.completion_tokens == 2
+        assert model.generate("Hello", temperature=0).tokens == model.generate("Hello", temperature=0, top_k=1).tokens
+
+
+def test_rows_without_a_piece_are_never_written() -> None:
+    """Most of this table has none: a model that writes what it likes would write one at once."""
+    config = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size * 8)
+    mesh = mesh_of(1, 1)
+    params = {
+        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+        for name, value in random_params(config).items()
+    }
+    shape = {"mesh": mesh, "dtype": jnp.float32, "max_context": 192, "max_rows": 1}
+    for tokenizer, inside in ((TOKENIZER, True), (None, False)):
+        with gemma_tpu.Model(config, params, tokenizer, **shape) as model:
+            request = model._submit(model._render([2, 70, 71], None, False), model._options({**FREE, "temperature": 1}))
+            tokens = [token for group in request for token in group]
+            assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
+    message = r"put its tokenizer\.model or tokenizer\.json beside the weights"
+    with gemma_tpu.Model(config, params, None, **shape) as model, pytest.raises(ValueError, match=message):
+        model.generate("Hello")

@@ -50,6 +50,25 @@ def test_info(checkpoint: Path, capsys) -> None:
     assert "num_soft_tokens" in capsys.readouterr().out
 
 
+def test_info_says_what_lies_beside_the_weights(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "num_beams": 4, "eos_token_id": [1, 106]}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokenizer"] == str(tmp_path / "tokenizer.model")
+    assert found["pieces"] == CONFIG.vocab_size
+    assert found["chat_template"] == str(tmp_path / "chat_template.jinja")
+    assert (found["defaults"]["temperature"], found["defaults"]["top_k"]) == (1.0, 50)
+    assert {1, 106} <= set(found["defaults"]["stop_tokens"])
+    assert ["num_beams 4" in note for note in found["notes"]] == [True, False, False]
+    assert main(["info", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "note: " in shown
+    assert "temperature        1.0" in shown
+
+
 def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
     target = tmp_path / "hf"
     assert main(["convert", str(checkpoint), str(target), "--to", "safetensors"]) == 0

@@ -246,6 +246,23 @@ def test_settings_reach_the_model(visit: Visit, model: gemma_tpu.Model) -> None:
     expect(visit.stats("text")).to_contain_text("seed 11")
 
 
+def test_a_checkpoints_own_defaults_are_shown_and_used(
+    server: str, browser: Browser, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = gemma_tpu.Options(max_new_tokens=9, temperature=1.0, top_k=5, top_p=0.5, min_p=0.25)
+    monkeypatch.setattr(model, "defaults", own)
+    visitor = Visit(browser, server, locale="en")
+    visitor.go("text")
+    visitor.page.locator(".settings > button").locator("visible=true").click()
+    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p"):
+        value = f"{getattr(own, name):g}"
+        expect(visitor.page.locator(f'#text-{name} input[type="number"]')).to_have_value(value)
+    visitor.set("text", max_new_tokens=4)
+    visitor.ask("text", "hello")
+    expect(visitor.stats("text")).to_contain_text("4 tokens")
+    visitor.close()
+
+
 def test_wrong_input_is_answered_in_the_page(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     page.click("#image-send")

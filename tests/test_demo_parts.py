@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 import demo
 from demo import __main__ as command
 from demo.chat import Conversation, Readers, Turn, literal, statistics
-from demo.settings import DEFAULTS
+from demo.settings import DEFAULTS, own_defaults
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
@@ -243,6 +244,13 @@ def test_texts_exist_in_both_languages_and_all_are_used() -> None:
 def test_defaults_are_those_of_the_library() -> None:
     options = Options()
     assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_sliders_that_a_visitor_has_set_keep_their_value() -> None:
+    sliders = [gr.Slider(minimum=0.01, maximum=256) for _ in DEFAULTS]
+    own = Options(max_new_tokens=9000, temperature=1.0, top_k=64, top_p=0.5)
+    shown = {**DEFAULTS, "temperature": 0.7}
+    assert own_defaults(sliders, list(shown.values()), own) == [256, gr.skip(), gr.skip(), 0.5, 0.01]
 
 
 def test_examples_are_there_and_small() -> None:

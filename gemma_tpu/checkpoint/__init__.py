@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_tpu.checkpoint.adapters import merge_adapter
+from gemma_tpu.checkpoint.companions import Companions, read_companions
 from gemma_tpu.checkpoint.convert import convert, save_params
 from gemma_tpu.checkpoint.download import download, resolve
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
@@ -14,12 +15,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Companions",
     "convert",
     "download",
     "load_params",
     "merge_adapter",
     "open_checkpoint",
     "open_tree",
+    "read_companions",
     "read_file",
     "resolve",
     "save_params",

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sentencepiece
 
 from gemma_tpu.checkpoint import config_io, hf, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
@@ -21,6 +20,8 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.text.special import control_ids, find_special_ids
+from gemma_tpu.text.vocabulary import open_vocabulary
 
 LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
@@ -69,7 +70,8 @@ def convert(
                 files[name] = storage.read_file(file)
                 break
     if checkpoint.tokenizer_path:
-        files["tokenizer.model"] = storage.read_file(checkpoint.tokenizer_path)
+        name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
+        files[name] = storage.read_file(checkpoint.tokenizer_path)
     return _write(
         dst, checkpoint.arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, max_shard_bytes
     )
@@ -115,7 +117,7 @@ def _write(
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     stored = arrays["embedder/input_embedding"].dtype.name
     if config_json is None:
-        config_json = config_io.to_json(config, stored, _special_ids(files.get("tokenizer.model")))
+        config_json = config_io.to_json(config, stored, _special_ids(files))
     else:
         config_json = config_io.updated(config_json, stored, config.tied_head)
     with _staging(dst) as path:
@@ -144,17 +146,17 @@ def _dtype(dtype: Any) -> np.dtype:
     return found
 
 
-def _special_ids(tokenizer: bytes | None) -> dict[str, int]:
-    if tokenizer is None:
-        return {}
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(tokenizer)
-    except RuntimeError as error:
-        raise CheckpointError(f"tokenizer.model is no SentencePiece model: {error}") from error
-    ids = {"pad": processor.pad_id(), "bos": processor.bos_id(), "eos": processor.eos_id()}
-    ids |= {name: processor.PieceToId(f"<{name}>") for name in ("start_of_image", "end_of_image")}
-    return {name: index for name, index in ids.items() if index >= 0 and index != processor.unk_id()}
+def _special_ids(files: Mapping[str, bytes]) -> dict[str, int]:
+    """Of the tokenizer among `files`, whatever else it has or lacks."""
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if name in files:
+            try:
+                vocabulary = open_vocabulary(files[name], name)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from error
+            controls = vocabulary.controls | control_ids(vocabulary.pieces)
+            return find_special_ids(vocabulary.pieces, controls, vocabulary.roles, {})[0]
+    return {}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint import (
+    added_tokens,
     config_io,
     flax_lora,
     foreign,
@@ -31,7 +32,7 @@ from gemma_tpu.config import GemmaConfig, VisionConfig
 
 # In the path of what a conversion or a download is still writing, or never finished.
 _PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
-_TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model")
+_TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
 _GOOGLE_BUCKET = "gs://gemma-data"
 _LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they are
 
@@ -46,7 +47,7 @@ class Checkpoint:
     `arrays`: canonical name (`gemma_tpu.checkpoint.names`) → lazy array.
     `config_json`: the text of the config.json that came with it; None where it is of a model with, or without, a vision
     tower that the parameters lack, or have.
-    `tokenizer_path`: a SentencePiece model, local or at gs:// (`storage.read_file` reads either).
+    `tokenizer_path`: a SentencePiece model or a tokenizer.json, local or at gs:// (`storage.read_file` reads either).
     `directories`: where files beside the arrays may lie, nearest first.
     """
 
@@ -210,7 +211,7 @@ def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tu
         file = storage.join(directory, "config.json")
         if storage.is_file(file):
             text = storage.read_text(file)
-            return config_io.from_json(text, file), text
+            return added_tokens.with_their_rows(config_io.from_json(text, file), directories), text
     return None, None
 
 

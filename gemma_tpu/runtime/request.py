@@ -26,7 +26,8 @@ class Options:
     """How to generate. Greedy by default; top_k and top_p are those Google recommends for temperature 1.
 
     temperature ≥ 0 (0: greedy), top_k ≥ 0 (0: off), 0 < top_p ≤ 1, 0 ≤ min_p ≤ 1. `seed` None draws one.
-    `stop_tokens` None means the tokenizer's end of turn and eos. ValueError for a value out of range.
+    These are the library's defaults; a checkpoint's own are `Model.defaults`. `stop_tokens` None means the
+    tokenizer's end of turn and eos. ValueError for a value out of range.
     """
 
     max_new_tokens: int = 1024

@@ -17,7 +17,7 @@ _BRACKETED = r"<[^<>]+>|\[[^\[\]]+\]"
 
 
 class Tokenizer:
-    """Gemma's text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json, as bytes or as a path.
+    """Gemma's text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json: a path, or bytes called `name`.
 
     `added` are tokens of the files beside it, which add to its pieces or rename some. `config_ids` are special ids by
     role ("bos", "end_of_image", …) as a config.json has them; what of it is not believed is in `doubts`, a sentence for
@@ -35,10 +35,11 @@ class Tokenizer:
         self,
         model: bytes | str | Path,
         *,
+        name: str | None = None,
         added: Iterable[AddedToken] = (),
         config_ids: Mapping[str, int] | None = None,
     ):
-        vocabulary = open_vocabulary(model)
+        vocabulary = open_vocabulary(model, name)
         self.name, self._encode, self._bytes = vocabulary.name, vocabulary.encode, vocabulary.bytes
         self._pieces = list(vocabulary.pieces)
         replaced: set[str] = set()  # what the file calls them: found by its encoder, but no token's name any more
@@ -92,8 +93,13 @@ class Tokenizer:
         return True
 
     def has_piece(self, token: int) -> bool:
-        """Whether `token` stands for something; a model's table may have more rows than its tokenizer has pieces."""
+        """Whether `token` stands for something."""
         return 0 <= token < self.vocab_size and self._pieces[token] != ""
+
+    def ids_without_piece(self, rows: int) -> list[int]:
+        """Of the ids below `rows`: an embedding table may have more rows than its tokenizer has pieces."""
+        holes = [token for token, piece in enumerate(self._pieces[:rows]) if not piece]
+        return [*holes, *range(self.vocab_size, rows)]
 
     def id(self, piece: str) -> int:
         """The id of `piece` (spelled with ▁ for a space). ValueError if the vocabulary lacks it."""

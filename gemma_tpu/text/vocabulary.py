@@ -43,11 +43,14 @@ class Vocabulary:
     encode: Callable[[str], list[int]]
 
 
-def open_vocabulary(model: bytes | str | Path) -> Vocabulary:
-    """A SentencePiece model (tokenizer.model) or a tokenizer.json, by its path or content. ValueError for neither."""
+def open_vocabulary(model: bytes | str | Path, name: str | None = None) -> Vocabulary:
+    """A SentencePiece model (tokenizer.model) or a tokenizer.json, by its path or content. ValueError for neither.
+
+    `name` is what errors call content.
+    """
     if isinstance(model, bytes):
         is_json = model.lstrip()[:1] == b"{"
-        name = f"{'tokenizer.json' if is_json else 'tokenizer model'} ({len(model)} bytes)"
+        name = name or f"{'tokenizer.json' if is_json else 'tokenizer model'} ({len(model)} bytes)"
         return _from_json(model, name) if is_json else _from_sentencepiece(model, name)
     path = Path(model)
     if not path.is_file():

@@ -1,0 +1,142 @@
+"""The files beside a checkpoint's weights from which its text side comes, and what of them is not followed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint.added_tokens import read_added_tokens
+from gemma_tpu.checkpoint.chat_template import read_chat_template
+from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.generation import Generation, read_generation
+from gemma_tpu.checkpoint.source import Checkpoint
+from gemma_tpu.config import GemmaConfig
+from gemma_tpu.text import AddedToken, Tokenizer
+from gemma_tpu.text.recognition import recognise_format
+
+# config.json's names of special ids, by role (`gemma_tpu.text.special`).
+_CONFIG_IDS = {
+    "bos_token_id": "bos",
+    "eos_token_id": "eos",
+    "pad_token_id": "pad",
+    "boi_token_index": "start_of_image",
+    "boi_token_id": "start_of_image",
+    "eoi_token_index": "end_of_image",
+    "eoi_token_id": "end_of_image",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What lies beside the weights.
+
+    `config_path` and `special_ids`: a config.json, and its special ids by role. `chat_template`: its text and file.
+    """
+
+    config: GemmaConfig
+    tokenizer_path: str | None
+    added_tokens: tuple[AddedToken, ...]
+    config_path: str | None
+    special_ids: Mapping[str, int]
+    generation: Generation
+    chat_template: tuple[str, str] | None
+
+    def open_tokenizer(self, given: Tokenizer | str | Path | bytes | None = None) -> Tokenizer | None:
+        """The tokenizer beside the weights, or `given`; None if there is neither.
+
+        ValueError, naming the file, for one that cannot be read or that does not go with the weights.
+        """
+        name = None
+        if given is None:
+            if (name := self.tokenizer_path) is None:
+                return None
+            given = storage.read_file(name)
+        if isinstance(given, Tokenizer):
+            tokenizer = given
+        else:
+            try:
+                tokenizer = Tokenizer(given, name=name, added=self.added_tokens, config_ids=self.special_ids)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from error
+        if tokenizer.vocab_size > (rows := self.config.vocab_size):
+            last = tokenizer.piece(tokenizer.vocab_size - 1)
+            raise CheckpointError(
+                f"{tokenizer.name}: the tokenizer has {tokenizer.vocab_size} pieces (the last is {last!r}), "
+                f"the model {rows}: not a pair"
+            )
+        return tokenizer
+
+    def prompt_format(self, tokenizer: Tokenizer) -> str | None:
+        """The name of the format that the chat template writes; None for one that is not known, or no template."""
+        if self.chat_template is None:
+            return None
+        return recognise_format(self.chat_template[0], tokenizer, images=self.config.vision is not None)
+
+    def options(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """The defaults of this checkpoint, of `gemma_tpu.Options`.
+
+        The end of a turn ends an answer also where `eos_token_id` does not say so: the prompts are in that format.
+        """
+        options = dict(self.generation.options)
+        rows = range(self.config.vocab_size)
+        for name in ("stop_tokens", "forbidden_tokens"):
+            if name in options:
+                options[name] = [token for token in options[name] if token in rows]
+        if tokenizer is not None and "stop_tokens" in options:
+            options["stop_tokens"] = sorted({*options["stop_tokens"], tokenizer.eos_id, tokenizer.end_of_turn})
+        return options
+
+    def notes(self, tokenizer: Tokenizer | None) -> list[str]:
+        """What a user should know: a sentence for each thing that is not followed or does not fit."""
+        notes = []
+        said = self.generation.path or self.config_path
+        if self.generation.ignored:
+            listed = ", ".join(f"{key} {value!r}" for key, value in sorted(self.generation.ignored.items()))
+            notes.append(f"{said}: not followed: {listed}")
+        if tokenizer is None:
+            return notes
+        notes += [f"{self.config_path}: {doubt}" for doubt in tokenizer.doubts]
+        for token in self.generation.options.get("stop_tokens", ()):
+            if not tokenizer.has_piece(token):
+                notes.append(f"{said}: eos_token_id {token} has no piece in {tokenizer.name}: it ends no answer")
+            elif token not in tokenizer.special_ids:
+                notes.append(f"{said}: eos_token_id {token} is the piece {tokenizer.piece(token)!r}: it ends an answer")
+        if without := tokenizer.ids_without_piece(self.config.vocab_size):
+            rows = f"{len(without)} of the {self.config.vocab_size} rows of the embedding table"
+            notes.append(f"{tokenizer.name}: {rows} have no piece: the model never writes them")
+        if self.chat_template is not None and self.prompt_format(tokenizer) is None:
+            notes.append(
+                f"{self.chat_template[1]}: the chat template is not followed: it is not Gemma 3's format, in which "
+                "prompts are written; raw prompts are taken as they are"
+            )
+        return notes
+
+
+def read_companions(checkpoint: Checkpoint) -> Companions:
+    """Reads them; the tokenizer itself is opened later. `CheckpointError` for a file that cannot be read."""
+    files = (storage.join(directory, "config.json") for directory in checkpoint.directories)
+    config_path = next(filter(storage.is_file, files), None)
+    config = storage.read_json(config_path) if config_path else {}
+    return Companions(
+        checkpoint.config,
+        checkpoint.tokenizer_path,
+        read_added_tokens(checkpoint.directories),
+        config_path,
+        _special_ids(config),
+        read_generation(checkpoint.directories, config, config_path or ""),
+        read_chat_template(checkpoint.directories),
+    )
+
+
+def _special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in (config.get("text_config") or {}, config):
+        for key, role in _CONFIG_IDS.items():
+            value = part.get(key)
+            value = value[0] if isinstance(value, list) and value else value  # several ends: the first is <eos>
+            if isinstance(value, int) and not isinstance(value, bool):
+                found[role] = value
+    return found

@@ -1,0 +1,108 @@
+"""Which prompt format a chat template writes: it is rendered for a few conversations and compared with ours."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+from PIL import Image
+
+from gemma_tpu.text.template import render_messages
+from gemma_tpu.text.tokenizer import Tokenizer
+
+Conversation = list[dict[str, Any]]
+
+GEMMA = "gemma3"
+_IMAGE = {"type": "image", "image": Image.new("RGB", (1, 1))}
+
+
+def recognise_format(template: str, tokenizer: Tokenizer, *, images: bool) -> str | None:
+    """The name of the format that a Jinja chat template writes, or None for one that is not known here.
+
+    `images`: the model reads images, so that messages may have parts.
+
+    A format is known by what it writes, not by how its template is spelled: fine-tuners rewrite Gemma's. Each entry of
+    `_FORMATS` says for a name whether a compiled template is of it.
+    """
+    try:
+        compiled = compile_template(template)
+    except jinja2.TemplateError:
+        return None
+    return next((name for name, matches in _FORMATS.items() if matches(compiled, tokenizer, images)), None)
+
+
+def compile_template(template: str) -> jinja2.Template:
+    """As transformers compiles one (5.23, utils/chat_template_utils.py): in a sandbox, with the functions it offers."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
+    )
+
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks what a model is trained to write; the text is what stands inside."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+_TEXT_PROBES: list[Conversation] = [
+    [_user("Hello")],
+    [_user(" a \n"), {"role": "assistant", "content": " b\n"}, _user("c")],
+    [{"role": "system", "content": "Be brief."}, _user("Hello")],
+]
+_IMAGE_PROBES: list[Conversation] = [
+    [_user([_text(" one\n"), _text("two")])],
+    [_user([_IMAGE, _text("What is it?")])],
+]
+
+
+def _is_gemma(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> bool:
+    variables: dict[str, Any] = {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "pad", "unk")}
+    variables |= {"add_generation_prompt": True, "tools": None, "documents": None}
+    images = images and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
+    agrees = False
+    for messages in [*_TEXT_PROBES, *(_IMAGE_PROBES if images else [])]:
+        try:
+            written = template.render(messages=messages, **variables)
+        except Exception:  # a template is a program; one that refuses a conversation says nothing about its format
+            continue
+        tokens = render_messages(messages, tokenizer, 1).tokens
+        ours = tokenizer.decode(tokens, skip_special=False)
+        # Hugging Face's processor puts the rest of an image around the marker that a template writes.
+        block = "\n\n<start_of_image><image_soft_token><end_of_image>\n\n"
+        if written.replace("<start_of_image>", block) != ours:
+            return False
+        agrees = True
+    return agrees
+
+
+_FORMATS: dict[str, Callable[[jinja2.Template, Tokenizer, bool], bool]] = {GEMMA: _is_gemma}
