@@ -98,13 +98,13 @@ def from_params(
       config, mesh, dtype, max_context, max_rows, tokenizer, text_only, progress: as of `load`. There is no tokenizer
         unless one is given.
 
-    The arrays are copied, block by block through host memory, and stay what they were: while both are needed, a device
-    that holds them has room for both. For one process; several load the same checkpoint instead.
+    The arrays are copied through host memory, a few at a time, and stay the caller's: a device that holds them needs
+    room for both. For one process; several load the same checkpoint instead.
 
     Raises as `load`; the errors name parameters as they are called in a checkpoint.
     """
     if jax.process_count() > 1:
-        raise ValueError("from_params is for one process: save the parameters (save_params), and load() them in each")
+        raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
 
     def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
