@@ -25,7 +25,8 @@ def finite(logits: Float[Array, "*batch V"]) -> Bool[Array, "*batch"]:
 
 
 def require_finite(logits: Float[Array, "B K V"], dtype: np.dtype) -> Float[Array, "B K V"]:
-    """The same logits; `NotFiniteError` naming the first row and token where they are not finite."""
-    if len(bad := np.argwhere(~np.asarray(finite(logits)))):
-        raise NotFiniteError(f"in row {bad[0][0]} at token {bad[0][1]}", dtype)
+    """The same logits; `NotFiniteError` naming the first row that has others."""
+    bad = np.flatnonzero(~np.asarray(finite(logits)).all(axis=1))
+    if bad.size:
+        raise NotFiniteError(f"in row {bad[0]}", dtype)
     return logits
