@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
-from gemma_tpu.model import param_shapes
+from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.runtime.engine import Engine
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -45,11 +45,11 @@ def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
     return make_mesh(config, (data, model), jax.devices()[: data * model])
 
 
-def make_engine(config: GemmaConfig, mesh: Mesh | None = None, **options) -> Engine:
+def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options) -> Engine:
     mesh = mesh or mesh_of(1, 1)
     params = {
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
-        for name, value in random_params(config).items()
+        for name, value in (params or random_params(config)).items()
     }
     settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
     return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)

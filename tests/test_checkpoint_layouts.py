@@ -200,10 +200,12 @@ def test_a_text_only_checkpoint_has_no_vision_to_load(tmp_path):
         load_params(checkpoint, multimodal, dtype=samples.BF16, sharding=lambda *_: ONE_DEVICE, progress=False)
 
 
+@pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_names_and_shapes_are_those_of_the_model(config):
-    expected = {name: leaf.shape for name, leaf in param_shapes(CONFIGS[config]).items()}
-    assert names.our_shapes(CONFIGS[config]) == expected
+def test_names_and_shapes_are_those_of_the_model(config, tied_head):
+    changed = dataclasses.replace(CONFIGS[config], tied_head=tied_head)
+    expected = {name: leaf.shape for name, leaf in param_shapes(changed).items()}
+    assert names.our_shapes(changed) == expected
 
 
 def test_parameter_counts_are_those_of_the_released_models():

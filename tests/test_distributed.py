@@ -27,12 +27,22 @@ from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.runtime.channel import Group, Peer
+from gemma_tpu.runtime.device import Device
 from gemma_tpu.runtime.distributed import LeadingDevice
 
 CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent
 PATIENCE = 240  # seconds for processes that compile, on a busy machine
 SOON = 20  # seconds in which the loss of a process must be known
+
+
+def test_every_call_that_changes_a_device_is_made_by_all_processes() -> None:
+    """Calls that read, wait, or speak of errors are process 0's alone."""
+    own = {"soft_tokens", "wait", "explained"}
+    calls = {name for name, value in vars(Device).items() if callable(value) and not name.startswith("_")}
+    mirrored = {name for name, value in vars(LeadingDevice).items() if callable(value)}
+    assert calls - own <= mirrored
+    assert calls >= {"prefill", "decode", "clear"}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from small_models import TEXT, VISION, make_engine, mesh_of, random_params
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.runtime import encode_images, forward, programs
 from gemma_tpu.runtime.engine import Engine
+from gemma_tpu.runtime.finite import NotFiniteError
 from gemma_tpu.runtime.request import ImageInput, Options, Request
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -47,15 +48,18 @@ def run(request: Request) -> list[int]:
     return [token for tokens in request for token in tokens]
 
 
-def is_greedy(tokens: list[int], answer: list[int], shown: list[ImageInput] = ()) -> bool:
+def is_greedy(
+    tokens: list[int], answer: list[int], shown: list[ImageInput] = (), *, config=MULTIMODAL, forbidden: list[int] = ()
+) -> bool:
     """Whether the plain path, given prompt and answer, would have chosen each token of the answer."""
     padded = np.zeros((1, CONTEXT), int)
     padded[0, : len(tokens) + len(answer)] = tokens + answer
-    params = random_params(MULTIMODAL)
+    params = random_params(config)
     pixels = np.stack([image.pixels for image in shown]) if shown else None
     soft = encode_images(MULTIMODAL, params, pixels) if shown else None
     lengths = np.array([len(tokens) + len(answer)])
-    logits = np.asarray(forward(MULTIMODAL, params, padded, lengths, soft_tokens=soft))[0]
+    logits = np.array(forward(config, params, padded, lengths, soft_tokens=soft))[0]
+    logits[:, list(forbidden)] = -np.inf
     return logits[len(tokens) - 1 : len(tokens) - 1 + len(answer)].argmax(-1).tolist() == answer
 
 
@@ -175,6 +179,56 @@ def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: 
             with pytest.raises(RuntimeError, match="out of memory"):
                 run(request)
     assert is_greedy(prompt(4), run(engine.submit(prompt(4), (), NO_STOP)))
+
+
+def test_logits_that_are_not_finite_are_one_requests_error() -> None:
+    """A token whose embedding times √D overflows, though its weights are finite; the head has weights of its own."""
+    config, bad = dataclasses.replace(TEXT, num_layers=6, tied_head=False), 7
+    options = dataclasses.replace(NO_STOP, forbidden_tokens=[bad])
+    params = dict(random_params(config))
+    params["embedder.table"] = params["embedder.table"].at[bad].set(3e38)
+    engine = make_engine(config, params=params, max_context=CONTEXT, batch_always=True)
+
+    def harmless(length: int, seed: int) -> list[int]:
+        return [token if token != bad else bad + 1 for token in prompt(length, seed=seed)]
+
+    def check(requests: list[tuple[list[int], Request]]) -> None:
+        for tokens, request in requests:
+            answer = run(request)
+            assert len(answer) == 20
+            assert is_greedy(tokens, answer, config=config, forbidden=[bad])
+
+    try:
+        for seed in range(2):
+            beside = [harmless(n, seed) for n in (40, 3, 25)]
+            others = [(tokens, engine.submit(tokens, (), options)) for tokens in beside[:2]]
+            spoiled = engine.submit([*harmless(30, seed), bad, *harmless(9, seed)], (), options)
+            others += [(tokens, engine.submit(tokens, (), options)) for tokens in beside[2:]]
+            with pytest.raises(
+                NotFiniteError, match="NaN or infinity after 0 tokens of an answer: its weights are dam"
+            ):
+                run(spoiled)
+            check(others)
+        # In every row, that of the failed ones too; none goes on from a cache that holds NaN.
+        check([(tokens, engine.submit(tokens, (), options)) for n in range(5) for tokens in [harmless(5 + n, 3)]])
+        errors = []
+        for seed in range(4, 12):
+            tokens, error = [], None
+            try:
+                for new in engine.submit(harmless(6, seed), (), NO_STOP):
+                    tokens += new
+            except NotFiniteError as raised:
+                error = str(raised)
+                errors.append(error)
+            assert (bad in tokens[:19]) == (error is not None)
+            if error:
+                assert f"after {tokens.index(bad) + 1} tokens" in error
+                assert tokens[-1] == bad
+        assert errors
+        with pytest.raises(NotFiniteError, match="NaN or infinity in row 1: "):
+            engine.logits(np.array([[1, 2, 3], [4, bad, 5]]), np.array([3, 3]), np.tile(np.arange(3), (2, 1)))
+    finally:
+        engine.close()
 
 
 def test_too_little_memory_is_one_line_with_the_way_out(engine: Engine, monkeypatch) -> None:

@@ -17,6 +17,7 @@ from gemma_tpu.model import blockwise
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.runtime import encode_images, forward, programs
+from gemma_tpu.runtime.finite import finite
 from gemma_tpu.runtime.forward import number_soft_tokens
 from gemma_tpu.runtime.programs import Controls
 from gemma_tpu.runtime.rows import chunk_end, image_spans
@@ -197,3 +198,40 @@ def test_the_state_is_donated() -> None:
     old = cached.state.cache[0][0]
     cached.prefill(0, 0, 3, 16, whole=True)
     assert old.is_deleted()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[int, int]) -> None:
+    mesh, config = mesh_of(*shape), dataclasses.replace(TEXT, num_layers=6)
+    abstract = programs.abstract_state(config, ROWS, CONTEXT, jnp.dtype("float32"), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def fill(x: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.full(x.shape, jnp.nan if x.dtype == jnp.float32 else 3, x.dtype)
+
+    state = jax.jit(lambda: jax.tree.map(fill, abstract), out_shardings=shardings)()
+    state = programs.clear(state, np.int32(2), mesh=mesh)
+    for array, sharding in zip(jax.tree.leaves(state.cache), jax.tree.leaves(shardings.cache), strict=True):
+        assert array.sharding.is_equivalent_to(sharding, array.ndim)
+        for row in range(ROWS):
+            values = np.asarray(array)[row]
+            assert not values.any() if row == 2 else np.isnan(values).all()
+    for numbers in (state.length, state.last, state.remaining):
+        assert np.asarray(numbers).tolist() == [3, 3, 0, 3]
+    lowered = programs.clear.lower(abstract, np.int32(2), mesh=mesh)
+    assert not Hlo(lowered.compile().as_text()).collectives()
+
+
+@pytest.mark.parametrize(
+    ("logits", "good"),
+    [
+        ([1.0, -2.0], True),
+        ([1.0, -np.inf], True),  # what a request forbids
+        ([-np.inf, -np.inf], False),
+        ([1.0, np.inf], False),
+        ([np.nan, 1.0], False),
+        ([1.0, -np.nan], False),
+    ],
+)
+def test_the_largest_logit_tells_whether_they_are_finite(logits: list[float], good: bool) -> None:
+    assert bool(finite(jnp.array([logits], jnp.float32))[0]) is good

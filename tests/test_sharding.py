@@ -82,3 +82,13 @@ def test_meshes_that_do_not_fit_are_errors() -> None:
     for shape in ((3, 2), (0, 8), (8,), (2, 2, 2)):
         with pytest.raises(ValueError, match="does not fit 8 devices"):
             make_mesh(TEXT, shape, jax.devices())
+
+
+def test_an_output_head_of_its_own_is_split_as_the_table() -> None:
+    config = dataclasses.replace(CONFIGS["gemma3-4b"], tied_head=False)
+    mesh = make_mesh(config, (1, 8))
+    shapes = param_shapes(config)
+    assert shapes["embedder.head"].shape == shapes["embedder.table"].shape
+    head, table = (param_sharding(name, shapes[name].shape, mesh) for name in ("embedder.head", "embedder.table"))
+    assert head == table
+    assert math.prod(head.shard_shape(shapes["embedder.head"].shape)) * 8 == math.prod(shapes["embedder.head"].shape)

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import checkpoint_samples as samples
 import jax
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import SOFT_TOKEN
 from gemma_tpu.verify.inputs import Question, make_questions, spread
 from gemma_tpu.verify.ours import Ours
+from gemma_tpu.verify.reference import reference_checkpoint
 from gemma_tpu.verify.report import compare
 
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
@@ -324,3 +326,14 @@ def test_against_the_real_reference(
     report = verify.verify(path, against, python=python, mesh=mesh, new_tokens=8)
     assert not report.passed
     assert report.first_difference == "vision.soft_tokens"
+
+
+def test_a_head_that_google_cannot_express(tmp_path: Path) -> None:
+    """Hugging Face's takes it, from the files as they are."""
+    sample = samples.sample(samples.small(layers=6, vision=None))
+    head = {"lm_head.weight": np.ones((96, 16), np.float32)}
+    config = samples.hf_config(sample.config) | {"tie_word_embeddings": False}
+    path = samples.save_hf(tmp_path / "c", sample.hf | head, config)
+    with pytest.raises(ValueError, match="gemma has no output head but the embedding table"):
+        reference_checkpoint(path, "gemma", None, tmp_path, lambda _: None)
+    assert reference_checkpoint(path, "transformers", None, tmp_path, lambda _: None) == (str(path), False)

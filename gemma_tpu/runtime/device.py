@@ -86,6 +86,9 @@ class Device:
     def release(self, row: int) -> None:
         self._state = programs.release(self._state, np.int32(row), mesh=self._mesh)
 
+    def clear(self, row: int) -> None:
+        self._state = programs.clear(self._state, np.int32(row), mesh=self._mesh)
+
     def decode(self, rows: np.ndarray | None, steps: int) -> jax.Array:
         """int32[max_steps, B], whole on every device."""
         args = (self._text_params, self._state, rows, np.int32(steps))

@@ -180,6 +180,7 @@ class LeadingDevice(SharedDevice):
     prefill = _by_all(SharedDevice.prefill)
     admit = _by_all(SharedDevice.admit)
     release = _by_all(SharedDevice.release)
+    clear = _by_all(SharedDevice.clear)
     decode = _by_all(SharedDevice.decode)
 
 

@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime.distributed import open_device
+from gemma_tpu.runtime.finite import NotFiniteError, require_finite
 from gemma_tpu.runtime.images import SoftTokens
-from gemma_tpu.runtime.programs import NO_TOKEN
+from gemma_tpu.runtime.programs import NO_TOKEN, NOT_FINITE
 from gemma_tpu.runtime.request import ImageInput, Options, Request, row_controls
 from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
 from gemma_tpu.runtime.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
@@ -50,6 +51,7 @@ class Engine:
         batch_always: bool | None = None,
     ) -> None:
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
+        self._dtype = np.dtype(dtype)
         self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
         self._num_soft = config.vision.num_soft_tokens if config.vision else 0
         platform = mesh.devices.flat[0].platform
@@ -73,7 +75,7 @@ class Engine:
             mesh=mesh,
             rows=max_rows,
             context=max_context,
-            dtype=np.dtype(dtype),
+            dtype=self._dtype,
             max_steps=steps_per_call,
             min_rows=min_rows(platform),
         )
@@ -123,7 +125,12 @@ class Engine:
         self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[ImageInput] = ()
     ) -> jax.Array:
         """float32[B, K, V] of expanded tokens int[B, T] at positions int[B, K], by the plain path."""
-        return self._call(lambda: self._device.logits(tokens, lengths, kept, self._soft_tokens.of(images)))
+
+        def run() -> jax.Array:
+            logits = self._device.logits(tokens, lengths, kept, self._soft_tokens.of(images))
+            return require_finite(logits, self._dtype)
+
+        return self._call(run)
 
     def knows_image(self, digest: bytes) -> bool:
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
@@ -339,6 +346,9 @@ class Engine:
     def _deliver(self, row: Row, new: list[int]) -> None:
         if not new:
             return
+        if new[-1] == NOT_FINITE:
+            self._drop_spoiled(row, new[:-1])
+            return
         # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
         row.keys += [row.last_key, *new[:-1]]
         row.last_key = new[-1]
@@ -350,6 +360,16 @@ class Engine:
             request.push(visible)
         if stopped or len(request.generated) >= row.limit:
             self._leave(row, "stop" if stopped else "length")
+
+    def _drop_spoiled(self, row: Row, good: list[int]) -> None:
+        """Ends a request after the last tokens that could be drawn, and cleans its row for the next one."""
+        self._device.clear(row.index)
+        request, row.request, row.decoding, row.keys, row.last_used = row.request, None, False, [], self._turn
+        if request is None:  # as in _deliver
+            return
+        if good:
+            request.push(good)
+        request.fail(NotFiniteError(f"after {len(request.generated)} tokens of an answer", self._dtype))
 
     # Warm-up: every program runs once on inputs that change nothing.
 
@@ -365,6 +385,7 @@ class Engine:
         # A row past the end is none: the write is dropped.
         calls.append(("admit", lambda: self._admit(self.max_rows, 0, 0, 0, Options())))
         calls.append(("release", lambda: self._device.release(self.max_rows)))
+        calls.append(("clear", lambda: self._device.clear(self.max_rows)))
         for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:
             calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
         for done, (label, call) in enumerate(calls):

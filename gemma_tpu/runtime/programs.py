@@ -21,6 +21,7 @@ from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
+from gemma_tpu.runtime.finite import finite
 from gemma_tpu.runtime.forward import image_ids, precision
 from gemma_tpu.runtime.shapes import cache_length
 from gemma_tpu.sampling import Leaf, Sampling, sample
@@ -28,6 +29,7 @@ from gemma_tpu.sharding import partition
 
 MAX_STOP_TOKENS = 16
 NO_TOKEN = -1  # where a row produced nothing
+NOT_FINITE = -2  # where a row's logits were NaN or infinity: its end
 
 
 @jax.tree_util.register_dataclass
@@ -187,6 +189,18 @@ def release(state: State, row: Int[Array, ""], *, mesh: Mesh) -> State:
     return _pin(dataclasses.replace(state, remaining=state.remaining.at[row].set(0)), mesh)
 
 
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+def clear(state: State, row: Int[Array, ""], *, mesh: Mesh) -> State:
+    """Empties a row. Zeros take the place of its keys and values, since a weight of 0 times NaN is NaN."""
+
+    def emptied(x: jax.Array) -> jax.Array:
+        here = jnp.arange(x.shape[0]) == row  # no slice: a cache that is split over rows stays where it is
+        return jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros((), x.dtype), x)
+
+    fields = {name: jax.tree.map(emptied, getattr(state, name)) for name in ("cache", "length", "last", "remaining")}
+    return _pin(dataclasses.replace(state, **fields), mesh)
+
+
 def _padding(rows: int, least: int, mesh: Mesh) -> tuple[Callable[[jax.Array], jax.Array], ...]:
     """Adds rows up to `least` for each device of the data axis, and takes them away again; no row changes devices."""
     groups = mesh.shape["data"] if rows % mesh.shape["data"] == 0 else 1
@@ -217,6 +231,8 @@ def decode(
 ) -> tuple[State, Int[Array, "steps B"]]:
     """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
 
+    A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
+
     `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows of each device, see
     gemma_tpu.runtime.shapes.
     """
@@ -244,10 +260,11 @@ def decode(
         x = model.embed(pad(row.last[:, None]), placement=placement)
         x = model(x, pad(position), attend_layer, placement=placement)
         logits = unpad(model.embedder.decode(x))[:, 0]
+        good = finite(logits)
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
         with jax.named_scope("sample"):
             token = sample(logits, row.length + 1, controls.sampling)
-        stopped = jnp.any(token[:, None] == controls.stop, axis=-1)
+        stopped = jnp.any(token[:, None] == controls.stop, axis=-1) | ~good
         row = State(
             cache=tuple(cache),
             length=row.length + active,
@@ -255,7 +272,8 @@ def decode(
             remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
             controls=controls,
         )
-        return i + 1, row, tokens.at[i].set(jnp.where(active, token, NO_TOKEN))
+        written = jnp.where(good, token, NOT_FINITE)
+        return i + 1, row, tokens.at[i].set(jnp.where(active, written, NO_TOKEN))
 
     def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
         i, row, _ = carry
