@@ -16,7 +16,7 @@ import pytest
 from small_models import TEXT, VISION, mesh_of, random_params
 
 import gemma_tpu
-from gemma_tpu.checkpoint import CheckpointWarning, save_params
+from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
 from gemma_tpu.runtime import encode_images, forward
 from gemma_tpu.sharding import param_sharding
 
@@ -229,8 +229,11 @@ def test_a_checkpoint_brings_its_defaults(tmp_path: Path) -> None:
     tokenizer = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
     save_params(random_params(config), config, path, tokenizer=tokenizer)
     said = {"do_sample": True, "top_k": 3, "max_new_tokens": 9, "eos_token_id": [1, 20], "num_beams": 2}
-    (path / "generation_config.json").write_text(json.dumps(said))
     (path / "added_tokens.json").write_text('{"<think>": 803}')
+    (path / "generation_config.json").write_text('{"do_sample": true, "temperature": -1}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: temperature must be at least 0"):
+        gemma_tpu.load(path, mesh=mesh_of(1, 1), progress=False)
+    (path / "generation_config.json").write_text(json.dumps(said))
     with pytest.warns(CheckpointWarning) as said_once:
         model = gemma_tpu.load(path, mesh=mesh_of(1, 1), max_context=64, progress=False)
     assert [str(warning.message).split(": ", 1)[1].split(" of the")[0] for warning in said_once] == [

@@ -14,7 +14,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from released_files import released_file
 
+from gemma_tpu.checkpoint.added_tokens import read_added_tokens
+from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.text import SOFT_TOKEN, Detokenizer, Tokenizer, render_messages, render_raw
+from gemma_tpu.text.recognition import recognise_format
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Image.new("RGB", (3, 2))
@@ -283,3 +286,25 @@ def test_text_in_pieces_is_the_text_at_once(tokenizer: Tokenizer) -> None:
         assert shown + detokenizer.flush() == whole
         text_ids = [token for token in ids if token not in tokenizer.special_ids]
         assert tokenizer.decode(text_ids) == processor.decode(text_ids)
+
+
+@pytest.mark.parametrize("model", ["tokenizer.model", "tokenizer.gemma3", None])
+def test_the_files_of_a_hub_together(tokenizer: Tokenizer, tmp_path: Path, model: str | None) -> None:
+    """With the settings beside it, MaxText's file is the released one to the last piece; nothing is in doubt."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(released_file(name))
+    (tmp_path / "added_tokens.json").write_text('{"<image_soft_token>": 262144}')
+    added = read_added_tokens([str(tmp_path)])
+    assert len(added) == 6415
+    config_ids = {"bos": 2, "eos": 1, "pad": 0, "start_of_image": 255_999, "end_of_image": 256_000}
+    file = released_file(model) if model else tmp_path / "tokenizer.json"
+    together = Tokenizer(file, added=added, config_ids=config_ids)
+    assert (together.doubts, together.vocab_size) == ([], 262_144)
+    assert together.special_ids == tokenizer.special_ids
+    some = [256_000, 256_001, 262_143, *random.Random(0).sample(range(262_144), 2000)]
+    assert [together.piece(token) for token in some] == [tokenizer.piece(token) for token in some]
+    for string in ("<unused99> <end_of_image>\n\n", "<table>\t\t def f():", "<unused6242>"):
+        for control in (False, True):
+            assert together.encode(string, control=control) == tokenizer.encode(string, control=control)
+    template, _ = read_chat_template([str(tmp_path)]) or ("", "")
+    assert recognise_format(template, together, images=True) == "gemma3"

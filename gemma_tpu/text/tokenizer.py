@@ -46,10 +46,12 @@ class Tokenizer:
         ordinary: dict[str, int] = {}  # what its encoder does not know to find
         controls = set(vocabulary.controls)
         for token in added:
-            spelled = token.text.replace(" ", SPACE)
+            if token.text == IMAGE_SOFT_TOKEN:
+                continue
+            new = self._rename(token.id, token.text.replace(" ", SPACE), replaced)
             if token.special:
                 controls.add(token.id)
-            if token.text != IMAGE_SOFT_TOKEN and self._rename(token.id, spelled, replaced) and not token.special:
+            elif new:
                 controls.discard(token.id)
                 ordinary[token.text] = token.id
         controls |= control_ids(self._pieces)
