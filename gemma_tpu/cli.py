@@ -81,7 +81,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     _add_sampling_arguments(generate)
 
     info = command("info", _info, "What a checkpoint holds, without loading it.")
-    info.add_argument("checkpoint", help="a directory, gs:// path or name")
+    info.add_argument("checkpoint", help="a directory, gs:// path, name or hub id")
     info.add_argument("--json", action="store_true")
 
     convert = command("convert", _convert, "Write a checkpoint in another format.")
@@ -91,7 +91,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=("bfloat16", "bf16", "float32"), help="by default as it is")
 
     download = command("download", _download, "Fetch released weights into the local cache.")
-    download.add_argument("name", help="such as gemma3-4b-it")
+    download.add_argument("name", help="such as gemma3-4b-it, or google/medgemma-4b-it of Hugging Face")
 
     for name, place, help in (
         ("plan", "plan.command", "What a model needs on a TPU slice, and how fast it may be there: no TPU is needed."),
@@ -111,7 +111,9 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a directory, gs:// path or name such as gemma3-4b-it")
+    parser.add_argument(
+        "checkpoint", help="a directory, gs:// path, name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]"
+    )
     parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
