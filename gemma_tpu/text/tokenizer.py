@@ -17,6 +17,11 @@ SPACE = "▁"  # how SentencePiece spells a space inside a piece
 _CONTROL = re.compile(
     r"<(?:pad|eos|bos|unk|mask|2mass|unused\d+|(?:start|end)_of_\w+|\w+_soft_token)>|\[(?:@BOS@|multimodal)\]"
 )
+# FunctionGemma's own pieces: never what a user types, like those above, but part of the text that the model writes.
+FUNCTION_PIECES = (
+    *(f"<{end}_function_{what}>" for what in ("declaration", "call", "response") for end in ("start", "end")),
+    "<escape>",
+)
 # Where one may stand in a text; looking ahead finds those that begin inside another candidate as well.
 _CANDIDATE = re.compile(r"(?=(<[^<>]+>|\[[^\[\]]+\]))")
 
@@ -62,6 +67,7 @@ class Tokenizer:
         by_type = [i for i, control in enumerate(self._sp.is_control(every)) if control]
         self.special_ids = frozenset([*named, *by_type, self.unk_id])
         self._controls = {self._pieces[i]: i for i in self.special_ids}
+        self._controls |= {piece: self._ids[piece] for piece in FUNCTION_PIECES if piece in self._ids}
         self._bytes = {
             i: bytes([int(self._pieces[i][1:-1], 16)]) for i, is_byte in enumerate(self._sp.is_byte(every)) if is_byte
         }
@@ -71,6 +77,10 @@ class Tokenizer:
                 "identity normalisation and no dummy prefix, and keep extra whitespace"
             )
         self.double_newline: list[int] = self.encode("\n\n")
+
+    def find(self, piece: str) -> int | None:
+        """The id of `piece`, or None if the vocabulary lacks it."""
+        return self._ids.get(piece)
 
     def id(self, piece: str) -> int:
         """The id of `piece` (spelled with ▁ for a space). ValueError if the vocabulary lacks it."""
