@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from gemma_tpu.api import Model
 from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_file, resolve
+from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
-from gemma_tpu.text import Tokenizer
+from gemma_tpu.text import Tokenizer, choose
 
 
 def load(
@@ -75,7 +76,17 @@ def load(
     params = everywhere(
         lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
     )
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+    template = read_chat_template(checkpoint.directories)
+    return Model(
+        config,
+        params,
+        tokenizer,
+        mesh=mesh,
+        dtype=dtype,
+        max_context=max_context,
+        max_rows=max_rows,
+        format=choose(template and template[0], checkpoint.config_json),
+    )
 
 
 def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool, progress: bool | Any) -> Params:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from gemma_tpu.runtime.request import Request, Timings, Usage
-from gemma_tpu.text import Detokenizer, StopStrings, Tokenizer
+from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
+from gemma_tpu.text.tokenizer import FUNCTION_PIECES
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """An answer. `tokens` are without the stop token; `finish_reason` is "stop", "length" or "cancelled".
 
-    `dropped_turns` are those that the model was not told, for lack of room.
+    `dropped_turns` are those that the model was not told, for lack of room. `thinking` is what MedGemma thought before
+    it answered, which `text` is without. `tool_calls` are FunctionGemma's calls in `text`, as messages have them.
     """
 
     text: str
@@ -23,6 +26,8 @@ class Completion:
     usage: Usage
     timings: Timings
     dropped_turns: int = 0
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class TextStream(Iterator[str]):
@@ -36,6 +41,7 @@ class TextStream(Iterator[str]):
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._hit_stop = False
+        self._thoughts = Thoughts(tokenizer)
         self._pieces: Generator[str, None, None] = self._run()
 
     def __next__(self) -> str:
@@ -61,14 +67,17 @@ class TextStream(Iterator[str]):
         reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
         text, timings = "".join(self._text), self._request.timings
-        return Completion(text, list(self._tokens), reason, usage, timings, self.dropped_turns)
+        calls = parse_calls(text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
+        return Completion(
+            text, list(self._tokens), reason, usage, timings, self.dropped_turns, self._thoughts.text, calls
+        )
 
     def _run(self) -> Generator[str, None, None]:
         detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
         events = iter(self._request)
         for tokens in events:
             self._tokens += tokens
-            piece, self._hit_stop = stops.push(detokenizer.push(tokens))
+            piece, self._hit_stop = stops.push(detokenizer.push(self._thoughts.split(tokens)))
             if piece:
                 self._text.append(piece)
                 yield piece

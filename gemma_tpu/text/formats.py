@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +18,14 @@ class Format:
     """How messages become a prompt.
 
     `render` takes what `render_messages` takes, and `options` besides. `stop`: a piece that ends an answer, beside the
-    end of a turn.
+    end of a turn. `answers`: ids of "Yes" and "No" of a classifier whose config.json names them.
     """
 
     name: str
     render: Callable[..., Prompt]
     options: tuple[str, ...] = ()
     stop: str | None = None
+    answers: tuple[int, int] | None = None
 
     def check(self, given: dict[str, Any]) -> None:
         """ValueError if `given` has options that only another format has."""
@@ -40,6 +42,15 @@ FUNCTION_GEMMA = Format("FunctionGemma", render_functions, ("tools",), STOP)
 SHIELD_GEMMA = Format("ShieldGemma 2", render_policy)
 FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
 OPTIONS = tuple(option for known in FORMATS for option in known.options)
+
+
+def choose(template: str | None, config_json: str | None) -> Format:
+    """The format of a checkpoint, from its chat template and its config.json, as far as it has them."""
+    config = json.loads(config_json) if config_json else {}
+    if config.get("model_type") == "shieldgemma2":
+        yes, no = config.get("yes_token_index"), config.get("no_token_index")
+        return SHIELD_GEMMA if yes is None or no is None else dataclasses.replace(SHIELD_GEMMA, answers=(yes, no))
+    return (template and recognise(template)) or GEMMA3
 
 
 def recognise(template: str) -> Format | None:
