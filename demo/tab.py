@@ -16,7 +16,7 @@ from demo.page import Page
 from demo.pictures import check, picture
 from demo.settings import options, settings_panel
 from demo.state import Loader, explain
-from demo.texts import text
+from demo.texts import TEXTS, text
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -201,6 +201,8 @@ class ChatTab:
         if model is None:
             keys = {"idle": "not_loaded", "failed": "load_failed"}
             return text(keys.get(self._loader.status.phase, "still_loading"), lang)
+        if f"format_{model.format.name}" in TEXTS:
+            return text(f"format_{model.format.name}", lang)
         if conversation.writing:
             return text("busy", lang)
         if not prompt.strip():
