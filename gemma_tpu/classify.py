@@ -49,6 +49,6 @@ def classify(
 
 def _verdict(model: Model, image: Any, policy: str, answers: tuple[int, int]) -> Verdict:
     parts = [{"type": "image", "image": image}, {"type": "text", "text": policy}]
-    logits = model.last_logits([{"role": "user", "content": parts}])
+    logits = np.asarray(model.last_logits([{"role": "user", "content": parts}]))
     yes, no = np.asarray(jax.nn.softmax(logits[list(answers)])).tolist()
     return Verdict(yes, no)

@@ -5,6 +5,7 @@ Types as in transformers 5.24 (models/auto/auto_mappings.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,12 @@ _OTHERS = {
     "vaultgemma": "a VaultGemma model",
     "siglip": "a SigLIP vision tower alone",
 }
+
+
+def hf_prefix(config_json: str) -> str:
+    """What stands before every parameter's name in the files of a model with this config.json."""
+    # ShieldGemma 2 holds a whole Gemma 3 as its attribute `model`.
+    return "model." if json.loads(config_json).get("model_type") == "shieldgemma2" else ""
 
 
 def require_gemma3(raw: Mapping[str, Any], path: str) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face's parameter names: four ways to prefix them, one table of what they hold.
+"""Hugging Face's parameter names: five ways to prefix them, one table of what they hold.
 
 | where | text | vision | projector |
 |---|---|---|---|
@@ -6,6 +6,7 @@
 | written by transformers 5 | language_model.model. | vision_tower. | multi_modal_projector. |
 | in memory, transformers 5 | model.language_model. | model.vision_tower. | model.multi_modal_projector. |
 | text-only files | model. | | |
+| ShieldGemma 2, transformers 5 | model.model.language_model.model. | model.model.vision_tower. | … |
 
 The part behind the prefix, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.`
 and `projector.`.
@@ -25,9 +26,9 @@ from gemma_tpu.config import GemmaConfig
 
 EXTRA_ROWS = 64  # Hugging Face's multimodal embedding tables have these behind the vocabulary; no token uses them
 
-_TEXT = re.compile(r"(?:model\.)?(?:language_model\.)?(?:model\.)?((?:layers\.\d+\.|embed_tokens\.|norm\.).+)")
-_VISION = re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)")
-_PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.(.+)")
+_TEXT = re.compile(r"(?:model\.)*(?:language_model\.)?(?:model\.)?((?:layers\.\d+\.|embed_tokens\.|norm\.).+)")
+_VISION = re.compile(r"(?:model\.)*vision_tower\.(?:vision_model\.)?(.+)")
+_PROJECTOR = re.compile(r"(?:model\.)*multi_modal_projector\.(.+)")
 # The tied output head, and buffers that some versions stored: nothing to read.
 _IGNORED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb(_local)?\.inv_freq|embeddings\.position_ids|embed_scale)")
 
@@ -161,10 +162,12 @@ def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) ->
     return {name: canonical[name] for name in shapes}
 
 
-def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int) -> Arrays:
+def hf_from_canonical(
+    canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int, prefix: str = ""
+) -> Arrays:
     """Arrays by the names of the released files, which every transformers version since 4.50 loads.
 
-    `table_rows`: rows of the embedding table, those behind the vocabulary being zeros.
+    `table_rows`: rows of the embedding table, those behind the vocabulary being zeros. `prefix`: before every name.
     """
     named: Arrays = {}
     for name, array in _cores_from_canonical(canonical, config):
@@ -176,7 +179,7 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, t
             if name == "embed_tokens.weight":
                 array = array.pad(0, table_rows)
             named[("language_model.model." if config.vision else "model.") + name] = array
-    return named
+    return {prefix + name: array for name, array in named.items()}
 
 
 def _cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:

@@ -36,7 +36,7 @@ def render_functions(
     load_image: LoadImage = image_lib.load_image,
     pan_and_scan: bool = False,
     continue_final: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Any = None,
 ) -> Prompt:
     """The prompt for the model's next words: a call, or an answer.
 
@@ -177,7 +177,7 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where
         yield answered[0]["name"], part["response"]
 
 
-def _declaration(tool: Mapping[str, Any], where: str) -> Pieces:
+def _declaration(tool: Any, where: str) -> Pieces:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f'{where}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {tool!r}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 _TABLE = """
 aa Afar|ab Abkhazian|af Afrikaans|ak Akan|am Amharic|an Aragonese|ar Arabic|as Assamese|az Azerbaijani|ba Bashkir
@@ -26,7 +27,7 @@ zh Chinese|zu Zulu
 _NAMES = {code: name for code, name in (entry.split(" ", 1) for entry in _TABLE.strip().replace("\n", "|").split("|"))}
 
 
-def language(code: str, where: str) -> tuple[str, str]:
+def language(code: Any, where: str) -> tuple[str, str]:
     """The code as prompts spell it and the language's name: "pt_BR" → ("pt-BR", "Portuguese").
 
     A script or region does not change the name. ValueError, beginning with `where`, for an unknown code.

@@ -38,8 +38,8 @@ def render_translation(
     load_image: LoadImage = image_lib.load_image,
     pan_and_scan: bool = False,
     continue_final: bool = False,
-    source_lang: str | None = None,
-    target_lang: str | None = None,
+    source_lang: Any = None,
+    target_lang: Any = None,
 ) -> Prompt:
     """The prompt for the translation of the last message.
 
@@ -58,7 +58,7 @@ def render_translation(
     return render_turns(builder, turns, question, continue_final)
 
 
-def _question(builder: PromptBuilder, content: Any, where: str, source: str | None, target: str | None) -> None:
+def _question(builder: PromptBuilder, content: Any, where: str, source: Any, target: Any) -> None:
     parts = [part for part in content_parts(content, where) if part[1] != "text" or part[2].strip()]
     if len(parts) != 1:
         raise ValueError(
