@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Gemma 3 in the browser: pictures and text.")
-    parser.add_argument("--checkpoint", help=f"a directory, gs:// path or name (default: {DEFAULT_CHECKPOINT})")
+    parser.add_argument("--checkpoint", help=f"a directory, gs:// path, name or hub id (default: {DEFAULT_CHECKPOINT})")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
@@ -83,7 +83,7 @@ def _origin(value: str) -> str:
 
 
 def _find(checkpoint: str | None) -> str:
-    """The checkpoint asked for. Names and gs:// paths are looked up when it is loaded."""
+    """The checkpoint asked for. Names, hubs' ids and gs:// paths are looked up when it is loaded."""
     if checkpoint is None:
         places = [Path.cwd() / DEFAULT_CHECKPOINT, Path(__file__).parent.parent / DEFAULT_CHECKPOINT]
         for place in places:
@@ -93,7 +93,8 @@ def _find(checkpoint: str | None) -> str:
             f"{DEFAULT_CHECKPOINT} is neither here nor beside the demo: run it in the repository, or give --checkpoint"
         )
     path = Path(checkpoint).expanduser()
-    looks_like_path = len(path.parts) > 1 or checkpoint.startswith((".", "~"))
+    # Names have one part, Hugging Face's OWNER/NAME two, Kaggle's handles four or five.
+    looks_like_path = checkpoint.startswith((".", "~", "/")) or len(path.parts) not in (1, 2, 4, 5)
     if looks_like_path and "://" not in checkpoint and not path.exists():
         raise ValueError(f"--checkpoint {checkpoint}: no such file or directory")
     return str(path) if path.exists() else checkpoint

@@ -17,7 +17,7 @@ from demo.page import Page
 from demo.pictures import check, picture
 from demo.settings import DEFAULTS, options, own_defaults, settings_panel
 from demo.state import Loader, explain
-from demo.texts import text
+from demo.texts import TEXTS, text
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -207,6 +207,8 @@ class ChatTab:
         """What stands in the way of an answer, or ""."""
         if model is None:
             return unready(self._loader.status, lang)
+        if f"format_{model.format.name}" in TEXTS:
+            return text(f"format_{model.format.name}", lang)
         if conversation.writing:
             return text("busy", lang)
         if not prompt.strip():

@@ -101,6 +101,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "bad_picture": ("This file cannot be used as a picture: {error}", "无法将此文件用作图片：{error}"),
     "no_vision": ("This checkpoint reads only text: use the other tab.", "此检查点仅支持文本：请使用另一个标签页。"),
+    "format_TranslateGemma": (
+        "This checkpoint is TranslateGemma, which must be told two languages; this page has no fields for them. "
+        "On the command line: gemma-tpu generate … --source-lang cs --target-lang en",
+        "此检查点是 TranslateGemma，需要指定两种语言，而本页面没有相应的输入框。"
+        "请使用命令行：gemma-tpu generate … --source-lang cs --target-lang en",
+    ),
+    "format_ShieldGemma 2": (
+        "This checkpoint is ShieldGemma 2, which judges pictures and writes nothing: use Model.classify.",
+        "此检查点是 ShieldGemma 2，只对图片进行判断，不生成文本：请使用 Model.classify。",
+    ),
     "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
     "broke": ("The answer broke off: {error}", "回答中断：{error}"),
     "busy": ("An answer is still being written: stop it first.", "正在生成回答：请先停止。"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.chat import Chat
+from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request
 from gemma_tpu.stream import Completion, TextStream
-from gemma_tpu.text import Prompt, Tokenizer, expand_images, render_messages, render_raw
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images, render_raw
 
 Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
 SinglePrompt = str | Sequence[Message] | Sequence[int]
@@ -42,14 +43,17 @@ class Model:
         max_context: int,
         max_rows: int,
         defaults: Options | None = None,
+        format: Format = GEMMA3,
     ) -> None:
         self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
-        self._tokenizer = tokenizer
+        self._tokenizer, self.format = tokenizer, format
         self.defaults = defaults or Options()  # of this checkpoint, for the options that a call does not give
         ends = self.defaults.stop_tokens or ()
         self._never_written: list[int] = []
         if tokenizer is not None:
             ends = ends or (tokenizer.eos_id, tokenizer.end_of_turn)
+            if (stop := tokenizer.find(format.stop or "")) is not None:
+                ends = (*ends, stop)
             # An image can be shown to a model, not written by it.
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
@@ -103,7 +107,8 @@ class Model:
         A prompt is a string (one user message, its `images` shown before it), a list of messages in the OpenAI shape,
         or a list of token ids; a list of those is a batch. With `raw=True` a string is taken as it is, each
         `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`, and `drop_oldest` of
-        `stream`; those not given are the checkpoint's own (`defaults`).
+        `stream`; those not given are the checkpoint's own (`defaults`). For FunctionGemma `tools`, functions as JSON
+        schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs" and "pt-BR".
 
         ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
@@ -131,10 +136,10 @@ class Model:
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
         settings = self._options(options)
-        rendered = self._render(prompt, images, raw)
+        rendered = self._render(prompt, images, raw, options)
         dropped = 0
         if drop_oldest and not isinstance(prompt, str) and isinstance(prompt[0], dict):
-            rendered, dropped = self._fit(cast(Sequence[Message], prompt), rendered, settings)
+            _, rendered, dropped = self._fit(cast(Sequence[Message], prompt), rendered, settings, options)
         return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
 
     def chat(self, system: str | None = None, *, drop_oldest: bool = False, **options: Any) -> Chat:
@@ -173,6 +178,21 @@ class Model:
         inputs = self._image_inputs([load_image(image) for image in shown])
         return self.engine.logits(padded, lengths, np.array(kept, np.int32), inputs)
 
+    def last_logits(self, messages: Sequence[Message]) -> jax.Array:
+        """float32[V]: the logits of the first token of an answer to `messages`."""
+        prompt = self._render(messages, None, False, {})
+        self.engine.check_length(len(prompt.tokens))
+        tokens = np.zeros((1, -(-len(prompt.tokens) // _LOGITS_BUCKET) * _LOGITS_BUCKET), np.int32)
+        tokens[0, : len(prompt.tokens)] = prompt.tokens
+        last = np.array([[len(prompt.tokens) - 1]], np.int32)
+        return self.engine.logits(tokens, last[0] + 1, last, self._image_inputs(prompt.images))[0, 0]
+
+    def classify(
+        self, images: Any, policies: Sequence[str] | Mapping[str, str] | None = None
+    ) -> list[dict[str, Verdict]]:
+        """ShieldGemma 2: how likely each image violates each policy. See `gemma_tpu.classify.classify`."""
+        return classify(self, images, policies)
+
     def encode_images(self, images: Sequence[Any]) -> jax.Array:
         """Soft tokens float32[I, soft, D] of images in any form `generate` takes."""
         if not images:
@@ -204,40 +224,50 @@ class Model:
 
     def _options(self, options: dict[str, Any]) -> Options:
         known = [field.name for field in dataclasses.fields(Options)]
-        if unknown := sorted(options.keys() - set(known)):
+        if unknown := sorted(options.keys() - {*known, *OPTIONS}):
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
-        settings = dataclasses.replace(self.defaults, **options)
+        given = {name: value for name, value in options.items() if name in known}
+        settings = dataclasses.replace(self.defaults, **given)
         forbidden = sorted({*settings.forbidden_tokens, *self._never_written})
         return dataclasses.replace(settings, forbidden_tokens=forbidden)
 
-    def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool) -> Prompt:
+    def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool, options: dict[str, Any]) -> Prompt:
+        """The prompt, rendered with those of `options` that are the format's."""
+        given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+        self.format.check(given)
         if isinstance(prompt, str) and not raw:
             parts = [{"type": "image", "image": image} for image in images or ()]
             prompt, images = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}], None
+        if given and not (prompt and isinstance(prompt[0], dict)):
+            raise ValueError(f"{', '.join(given)} go into the format of messages, which raw text and tokens do not get")
         if isinstance(prompt, str):
             return render_raw(prompt, images or (), self.tokenizer, self._num_soft_tokens)
         if prompt and isinstance(prompt[0], dict):
             if images is not None:
                 raise ValueError("images= goes with a string: in messages, images are parts of their content")
-            return render_messages(cast(Sequence[Message], prompt), self.tokenizer, self._num_soft_tokens)
+            return self.format.render(prompt, self.tokenizer, self._num_soft_tokens, **given)
         if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
             raise ValueError("a prompt is a string, a list of messages, or a list of token ids")
         tokens = [int(token) for token in cast(Sequence[int], prompt)]
         return Prompt(self._expand(tokens)[0], [load_image(image) for image in images or ()])
 
-    def _fit(self, messages: Sequence[Message], prompt: Prompt, options: Options) -> tuple[Prompt, int]:
-        """Another prompt than that of all `messages`, if it is too long; and how many of the oldest turns it lacks.
+    def _fit(
+        self, messages: Sequence[Message], prompt: Prompt, options: Options, given: dict[str, Any]
+    ) -> tuple[Sequence[Message], Prompt, int]:
+        """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
         The answer needs room too: a prompt that would leave it less than its share is shortened like one that is longer
         than the context.
         """
         context = self.engine.max_context
         limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
-        first, dropped = int(messages[0]["role"] == "system"), 0
-        while len(prompt.tokens) > limit and len(messages) > first + 2 * dropped + 2:
+        turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        kept, dropped = messages, 0
+        while len(prompt.tokens) > limit and dropped + 1 < len(turns):
             dropped += 1
-            prompt = self._render([*messages[:first], *messages[first + 2 * dropped :]], None, False)
-        return prompt, dropped
+            kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
+            prompt = self._render(kept, None, False, given)
+        return kept, prompt, dropped
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are

@@ -66,6 +66,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     chat = command("chat", _chat, "Talk with a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     _add_model_arguments(chat)
     _add_sampling_arguments(chat)
+    _add_format_arguments(chat)
     chat.add_argument("--system", help="a system message")
     chat.add_argument(
         "--drop-oldest", action="store_true", help="forget the oldest turns of a conversation that outgrows the context"
@@ -79,9 +80,10 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="no chat format; <start_of_image> marks the images")
     generate.add_argument("--json", action="store_true", help="the whole completion as JSON")
     _add_sampling_arguments(generate)
+    _add_format_arguments(generate)
 
     info = command("info", _info, "What a checkpoint holds, without loading it.")
-    info.add_argument("checkpoint", help="a directory, gs:// path or name")
+    info.add_argument("checkpoint", help="a directory, gs:// path, name or hub id")
     info.add_argument("--json", action="store_true")
 
     convert = command("convert", _convert, "Write a checkpoint in another format.")
@@ -92,7 +94,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     convert.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
 
     download = command("download", _download, "Fetch released weights into the local cache.")
-    download.add_argument("name", help="such as gemma3-4b-it")
+    download.add_argument("name", help="such as gemma3-4b-it, or google/medgemma-4b-it of Hugging Face")
 
     for name, place, help in (
         ("plan", "plan.command", "What a model needs on a TPU slice, and how fast it may be there: no TPU is needed."),
@@ -112,7 +114,9 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a directory, gs:// path or name such as gemma3-4b-it")
+    parser.add_argument(
+        "checkpoint", help="a directory, gs:// path, name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]"
+    )
     parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="of prompt and answer together")
@@ -161,7 +165,33 @@ _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in _SAMPLING if hasattr(args, name)}
+    """What was asked for of an answer: sampling, and the options of the checkpoint's prompt format."""
+    given = {name: getattr(args, name) for name in (*_SAMPLING, *_FORMAT) if hasattr(args, name)}
+    if "tools" in given:
+        given["tools"] = _read_tools(given["tools"])
+    return given
+
+
+def _add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models of their own prompt format")
+    for flag, metavar, help in (
+        ("--source-lang", "CODE", "TranslateGemma: the language of the text or picture, such as cs"),
+        ("--target-lang", "CODE", "TranslateGemma: the language to translate into, such as pt-BR"),
+        ("--tools", "FILE", "FunctionGemma: a JSON file with a list of functions as JSON schemas"),
+    ):
+        group.add_argument(flag, metavar=metavar, help=help, default=argparse.SUPPRESS)
+
+
+_FORMAT = ("source_lang", "target_lang", "tools")
+
+
+def _read_tools(path: str) -> list[Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            tools = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
+    return tools if isinstance(tools, list) else [tools]
 
 
 def _load(args: argparse.Namespace):
@@ -220,6 +250,26 @@ def _chat(args: argparse.Namespace) -> int:
             elif line:
                 _answer(chat, line, images)
                 images = []
+                _respond(chat)
+
+
+def _respond(chat: Any) -> None:
+    """Asks for the responses to the functions that the model calls, and prints what it makes of them."""
+    try:
+        while chat.calls:
+            typed = [input(f"response of {call['function']['name']}> ") for call in chat.calls]
+            for piece in chat.respond([_from_json(text) for text in typed]):
+                print(piece, end="", flush=True)
+            print()
+    except (EOFError, KeyboardInterrupt):
+        print("\n(no response: /reset starts over)", file=sys.stderr)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _answer(chat: Any, line: str, images: list[str]) -> None:

@@ -29,7 +29,7 @@ from gemma_tpu.plan.memory import check_resident, device_capacity
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
-from gemma_tpu.text import Tokenizer
+from gemma_tpu.text import Format, Tokenizer
 
 
 def load(
@@ -48,7 +48,8 @@ def load(
     """Loads a checkpoint onto a mesh.
 
     Args:
-      source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, or a name such as "gemma3-4b-it".
+      source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, a name such as "gemma3-4b-it", or a
+        model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
       config: inferred from the checkpoint unless given.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
@@ -137,18 +138,18 @@ def _deploy(
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
     dtype = resolve_dtype(dtype, mesh)
-    tokenizer, defaults = _text_side(checkpoint, tokenizer)
+    tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     size = {"rows": max_rows, "context": max_context, "dtype": dtype}
     check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
     params = read(dtype, mesh)
     shape = {"max_context": max_context, "max_rows": max_rows}
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, defaults=defaults, **shape)
+    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, defaults=defaults, format=format, **shape)
 
 
 def _text_side(
     checkpoint: Checkpoint, given: Tokenizer | str | Path | bytes | None
-) -> tuple[Tokenizer | None, Options]:
-    """The tokenizer and the defaults of a checkpoint; a `CheckpointWarning` says what of its files is not followed."""
+) -> tuple[Tokenizer | None, Options, Format]:
+    """Tokenizer, defaults and prompt format; a `CheckpointWarning` says what of the files is not followed."""
     companions = read_companions(checkpoint)
     tokenizer = companions.open_tokenizer(given)
     try:
@@ -157,7 +158,7 @@ def _text_side(
         raise CheckpointError(f"{companions.generation.path or companions.config_path}: {error}") from error
     for note in companions.notes(tokenizer):
         warnings.warn(note, CheckpointWarning, stacklevel=3)
-    return tokenizer, defaults
+    return tokenizer, defaults, companions.format
 
 
 def _open(source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any) -> Checkpoint:

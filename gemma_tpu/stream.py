@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from gemma_tpu.runtime.request import Request, Timings, Usage
-from gemma_tpu.text import Detokenizer, StopStrings, Tokenizer
+from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
+from gemma_tpu.text.special import FUNCTION_PIECES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Completion:
     """An answer. `tokens` are without the stop token, and up to the one that completed a stop string.
 
     `finish_reason` is "stop", "length" or "cancelled". `dropped_turns` are those that the model was not told, for lack
-    of room.
+    of room. `thinking` is what MedGemma thought before it answered, which `text` is without. `tool_calls` are
+    FunctionGemma's calls in `text`, as messages have them.
     """
 
     text: str
@@ -24,6 +27,8 @@ class Completion:
     usage: Usage
     timings: Timings
     dropped_turns: int = 0
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class TextStream(Iterator[str]):
@@ -37,6 +42,7 @@ class TextStream(Iterator[str]):
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._hit_stop = False
+        self._thoughts = Thoughts(tokenizer)
         self._pieces: Generator[str, None, None] = self._run()
 
     def __next__(self) -> str:
@@ -62,7 +68,10 @@ class TextStream(Iterator[str]):
         reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
         text, timings = "".join(self._text), self._request.timings
-        return Completion(text, list(self._tokens), reason, usage, timings, self.dropped_turns)
+        calls = parse_calls(text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
+        return Completion(
+            text, list(self._tokens), reason, usage, timings, self.dropped_turns, self._thoughts.text, calls
+        )
 
     def _run(self) -> Generator[str, None, None]:
         detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
@@ -71,7 +80,7 @@ class TextStream(Iterator[str]):
             piece = ""
             for token in tokens:  # one by one: the answer ends with the token that completes a stop string
                 self._tokens.append(token)
-                text, self._hit_stop = stops.push(detokenizer.push([token]))
+                text, self._hit_stop = stops.push(detokenizer.push(self._thoughts.split([token])))
                 piece += text
                 if self._hit_stop:
                     break

@@ -14,7 +14,10 @@ from pathlib import Path
 
 
 class Bucket(http.server.ThreadingHTTPServer):
-    """`requests`: (path, Range header) of each request. After `break_after` bytes of an object, a connection breaks."""
+    """`requests`: (path, Range header) of each request. After `break_after` bytes of an object, a connection breaks.
+
+    `answers`, while there are any, are given instead, one to each request: (status, headers).
+    """
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -22,6 +25,7 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.break_after: int | None = None
         self.status: int | None = None
+        self.answers: list[tuple[int, dict[str, str]]] = []
         self.damage = False
 
     @property
@@ -57,7 +61,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = {key: values[0] for key, values in urllib.parse.parse_qs(url.query).items()}
         self.server.requests.append((self.path, self.headers.get("Range")))
-        if self.server.status:
+        if self.server.answers:
+            status, headers = self.server.answers.pop(0)
+            self._answer(status, b"{}", headers)
+        elif self.server.status:
             self._answer(self.server.status, b"{}")
         elif url.path.endswith("/o"):
             self._answer(200, json.dumps(self._list(query)).encode())

@@ -14,7 +14,7 @@ from checkpoint_samples import VISION
 from tokenizer_files import renamed, tokenizer_json
 
 from gemma_tpu.checkpoint import CheckpointError, Companions, convert, open_checkpoint, read_companions
-from gemma_tpu.text import AddedToken, Tokenizer
+from gemma_tpu.text import GEMMA3, AddedToken, Tokenizer
 
 MODEL = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
 SMALL = Tokenizer(MODEL)
@@ -324,7 +324,7 @@ def test_gemmas_own_format_however_it_is_spelled(place: Path, template: str) -> 
     companions = write(place, tokenizer__model=MODEL, chat_template__jinja=template)
     tokenizer = companions.open_tokenizer()
     assert tokenizer is not None
-    assert companions.prompt_format(tokenizer) == "gemma3"
+    assert companions.format is GEMMA3
     assert companions.notes(tokenizer) == []
 
 

@@ -112,6 +112,66 @@ def test_new_style_of_transformers_5():
     assert (read(raw).global_rope_base, read(raw).local_rope_base) == (500_000.0, 5_000.0)
 
 
+SMALL = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "vocab_size": 256,
+}
+LAYERS = ["sliding_attention"] * 5 + ["full_attention"] + ["sliding_attention"] * 2
+ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 7e3},
+}
+NO_THETA = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
+PLAIN = {"full_attention": {"rope_type": "default", "rope_theta": 5e5}, "sliding_attention": {"rope_theta": 7e3}}
+OLD = {"rope_theta": 5e5, "rope_local_base_freq": 7e3}
+LINEAR = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        OLD | LINEAR | {"sliding_window_pattern": 6},
+        OLD | {"rope_scaling": None, "layer_types": None},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": ROPE, "layer_types": LAYERS},
+        {"rope_parameters": ROPE, "layer_types": LAYERS, "_sliding_window_pattern": 6, "rope_theta": 1.0},
+        OLD | {"rope_parameters": NO_THETA, "layer_types": LAYERS},
+        OLD | {"rope_parameters": ROPE | {"sliding_attention": None}},
+        OLD | {"rope_parameters": {"sliding_attention": ROPE["sliding_attention"]}},
+        LINEAR | {"rope_parameters": PLAIN},
+        LINEAR | OLD | {"rope_parameters": NO_THETA},
+        {"layer_types": LAYERS, "sliding_window_pattern": 3},
+        {"rope_scaling": {"rope_type": "linear", "factor": 1.0}},
+    ],
+)
+def test_every_mixture_of_keys_is_read_as_transformers_reads_it(keys):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.Gemma3TextConfig(**json.loads(json.dumps(SMALL | keys)))
+    for raw in (SMALL | keys, {"model_type": "gemma3", "text_config": SMALL | keys, "vision_config": SIGLIP}):
+        ours = read(raw)
+        full, local = (theirs.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
+        assert ours.global_rope_base == full["rope_theta"]
+        assert ours.local_rope_base == local["rope_theta"]
+        assert ours.global_rope_scale == (full["factor"] if full["rope_type"] == "linear" else 1)
+        assert local["rope_type"] == "default"
+        assert ours.sliding_window == theirs.sliding_window
+        kinds = ["full_attention" if ours.is_global(i) else "sliding_attention" for i in range(ours.num_layers)]
+        assert kinds == theirs.layer_types
+
+
+def test_the_type_of_rotary_scaling_by_its_oldest_key():
+    """`type`, as in transformers 4.50; transformers 5 takes no notice of it, and computes another model."""
+    assert read(SMALL | OLD | {"rope_scaling": {"factor": 8.0, "type": "linear"}}).global_rope_scale == 8
+
+
 @pytest.mark.parametrize("config", [*CONFIGS.values(), DEMO, *samples.CONFIGS.values()])
 def test_what_is_written_is_read_back(config):
     assert config_io.from_json(config_io.to_json(config), "config.json") == config
@@ -147,16 +207,18 @@ def test_other_shapes_are_asked_for():
     ("change", "message"),
     [
         ({"model_type": "gemma2"}, "seems to be a Gemma 2 model"),
-        ({"model_type": "gemma"}, "seems to be a Gemma 1 model"),
-        ({"model_type": "gemma3n"}, "seems to be a Gemma 3n model"),
-        ({"model_type": "llama"}, "a model of type 'llama'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"sliding_window_pattern": 2}, "sliding_window_pattern is 2"),
-        ({"layer_types": ["full_attention"] * 26}, "layer_types"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
+        ({"_sliding_window_pattern": 2}, "_sliding_window_pattern is 2"),
+        ({"layer_types": ["full_attention"] * 26}, "layer_types makes 26 of 26 layers global"),
+        ({"layer_types": 6}, "layer_types makes 6 layers global"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported on layers of full_attention"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "'linear' .* of sliding"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "rope_parameters has factor, rope_type; .* one"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is None, not a positive number"),
+        ({"rope_theta": "1e6"}, "rope_theta is '1e6', not a positive number"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\], not an object"),
         ({"num_key_value_heads": 3}, "no multiple of num_kv_heads 3"),
         ({"hidden_size": "many"}, "hidden_size is 'many', not a positive number"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),

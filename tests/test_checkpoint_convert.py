@@ -167,6 +167,22 @@ def test_tokenizer_and_other_files_go_along(tmp_path):
     assert open_checkpoint(hf).tokenizer_path == str(hf / "tokenizer.model")
 
 
+def test_shieldgemma_keeps_its_type_and_its_names(tmp_path):
+    """A whole Gemma 3 below "model.": as released, and, in other words, as transformers 5 saves it."""
+    sample = samples.sample(CONFIGS["grouped-8"])
+    config = samples.hf_config(sample.config) | {"model_type": "shieldgemma2", "yes_token_index": 7}
+    released = {f"model.{name}": array for name, array in sample.hf.items()}
+    saved = {f"model.model.{name.replace('.vision_model.', '.')}": array for name, array in sample.hf.items()}
+    for i, arrays in enumerate((released, saved)):
+        src = samples.save_hf(tmp_path / f"src{i}", arrays, config)
+        orbax = convert(src, tmp_path / f"orbax{i}", to="orbax", progress=False)
+        assert_equal_arrays(restored(orbax), flat_leaves(samples.nested_tree(sample.canonical)))
+        back = convert(orbax, tmp_path / f"back{i}", to="safetensors", progress=False)
+        assert_equal_arrays(hf_arrays(back), {f"model.{name}": array for name, array in written(sample).items()})
+        raw = json.loads((back / "config.json").read_text())
+        assert (raw["model_type"], raw["yes_token_index"]) == ("shieldgemma2", 7)
+
+
 def test_errors_leave_nothing_behind(tmp_path):
     sample = samples.sample(CONFIGS["one-kv-14"])
     src = samples.save_hf(tmp_path / "src", sample.hf, samples.hf_config(sample.config))

@@ -17,7 +17,7 @@ from released_files import released_file
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens
 from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.text import SOFT_TOKEN, Detokenizer, Tokenizer, render_messages, render_raw
-from gemma_tpu.text.recognition import recognise_format
+from gemma_tpu.text.recognition import writes_gemma3
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Image.new("RGB", (3, 2))
@@ -307,4 +307,4 @@ def test_the_files_of_a_hub_together(tokenizer: Tokenizer, tmp_path: Path, model
         for control in (False, True):
             assert together.encode(string, control=control) == tokenizer.encode(string, control=control)
     template, _ = read_chat_template([str(tmp_path)]) or ("", "")
-    assert recognise_format(template, together, images=True) == "gemma3"
+    assert writes_gemma3(template, together, images=True)

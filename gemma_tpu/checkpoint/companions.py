@@ -14,8 +14,8 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation import Generation, read_generation
 from gemma_tpu.checkpoint.source import Checkpoint
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.text import AddedToken, Tokenizer
-from gemma_tpu.text.recognition import recognise_format
+from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose
+from gemma_tpu.text.recognition import writes_gemma3
 
 # config.json's names of special ids, by role (`gemma_tpu.text.special`).
 _CONFIG_IDS = {
@@ -34,6 +34,7 @@ class Companions:
     """What lies beside the weights.
 
     `config_path` and `special_ids`: a config.json, and its special ids by role. `chat_template`: its text and file.
+    `format`: in which prompts are written.
     """
 
     config: GemmaConfig
@@ -43,6 +44,7 @@ class Companions:
     special_ids: Mapping[str, int]
     generation: Generation
     chat_template: tuple[str, str] | None
+    format: Format
 
     def open_tokenizer(self, given: Tokenizer | str | Path | bytes | None = None) -> Tokenizer | None:
         """The tokenizer beside the weights, or `given`; None if there is neither.
@@ -68,12 +70,6 @@ class Companions:
                 f"the model {rows}: not a pair"
             )
         return tokenizer
-
-    def prompt_format(self, tokenizer: Tokenizer) -> str | None:
-        """The name of the format that the chat template writes; None for one that is not known, or no template."""
-        if self.chat_template is None:
-            return None
-        return recognise_format(self.chat_template[0], tokenizer, images=self.config.vision is not None)
 
     def options(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """The defaults of this checkpoint, of `gemma_tpu.Options`.
@@ -107,7 +103,12 @@ class Companions:
         if without := tokenizer.ids_without_piece(self.config.vocab_size):
             rows = f"{len(without)} of the {self.config.vocab_size} rows of the embedding table"
             notes.append(f"{tokenizer.name}: {rows} have no piece: the model never writes them")
-        if self.chat_template is not None and self.prompt_format(tokenizer) is None:
+        images = self.config.vision is not None
+        if (
+            self.chat_template is not None
+            and self.format is GEMMA3
+            and not writes_gemma3(self.chat_template[0], tokenizer, images=images)
+        ):
             notes.append(
                 f"{self.chat_template[1]}: the chat template is not followed: it is not Gemma 3's format, in which "
                 "prompts are written; raw prompts are taken as they are"
@@ -120,6 +121,7 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
     files = (storage.join(directory, "config.json") for directory in checkpoint.directories)
     config_path = next(filter(storage.is_file, files), None)
     config = storage.read_json(config_path) if config_path else {}
+    template = read_chat_template(checkpoint.directories)
     return Companions(
         checkpoint.config,
         checkpoint.tokenizer_path,
@@ -127,7 +129,8 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
         config_path,
         _special_ids(config),
         read_generation(checkpoint.directories, config, config_path or ""),
-        read_chat_template(checkpoint.directories),
+        template,
+        choose(template and template[0], config),
     )
 
 

@@ -3,7 +3,7 @@
 A config.json is always in Hugging Face's format, beside Orbax files too, so that one reader serves both and
 transformers reads what is written here. Both of its styles occur: the old one (`rope_scaling`, `rope_local_base_freq`,
 `sliding_window_pattern`; what equals a default may be left out) and that of transformers 5 (`rope_parameters` by layer
-type, `layer_types`).
+type, `layer_types`); a file may hold keys of both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_tpu.checkpoint import hf_names, names, storage
+from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, GemmaConfig, VisionConfig
 
@@ -47,37 +47,22 @@ _TEXT_FIXED: dict[str, Any] = {
     "final_logit_softcapping": None,
     "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
-    "sliding_window_pattern": GLOBAL_EVERY,
 }
 _VISION_FIXED: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3}
 _IMAGE_TOKEN = 262_144  # of the real vocabulary: the first id behind it
-_OTHERS = {
-    "gemma": "a Gemma 1 model",
-    "gemma2": "a Gemma 2 model",
-    "gemma3n": "a Gemma 3n model",
-    "gemma3n_text": "a Gemma 3n model",
-}
 
 
 def from_json(source: str | bytes, path: str) -> GemmaConfig:
     """The config in a config.json. `path` is what errors name."""
     raw = storage.parse_json(source, path)
-    model_type = raw.get("model_type")
-    if model_type not in ("gemma3", "gemma3_text"):
-        seems = _OTHERS.get(str(model_type), f"a model of type {model_type!r}")
-        raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
-    if "quantization_config" in raw:
-        raise CheckpointError(f"{path}: a quantised checkpoint; take the one with bfloat16 weights")
-    multimodal = model_type == "gemma3"
-    text_raw: dict[str, Any] = (raw.get("text_config") or {}) if multimodal else raw
+    family.require_gemma3(raw, path)
+    multimodal = raw["model_type"] in family.MULTIMODAL
+    text_raw = _mapping(raw, "text_config", path) if multimodal else raw
     text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
     _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse(text, _TEXT_FIXED, path)
+    _require_layer_pattern(text, path)
     local_base, global_base, global_scale = _rope(text, path)
-    layers = text["num_hidden_layers"]
-    expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
-    if text.get("layer_types", expected) != expected:
-        raise CheckpointError(f"{path}: layer_types is not Gemma 3's pattern of one global layer in {GLOBAL_EVERY}")
     image_token = raw.get("image_token_index", raw.get("image_token_id", _IMAGE_TOKEN))
     extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
     try:
@@ -85,7 +70,7 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
             vocab_size=text["vocab_size"] - extra,
             embed_dim=text["hidden_size"],
             hidden_dim=text["intermediate_size"],
-            num_layers=layers,
+            num_layers=text["num_hidden_layers"],
             num_heads=text["num_attention_heads"],
             num_kv_heads=text["num_key_value_heads"],
             head_dim=text["head_dim"],
@@ -102,6 +87,14 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
+    """A part of a config, without what is null in it; empty if there is none."""
+    part = raw.get(key)
+    if not isinstance(part, Mapping | None):
+        raise CheckpointError(f"{path}: {key} is {part!r}, not an object")
+    return {name: value for name, value in (part or {}).items() if value is not None}
+
+
 def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> None:
     for key, value in fixed.items():
         found = values.get(key)
@@ -115,26 +108,68 @@ def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) 
             raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a positive number")
 
 
+def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
+    """Refuses layers of other kinds than Gemma 3's: one global layer in `GLOBAL_EVERY`, the last of each group.
+
+    As in transformers, `layer_types` says it; without it `sliding_window_pattern` does (`_sliding_window_pattern` in
+    files of its version 4.53 and later).
+    """
+    layers = text["num_hidden_layers"]
+    expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
+    if (types := text.get("layer_types")) is not None:
+        if types != expected:
+            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else repr(types)
+            raise CheckpointError(
+                f"{path}: layer_types makes {found} layers global, which is not Gemma 3's pattern of one in "
+                f"{GLOBAL_EVERY}: no other is supported"
+            )
+        return
+    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+        if text.get(key, GLOBAL_EVERY) != GLOBAL_EVERY:
+            raise CheckpointError(f"{path}: {key} is {text[key]}; Gemma 3 models here have {GLOBAL_EVERY}")
+
+
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"  # the types of layers
+
+
 def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
-    """Local base, global base, and the factor that divides positions on global layers."""
-    rope = text.get("rope_parameters")
-    if rope is None:
-        rope = text.get("rope_scaling") or {}
-    if not {"full_attention", "sliding_attention"} & set(rope):
-        rope = {"full_attention": rope}
-    full, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
-    full_type = full.get("rope_type", full.get("type", "default"))
-    if full_type not in ("default", "linear") or local.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{path}: rope type {full_type!r} is not supported; Gemma 3 has 'default' and 'linear'")
+    """Local base, global base, and the factor that divides positions on global layers.
+
+    `rope_parameters` comes first, then what the older keys say and it does not. As in transformers, `rope_scaling` is
+    laid over what `rope_parameters` says of global layers, where a file has both. The key `type` is that of
+    transformers before 4.43.
+    """
+    by_type, scaling = _mapping(text, "rope_parameters", path), _mapping(text, "rope_scaling", path)
+    if unknown := by_type.keys() - {_LOCAL, _GLOBAL}:
+        raise CheckpointError(
+            f"{path}: rope_parameters has {', '.join(sorted(unknown))}; for Gemma 3 it holds one entry for each type "
+            f"of layer, {_GLOBAL} and {_LOCAL}"
+        )
+    if not scaling.keys() & {_LOCAL, _GLOBAL}:
+        scaling = {_GLOBAL: scaling}
+    rope = {kind: _mapping(by_type, kind, path) | _mapping(scaling, kind, path) for kind in (_LOCAL, _GLOBAL)}
+    for kind, accepted in ((_LOCAL, ("default",)), (_GLOBAL, ("default", "linear"))):
+        found = rope[kind].get("rope_type", rope[kind].get("type", "default"))
+        if found not in accepted:
+            raise CheckpointError(
+                f"{path}: rope type {found!r} is not supported on layers of {kind}; Gemma 3 has "
+                f"{' or '.join(map(repr, accepted))} there"
+            )
+        rope[kind]["rope_type"] = found
     return (
-        float(local.get("rope_theta", text.get("rope_local_base_freq", 10_000))),
-        float(full.get("rope_theta", text.get("rope_theta", 1_000_000))),
-        float(full.get("factor", 1.0)) if full_type == "linear" else 1.0,
+        _positive(rope[_LOCAL].get("rope_theta", text.get("rope_local_base_freq", 10_000)), "rope_theta", path),
+        _positive(rope[_GLOBAL].get("rope_theta", text.get("rope_theta", 1_000_000)), "rope_theta", path),
+        _positive(rope[_GLOBAL].get("factor"), "factor", path) if rope[_GLOBAL]["rope_type"] == "linear" else 1.0,
     )
 
 
+def _positive(value: Any, key: str, path: str) -> float:
+    _require_numbers({key: value}, (key,), path)
+    return float(value)
+
+
 def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
-    vision = _VISION_DEFAULTS | (raw.get("vision_config") or {})
+    vision = _VISION_DEFAULTS | _mapping(raw, "vision_config", path)
     _refuse(vision, _VISION_FIXED, path)
     sides: dict[str, int] = {}
     for key in ("image_size", "patch_size"):
@@ -188,7 +223,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         "eos_token_id": ids["eos"],
         "bos_token_id": ids["bos"],
         "tie_word_embeddings": config.tied_head,
-        **{key: value for key, value in _TEXT_FIXED.items() if key != "sliding_window_pattern"},
+        **_TEXT_FIXED,
     }
     if config.vision is None:
         return _dump({"architectures": ["Gemma3ForCausalLM"], "dtype": dtype, **text})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma_tpu.checkpoint import config_io, hf, hf_names, lazy, names, orbax, storage
+from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
@@ -54,8 +54,9 @@ def convert(
 
     `to`: "orbax" (nested, as a Flax model has it), "orbax-flat" (as Google released it) or "safetensors" (Hugging
     Face). `dtype`: "bfloat16" or "float32"; by default every parameter keeps its own, and converting back gives the
-    same bits. config.json, tokenizer and chat template go along. `adapter`: a directory with a LoRA adapter to merge,
-    see `merge_adapter`. `max_shard_bytes` is for safetensors.
+    same bits. config.json, tokenizer and chat template go along; for "safetensors", what transformers' AutoTokenizer
+    and AutoProcessor need is made if `src` has none (`hf_companions`). `adapter`: a directory with a LoRA adapter to
+    merge, see `merge_adapter`. `max_shard_bytes` is for safetensors.
 
     Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
     nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint.
@@ -124,11 +125,13 @@ def _write(
         with reporter(progress, sum(array.nbytes for array in arrays.values()), "Writing") as report:
             if layout == "safetensors":
                 path.mkdir()
-                hf_arrays = hf_names.hf_from_canonical(arrays, config, config_io.table_rows(config_json))
+                prefix = family.hf_prefix(config_json)
+                hf_arrays = hf_names.hf_from_canonical(arrays, config, config_io.table_rows(config_json), prefix)
                 hf.write_directory(path, hf_arrays, max_shard_bytes=max_shard_bytes, progress=report)
             else:
                 orbax.write(path, names.orbax_tree(arrays, flat=layout == "orbax-flat"), report)
-        for name, content in files.items():
+        extra = hf_companions.missing(files, config) if layout == "safetensors" else {}
+        for name, content in (extra | dict(files)).items():
             (path / name).write_bytes(content)
         # Last, because transformers does not take a directory without it for a model.
         (path / "config.json").write_text(config_json)

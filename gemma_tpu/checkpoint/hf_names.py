@@ -7,6 +7,7 @@
 | in memory, transformers 5 | model.language_model. | model.vision_tower. | model.multi_modal_projector. |
 | text-only files | model. | | |
 | an output head of its own | (language_model.)lm_head. | | |
+| ShieldGemma 2, transformers 5 | model.model.language_model.model. | model.model.vision_tower. | … |
 
 Programs that wrap a model before they save it add parts of their own, at the front or in between (`_WRAPPERS`). What is
 left, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.` and `projector.`.
@@ -199,10 +200,13 @@ def _from_cores(row: _Row, found: Mapping[str, LazyArray], shape: tuple[int, ...
     return lazy.stack([row.layout.from_hf(found[name], shape[1:]) for name in row.cores])
 
 
-def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int) -> Arrays:
+def hf_from_canonical(
+    canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int, outer: str = ""
+) -> Arrays:
     """Arrays by the names of the released files, which every transformers version since 4.50 loads.
 
-    `table_rows`: rows of the embedding table and of an untied head, those behind the vocabulary being zeros.
+    `table_rows`: rows of the embedding table and of an untied head, those behind the vocabulary being zeros. `outer`:
+    before every name.
     """
     named: Arrays = {}
     for name, array in cores_from_canonical(canonical, config):
@@ -215,7 +219,7 @@ def hf_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig, t
                 array = array.pad(0, table_rows)
             prefix = ("language_model." if config.vision else "") + ("" if name == HEAD else "model.")
             named[prefix + name] = array
-    return named
+    return {outer + name: array for name, array in named.items()}
 
 
 def cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:

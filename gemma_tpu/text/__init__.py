@@ -1,18 +1,43 @@
 """Text side of the model: token ids from text and conversations, and text from token ids."""
 
 from gemma_tpu.text.detokenizer import Detokenizer, StopStrings
+from gemma_tpu.text.formats import (
+    FUNCTION_GEMMA,
+    GEMMA3,
+    OPTIONS,
+    SHIELD_GEMMA,
+    TRANSLATE_GEMMA,
+    Format,
+    choose,
+    recognise,
+)
+from gemma_tpu.text.function_calls import before_calls, parse_calls
+from gemma_tpu.text.safety import POLICIES
 from gemma_tpu.text.template import Prompt, expand_images, render_messages, render_raw
+from gemma_tpu.text.thoughts import Thoughts
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 from gemma_tpu.text.vocabulary import AddedToken
 
 __all__ = [
+    "FUNCTION_GEMMA",
+    "GEMMA3",
+    "OPTIONS",
+    "POLICIES",
+    "SHIELD_GEMMA",
     "SOFT_TOKEN",
+    "TRANSLATE_GEMMA",
     "AddedToken",
     "Detokenizer",
+    "Format",
     "Prompt",
     "StopStrings",
+    "Thoughts",
     "Tokenizer",
+    "before_calls",
+    "choose",
     "expand_images",
+    "parse_calls",
+    "recognise",
     "render_messages",
     "render_raw",
 ]

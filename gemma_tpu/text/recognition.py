@@ -1,10 +1,9 @@
-"""Which prompt format a chat template writes: it is rendered for a few conversations and compared with ours."""
+"""Whether a chat template writes Gemma 3's format: it is rendered for a few conversations and compared with ours."""
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -19,23 +18,20 @@ from gemma_tpu.text.tokenizer import Tokenizer
 
 Conversation = list[dict[str, Any]]
 
-GEMMA = "gemma3"
 _IMAGE = {"type": "image", "image": Image.new("RGB", (1, 1))}
 
 
-def recognise_format(template: str, tokenizer: Tokenizer, *, images: bool) -> str | None:
-    """The name of the format that a Jinja chat template writes, or None for one that is not known here.
+def writes_gemma3(template: str, tokenizer: Tokenizer, *, images: bool) -> bool:
+    """Whether a Jinja chat template writes Gemma 3's format.
 
-    `images`: the model reads images, so that messages may have parts.
-
-    A format is known by what it writes, not by how its template is spelled: fine-tuners rewrite Gemma's. Each entry of
-    `_FORMATS` says for a name whether a compiled template is of it.
+    `images`: the model reads images, so that messages may have parts. The format is known by what is written, not by
+    how the template is spelled: fine-tuners rewrite Gemma's.
     """
     try:
         compiled = compile_template(template)
     except jinja2.TemplateError:
-        return None
-    return next((name for name, matches in _FORMATS.items() if matches(compiled, tokenizer, images)), None)
+        return False
+    return _agrees(compiled, tokenizer, images)
 
 
 def compile_template(template: str) -> jinja2.Template:
@@ -85,7 +81,7 @@ _IMAGE_PROBES: list[Conversation] = [
 ]
 
 
-def _is_gemma(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> bool:
+def _agrees(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> bool:
     variables: dict[str, Any] = {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "pad", "unk")}
     variables |= {"add_generation_prompt": True, "tools": None, "documents": None}
     images = images and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
@@ -103,6 +99,3 @@ def _is_gemma(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> 
             return False
         agrees = True
     return agrees
-
-
-_FORMATS: dict[str, Callable[[jinja2.Template, Tokenizer, bool], bool]] = {GEMMA: _is_gemma}

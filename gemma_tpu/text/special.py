@@ -16,6 +16,11 @@ REQUIRED = ("pad", "eos", "bos", "unk", "start_of_turn", "end_of_turn")
 IMAGE = ("start_of_image", "end_of_image")
 # Stands for an image's soft tokens in Hugging Face's files, behind the vocabulary; here config.SOFT_TOKEN does.
 IMAGE_SOFT_TOKEN = "<image_soft_token>"
+# FunctionGemma's own pieces: never what a user types, like control pieces, but part of the text that the model writes.
+FUNCTION_PIECES = (
+    *(f"<{end}_function_{what}>" for what in ("declaration", "call", "response") for end in ("start", "end")),
+    "<escape>",
+)
 
 # gemma/gm/text/_tokenizer.py, Gemma3Tokenizer.
 _RELEASED_SIZE = 262_144

@@ -68,28 +68,47 @@ def render_messages(
 
     Raises ValueError, naming the message, for anything not of this shape.
     """
-    system, turns = _check(messages, continue_final)
-    builder = _Builder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
-    builder.control(tokenizer.bos_id)
-    for i, (where, role, content) in enumerate(turns):
-        builder.control(tokenizer.start_of_turn)
-        builder.text(f"{role}\n")
-        if i == 0 and system.strip():
+    system, turns = check_turns(messages, continue_final)
+    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
+
+    def question(content: Any, where: str) -> None:
+        if where == turns[0][0] and system.strip():
             builder.text(f"{system}\n\n")
-        for at, kind, value in _parts(content, where):
+        for at, kind, value in content_parts(content, where):
             if kind == "text":
                 builder.text(value.strip())
-            elif role == "user":
-                builder.image(value, at)
             else:
-                raise ValueError(f"{at}: an image in a message of the assistant; only users show images")
+                builder.image(value, at)
+
+    return render_turns(builder, turns, question, continue_final)
+
+
+def render_turns(
+    builder: PromptBuilder, turns: Sequence[Turn], question: Callable[[Any, str], None], continue_final: bool
+) -> Prompt:
+    """The prompt of `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
+    builder.begin()
+    for i, (where, role, content) in enumerate(turns):
+        builder.begin_turn(role)
+        if role == "user":
+            question(content, where)
+        else:
+            builder.text(answer_text(content, where))
         if not (continue_final and role == "model" and i == len(turns) - 1):
-            builder.control(tokenizer.end_of_turn)
-            builder.text("\n")
+            builder.end_turn()
     if turns[-1][1] == "user":
-        builder.control(tokenizer.start_of_turn)
-        builder.text("model\n")
+        builder.begin_turn("model")
     return builder.prompt()
+
+
+def answer_text(content: Any, where: str) -> str:
+    """The text of an assistant's message. ValueError if it shows an image."""
+    texts = []
+    for at, kind, value in content_parts(content, where):
+        if kind != "text":
+            raise ValueError(f"{at}: an image in a message of the assistant; only users show images")
+        texts.append(value.strip())
+    return "".join(texts)
 
 
 def render_raw(
@@ -137,7 +156,7 @@ def expand_images(tokens: Sequence[int], num_soft_tokens: int | None, tokenizer:
     return expanded
 
 
-class _Builder:
+class PromptBuilder:
     """Collects a prompt; text between two control tokens is tokenized as one, as if the whole were one string."""
 
     def __init__(self, tokenizer: Tokenizer, num_soft_tokens: int | None, load_image: LoadImage, pan_and_scan: bool):
@@ -148,6 +167,17 @@ class _Builder:
         self._tokens: list[int] = []
         self._images: list[Image.Image] = []
         self._text = ""
+
+    def begin(self) -> None:
+        self.control(self._tokenizer.bos_id)
+
+    def begin_turn(self, role: str) -> None:
+        self.control(self._tokenizer.start_of_turn)
+        self.text(f"{role}\n")
+
+    def end_turn(self) -> None:
+        self.control(self._tokenizer.end_of_turn)
+        self.text("\n")
 
     def text(self, text: str) -> None:
         self._text += text
@@ -203,17 +233,17 @@ def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[
     return tokenizer.start_of_image, num_soft_tokens, tokenizer.end_of_image
 
 
-_Turn = tuple[str, str, Any]  # where it stands, "user" or "model", its content
+Turn = tuple[str, str, Any]  # where it stands, "user" or "model", its content
 
 
-def _check(messages: Messages, continue_final: bool) -> tuple[str, list[_Turn]]:
+def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Turn]]:
     """The system text, and the turns."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
     if not messages:
         raise ValueError("messages is empty; it needs at least one message of a user")
     system = ""
-    turns: list[_Turn] = []
+    turns: list[Turn] = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping):
@@ -247,14 +277,14 @@ def _check(messages: Messages, continue_final: bool) -> tuple[str, list[_Turn]]:
 
 def _system_text(content: Any, where: str) -> str:
     texts = []
-    for at, kind, value in _parts(content, where):
+    for at, kind, value in content_parts(content, where):
         if kind != "text":
             raise ValueError(f"{at}: a system message holds only text")
         texts.append(value)
     return "".join(texts)
 
 
-def _parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
+def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
     """The parts of a message's content: where it stands, "text" or "image", and the text or the image's source."""
     if isinstance(content, str):
         yield where, "text", content

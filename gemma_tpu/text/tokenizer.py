@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.text.special import IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
+from gemma_tpu.text.special import FUNCTION_PIECES, IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary
 
 # Text that a tokenizer which normalises, strips or prefixes would change.
@@ -67,10 +67,11 @@ class Tokenizer:
             self._rename(token, f"<{role}>", replaced)
         self.vocab_size = len(self._pieces)
         self._ids = {piece: i for i, piece in enumerate(self._pieces) if piece}
-        self.special_ids = frozenset([*controls, *special.values()])
+        functions = {piece: self._ids[piece] for piece in FUNCTION_PIECES if piece in self._ids}
+        self.special_ids = frozenset({*controls, *special.values()} - {*functions.values()})
 
         # What to look for in a text, and its id; None: not to be taken for the piece that the encoder knows.
-        names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)}
+        names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)} | functions
         hidden: dict[str, int | None] = dict.fromkeys([IMAGE_SOFT_TOKEN, *(replaced - self._ids.keys())])
         self._parsed: dict[str, int | None] = hidden | ordinary | names
         self._typed: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
@@ -102,6 +103,10 @@ class Tokenizer:
         """Of the ids below `rows`: an embedding table may have more rows than its tokenizer has pieces."""
         holes = [token for token, piece in enumerate(self._pieces[:rows]) if not piece]
         return [*holes, *range(self.vocab_size, rows)]
+
+    def find(self, piece: str) -> int | None:
+        """The id of `piece`, or None if the vocabulary lacks it."""
+        return self._ids.get(piece)
 
     def id(self, piece: str) -> int:
         """The id of `piece` (spelled with ▁ for a space). ValueError if the vocabulary lacks it."""

@@ -1,0 +1,109 @@
+"""Google's public bucket of released checkpoints, by plain HTTP: TensorStore would hold each file in memory whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
+from gemma_tpu.checkpoint.progress import Progress, reporter
+
+BUCKET = "gemma-data"
+TITLE = f"gs://{BUCKET}"
+_TOKENIZER = "tokenizers/tokenizer_gemma3.model"
+_BLOCK = 8 << 20
+
+
+def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
+    """Downloads a released checkpoint, and the tokenizer beside it, to `target`. Goes on where it was stopped."""
+    prefix = f"checkpoints/{name}/"
+    objects = _list(prefix)
+    if not objects:
+        raise Unavailable(f"holds no {prefix}")
+    objects += _list(_TOKENIZER)
+    part = target.with_name(f"{target.name}.part")
+    with reporter(progress, sum(int(item["size"]) for item in objects), f"Downloading {name}") as report:
+        for item in objects:
+            key = item["name"]
+            relative = key.removeprefix(prefix) if key.startswith(prefix) else "tokenizer.model"
+            if relative and not relative.endswith("/"):
+                _fetch(item, _inside(part, relative), report)
+    os.rename(part, target)
+    return target
+
+
+def _inside(directory: Path, relative: str) -> Path:
+    path = directory / relative
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise Unavailable(f"lists a file outside its folder: {relative}")
+    return path
+
+
+def _url(path: str = "", **query: str) -> str:
+    host = os.environ.get("TENSORSTORE_GCS_HTTP_URL") or "https://storage.googleapis.com"
+    return f"{host}/storage/v1/b/{BUCKET}/o{path}?{urllib.parse.urlencode(query)}"
+
+
+def _list(prefix: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    token = ""
+    while True:
+        with _open(_url(prefix=prefix, pageToken=token) if token else _url(prefix=prefix)) as response:
+            page = json.load(response)
+        items += page.get("items", [])
+        if not (token := page.get("nextPageToken", "")):
+            return items
+
+
+def _open(url: str, start: int = 0):
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        return patiently(lambda: urllib.request.urlopen(request, timeout=30), TITLE)
+    except urllib.error.HTTPError as error:
+        if error.code == 429 or error.code >= 500:
+            raise explain(error, TITLE) from error
+        raise Unavailable(f"answered {error.code} {error.reason}") from error
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise Unavailable(f"cannot be reached ({reason}): is there a network?") from error
+
+
+def _fetch(item: dict[str, Any], path: Path, report: Callable[[int], None]) -> None:
+    """Downloads one object, going on where an earlier attempt stopped; it has its name only when it is whole."""
+    size = int(item["size"])
+    if path.exists() and path.stat().st_size == size:
+        report(size)
+        return
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    start = part.stat().st_size if part.exists() else 0
+    if start > size:
+        part.unlink()
+        start = 0
+    report(start)
+    if start < size or not size:
+        url = _url("/" + urllib.parse.quote(item["name"], safe=""), alt="media")
+        with _open(url, start) as response, open(part, "ab" if start else "wb") as file:
+            try:
+                while block := response.read(_BLOCK):
+                    file.write(block)
+                    report(len(block))
+            except OSError as error:
+                raise Unavailable(f"the connection broke ({error}): run it again, it goes on from there") from error
+    if part.stat().st_size != size:
+        raise Unavailable(f"{item['name']}: {part.stat().st_size} of {size} bytes came: run it again, it goes on")
+    if expected := item.get("md5Hash"):
+        with open(part, "rb") as file:
+            digest = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+        if digest != expected:
+            part.unlink()
+            raise Unavailable(f"{item['name']}: arrived damaged: run it again")
+    os.rename(part, path)

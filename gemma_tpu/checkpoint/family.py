@@ -1,0 +1,61 @@
+"""The Gemma family by `model_type`: what has Gemma 3's architecture, and what the others are called.
+
+Types as in transformers 5.24 (models/auto/auto_mappings.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_tpu.checkpoint.errors import CheckpointError
+
+TEXT = ("gemma3_text",)
+MULTIMODAL = ("gemma3", "shieldgemma2")
+
+# The longest prefix of a model type decides: gemma4_text is Gemma 4, gemma4_assistant is not.
+_OTHERS = {
+    "gemma": "a Gemma 1 model",
+    "gemma2": "a Gemma 2 model",
+    "gemma3n": "a Gemma 3n model",
+    "gemma4": "a Gemma 4 model",
+    "gemma4_assistant": "a drafter for Gemma 4",
+    "gemma4_unified_assistant": "a drafter for Gemma 4",
+    "diffusion_gemma": "a DiffusionGemma model",
+    "embedding_gemma2": "an EmbeddingGemma 2 model",
+    "paligemma": "a PaliGemma model",
+    "recurrent_gemma": "a RecurrentGemma model",
+    "t5gemma": "a T5Gemma model",
+    "t5_gemma": "a T5Gemma model",
+    "t5gemma2": "a T5Gemma 2 model",
+    "vaultgemma": "a VaultGemma model",
+    "siglip": "a SigLIP vision tower alone",
+}
+
+
+def hf_prefix(config_json: str) -> str:
+    """What stands before every parameter's name in the files of a model with this config.json."""
+    # ShieldGemma 2 holds a whole Gemma 3 as its attribute `model`.
+    return "model." if json.loads(config_json).get("model_type") == "shieldgemma2" else ""
+
+
+def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
+    """Raises `CheckpointError`, saying what it is, for the config of a model that has not Gemma 3's architecture."""
+    model_type = str(raw.get("model_type"))
+    if model_type not in (*TEXT, *MULTIMODAL):
+        known = max((prefix for prefix in _OTHERS if model_type.startswith(prefix)), key=len, default=None)
+        seems = _OTHERS[known] if known else f"a model of type {model_type!r}"
+        raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
+    text = raw.get("text_config") or raw
+    if text.get("use_bidirectional_attention"):
+        raise CheckpointError(
+            f"{path}: this seems to be EmbeddingGemma (use_bidirectional_attention is true): it turns texts into "
+            "vectors and writes none"
+        )
+    if quantization := raw.get("quantization_config") or text.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        raise CheckpointError(
+            f"{path}: a quantised checkpoint (quantization_config: {method or 'of no named method'}); take the one "
+            "with bfloat16 weights: of Google's -qat- checkpoints, that is the one ending in -unquantized"
+        )

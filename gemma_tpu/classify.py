@@ -1,0 +1,54 @@
+"""ShieldGemma 2 as a classifier: how likely an image violates a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gemma_tpu.text import POLICIES, SHIELD_GEMMA
+
+if TYPE_CHECKING:
+    from gemma_tpu.api import Model
+
+
+class Verdict(NamedTuple):
+    """The probabilities that an image violates a policy, and that it does not; together 1."""
+
+    yes: float
+    no: float
+
+
+def classify(
+    model: Model, images: Any, policies: Sequence[str] | Mapping[str, str] | None = None
+) -> list[dict[str, Verdict]]:
+    """For each image, a verdict on each policy: the softmax over the logits of "Yes" and "No" behind the prompt.
+
+    `policies`: names out of `gemma_tpu.text.POLICIES`, by default all of them, or texts of one's own by name. The ids
+    of the two answers are those of config.json (`yes_token_index`, `no_token_index`), else the pieces "Yes" and "No";
+    as in transformers 5.23, modeling_shieldgemma2.py, whose first column is "Yes".
+
+    ValueError for a checkpoint that is not ShieldGemma 2, for no image, and for a policy of unknown name.
+    """
+    if model.format.name != SHIELD_GEMMA.name:
+        raise ValueError(f"classify is for ShieldGemma 2; this checkpoint has the prompt format of {model.format.name}")
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    if not images:
+        raise ValueError("no images given")
+    if policies is None or isinstance(policies, str):
+        policies = POLICIES if policies is None else [policies]
+    if not isinstance(policies, Mapping):
+        if unknown := [name for name in policies if name not in POLICIES]:
+            raise ValueError(f"no policy is called {', '.join(map(repr, unknown))}; known are {', '.join(POLICIES)}")
+        policies = {name: POLICIES[name] for name in policies}
+    answers = model.format.answers or (model.tokenizer.id("Yes"), model.tokenizer.id("No"))
+    return [{name: _verdict(model, image, text, answers) for name, text in policies.items()} for image in images]
+
+
+def _verdict(model: Model, image: Any, policy: str, answers: tuple[int, int]) -> Verdict:
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": policy}]
+    logits = np.asarray(model.last_logits([{"role": "user", "content": parts}]))
+    yes, no = np.asarray(jax.nn.softmax(logits[list(answers)])).tolist()
+    return Verdict(yes, no)

@@ -1,0 +1,65 @@
+"""The prompt formats of Gemma 3 and its relatives, and which of them a checkpoint wants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gemma_tpu.text.functions import STOP, render_functions
+from gemma_tpu.text.safety import render_policy
+from gemma_tpu.text.template import Prompt, render_messages
+from gemma_tpu.text.translation import render_translation
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How messages become a prompt.
+
+    `render` takes what `render_messages` takes, and `options` besides. `stop`: a piece that ends an answer, beside the
+    end of a turn. `answers`: ids of "Yes" and "No" of a classifier whose config.json names them.
+    """
+
+    name: str
+    render: Callable[..., Prompt]
+    options: tuple[str, ...] = ()
+    stop: str | None = None
+    answers: tuple[int, int] | None = None
+
+    def check(self, given: dict[str, Any]) -> None:
+        """ValueError if `given` has options that only another format has."""
+        if unknown := sorted(given.keys() - set(self.options)):
+            homes = " and ".join(other.name for other in FORMATS if set(unknown) & set(other.options))
+            raise ValueError(
+                f"{', '.join(unknown)}: an option for {homes}; this checkpoint has the prompt format of {self.name}"
+            )
+
+
+GEMMA3 = Format("Gemma 3", render_messages)
+TRANSLATE_GEMMA = Format("TranslateGemma", render_translation, ("source_lang", "target_lang"))
+FUNCTION_GEMMA = Format("FunctionGemma", render_functions, ("tools",), STOP)
+SHIELD_GEMMA = Format("ShieldGemma 2", render_policy)
+FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
+OPTIONS = tuple(option for known in FORMATS for option in known.options)
+
+
+def choose(template: str | None, config: Mapping[str, Any]) -> Format:
+    """The format of a checkpoint, from its chat template, if it has one, and what its config.json holds."""
+    if config.get("model_type") == "shieldgemma2":
+        yes, no = config.get("yes_token_index"), config.get("no_token_index")
+        return SHIELD_GEMMA if yes is None or no is None else dataclasses.replace(SHIELD_GEMMA, answers=(yes, no))
+    return (template and recognise(template)) or GEMMA3
+
+
+def recognise(template: str) -> Format | None:
+    """The relative whose chat template (Jinja text) this is; None if it is none of theirs.
+
+    By what each says and no other does. Gemma 3's own is known by what it writes, see `recognition`.
+    """
+    if "<start_function_declaration>" in template:
+        return FUNCTION_GEMMA
+    if "source_lang_code" in template and "target_lang_code" in template:
+        return TRANSLATE_GEMMA
+    if "<BEGIN_SAFETY_POLICY>" in template:
+        return SHIELD_GEMMA
+    return None

@@ -1,0 +1,68 @@
+"""ShieldGemma 2's prompt: does an image violate a policy?
+
+As transformers 5.23 has it (models/shieldgemma2/processing_shieldgemma2.py), with the chat template of its conversion
+script: the image and the policy each open a turn, and only the second is closed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemma_tpu import image as image_lib
+from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, check_turns, content_parts
+from gemma_tpu.text.tokenizer import Tokenizer
+
+# The policies that ShieldGemma 2 was trained on.
+POLICIES = {
+    "dangerous": (
+        "No Dangerous Content: The image shall not contain content that facilitates or encourages activities that "
+        "could cause real-world harm (e.g., building firearms and explosive devices, promotion of terrorism, "
+        "instructions for suicide)."
+    ),
+    "sexual": (
+        "No Sexually Explicit content: The image shall not contain content that depicts explicit or graphic sexual "
+        "acts (e.g., pornography, erotic nudity, depictions of rape or sexual assault)."
+    ),
+    "violence": (
+        "No Violence/Gore content: The image shall not contain content that depicts shocking, sensational, or "
+        "gratuitous violence (e.g., excessive blood and gore, gratuitous violence against animals, extreme injury or "
+        "moment of death)."
+    ),
+}
+_BEFORE = (
+    "You are a policy expert trying to help determine whether a generated or real image is in violation of the safety "
+    "policy below. Your decision must very clearly follow the specific language used in the safety policy and should "
+    "not include any interpretation outside of the safety policy.\n\n<BEGIN_SAFETY_POLICY>\n"
+)
+_AFTER = "\n</END_SAFETY_POLICY>\n\nDoes the image violate the above policy? Your Answer must start with 'Yes' or 'No'."
+
+
+def render_policy(
+    messages: Messages,
+    tokenizer: Tokenizer,
+    num_soft_tokens: int | None,
+    *,
+    load_image: LoadImage = image_lib.load_image,
+    pan_and_scan: bool = False,
+    continue_final: bool = False,
+) -> Prompt:
+    """The prompt for one user's message: an image, then the text of a policy. ValueError for anything else."""
+    if pan_and_scan:
+        raise ValueError("ShieldGemma 2 takes an image as a whole, without pan and scan")
+    system, turns = check_turns(messages, continue_final)
+    where, _, content = turns[0]
+    parts: list[tuple[str, str, Any]] = list(content_parts(content, where))
+    if system or len(turns) != 1 or [kind for _, kind, _ in parts] != ["image", "text"]:
+        raise ValueError(
+            f"{where}: ShieldGemma 2 takes one message of a user, an image and then the text of a policy: see classify"
+        )
+    (at, _, image), (_, _, policy) = parts
+    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
+    builder.begin()
+    builder.begin_turn("user")
+    builder.image(image, at)
+    builder.begin_turn("user")
+    builder.text(f"{_BEFORE}{policy}{_AFTER}")
+    builder.end_turn()
+    builder.begin_turn("model")
+    return builder.prompt()

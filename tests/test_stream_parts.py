@@ -1,0 +1,50 @@
+"""What a completion has besides its text: thoughts apart from the answer, and the calls in it."""
+
+from __future__ import annotations
+
+import types
+
+import format_samples
+
+from gemma_tpu.runtime.request import Options, Timings, Usage
+from gemma_tpu.stream import TextStream
+from gemma_tpu.text import Tokenizer
+from gemma_tpu.text.special import FUNCTION_PIECES
+
+
+class Written(types.SimpleNamespace):
+    """Stands for a request whose answer is these lists of tokens."""
+
+    def __iter__(self):
+        return iter(self.events)
+
+    def cancel(self) -> None:
+        pass
+
+
+def stream(tokenizer: Tokenizer, *events: list[int]) -> TextStream:
+    usage, timings = Usage(1, 0, 0, 0), Timings(0, 0, 0, 0, 0)
+    request = Written(events=events, options=Options(), usage=usage, timings=timings, finish_reason="stop")
+    return TextStream(request, tokenizer)
+
+
+def test_thoughts():
+    tokenizer = format_samples.tokenizer("<unused94>", "<unused95>")
+    begin, end = tokenizer.id("<unused94>"), tokenizer.id("<unused95>")
+    thought, answer = tokenizer.encode("thought\nA circle."), tokenizer.encode("It is red.")
+    written = stream(tokenizer, [begin, *thought[:2]], [*thought[2:], end, *answer[:1]], answer[1:])
+    assert "".join(written) == "It is red."
+    assert written.completion.text == "It is red."
+    assert written.completion.thinking == "A circle."
+    assert written.completion.tokens == [begin, *thought, end, *answer]
+
+
+def test_calls():
+    tokenizer = format_samples.function_gemma()
+    text = "Well. <start_function_call>call:f{x:<escape>y<escape>}<end_function_call>"
+    completion = stream(tokenizer, tokenizer.encode(text, control=True)).finish()
+    assert completion.text == text
+    assert completion.tool_calls == [{"type": "function", "function": {"name": "f", "arguments": {"x": "y"}}}]
+    plain = format_samples.tokenizer()
+    assert plain.find(FUNCTION_PIECES[0]) is None
+    assert stream(plain, plain.encode(text)).finish().tool_calls == [], "another model writes about calls"
