@@ -136,9 +136,9 @@ def _tokenizer_config(tokenizer: Tokenizer, config: GemmaConfig, images: bool) -
 
 
 def tokenizer_json(model: bytes, tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
-    """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it; with `images`, `IMAGE_SOFT_TOKEN` behind its pieces.
+    """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it.
 
-    SentencePiece joins the pair whose piece has the highest score, which is what the order of merges says here. The
+    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. SentencePiece joins the pair whose piece has the highest score, which is what the order of merges says here. The
     pieces that it finds in a text before it joins anything are added tokens; those of spaces are looked for in the text
     that has "▁" for them already.
     """
