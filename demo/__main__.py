@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-DEFAULT_CHECKPOINT = Path("checkpoints") / "gemma3-demo"
+DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
 _CACHE = Path.home() / ".cache" / "gemma_tpu" / "compiled"
 _GRACE = 2  # seconds that open pages have when the server is stopped
 
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Gemma 3 in the browser: pictures and text.")
-    parser.add_argument("--checkpoint", help=f"a directory, gs:// path or name (default: {DEFAULT_CHECKPOINT})")
+    parser.add_argument(
+        "--checkpoint", default=DEFAULT_CHECKPOINT, help="a directory, gs:// path or name (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
@@ -64,16 +66,8 @@ def _mesh(value: str) -> tuple[int, int]:
     return data, model
 
 
-def _find(checkpoint: str | None) -> str:
+def _find(checkpoint: str) -> str:
     """The checkpoint asked for. Names and gs:// paths are looked up when it is loaded."""
-    if checkpoint is None:
-        places = [Path.cwd() / DEFAULT_CHECKPOINT, Path(__file__).parent.parent / DEFAULT_CHECKPOINT]
-        for place in places:
-            if place.is_dir():
-                return str(DEFAULT_CHECKPOINT if place == places[0] else place)
-        raise ValueError(
-            f"{DEFAULT_CHECKPOINT} is neither here nor beside the demo: run it in the repository, or give --checkpoint"
-        )
     path = Path(checkpoint).expanduser()
     looks_like_path = len(path.parts) > 1 or checkpoint.startswith((".", "~"))
     if looks_like_path and "://" not in checkpoint and not path.exists():

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint import shipped, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.progress import Progress, reporter
 
@@ -38,12 +38,15 @@ def cache_dir() -> Path:
 def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool = True) -> str:
     """The checkpoint that is meant: a path or gs:// URL as it is, a name ("gemma3-4b-it") looked up or downloaded.
 
-    An existing path comes first, then the cache, then the sources of `download`. Raises `CheckpointError` for a path
+    An existing path comes first, then "gemma3-demo", which comes with this package, then the cache, then the sources of
+    `download`. Raises `CheckpointError` for a path
     that does not exist and a name that is not known or cannot be had.
     """
     text = os.fspath(name_or_path)
     if storage.is_remote(text) or os.path.exists(os.path.expanduser(text)):
         return storage.normalise(text)
+    if text == shipped.NAME:
+        return str(shipped.shipped())
     name = _known(text)
     if name is None:
         raise CheckpointError(f"{text}: no such file or directory, and no name of a released model: {', '.join(NAMES)}")
