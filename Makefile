@@ -1,8 +1,9 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
+# make notebooks, make pictures: make them anew.   make dist: a wheel and an sdist, in dist/.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check notebooks pictures dist clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo
@@ -15,6 +16,15 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_sampling.py tests/test_rows.py tests/test_text_*.py
+
+notebooks: .venv/installed-test
+	$(BIN)/python -m notebooks.execute
+
+pictures: .venv/installed-test
+	$(BIN)/python -m docs.pictures
+
+dist: .venv/installed-test
+	$(BIN)/python -m build --no-isolation
 
 # One stamp for each set of packages, so that a change of pyproject.toml installs again.
 .venv/installed: EXTRA :=

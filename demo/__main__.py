@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-DEFAULT_CHECKPOINT = Path("checkpoints") / "gemma3-demo"
+DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
 _CACHE = Path.home() / ".cache" / "gemma_tpu" / "compiled"
 _GRACE = 2  # seconds that open pages have when the server is stopped
 
@@ -39,7 +39,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Gemma 3 in the browser: pictures and text.")
-    parser.add_argument("--checkpoint", help=f"a directory, gs:// path, name or hub id (default: {DEFAULT_CHECKPOINT})")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help="a directory, gs:// path, name or hub id (default: %(default)s)",
+    )
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
@@ -82,16 +86,8 @@ def _origin(value: str) -> str:
     return value
 
 
-def _find(checkpoint: str | None) -> str:
+def _find(checkpoint: str) -> str:
     """The checkpoint asked for. Names, hubs' ids and gs:// paths are looked up when it is loaded."""
-    if checkpoint is None:
-        places = [Path.cwd() / DEFAULT_CHECKPOINT, Path(__file__).parent.parent / DEFAULT_CHECKPOINT]
-        for place in places:
-            if place.is_dir():
-                return str(DEFAULT_CHECKPOINT if place == places[0] else place)
-        raise ValueError(
-            f"{DEFAULT_CHECKPOINT} is neither here nor beside the demo: run it in the repository, or give --checkpoint"
-        )
     path = Path(checkpoint).expanduser()
     # Names have one part, Hugging Face's OWNER/NAME two, Kaggle's handles four or five.
     looks_like_path = checkpoint.startswith((".", "~", "/")) or len(path.parts) not in (1, 2, 4, 5)

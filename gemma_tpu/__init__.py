@@ -5,18 +5,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gemma_tpu.api import Model
-    from gemma_tpu.chat import Chat
-    from gemma_tpu.classify import Verdict
-    from gemma_tpu.compilation import use_compilation_cache
-    from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
-    from gemma_tpu.image import load_image
-    from gemma_tpu.loading import from_params, load
-    from gemma_tpu.runtime.distributed import initialize
-    from gemma_tpu.runtime.request import Options, Timings, Usage
-    from gemma_tpu.stream import Completion, TextStream
-    from gemma_tpu.text import Tokenizer
+if TYPE_CHECKING:  # "as" tells type checkers that the name is public
+    from gemma_tpu.api import Model as Model
+    from gemma_tpu.chat import Chat as Chat
+    from gemma_tpu.classify import Verdict as Verdict
+    from gemma_tpu.compilation import use_compilation_cache as use_compilation_cache
+    from gemma_tpu.config import CONFIGS as CONFIGS
+    from gemma_tpu.config import GemmaConfig as GemmaConfig
+    from gemma_tpu.config import VisionConfig as VisionConfig
+    from gemma_tpu.image import load_image as load_image
+    from gemma_tpu.image import pan_and_scan as pan_and_scan
+    from gemma_tpu.loading import from_params as from_params
+    from gemma_tpu.loading import load as load
+    from gemma_tpu.runtime.distributed import initialize as initialize
+    from gemma_tpu.runtime.request import Options as Options
+    from gemma_tpu.runtime.request import Timings as Timings
+    from gemma_tpu.runtime.request import Usage as Usage
+    from gemma_tpu.stream import Completion as Completion
+    from gemma_tpu.stream import TextStream as TextStream
+    from gemma_tpu.text import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
@@ -27,7 +34,7 @@ _HOME = {
     "gemma_tpu.classify": ("Verdict",),
     "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
-    "gemma_tpu.image": ("load_image",),
+    "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.runtime.distributed": ("initialize",),
     "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gemma_tpu.checkpoint import bucket, hubs, storage
+from gemma_tpu.checkpoint import bucket, hubs, shipped, storage
 from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.model_names import KaggleModel, Name, Released, Repository, parse, raise_unknown, suggestion
@@ -23,14 +23,17 @@ def cache_dir() -> Path:
 def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool = True) -> str:
     """The checkpoint that is meant: a path or gs:// URL as it is, a name looked up or downloaded.
 
-    A name is that of a released model ("gemma3-4b-it"), a repository of Hugging Face ("google/medgemma-4b-it",
-    "unsloth/gemma-3-4b-it@main"), a model of Kaggle ("google/gemma-3/flax/gemma3-4b-it"), or the address of either
-    hub's page. An existing path comes first, then the cache, then the sources of `download`. Raises `CheckpointError`
-    for a path that does not exist and a name that is not known or cannot be had.
+    A name is "gemma3-demo", which comes with this package, that of a released model ("gemma3-4b-it"), a repository of
+    Hugging Face ("google/medgemma-4b-it", "unsloth/gemma-3-4b-it@main"), a model of Kaggle
+    ("google/gemma-3/flax/gemma3-4b-it"), or the address of either hub's page. An existing path comes first, then the
+    cache, then the sources of `download`. Raises `CheckpointError` for a path that does not exist and a name that is
+    not known or cannot be had.
     """
     text = os.fspath(name_or_path)
     if text.startswith("gs://") or os.path.exists(os.path.expanduser(text)):
         return storage.normalise(text)
+    if text == shipped.NAME:
+        return str(shipped.shipped())
     name = parse(text)
     if name is None:
         raise_unknown(text)

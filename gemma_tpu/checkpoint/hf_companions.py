@@ -20,6 +20,7 @@ from gemma_tpu.text import Tokenizer
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 from gemma_tpu.text.vocabulary import SPACE
 
+_SETTINGS = {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}  # of transformers' tokenizer
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 CHAT_TEMPLATE = """{{ bos_token }}
@@ -58,7 +59,7 @@ def missing(files: Mapping[str, bytes], config: GemmaConfig) -> dict[str, bytes]
     made: dict[str, bytes] = {}
     if config.vision and not any(name in files for name in _PROCESSORS):
         made |= {name: _dump(raw) for name, raw in zip(_PROCESSORS, _processors(config.vision), strict=True)}
-    if "tokenizer.model" not in files or "tokenizer_config.json" in files:
+    if "tokenizer.model" not in files or files.keys() & _SETTINGS:
         return made
     try:
         tokenizer = Tokenizer(files["tokenizer.model"])
@@ -138,9 +139,9 @@ def _tokenizer_config(tokenizer: Tokenizer, config: GemmaConfig, images: bool) -
 def tokenizer_json(model: bytes, tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
     """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it.
 
-    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. SentencePiece joins the pair whose piece has the highest score, which is what the order of merges says here. The
-    pieces that it finds in a text before it joins anything are added tokens; those of spaces are looked for in the text
-    that has "▁" for them already.
+    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. SentencePiece joins the pair whose piece has the highest
+    score, which is what the order of merges says here. The pieces that it finds in a text before it joins anything are
+    added tokens; those of spaces are looked for in the text that has "▁" for them already.
     """
     proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     pieces, kinds = proto.ModelProto.FromString(model).pieces, proto.ModelProto.SentencePiece

@@ -75,14 +75,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def model_config(name: str) -> GemmaConfig:
-    """Of a size by its name, else of a checkpoint."""
+    """Of a size by its name, else of a checkpoint; none is downloaded."""
     if name in CONFIGS:
         return CONFIGS[name]
-    if not Path(name).exists() and "://" not in name:
-        raise ValueError(f"{name} is neither a checkpoint nor one of {', '.join(CONFIGS)}")
-    from gemma_tpu.checkpoint import open_checkpoint
+    from gemma_tpu.checkpoint import open_checkpoint, resolve, shipped
 
-    return open_checkpoint(name).config
+    if not Path(name).exists() and "://" not in name and name != shipped.NAME:
+        raise ValueError(f"{name} is neither a checkpoint nor one of {', '.join(CONFIGS)}")
+    return open_checkpoint(resolve(name)).config
 
 
 def _progress(what: str) -> None:
