@@ -17,9 +17,9 @@ IMAGE = ("start_of_image", "end_of_image")
 # Stands for an image's soft tokens in Hugging Face's files, behind the vocabulary; here config.SOFT_TOKEN does.
 IMAGE_SOFT_TOKEN = "<image_soft_token>"
 
-# gemma/gm/text/_tokenizer.py, Gemma3Tokenizer.
+# Of the released vocabulary: gemma/gm/text/_tokenizer.py, Gemma3Tokenizer.
 _RELEASED_SIZE = 262_144
-_RELEASED = {
+RELEASED = {
     "pad": 0,
     "eos": 1,
     "bos": 2,
@@ -55,7 +55,7 @@ def find_special_ids(
         name, said = f"<{role}>", config.get(role)
         candidates = [own.get(role)]
         if len(pieces) >= _RELEASED_SIZE:
-            candidates.append(_RELEASED[role])
+            candidates.append(RELEASED[role])
         if said is not None and said in controls:
             candidates.insert(0, said)
         believed = named.get(name, next((token for token in candidates if token in controls), None))
