@@ -65,5 +65,5 @@ def find_special_ids(
             continue  # a fine-tune may pad or end with another control token: no contradiction
         piece = f"the piece of {said} is {pieces[said]!r}" if 0 <= said < len(pieces) else f"{said} has no piece"
         taken = f"{name} is {believed}" if believed is not None else f"the vocabulary has no {name}"
-        doubts.append(f"the id of {name} is said to be {said}, but {piece}; {taken}")
+        doubts.append(f"config.json has id {said} for {name}, but {piece}; {taken}")
     return found, doubts
