@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 
 import checkpoint_samples as samples
@@ -14,7 +13,7 @@ from checkpoint_samples import VISION
 from tokenizer_files import renamed, tokenizer_json
 
 from gemma_tpu.checkpoint import CheckpointError, Companions, convert, open_checkpoint, read_companions
-from gemma_tpu.text import GEMMA3, AddedToken, Tokenizer
+from gemma_tpu.text import GEMMA3, Tokenizer
 
 MODEL = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
 SMALL = Tokenizer(MODEL)
@@ -150,9 +149,21 @@ def test_added_tokens_in_the_rows_behind_a_multimodal_vocabulary(place: Path, tm
 
 
 def test_added_tokens_behind_the_table_are_refused(place: Path) -> None:
-    companions = write(place, tokenizer__model=MODEL, added_tokens__json={"<far>": 900})
-    with pytest.raises(CheckpointError, match=r"901 pieces \(the last is '<far>'\), the model 800: not a pair"):
-        companions.open_tokenizer()
+    for far in (900, 10**12):
+        companions = write(place, tokenizer__model=MODEL, added_tokens__json={"<far>": far})
+        with pytest.raises(CheckpointError, match=f"token '<far>' with id {far}, but the .* has 800 rows: not a pair"):
+            companions.open_tokenizer()
+    more = dataclasses.replace(companions, config=dataclasses.replace(CONFIG, vocab_size=700), added_tokens=())
+    with pytest.raises(CheckpointError, match="the tokenizer has 800 pieces, the model 700: not a pair"):
+        more.open_tokenizer()
+
+
+def test_an_added_token_in_the_place_of_a_word_is_said(place: Path) -> None:
+    word, reserved = SMALL.id("▁the"), SMALL.id("<unused1>")
+    companions = write(place, tokenizer__model=MODEL, added_tokens__json={"<think>": word, "<plan>": reserved})
+    tokenizer = companions.open_tokenizer()
+    (note,) = companions.notes(tokenizer)
+    assert note.endswith(f"the added token '<think>' takes the place of the piece '▁the', id {word}")
 
 
 def test_a_table_with_more_rows_than_pieces_is_said(tmp_path: Path) -> None:
@@ -217,8 +228,8 @@ def test_a_config_that_takes_a_word_for_a_special_token_is_not_believed(place: P
     assert tokenizer.start_of_image == SMALL.start_of_image
     (note,) = companions.notes(tokenizer)
     assert note == (
-        f"{place / 'config.json'}: the id of <start_of_image> is said to be {word}, but the piece of {word} is '▁the'; "
-        f"<start_of_image> is {SMALL.start_of_image}"
+        f"{place / 'tokenizer.model'}: config.json has id {word} for <start_of_image>, "
+        f"but the piece of {word} is '▁the'; <start_of_image> is {SMALL.start_of_image}"
     )
 
 
@@ -339,9 +350,3 @@ def test_a_template_for_text_is_enough_for_a_model_of_text(tmp_path: Path) -> No
     assert companions.notes(companions.open_tokenizer()) == []
     other = dataclasses.replace(companions, config=dataclasses.replace(config, vision=VISION))
     assert len(other.notes(other.open_tokenizer())) == 1
-
-
-def test_added_tokens_are_plain_values() -> None:
-    assert AddedToken(3, "x") == AddedToken(3, "x", False)
-    with warnings.catch_warnings():
-        assert Tokenizer(MODEL).doubts == []

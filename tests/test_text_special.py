@@ -36,16 +36,16 @@ def test_a_config_says_what_no_name_does() -> None:
     )
     found, doubts = find(pieces, {"start_of_image": 8, "end_of_image": 99})
     assert "start_of_image" not in found
-    assert "the id of <start_of_image> is said to be 8, but the piece of 8 is 'word'" in doubts[0]
-    assert "<end_of_image> is said to be 99, but 99 has no piece; the vocabulary has no <end_of_image>" in doubts[1]
+    assert "config.json has id 8 for <start_of_image>, but the piece of 8 is 'word'" in doubts[0]
+    assert "id 99 for <end_of_image>, but 99 has no piece; the vocabulary has no <end_of_image>" in doubts[1]
 
 
 def test_a_config_that_contradicts_the_names_is_not_believed() -> None:
     found, doubts = find([*NAMES, "<unused0>"], {"start_of_image": 8, "bos": 5, "eos": 5, "pad": 1})
     assert found == find(NAMES)[0]
     assert [doubt.split(",")[0] for doubt in doubts] == [
-        "the id of <bos> is said to be 5",
-        "the id of <start_of_image> is said to be 8",
+        "config.json has id 5 for <bos>",
+        "config.json has id 8 for <start_of_image>",
     ]
     assert doubts[1].endswith("the piece of 8 is '<unused0>'; <start_of_image> is 6")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ TOKENIZER_JSON = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
+_LIST = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
 def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
@@ -94,12 +96,8 @@ def _checked(token: AddedToken) -> AddedToken:
 def _list_of_tokenizer_json(file: str) -> list[Any]:
     """Its "added_tokens", which stand before the vocabulary: tens of megabytes that are not parsed for them."""
     text = storage.read_text(file)
-    at = text.find('"added_tokens"')
-    if at < 0:
-        return []
-    at = text.index(":", at) + 1
-    listed, _ = json.JSONDecoder().raw_decode(text, at + len(text[at : at + 64]) - len(text[at : at + 64].lstrip()))
-    return listed or []
+    found = _LIST.search(text)
+    return json.JSONDecoder().raw_decode(text, found.end())[0] if found else []
 
 
 def _named_special(settings: Mapping[str, Any]) -> set[str]:

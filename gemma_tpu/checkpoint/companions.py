@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tpu.checkpoint import storage
-from gemma_tpu.checkpoint.added_tokens import read_added_tokens
+from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation import Generation, read_generation
@@ -37,6 +37,7 @@ class Companions:
     `format`: in which prompts are written.
     """
 
+    path: str
     config: GemmaConfig
     tokenizer_path: str | None
     added_tokens: tuple[AddedToken, ...]
@@ -51,7 +52,12 @@ class Companions:
 
         ValueError, naming the file, for one that cannot be read or that does not go with the weights.
         """
-        name = None
+        rows, name = self.config.vocab_size, None
+        if beyond := [token for token in self.added_tokens if rows_needed([token]) > rows]:
+            raise CheckpointError(
+                f"{self.path}: the files there add the token {beyond[-1].text!r} with id {beyond[-1].id}, but the "
+                f"embedding table has {rows} rows: not a pair"
+            )
         if given is None:
             if (name := self.tokenizer_path) is None:
                 return None
@@ -63,12 +69,8 @@ class Companions:
                 tokenizer = Tokenizer(given, name=name, added=self.added_tokens, config_ids=self.special_ids)
             except ValueError as error:
                 raise CheckpointError(str(error)) from error
-        if tokenizer.vocab_size > (rows := self.config.vocab_size):
-            last = tokenizer.piece(tokenizer.vocab_size - 1)
-            raise CheckpointError(
-                f"{tokenizer.name}: the tokenizer has {tokenizer.vocab_size} pieces (the last is {last!r}), "
-                f"the model {rows}: not a pair"
-            )
+        if (pieces := tokenizer.vocab_size) > rows:
+            raise CheckpointError(f"{tokenizer.name}: the tokenizer has {pieces} pieces, the model {rows}: not a pair")
         return tokenizer
 
     def options(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Companions:
             notes.append(f"{said}: not followed: {listed}")
         if tokenizer is None:
             return notes
-        notes += [f"{self.config_path}: {doubt}" for doubt in tokenizer.doubts]
+        notes += [f"{tokenizer.name}: {doubt}" for doubt in tokenizer.doubts]
         for token in self.generation.options.get("stop_tokens", ()):
             if not tokenizer.has_piece(token):
                 notes.append(f"{said}: eos_token_id {token} has no piece in {tokenizer.name}: it ends no answer")
@@ -123,6 +125,7 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
     config = storage.read_json(config_path) if config_path else {}
     template = read_chat_template(checkpoint.directories)
     return Companions(
+        checkpoint.path,
         checkpoint.config,
         checkpoint.tokenizer_path,
         read_added_tokens(checkpoint.directories),

@@ -17,6 +17,7 @@ from typing import Any
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, GemmaConfig, VisionConfig
+from gemma_tpu.text.special import RELEASED
 
 # Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
 _TEXT_DEFAULTS: dict[str, Any] = {
@@ -193,7 +194,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
 
     `special_ids`: ids of "pad", "bos", "eos", "start_of_image", "end_of_image" where they are not Gemma's.
     """
-    ids = {"pad": 0, "eos": 1, "bos": 2, "start_of_image": 255_999, "end_of_image": 256_000, **(special_ids or {})}
+    ids = {**RELEASED, **(special_ids or {})}
     scalar = config.query_scale**-2
     if round(scalar) ** -0.5 == config.query_scale:
         scalar = round(scalar)  # transformers accepts integers only

@@ -22,9 +22,9 @@ FUNCTION_PIECES = (
     "<escape>",
 )
 
-# gemma/gm/text/_tokenizer.py, Gemma3Tokenizer.
+# Of the released vocabulary: gemma/gm/text/_tokenizer.py, Gemma3Tokenizer.
 _RELEASED_SIZE = 262_144
-_RELEASED = {
+RELEASED = {
     "pad": 0,
     "eos": 1,
     "bos": 2,
@@ -60,7 +60,7 @@ def find_special_ids(
         name, said = f"<{role}>", config.get(role)
         candidates = [own.get(role)]
         if len(pieces) >= _RELEASED_SIZE:
-            candidates.append(_RELEASED[role])
+            candidates.append(RELEASED[role])
         if said is not None and said in controls:
             candidates.insert(0, said)
         believed = named.get(name, next((token for token in candidates if token in controls), None))
@@ -70,5 +70,5 @@ def find_special_ids(
             continue  # a fine-tune may pad or end with another control token: no contradiction
         piece = f"the piece of {said} is {pieces[said]!r}" if 0 <= said < len(pieces) else f"{said} has no piece"
         taken = f"{name} is {believed}" if believed is not None else f"the vocabulary has no {name}"
-        doubts.append(f"the id of {name} is said to be {said}, but {piece}; {taken}")
+        doubts.append(f"config.json has id {said} for {name}, but {piece}; {taken}")
     return found, doubts

@@ -20,8 +20,8 @@ class Tokenizer:
     """Gemma's text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json: a path, or bytes called `name`.
 
     `added` are tokens of the files beside it, which add to its pieces or rename some. `config_ids` are special ids by
-    role ("bos", "end_of_image", …) as a config.json has them; what of it is not believed is in `doubts`, a sentence for
-    each.
+    role ("bos", "end_of_image", …) as a config.json has them. `doubts` has a sentence for each of both that contradicts
+    the pieces.
 
     Ids: `pad_id`, `eos_id`, `bos_id`, `unk_id`, `start_of_turn`, `end_of_turn`; `start_of_image` and `end_of_image`
     are None in a vocabulary for text only (Gemma 2). `double_newline` is the ids of "\\n\\n": one id in Gemma's
@@ -42,20 +42,13 @@ class Tokenizer:
         vocabulary = open_vocabulary(model, name)
         self.name, self._encode, self._bytes = vocabulary.name, vocabulary.encode, vocabulary.bytes
         self._pieces = list(vocabulary.pieces)
-        replaced: set[str] = set()  # what the file calls them: found by its encoder, but no token's name any more
-        ordinary: dict[str, int] = {}  # what its encoder does not know to find
+        self.doubts: list[str] = []
+        self._replaced: set[str] = set()  # found by the file's encoder, but no token's name any more
         controls = set(vocabulary.controls)
-        for token in added:
-            if token.text == IMAGE_SOFT_TOKEN:
-                continue
-            new = self._rename(token.id, token.text.replace(" ", SPACE), replaced)
-            if token.special:
-                controls.add(token.id)
-            elif new:
-                controls.discard(token.id)
-                ordinary[token.text] = token.id
+        ordinary = self._add(added, controls)
         controls |= control_ids(self._pieces)
-        special, self.doubts = find_special_ids(self._pieces, controls, vocabulary.roles, config_ids or {})
+        special, doubts = find_special_ids(self._pieces, controls, vocabulary.roles, config_ids or {})
+        self.doubts += doubts
         if missing := [f"<{role}>" for role in REQUIRED if role not in special]:
             raise ValueError(f"{self.name}: no Gemma tokenizer: its vocabulary lacks {', '.join(missing)}")
         self.pad_id, self.eos_id, self.bos_id, self.unk_id, self.start_of_turn, self.end_of_turn = (
@@ -64,20 +57,12 @@ class Tokenizer:
         self.start_of_image: int | None = special.get("start_of_image")
         self.end_of_image: int | None = special.get("end_of_image")
         for role, token in special.items():
-            self._rename(token, f"<{role}>", replaced)
+            self._rename(token, f"<{role}>")
         self.vocab_size = len(self._pieces)
         self._ids = {piece: i for i, piece in enumerate(self._pieces) if piece}
         functions = {piece: self._ids[piece] for piece in FUNCTION_PIECES if piece in self._ids}
         self.special_ids = frozenset({*controls, *special.values()} - {*functions.values()})
-
-        # What to look for in a text, and its id; None: not to be taken for the piece that the encoder knows.
-        names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)} | functions
-        hidden: dict[str, int | None] = dict.fromkeys([IMAGE_SOFT_TOKEN, *(replaced - self._ids.keys())])
-        self._parsed: dict[str, int | None] = hidden | ordinary | names
-        self._typed: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
-        others = [re.escape(name) for name in self._parsed if not re.fullmatch(_BRACKETED, name)]
-        # Looking ahead finds those that begin inside another candidate as well.
-        self._candidate = re.compile(f"(?=({'|'.join([*sorted(others, key=len, reverse=True), _BRACKETED])}))")
+        self._look_for(ordinary, functions)
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
                 f"{self.name}: no Gemma tokenizer: it changes the text it encodes. Gemma's have byte fallback, "
@@ -85,15 +70,44 @@ class Tokenizer:
             )
         self.double_newline: list[int] = self.encode("\n\n")
 
-    def _rename(self, token: int, piece: str, replaced: set[str]) -> bool:
-        """Whether `token` had not been called `piece`."""
+    def _add(self, tokens: Iterable[AddedToken], controls: set[int]) -> dict[str, int]:
+        """Takes `tokens` over, and into `controls`. Returns those with a text that the file's encoder does not find."""
+        reserved = controls | control_ids(self._pieces)
+        ordinary: dict[str, int] = {}
+        for token in tokens:
+            if token.text == IMAGE_SOFT_TOKEN:
+                continue
+            old = self._rename(token.id, token.text.replace(" ", SPACE))
+            if old and token.id not in reserved:
+                self.doubts.append(
+                    f"the added token {token.text!r} takes the place of the piece {old!r}, id {token.id}"
+                )
+            if token.special:
+                controls.add(token.id)
+            elif old is not None:
+                controls.discard(token.id)
+                ordinary[token.text] = token.id
+        return ordinary
+
+    def _rename(self, token: int, piece: str) -> str | None:
+        """What `token` had been called ("": nothing); None if it had the name."""
         self._pieces += [""] * (token + 1 - len(self._pieces))
         if (old := self._pieces[token]) == piece:
-            return False
+            return None
         self._pieces[token] = piece
         if old:
-            replaced.add(old.replace(SPACE, " "))
-        return True
+            self._replaced.add(old.replace(SPACE, " "))
+        return old
+
+    def _look_for(self, ordinary: dict[str, int], functions: dict[str, int]) -> None:
+        """Sets what is to be found in texts, and its id; None: not to be taken for the piece that the encoder knows."""
+        names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)} | functions
+        hidden: dict[str, int | None] = dict.fromkeys([IMAGE_SOFT_TOKEN, *(self._replaced - self._ids.keys())])
+        self._parsed: dict[str, int | None] = hidden | ordinary | names
+        self._typed: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
+        others = [re.escape(name) for name in self._parsed if not re.fullmatch(_BRACKETED, name)]
+        # Looking ahead finds those that begin inside another candidate as well.
+        self._candidate = re.compile(f"(?=({'|'.join([*sorted(others, key=len, reverse=True), _BRACKETED])}))")
 
     def has_piece(self, token: int) -> bool:
         """Whether `token` stands for something."""

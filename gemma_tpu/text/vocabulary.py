@@ -14,6 +14,7 @@ from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 SPACE = "▁"  # how a space is spelled inside a piece
 
+_MOST = 1 << 24  # no vocabulary has so many pieces, and a list of them is made
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -91,7 +92,9 @@ def _from_json(data: bytes, name: str) -> Vocabulary:
     tokenizer.no_padding()
     ids = tokenizer.get_vocab(with_added_tokens=True)
     ids.pop(IMAGE_SOFT_TOKEN, None)
-    pieces = [""] * (1 + max(ids.values(), default=-1))
+    if (highest := max(ids.values(), default=-1)) > _MOST:
+        raise ValueError(f"{name}: {highest} is no token id")
+    pieces = [""] * (1 + highest)
     for piece, token in ids.items():
         pieces[token] = piece.replace(" ", SPACE)
     added = tokenizer.get_added_tokens_decoder()
