@@ -1,8 +1,9 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
+# make recording: run the demo checkpoint again for demo/static/webui_demo.html, on a machine with nothing else to do.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check recording clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo
@@ -15,6 +16,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_sampling.py tests/test_rows.py tests/test_text_*.py
+
+recording: .venv/installed
+	$(BIN)/python -m demo.webui.record
 
 # One stamp for each set of packages, so that a change of pyproject.toml installs again.
 .venv/installed: EXTRA :=
