@@ -1,9 +1,10 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
 # make notebooks, make pictures: make them anew.   make dist: a wheel and an sdist, in dist/.
+# make recording: run the demo checkpoint again for demo/static/webui_demo.html, on a machine with nothing else to do.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks pictures dist clean
+.PHONY: demo test check notebooks pictures recording dist clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo
@@ -22,6 +23,9 @@ notebooks: .venv/installed-test
 
 pictures: .venv/installed-test
 	$(BIN)/python -m docs.pictures
+
+recording: .venv/installed
+	$(BIN)/python -m demo.webui.record
 
 dist: .venv/installed-test
 	$(BIN)/python -m build --no-isolation

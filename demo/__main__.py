@@ -81,7 +81,8 @@ def _mesh(value: str) -> tuple[int, int]:
 
 def _origin(value: str) -> str:
     parts = urlsplit(value)
-    if value != "null" and (parts.scheme not in ("http", "https") or value != f"{parts.scheme}://{parts.netloc}"):
+    named = parts.scheme in ("http", "https") and parts.netloc and value == f"{parts.scheme}://{parts.netloc}"
+    if value != "null" and not named:
         raise argparse.ArgumentTypeError(f"{value!r} is not an origin such as http://127.0.0.1:8000, or null for files")
     return value
 

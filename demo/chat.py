@@ -124,6 +124,10 @@ class Turn:
     seed: int | None
     forgotten: int
 
+    @property
+    def exchange(self) -> Exchange:
+        return Exchange(self.question, self.pictures, self.answer.text)
+
 
 class Conversation:
     """The conversation of one tab of the page, for one visitor; thread-safe.
@@ -159,8 +163,8 @@ class Conversation:
             first = pictures[0] if pictures else None
             fresh = first is not None and first != self._picture
             told = [] if fresh else self._told()
-            said = [Exchange(turn.question, turn.pictures, turn.answer.text) for turn in told]
-            stream, new, forgotten = submit(model, said, question, pictures, options)
+            exchanges = [turn.exchange for turn in told]
+            stream, new, forgotten = submit(model, exchanges, question, pictures, options)
             turn = Turn(question, new, Answer(stream), drawn_seed(options), forgotten)
             self._start = self._turns.index(told[forgotten]) if forgotten < len(told) else len(self._turns)
             if fresh:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import os
 import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import uvicorn
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, expect
 
 import gemma_tpu
 from demo.app import Server, mount
@@ -53,6 +55,7 @@ CONFIG = gemma_tpu.GemmaConfig(
     vision=gemma_tpu.VisionConfig(16, 1, 32, 2, image_size=56, patch_size=14, num_soft_tokens=4),
 )
 WAIT = 60_000  # ms, on a machine that may be busy
+LONG = 60_000  # ms of the page's clock: longer than anything recorded takes to replay
 expect.set_options(timeout=WAIT)
 
 Load = Callable[[Callable[[int, int], None]], gemma_tpu.Model]
@@ -80,12 +83,12 @@ def tiny_model() -> Iterator[gemma_tpu.Model]:
 
 
 @contextlib.contextmanager
-def serve(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
-    """The page on a ready model at /, and at /fresh one whose loading is scripted."""
+def serve(model: gemma_tpu.Model, scripted: Scripted, origins: Sequence[str] = ()) -> Iterator[str]:
+    """The page on a ready model at /, and at /fresh one whose loading is scripted. `origins` may use its API."""
     loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh"), loader)
+    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh", origins=origins), loader, origins=origins)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -96,6 +99,22 @@ def serve(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()  # open pages do not keep it
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """`python -m http.server`, without its log."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve_folder(folder: Path) -> Iterator[str]:
+    """As `python -m http.server` in `folder`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 class Visit:
@@ -175,6 +194,62 @@ class Visit:
         return self.page.locator(f"#{tab}-stats")
 
     def notice(self, tab: str) -> Any:
+        return self.page.locator(f"#{tab}-notice [role=alert]")
+
+
+class Reader:
+    """A browser with webui_demo.html open. `close` fails if anything went wrong, or anything else was asked for."""
+
+    def __init__(self, browser: Browser, url: str, *, live: str = "", width: int = 1280, **options: Any) -> None:
+        """With `live`, the page talks to the demo there; without, it replays, and its clock is the test's."""
+        self.problems: list[str] = []
+        self.allowed = (url, f"{live}/api/" if live else "data:", "data:")
+        self.context = browser.new_context(viewport={"width": width, "height": 844}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self._request(request.url))
+        if not live:
+            self.page.clock.install()
+        self.page.goto(f"{url}?server={live}" if live else url)
+
+    def _request(self, url: str) -> None:
+        if not url.startswith(self.allowed) and not url.endswith("/favicon.ico"):
+            self.problems.append(f"a request for {url}")
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.problems
+
+    def load(self) -> list[str]:
+        """The phases that loading goes through, from now on."""
+        self.page.evaluate("""() => {
+            window.phases = [];
+            const look = () => phases.push(document.querySelector("#head .state").dataset.phase);
+            new MutationObserver(look).observe(document.getElementById("head"), { childList: true });
+        }""")
+        self.page.click("#load")
+        self.page.clock.run_for(LONG)
+        return list(dict.fromkeys(self.page.evaluate("phases")))
+
+    def send(self, tab: str, question: str | None = None) -> None:
+        """Asks and, if the answer is recorded, lets it be replayed."""
+        if question is not None:
+            self.page.fill(f"#{tab}-prompt textarea", question)
+        before = self.answers(tab).count()
+        self.page.click(f"#{tab}-send")
+        expect(self.answers(tab)).to_have_count(before + 1)
+        self.page.clock.run_for(LONG)
+        expect(self.page.locator(f"#{tab}-stop")).to_be_hidden()
+
+    def answers(self, tab: str) -> Locator:
+        return self.page.locator(f"#{tab}-chat [data-testid=bot]")
+
+    def stats(self, tab: str) -> Locator:
+        return self.page.locator(f"#{tab}-stats")
+
+    def notice(self, tab: str) -> Locator:
         return self.page.locator(f"#{tab}-notice [role=alert]")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -13,6 +14,9 @@ from small_models import mesh_of
 import gemma_tpu
 from checkpoints.demo_model.evaluate import evaluate, main, questions
 from checkpoints.demo_model.export import CHECKPOINT
+from demo.settings import options
+from demo.tab import EXAMPLES
+from demo.webui.build import RECORDING
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,30 @@ def test_a_picture_drawn_here_and_a_follow_up(model: gemma_tpu.Model) -> None:
     messages += [{"role": "assistant", "content": answers[0]}, {"role": "user", "content": "Where is the blue square?"}]
     answers.append(model.generate(messages, max_new_tokens=40, temperature=0.0).text)
     assert answers == ["A red circle and a blue square.", "The blue square is at the bottom right."]
+
+
+def test_the_recording_is_what_it_says_today(model: gemma_tpu.Model) -> None:
+    """That of static/webui_demo.html: asked anew, in the words and with the pictures and settings that it has."""
+    recording = json.loads(RECORDING.read_text())
+    chosen = options(**recording["settings"])
+    streams = []
+
+    def ask(run: dict[str, Any], told: list[dict[str, Any]]) -> None:
+        pictures = [{"type": "image", "image": str(EXAMPLES / file)} for file in run["pictures"]]
+        messages = [*told, {"role": "user", "content": [*pictures, {"type": "text", "text": run["question"]}]}]
+        streams.append((run, model.stream(messages, **chosen)))
+        answer = "".join(text for *_, text in run["pieces"])
+        for follow_up in run["next"]:
+            ask(follow_up, [*messages, {"role": "assistant", "content": answer}])
+
+    for run in [run for runs in recording["runs"].values() for run in runs]:
+        ask(run, [])
+    assert len(streams) > 30
+    for run, stream in streams:
+        said = stream.finish()
+        assert (said.tokens, said.finish_reason) == (run["tokens"], run["finish_reason"]), run["question"]
+        assert said.text == "".join(text for *_, text in run["pieces"])
+        assert said.usage.prompt_tokens == run["usage"]["prompt_tokens"]
 
 
 def test_it_says_in_words_of_its_own_that_it_is_a_demo(model: gemma_tpu.Model) -> None:

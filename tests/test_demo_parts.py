@@ -32,6 +32,10 @@ class FakeStream:
 
     def __init__(self, pieces: list[str | None], dropped_turns: int) -> None:
         self._pieces, self.dropped_turns, self.closed = pieces, dropped_turns, threading.Event()
+        never = float("nan")
+        tokens = [7] * len(pieces)
+        timings = Timings(never, never, never, never, 0.0)
+        self.completion = Completion("", tokens, "stop", Usage(9, 0, 0, len(tokens)), timings)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
@@ -231,10 +235,12 @@ def test_texts_exist_in_both_languages_and_all_are_used() -> None:
         assert all(texts), key
         fields = [{name for _, name, _, _ in string.Formatter().parse(one) if name} for one in texts]
         assert fields[0] == fields[1], key
-    code = "".join(path.read_text() for path in FOLDER.glob("*.py") if path.name != "texts.py")
+    sources = [*FOLDER.rglob("*.py"), *FOLDER.rglob("*.js")]
+    code = "".join(path.read_text() for path in sources if path.name != "texts.py")
     made_up = {f"tab_{n}" for n in ("image", "text")} | {f"chat_empty_{n}" for n in ("image", "text")}
     made_up |= {f"prompt_{n}" for n in ("image", "text")} | {"picture", "picture_2", "picture_drop", "picture_drop_2"}
     made_up |= {"ended_cancelled", "ended_length", "step_starting", "step_reading", "step_compiling"}
+    made_up |= {f"unrecorded_{what}" for what in ("question", "picture", "settings")}
     unused = [key for key in TEXTS if key not in made_up and f'"{key}"' not in code]
     # Phases are texts too; the first of them is only ever a value.
     assert set(unused) <= {"idle", "starting", "reading", "compiling", "ready", "failed"}
@@ -302,6 +308,15 @@ def test_port_in_use(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err == (
         f"demo: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port\n"
     )
+
+
+def test_origins_are_named_as_browsers_name_them(capsys: pytest.CaptureFixture) -> None:
+    given = ["--allow-origin", "http://127.0.0.1:8000", "--allow-origin", "null"]
+    assert command._parse(given).allow_origin == ["http://127.0.0.1:8000", "null"]
+    for wrong in ("*", "127.0.0.1:8000", "http://127.0.0.1:8000/", "file://", "http://"):
+        with pytest.raises(SystemExit):
+            command._parse(["--allow-origin", wrong])
+        assert f"{wrong!r} is not an origin such as http://127.0.0.1:8000" in capsys.readouterr().err
 
 
 def test_wrong_mesh(capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ const POLL_IDLE = 1500;
 class Live {
   // The demo at `address`. Throws a Refusal that says what is wrong if it cannot be used.
   static async connect(address) {
-    const server = originOf(address);
+    const server = serverAt(address);
     if (server === null) throw new Refusal(() => say("server_malformed", { server: address }));
     const live = new Live(server);
     try {
@@ -99,11 +99,11 @@ class Live {
   }
 }
 
-// "http://host:port" of an address, or null.
-function originOf(address) {
+// "http://host:port" of an address, with its path if it has one; null if it is none.
+function serverAt(address) {
   try {
     const url = new URL(/^\w+:\/\//.test(address) ? address : `http://${address}`);
-    return /^https?:$/.test(url.protocol) ? url.origin : null;
+    return /^https?:$/.test(url.protocol) ? (url.origin + url.pathname).replace(/\/+$/, "") : null;
   } catch {
     return null;
   }

@@ -17,19 +17,19 @@ class Settings {
     return Object.fromEntries([...this.fields].map(([name, field]) => [name, value(field)]));
   }
 
-  lay({ name, id, kind, says, value, minimum, maximum, step }) {
+  lay({ name, id, kind, says, value, visible, minimum, maximum, step }) {
     const label = makeSaying(says.label, "span");
     const limits = { min: minimum ?? "", max: maximum ?? "", step: step ?? 1 };
     if (kind === "checkbox") {
       const box = make("input", { type: "checkbox", checked: value });
       this.fields.set(name, box);
-      return make("label", { class: "setting check", id }, box, label);
+      return make("label", { class: "setting check", id, hidden: !visible }, box, label);
     }
     const number = make("input", { type: "number", ...limits, value });
     this.fields.set(name, number);
     const head = make("label", { class: "name" }, label, number);
     const info = says.info ? makeSaying(says.info, "small") : null;
-    if (kind === "number") return make("div", { class: "setting", id }, head, info);
+    if (kind === "number") return make("div", { class: "setting", id, hidden: !visible }, head, info);
     const range = make("input", { type: "range", ...limits, value });
     inEveryLanguage(() => range.setAttribute("aria-label", say(says.label)));
     range.addEventListener("input", () => (number.value = range.value));
@@ -37,6 +37,6 @@ class Settings {
       const given = number.value === "" ? value : Number(number.value);
       number.value = range.value = Math.min(maximum, Math.max(minimum, given));
     });
-    return make("div", { class: "setting", id }, head, range, info);
+    return make("div", { class: "setting", id, hidden: !visible }, head, range, info);
   }
 }

@@ -27,6 +27,7 @@ def controls(tab: str) -> list[dict[str, Any]]:
             "kind": _KINDS[type(block)],
             "says": says[id(block)],
             "value": block.value,
+            "visible": block.visible,
             **{key: getattr(block, key, None) for key in ("minimum", "maximum", "step")},
         }
         for name, block in zip(inspect.signature(options).parameters, panel, strict=True)

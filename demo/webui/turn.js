@@ -21,7 +21,7 @@ class TurnView {
   show(writing) {
     const { answer } = this.turn;
     this.bot.replaceChildren(...(answer ? renderMarkdown(answer) : [writing ? "…" : say("no_answer")]));
-    this.copy.hidden = writing || !answer;
+    this.copy.hidden = writing || !answer || !navigator.clipboard; // which browsers have on safe origins alone
     this.copy.setAttribute("aria-label", say("copy"));
     this.pictures.forEach((picture) => (picture.alt = say("picture")));
     if (this.anew) this.anew.textContent = say("clear");
