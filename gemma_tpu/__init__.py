@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
     from gemma_tpu.chat import Chat
-    from gemma_tpu.compilation import use_compilation_cache
     from gemma_tpu.config import CONFIGS, GemmaConfig, VisionConfig
+    from gemma_tpu.environment import use_compilation_cache
     from gemma_tpu.image import load_image
     from gemma_tpu.loading import load
     from gemma_tpu.runtime.distributed import initialize
@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 _HOME = {
     "gemma_tpu.api": ("Model",),
     "gemma_tpu.chat": ("Chat",),
-    "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
+    "gemma_tpu.environment": ("use_compilation_cache",),
     "gemma_tpu.image": ("load_image",),
     "gemma_tpu.loading": ("load",),
     "gemma_tpu.runtime.distributed": ("initialize",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from jax.sharding import Mesh
 from gemma_tpu.api import Model
 from gemma_tpu.checkpoint import Checkpoint, load_params, open_checkpoint, read_file, resolve
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.devices import choose_dtype
 from gemma_tpu.model import Params
-from gemma_tpu.plan.memory import check_resident, device_capacity
+from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Tokenizer
@@ -37,8 +39,9 @@ def load(
       source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, or a name such as "gemma3-4b-it".
       config: inferred from the checkpoint unless given.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
-      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
-        refused: Gemma 3's activations overflow it.
+      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on devices without bfloat16 units (a CPU, a T4)
+        unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused: Gemma
+        3's activations overflow it.
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
       tokenizer: a SentencePiece model; by default the one beside the weights.
@@ -62,7 +65,13 @@ def load(
         mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    dtype = resolve_dtype(dtype, mesh)
+    capacity = device_capacity(mesh)
+
+    def fits(dtype: jnp.dtype) -> bool:
+        memory = resident_memory(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype)
+        return capacity is None or memory.resident <= capacity
+
+    dtype, dtype_reason = resolve_dtype(dtype, mesh, fits)
     if not isinstance(tokenizer, Tokenizer | None):
         tokenizer = Tokenizer(tokenizer)
     if tokenizer is None and checkpoint.tokenizer_path is not None:
@@ -70,11 +79,12 @@ def load(
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}: not a pair")
     size = {"rows": max_rows, "context": max_context, "dtype": dtype}
-    check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
+    check_resident(config, mesh=mesh, **size, capacity=capacity)
     params = everywhere(
         lambda: _read(checkpoint, dtype, mesh, text_only, progress), mesh, _open_and_read, source, config, dtype, mesh
     )
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, max_context=max_context, max_rows=max_rows)
+    shape = {"mesh": mesh, "max_context": max_context, "max_rows": max_rows}
+    return Model(config, params, tokenizer, dtype=dtype, dtype_reason=dtype_reason, **shape)
 
 
 def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, text_only: bool, progress: bool | Any) -> Params:
@@ -95,9 +105,16 @@ def _open_and_read(source: str | Path, config: GemmaConfig, dtype: jnp.dtype, me
     return _read(checkpoint, dtype, mesh, text_only, False)
 
 
-def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:
-    if dtype == "auto":
-        dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+def resolve_dtype(
+    dtype: jax.typing.DTypeLike, mesh: Mesh, fits: Callable[[jnp.dtype], bool] = lambda _: True
+) -> tuple[jnp.dtype, str]:
+    """The dtype that is meant, and if it was "auto" why it was chosen. `fits`: whether the model would, in a dtype."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return choose_dtype(mesh, fits)
+    try:
+        known = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
+    except TypeError:
+        known = False
+    if not known:
         raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {dtype}')
-    return jnp.dtype(dtype)
+    return jnp.dtype(dtype), ""

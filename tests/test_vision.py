@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.model.vision import _in_kernel, split_attention
+from gemma_tpu.model.vision import _in_tpu_kernel, split_attention
 from gemma_tpu.sharding import make_mesh
 
 
@@ -29,7 +29,7 @@ def _plain(query, key, value) -> np.ndarray:
 def test_the_kernel_equals_plain_attention(dtype: str, tolerance: float) -> None:
     qkv = _patches(2, 1024, 2, 72, dtype=dtype)
     with pltpu.force_tpu_interpret_mode():
-        found = _in_kernel(*qkv)
+        found = _in_tpu_kernel(*qkv)
     np.testing.assert_allclose(np.asarray(found, "f4"), _plain(*qkv), atol=tolerance)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.progress import Progress, reporter
+from gemma_tpu.environment import cache_dir, hub_cache, writable
 
 SIZES = ("270m", "1b", "4b", "12b", "27b")
 NAMES = tuple(f"gemma3-{size}-{variant}" for size in SIZES for variant in ("pt", "it"))
@@ -28,11 +29,6 @@ _BLOCK = 8 << 20
 
 class _Unavailable(Exception):
     """A source does not have a model, or not for this user; the message says what to do."""
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: $GEMMA_TPU_CACHE, or ~/.cache/gemma_tpu."""
-    return Path(os.environ.get("GEMMA_TPU_CACHE") or "~/.cache/gemma_tpu").expanduser()
 
 
 def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool = True) -> str:
@@ -68,7 +64,7 @@ def download(name: str, *, progress: Progress | bool = True) -> Path:
     if (path := cached(known)) is not None:
         return path
     target = cache_dir() / known
-    target.parent.mkdir(parents=True, exist_ok=True)
+    writable(target.parent).mkdir(parents=True, exist_ok=True)
     sources: dict[str, Callable[[], Path]] = {
         f"gs://{_BUCKET}": lambda: _from_bucket(known, target, progress),
         "Kaggle": lambda: _from_kaggle(known),
@@ -198,6 +194,8 @@ def _from_kaggle(name: str) -> Path:
         raise _Unavailable("needs pip install 'gemma_tpu[hub]'") from None
     handle = f"google/gemma-3/flax/{name.removesuffix('-pt')}"
     page = "https://www.kaggle.com/models/google/gemma-3"
+    if folder := hub_cache("kagglehub", "KAGGLEHUB_CACHE"):
+        os.environ["KAGGLEHUB_CACHE"] = str(folder)
     try:
         return Path(kagglehub.model_download(handle))
     except Exception as error:
@@ -211,10 +209,10 @@ def _from_hugging_face(name: str) -> Path:
         raise _Unavailable("needs pip install 'gemma_tpu[hub]'") from None
     page = _hub_page(name)
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    folder = hub_cache("huggingface", "HF_HOME", "HF_HUB_CACHE")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(page.removeprefix("https://huggingface.co/"), allow_patterns=patterns)
-        )
+        repository = page.removeprefix("https://huggingface.co/")
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, cache_dir=folder))
     except Exception as error:
         raise _explain(error, page, "hf auth login, or HF_TOKEN") from error
 
