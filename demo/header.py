@@ -25,8 +25,10 @@ def header(loader: Loader, lang: str) -> str:
     name = Path(loader.name.rstrip("/")).name
     facts = {"checkpoint": loader.name, **_facts(model, lang)}
     tagline = text("tagline", lang) if model is None else _size(model, lang)
+    hints = {"dtype": model.dtype_reason if model else ""}
     items = "".join(
-        f'<div class="fact"><dt>{escape(text(key, lang))}</dt><dd data-fact="{key}">{escape(value)}</dd></div>'
+        f'<div class="fact"><dt>{escape(text(key, lang))}</dt>'
+        f'<dd data-fact="{key}" title="{escape(hints.get(key, ""))}">{escape(value)}</dd></div>'
         for key, value in facts.items()
     )
     state = escape(text(status.phase, lang))

@@ -36,8 +36,15 @@ def settings_panel(page: Page, name: str) -> list[Any]:
                 gr.Number, says={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
             )
             drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
+            pan_and_scan = page.add(
+                gr.Checkbox,
+                says={"label": "pan_and_scan", "info": "pan_and_scan_info"},
+                value=False,
+                visible=name == "image",
+                elem_id=f"{name}-pan-and-scan",
+            )
     draw.change(lambda on: gr.update(interactive=not on), draw, seed, queue=False, api_visibility="private")
-    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop]
+    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop, pan_and_scan]
 
 
 def options(
@@ -49,6 +56,7 @@ def options(
     draw: bool,
     seed: float | None,
     drop_oldest: bool,
+    pan_and_scan: bool,
 ) -> dict[str, Any]:
     """Options for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
     return {
@@ -59,4 +67,5 @@ def options(
         "min_p": min_p,
         "seed": secrets.randbits(32) if draw or seed is None else int(seed),
         "drop_oldest": drop_oldest,
+        "pan_and_scan": pan_and_scan,
     }

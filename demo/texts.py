@@ -45,6 +45,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Ask as many questions about it as you like. A new picture starts a new conversation.",
         "可以针对同一张图片连续提问。换一张图片会开始新的对话。",
     ),
+    "picture_address": ("Address of a picture", "图片地址"),
+    "picture_address_hint": ("https://… and Enter", "输入 https://… 并按 Enter"),
     "examples": ("Examples", "示例"),
     "chat_empty_image": (
         "Choose a picture, or one of the examples, and ask about it.",
@@ -56,6 +58,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "prompt_keys": ("Enter sends, Shift+Enter starts a new line", "按 Enter 发送，Shift+Enter 换行"),
     "send": ("Send", "发送"),
     "stop": ("Stop", "停止"),
+    "go_on": ("Continue the answer", "继续回答"),
     "clear": ("New conversation", "新对话"),
     # Settings.
     "settings": ("Settings", "设置"),
@@ -70,6 +73,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "random_seed": ("A new seed for every answer", "每次回答使用新的随机种子"),
     "seed": ("Seed", "随机种子"),
     "drop_oldest": ("Forget the oldest turns when the context is full", "上下文已满时忘记最早的对话"),
+    "pan_and_scan": ("Show crops of long or wide pictures too", "同时展示长图或宽图的局部"),
+    "pan_and_scan_info": (
+        "Pan and scan: for small print; each crop takes as much of the context as a picture",
+        "平移扫描（pan and scan）：适合细小文字；每个局部占用的上下文与一张图片相同",
+    ),
     # Under an answer.
     "waiting": ("Reading the prompt…", "正在读取提示…"),
     "writing": ("Writing…", "正在生成…"),
@@ -99,7 +107,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Choose a picture first, or use the other tab for text alone.",
         "请先选择一张图片；纯文本请使用另一个标签页。",
     ),
-    "bad_picture": ("This file cannot be used as a picture: {error}", "无法将此文件用作图片：{error}"),
+    "bad_picture": ("This cannot be used as a picture: {error}", "无法用作图片：{error}"),
+    "no_address": ("an address begins with https:// or http://", "地址应以 https:// 或 http:// 开头"),
     "no_vision": ("This checkpoint reads only text: use the other tab.", "此检查点仅支持文本：请使用另一个标签页。"),
     "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
     "broke": ("The answer broke off: {error}", "回答中断：{error}"),

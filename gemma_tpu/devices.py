@@ -7,7 +7,7 @@ machine with a GPU, chips of a topology that is only compiled for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from gemma_tpu.environment import quiet_libtpu
 
 AttentionKernel = Literal["tpu", "cudnn", "plain"]
+_Device = Any  # a jax.Device; its attributes differ by platform
 
 _AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units; a T4 is 7.5, an A100 8.0, an H100 9.0
 _HOPPER = (9, 0)
@@ -70,22 +71,22 @@ def choose_dtype(mesh: Mesh, fits: Callable[[jnp.dtype], bool]) -> tuple[jnp.dty
     return bfloat16, f"{without}, which makes it slow, but float32 would not fit"
 
 
-def _computes_bfloat16(device: jax.Device) -> bool:
+def _computes_bfloat16(device: _Device) -> bool:
     if device.platform == "gpu":
         # AMD's GPUs that JAX supports (MI200 and later, RDNA 3 and later) have bfloat16 units.
         return not _is_cuda(device) or _cuda_capability(device) >= _AMPERE
     return device.platform != "cpu"
 
 
-def _cuda_capability(device: jax.Device) -> tuple[int, ...]:
+def _cuda_capability(device: _Device) -> tuple[int, ...]:
     """Of an NVIDIA GPU, such as (8, 0); lower than any for another device."""
     return tuple(int(part) for part in device.compute_capability.split(".")) if _is_cuda(device) else ()
 
 
-def _is_cuda(device: jax.Device) -> bool:
+def _is_cuda(device: _Device) -> bool:
     return device.platform == "gpu" and "cuda" in device.client.platform_version
 
 
-def _kinds(devices: Iterable[jax.Device]) -> str:
-    names = {"a CPU" if device.platform == "cpu" else f"a {device.device_kind}" for device in devices}
-    return " or ".join(sorted(names))
+def _kinds(devices: Iterable[_Device]) -> str:
+    names = {"CPU" if device.platform == "cpu" else device.device_kind for device in devices}
+    return "this " + " or ".join(sorted(names))

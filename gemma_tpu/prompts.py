@@ -20,6 +20,7 @@ Images = Any  # an image in any form that `load_image` reads, or several of them
 PlainPrompt = str | list[Message] | list[int]
 
 _EXPECTED = "a prompt is a string, a message, a list of messages or a list of token ids, and a list of those is a batch"
+_BYTES = bytes | bytearray | memoryview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ def read_prompt(prompt: Any) -> PlainPrompt:
         raise ValueError(f"prompt is a batch of {len(batch)} prompts, where one is expected")
     if isinstance(prompt, str):
         return prompt
-    return [prompt] if isinstance(prompt, Mapping) else _elements(prompt)
+    elements = [prompt] if isinstance(prompt, Mapping) else _elements(prompt)
+    return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
 
 
 def read_batch(prompt: Any) -> list[Any] | None:
@@ -65,7 +67,7 @@ def read_batch(prompt: Any) -> list[Any] | None:
 
 
 def _elements(prompt: Any) -> list[Any]:
-    if isinstance(prompt, bytes | bytearray | memoryview):
+    if isinstance(prompt, _BYTES):
         raise ValueError("prompt is bytes: decode them to a string first")
     if hasattr(prompt, "__array__"):
         array = np.asarray(prompt)
@@ -82,7 +84,7 @@ def _kind(element: Any, where: str) -> str:
         return "messages"
     if isinstance(element, int | np.integer) and not isinstance(element, bool):
         return "token ids"
-    if isinstance(element, str | Sequence | np.ndarray) or hasattr(element, "__array__"):
+    if hasattr(element, "__array__") or (isinstance(element, Sequence) and not isinstance(element, _BYTES)):
         return "prompts"
     raise ValueError(f"{where} is of type {type(element).__name__}: {_EXPECTED}")
 
@@ -91,7 +93,7 @@ def as_list(images: Images) -> list[Any]:
     """Images given one by one, as a list, or as an array [I, H, W, C]; None is none."""
     if images is None:
         return []
-    if isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read"):
+    if isinstance(images, str | Path | Image.Image | _BYTES) or hasattr(images, "read"):
         return [images]
     if hasattr(images, "__array__"):
         return list(np.asarray(images)) if np.ndim(images) == 4 else [images]
@@ -150,5 +152,5 @@ def expand_tokens(
     kept = []
     for token in tokens:
         kept.append(len(expanded))
-        expanded += expand_images([int(token)], num_soft_tokens, tokenizer)
+        expanded += expand_images([token], num_soft_tokens, tokenizer)
     return expanded, kept

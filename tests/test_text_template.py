@@ -164,7 +164,10 @@ BAD_MESSAGES = [
     ([user(["a"])], r"messages\[0\]\.content\[0\]: expected a part"),
     ([user([{"text": "a"}])], "unknown type None"),
     ([user([{"type": "audio", "audio": b""}])], "unknown type 'audio'; known are text, image and image_url"),
-    ([user([{"type": "image"}])], r"content\[0\]: a part of type 'image' needs one of the keys 'image', 'url', .* none"),
+    (
+        [user([{"type": "image"}])],
+        r"content\[0\]: a part of type 'image' needs one of the keys 'image', 'url', .* none",
+    ),
     ([user([{"type": "image", "url": "a.png", "path": "b.png"}])], r"needs one of .* it has \['url', 'path'\]"),
     ([user([{"type": "image", "url": b"GIF89a"}])], r"content\[0\]: url must be a string, got bytes"),
     ([user([{"type": "image", "base64": "R0lGOD**"}])], r"content\[0\]: .*base64 is damaged"),
