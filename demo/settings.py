@@ -35,10 +35,11 @@ def settings_panel(page: Page, name: str) -> list[Any]:
             seed = page.add(
                 gr.Number, says={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
             )
+        with gr.Row(elem_classes="seed"):
             drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
             pan_and_scan = page.add(
                 gr.Checkbox,
-                says={"label": "pan_and_scan", "info": "pan_and_scan_info"},
+                says={"label": "pan_and_scan"},
                 value=False,
                 visible=name == "image",
                 elem_id=f"{name}-pan-and-scan",

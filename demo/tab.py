@@ -73,9 +73,10 @@ class ChatTab:
         if allow_urls:
             self.address = page.add(
                 gr.Textbox,
-                says={"placeholder": "picture_address_hint", "label": "picture_address"},
+                says={"placeholder": "picture_address", "label": "picture_address"},
                 lines=1,
                 max_lines=1,
+                container=False,
                 elem_id="picture-address",
             )
         page.add(gr.Markdown, says={"value": "picture_hint"}, elem_classes="hint")

@@ -45,8 +45,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Ask as many questions about it as you like. A new picture starts a new conversation.",
         "可以针对同一张图片连续提问。换一张图片会开始新的对话。",
     ),
-    "picture_address": ("Address of a picture", "图片地址"),
-    "picture_address_hint": ("https://… and Enter", "输入 https://… 并按 Enter"),
+    "picture_address": ("Or the address of one: https://…", "或输入图片地址：https://…"),
     "examples": ("Examples", "示例"),
     "chat_empty_image": (
         "Choose a picture, or one of the examples, and ask about it.",
@@ -73,10 +72,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "random_seed": ("A new seed for every answer", "每次回答使用新的随机种子"),
     "seed": ("Seed", "随机种子"),
     "drop_oldest": ("Forget the oldest turns when the context is full", "上下文已满时忘记最早的对话"),
-    "pan_and_scan": ("Show crops of long or wide pictures too", "同时展示长图或宽图的局部"),
-    "pan_and_scan_info": (
-        "Pan and scan: for small print; each crop takes as much of the context as a picture",
-        "平移扫描（pan and scan）：适合细小文字；每个局部占用的上下文与一张图片相同",
+    "pan_and_scan": (
+        "Show crops of wide or tall pictures too, for small print",
+        "同时展示宽图或长图的局部，便于识别小字",
     ),
     # Under an answer.
     "waiting": ("Reading the prompt…", "正在读取提示…"),

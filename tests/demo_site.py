@@ -81,11 +81,11 @@ def tiny_model() -> Iterator[gemma_tpu.Model]:
 
 @contextlib.contextmanager
 def serve(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
-    """The page on a ready model at /, and at /fresh one whose loading is scripted."""
+    """The page on a ready model at /, and at /fresh one whose loading is scripted, and that takes addresses."""
     loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh"), loader)
+    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh", allow_urls=True), loader)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

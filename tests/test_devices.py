@@ -104,7 +104,7 @@ def test_auto_is_what_the_devices_compute_in(devices, largest: str | None, dtype
 def test_a_dtype_that_is_asked_for_is_taken() -> None:
     for dtype in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
         assert resolve_dtype(dtype, mesh(T4)) == (jnp.dtype("bfloat16"), "")
-    for dtype in ("float16", "int8", "banana", 3, None):
+    for dtype in ("float16", "int8", "banana"):
         with pytest.raises(ValueError, match=r'dtype must be "bfloat16" or "float32"'):
             resolve_dtype(dtype, mesh(H100))
 
