@@ -120,7 +120,7 @@ class Model:
         how |= {"allow_urls": allow_urls, "drop_oldest": drop_oldest, **options}
         if (batch := prompts.read_batch(prompt)) is None:
             return self.stream(cast(SinglePrompt, prompt), images=images, **how).finish()
-        if images is not None:
+        if prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
         streams = [self.stream(one, **how) for one in batch]
         return [stream.finish() for stream in streams]

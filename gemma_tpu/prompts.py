@@ -118,7 +118,7 @@ def render(
     """Tokens and images of one prompt. `images` go before a string, or where a raw one or token ids mark them."""
     options = {"pan_and_scan": reading.pan_and_scan, "continue_final": reading.continue_final}
     if isinstance(prompt, list) and isinstance(prompt[0], Mapping):
-        if images is not None:
+        if as_list(images):
             raise ValueError("images= goes with a string: in messages, images are parts of their content")
         if reading.raw:
             raise ValueError("raw goes with a string: messages are written in the chat format")

@@ -157,7 +157,7 @@ def test_a_cut_answer_goes_on_in_its_place() -> None:
     before = ["user: [a.png] What?", "assistant: Yes.", "user: Where?"]
     assert outline(model.told[-1]) == [*before, "assistant: It is a"]
     assert model.asked == GREEDY | {"continue_final": True, "drop_oldest": False}
-    assert [message["content"][0]["text"] for message in conversation.shown("en")][-1] == "It is a house."
+    assert conversation.shown("en")[-1]["content"][0]["text"] == "It is a house."
     assert not conversation.cut
     ask(conversation, model, "So?", "a.png", None)
     assert outline(model.told[-1])[3:] == ["assistant: It is a house.", "user: So?"]

@@ -154,7 +154,7 @@ def test_a_string_is_a_message_with_its_images_first() -> None:
     parts = [{"type": "image", "image": RED}, {"type": "text", "text": "Which?"}]
     assert prompt == render([{"role": "user", "content": parts}], None, TOKENIZER, N, Reading())
     assert prompt.tokens.count(SOFT_TOKEN) == N
-    assert render([HELLO], None, TOKENIZER, N, Reading()) == render("Hello", None, TOKENIZER, N, Reading())
+    assert render([HELLO], [], TOKENIZER, N, Reading()) == render("Hello", None, TOKENIZER, N, Reading())
 
 
 def test_options_of_the_chat_format_reach_it() -> None:
