@@ -49,7 +49,9 @@ def read_prompt(prompt: Any) -> PlainPrompt:
         raise ValueError(f"prompt is a batch of {len(batch)} prompts, where one is expected")
     if isinstance(prompt, str):
         return prompt
-    elements = [prompt] if isinstance(prompt, Mapping) else _elements(prompt)
+    if isinstance(prompt, Mapping):
+        return [prompt]
+    elements = _elements(prompt)
     return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
 
 
