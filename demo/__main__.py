@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import secrets
 import signal
 import socket
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import gemma_tpu
+
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
-_CACHE = Path.home() / ".cache" / "gemma_tpu" / "compiled"
 _GRACE = 2  # seconds that open pages have when the server is stopped
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serves until Ctrl-C. Returns an exit code; what is wrong is one line on standard error."""
     arguments = _parse(argv)
-    # Read by jax when it is first imported, which the loader does. The second start then need not compile.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    try:
-        source = _find(arguments.checkpoint)
-        if arguments.distributed:
-            import gemma_tpu
-
-            gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
-        listener = _listen(arguments.host, arguments.port)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    with listener:
-        return _serve(arguments, source, listener)
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        gemma_tpu.use_compilation_cache()  # before jax is imported, which the loader does
+        try:
+            source = _find(arguments.checkpoint)
+            if arguments.distributed:
+                gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
+            listener = _listen(arguments.host, arguments.port)
+        except (ValueError, OSError, RuntimeError) as error:
+            print(f"demo: {error}", file=sys.stderr)
+            return 1
+        with listener:
+            return _serve(arguments, source, listener)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -51,6 +51,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
+    parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
+    parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    parser.add_argument(
+        "--allow-urls",
+        action="store_true",
+        help="take pictures' http(s) addresses too; visitors can then have this machine fetch whatever it can reach",
+    )
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
     parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
@@ -69,6 +76,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     hosts.add_argument("--num-processes", type=int, metavar="N")
     hosts.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
     return parser.parse_args(argv)
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+    """One line, without the place in the code."""
+    print(f"demo: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _mesh(value: str) -> tuple[int, int]:
@@ -122,8 +134,6 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     from demo.state import Loader
 
     def load(progress):
-        import gemma_tpu
-
         return gemma_tpu.load(
             source,
             mesh=arguments.mesh,
@@ -131,13 +141,16 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             adapter=arguments.adapter,
             max_context=arguments.max_context,
             max_rows=arguments.max_rows,
+            tokenizer=arguments.tokenizer,
+            text_only=arguments.text_only,
             progress=progress,
         )
 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, lang=arguments.lang, origins=arguments.allow_origin)
+    how: dict[str, Any] = {"lang": arguments.lang, "allow_urls": arguments.allow_urls}
+    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, **how, origins=arguments.allow_origin)
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -30,8 +30,11 @@ _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (second
 _MAX_UPLOAD = "64mb"
 
 
-def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
-    """The page. `lang` is its language at first; None takes the visitor's, as his browser says."""
+def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) -> gr.Blocks:
+    """The page. `lang` is its language at first; None takes the visitor's, as his browser says.
+
+    With `allow_urls` it takes pictures' http(s) addresses, any that this machine can reach.
+    """
     page, readers = Page(lang or "en"), Readers()
     with gr.Blocks(title="gemma_tpu", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as blocks:
         with gr.Row(elem_classes="top"):
@@ -49,7 +52,7 @@ def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
                 button, _ = controls(loader.status, page.lang)
                 load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
         with gr.Tabs(elem_id="tabs"):
-            tabs = [ChatTab(page, name, loader, readers, language) for name in ("image", "text")]
+            tabs = [ChatTab(page, name, loader, readers, language, allow_urls=allow_urls) for name in ("image", "text")]
         clock = gr.Timer(1.0)
 
         shown = [head, load, clock]
@@ -93,9 +96,15 @@ def build(loader: Loader, lang: str | None = None) -> gr.Blocks:
 
 
 def mount(
-    app: fastapi.FastAPI, loader: Loader, *, lang: str | None = None, path: str = "/", origins: Sequence[str] = ()
+    app: fastapi.FastAPI,
+    loader: Loader,
+    *,
+    lang: str | None = None,
+    path: str = "/",
+    allow_urls: bool = False,
+    origins: Sequence[str] = (),
 ) -> fastapi.FastAPI:
-    """Puts the page on `app` at `path`; at "/" it must come after all other routes.
+    """Puts the page (see `build`) on `app` at `path`; at "/" it must come after all other routes.
 
     Pages of `origins` may use its model too, through the API of `demo.api` at `path`/api.
     """
@@ -103,7 +112,7 @@ def mount(
         app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
     return gr.mount_gradio_app(
         app,
-        build(loader, lang),
+        build(loader, lang, allow_urls=allow_urls),
         path,
         theme=theme(),
         css_paths=_STATIC / "style.css",

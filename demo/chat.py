@@ -24,12 +24,12 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>#~|$&])|^([-+=]|\d+(?=[.)]))")
 class Answer:
     """An answer being written, read on a thread of its own, so that many can wait without one each in the web server.
 
-    `text` grows until `done`; then `error` says if it broke off.
+    `text` grows until `done`, from what an earlier answer has `begun`; then `error` says if it broke off.
     """
 
-    def __init__(self, stream: TextStream) -> None:
+    def __init__(self, stream: TextStream, begun: str = "") -> None:
         self._stream = stream
-        self._pieces: list[str] = []
+        self._pieces = [begun]
         self.done = False
         self.error: Exception | None = None
         threading.Thread(target=self._read, name="demo-answer", daemon=True).start()
@@ -41,6 +41,11 @@ class Answer:
     @property
     def completion(self) -> Completion:
         return self._stream.completion
+
+    @property
+    def cut(self) -> bool:
+        """Whether it ended before its end, so that the model could go on with it."""
+        return self.done and bool(self.text) and self.completion.finish_reason in ("length", "cancelled")
 
     def stop(self) -> None:
         """Stops the model's work; `done` follows soon."""
@@ -170,6 +175,26 @@ class Conversation:
             if fresh:
                 self._picture = first
             self._turns.append(turn)
+            return turn
+
+    @property
+    def cut(self) -> bool:
+        """Whether the last answer can be continued."""
+        return bool(self._turns) and self._turns[-1].answer.cut
+
+    def go_on(self, model: Model, options: dict[str, Any]) -> Turn:
+        """Begins to continue the last answer, which is `cut`. Nothing is forgotten for it.
+
+        ValueError if there is no room; the conversation is then as before.
+        """
+        with self._lock:
+            *told, last = self._told()
+            begun = last.answer.text.rstrip()
+            messages = [message for turn in told for message in _exchange(turn.exchange)]
+            messages += [_question(last.question, last.pictures), {"role": "assistant", "content": begun}]
+            stream = model.stream(messages, continue_final=True, **(options | {"drop_oldest": False}))
+            turn = dataclasses.replace(last, answer=Answer(stream, begun), seed=drawn_seed(options))
+            self._turns[-1] = turn
             return turn
 
     def stop(self) -> None:

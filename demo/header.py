@@ -19,8 +19,10 @@ def header(loader: Loader, lang: str) -> str:
     """HTML of the header."""
     model, status = loader.model, loader.status
     said = head(loader.name, Facts.of(model) if model else None, status, lang)
+    hints = {"dtype": model.dtype_reason if model else ""}
     items = "".join(
-        f'<div class="fact"><dt>{escape(label)}</dt><dd data-fact="{key}">{escape(value)}</dd></div>'
+        f'<div class="fact"><dt>{escape(label)}</dt>'
+        f'<dd data-fact="{key}" title="{escape(hints.get(key, ""))}">{escape(value)}</dd></div>'
         for key, (label, value) in said.facts.items()
     )
     state = escape(said.state)

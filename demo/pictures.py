@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from PIL.Image import Image
 
 import gemma_tpu
 from demo.state import explain
@@ -40,15 +41,33 @@ async def check(path: str | None, lang: str) -> tuple[Any, str]:
         return await asyncio.to_thread(_showable, path), ""
     except ValueError as error:
         # The library names the file by its path on the server, which says nothing to the visitor.
-        message = explain(error).replace(path, Path(path).name)
-        return None, f'<p class="notice" role="alert">{escape(text("bad_picture", lang, error=message))}</p>'
+        return None, _refusal(explain(error).replace(path, Path(path).name), lang)
+
+
+async def fetch(address: str, lang: str) -> tuple[Any, str]:
+    """What the place and the notice should hold once the picture at an http(s) `address` has been asked for."""
+    address = address.strip()
+    if not address.lower().startswith(("http://", "https://")):
+        return gr.skip(), _refusal(text("no_address", lang), lang)  # else it would name a file of this machine
+    try:
+        image = await asyncio.to_thread(gemma_tpu.load_image, address, allow_urls=True)
+    except ValueError as error:
+        return gr.skip(), _refusal(explain(error), lang)
+    return await asyncio.to_thread(_as_png, image), ""
 
 
 def _showable(path: str) -> Any:
     """`path` if a browser can show it, else a PNG of it. ValueError if it is no picture."""
     image = gemma_tpu.load_image(path)
-    if Path(path).suffix.lower() in _SHOWN_BY_BROWSERS:
-        return gr.skip()  # the place stays as it is: the file itself is shown
+    # The file itself is shown where it can be: the place stays as it is.
+    return gr.skip() if Path(path).suffix.lower() in _SHOWN_BY_BROWSERS else _as_png(image)
+
+
+def _as_png(image: Image) -> str:
     with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:
         image.save(file, "PNG")
     return file.name
+
+
+def _refusal(error: str, lang: str) -> str:
+    return f'<p class="notice" role="alert">{escape(text("bad_picture", lang, error=error))}</p>'

@@ -39,9 +39,17 @@ def settings_panel(page: Page, name: str) -> list[Any]:
             seed = page.add(
                 gr.Number, says={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
             )
+        with gr.Row(elem_classes="seed"):
             drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
+            pan_and_scan = page.add(
+                gr.Checkbox,
+                says={"label": "pan_and_scan"},
+                value=False,
+                visible=name == "image",
+                elem_id=f"{name}-pan-and-scan",
+            )
     draw.change(lambda on: gr.update(interactive=not on), draw, seed, queue=False, api_visibility="private")
-    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop]
+    return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop, pan_and_scan]
 
 
 def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: Options) -> list[Any]:
@@ -62,6 +70,7 @@ def options(
     draw: bool,
     seed: float | None,
     drop_oldest: bool,
+    pan_and_scan: bool,
 ) -> dict[str, Any]:
     """Options for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
     return {
@@ -72,4 +81,5 @@ def options(
         "min_p": min_p,
         "seed": secrets.randbits(32) if draw or seed is None else int(seed),
         "drop_oldest": drop_oldest,
+        "pan_and_scan": pan_and_scan,
     }

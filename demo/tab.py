@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo.chat import Conversation, Readers
+from demo.chat import Conversation, Readers, Turn
 from demo.facts import unready
 from demo.page import Page
-from demo.pictures import check, picture
+from demo.pictures import check, fetch, picture
 from demo.settings import DEFAULTS, options, own_defaults, settings_panel
 from demo.state import Loader, explain
 from demo.texts import TEXTS, text
@@ -32,17 +34,23 @@ def examples(name: str) -> list[dict[str, Any]]:
 
 
 class ChatTab:
-    """The tab `name` ("image" or "text") of `page`; create it inside the layout."""
+    """The tab `name` ("image" or "text") of `page`; create it inside the layout.
 
-    def __init__(self, page: Page, name: str, loader: Loader, readers: Readers, language: gr.Radio) -> None:
+    With `allow_urls` a picture can be given as an address, from which the server fetches it.
+    """
+
+    def __init__(
+        self, page: Page, name: str, loader: Loader, readers: Readers, language: gr.Radio, *, allow_urls: bool = False
+    ) -> None:
         self.name, self._loader, self._readers = name, loader, readers
         self.pictures: list[gr.Image] = []
+        self.address: gr.Textbox | None = None
         with page.add(gr.Tab, says={"label": f"tab_{name}"}, id=name, elem_id=f"{name}-tab"):
             self.conversation = gr.State(Conversation(), delete_callback=Conversation.stop)
             with gr.Row(elem_classes="desk"):
                 with gr.Column(elem_classes="side", min_width=280, scale=0):
                     if name == "image":
-                        self._lay_pictures(page)
+                        self._lay_pictures(page, allow_urls)
                     page.add(gr.Markdown, says={"value": "examples"}, elem_classes="caption")
                     with gr.Column(elem_classes="examples"):
                         buttons = [self._example_button(page, example) for example in examples(name)]
@@ -52,7 +60,7 @@ class ChatTab:
 
     # Layout.
 
-    def _lay_pictures(self, page: Page) -> None:
+    def _lay_pictures(self, page: Page, allow_urls: bool) -> None:
         with gr.Row(elem_classes="pictures"):
             for number, suffix in enumerate(("", "_2")):
                 self.pictures.append(
@@ -63,6 +71,15 @@ class ChatTab:
                         elem_id=f"picture-{number + 1}",
                     )
                 )
+        if allow_urls:
+            self.address = page.add(
+                gr.Textbox,
+                says={"placeholder": "picture_address", "label": "picture_address"},
+                lines=1,
+                max_lines=1,
+                container=False,
+                elem_id="picture-address",
+            )
         page.add(gr.Markdown, says={"value": "picture_hint"}, elem_classes="hint")
 
     def _example_button(self, page: Page, example: dict[str, Any]) -> gr.Button:
@@ -103,6 +120,15 @@ class ChatTab:
             )
         with gr.Row(elem_classes="under"):
             self.stats = gr.HTML(text("prompt_keys", page.lang), elem_classes="stats", elem_id=f"{self.name}-stats")
+            self.go_on = page.add(
+                gr.Button,
+                says={"value": "go_on"},
+                size="sm",
+                scale=0,
+                min_width=140,
+                visible=False,
+                elem_id=f"{self.name}-continue",
+            )
             self.clear = page.add(
                 gr.Button, says={"value": "clear"}, size="sm", scale=0, min_width=140, elem_id=f"{self.name}-clear"
             )
@@ -118,7 +144,14 @@ class ChatTab:
             [self.prompt.submit, self.send.click],
             self._answer,
             [self.conversation, language, self.prompt, *self.pictures, *self.settings],
-            [self.chat, self.prompt, self.send, self.stop, self.stats, self.notice],
+            [self.chat, self.prompt, self.send, self.stop, self.go_on, self.stats, self.notice],
+            trigger_mode="once",
+            **together,
+        )
+        self.go_on.click(
+            self._continue,
+            [self.conversation, language, *self.settings],
+            [self.chat, self.send, self.stop, self.go_on, self.stats, self.notice],
             trigger_mode="once",
             **together,
         )
@@ -126,12 +159,14 @@ class ChatTab:
         self.clear.click(
             self._clear,
             [self.conversation, language],
-            [self.chat, self.prompt, self.send, self.stop, self.stats, self.notice, *self.pictures],
+            [self.chat, self.prompt, self.send, self.stop, self.go_on, self.stats, self.notice, *self.pictures],
             **together,
         )
         for place in self.pictures:
             place.upload(check, [place, language], [place, self.notice], **together)
             place.clear(lambda: "", None, self.notice, queue=False, **quiet)
+        if self.address is not None:
+            self.address.submit(fetch, [self.address, language], [self.pictures[0], self.notice], **together)
         for button, example in zip(buttons, examples(self.name), strict=True):
             files = [str(EXAMPLES / file) for file in example.get("pictures", ())]
             files += [None] * (len(self.pictures) - len(files))
@@ -151,7 +186,7 @@ class ChatTab:
         return {
             self.chat: [],
             self.prompt: "",
-            **self._idle(),
+            **self._idle(conversation),
             self.stats: conversation.footer(lang),
             self.notice: "",
             **dict.fromkeys(self.pictures),
@@ -166,9 +201,35 @@ class ChatTab:
         if model is None or problem:
             yield {self.notice: _notice(problem)}
             return
+        begin = functools.partial(conversation.ask, model, prompt, pictures, settings)
+        async with contextlib.aclosing(self._write(request, conversation, lang, begin, {self.prompt: ""})) as updates:
+            async for update in updates:
+                yield update
+
+    async def _continue(
+        self, request: gr.Request, conversation: Conversation, lang: str, *settings: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        model = self._loader.model
+        if model is None or not conversation.cut:
+            yield self._idle(conversation)
+            return
+        begin = functools.partial(conversation.go_on, model, options(*settings))
+        async with contextlib.aclosing(self._write(request, conversation, lang, begin, {})) as updates:
+            async for update in updates:
+                yield update
+
+    async def _write(
+        self,
+        request: gr.Request,
+        conversation: Conversation,
+        lang: str,
+        begin: Callable[[], Turn],
+        once_begun: dict[Any, Any],
+    ) -> AsyncGenerator[dict[Any, Any], None]:
+        """The page while the answer that `begin` begins is being written."""
         try:
             # Reading and resizing pictures takes a while, which other visitors should not notice.
-            turn = await asyncio.to_thread(conversation.ask, model, prompt, pictures, settings)
+            turn = await asyncio.to_thread(begin)
         except (ValueError, RuntimeError) as error:
             yield {self.notice: _notice(text("refused", lang, error=explain(error)))}
             return
@@ -176,11 +237,12 @@ class ChatTab:
         with self._readers.reading(request.session_hash or "", answer):
             yield {
                 self.chat: conversation.shown(lang),
-                self.prompt: "",
                 self.send: gr.update(visible=False),
                 self.stop: gr.update(visible=True),
+                self.go_on: gr.update(visible=False),
                 self.stats: conversation.footer(lang),
                 self.notice: "",
+                **once_begun,
             }
             while not answer.done:
                 await asyncio.sleep(_LOOK_EVERY)
@@ -191,7 +253,7 @@ class ChatTab:
         broken = text("broke", lang, error=explain(answer.error)) if answer.error else ""
         yield {
             self.chat: conversation.shown(lang),
-            **self._idle(),
+            **self._idle(conversation),
             self.stats: conversation.footer(lang),
             self.notice: _notice(broken) if broken else "",
         }
@@ -219,8 +281,12 @@ class ChatTab:
             return text("no_picture", lang)
         return ""
 
-    def _idle(self) -> dict[Any, Any]:
-        return {self.send: gr.update(visible=True), self.stop: gr.update(visible=False)}
+    def _idle(self, conversation: Conversation) -> dict[Any, Any]:
+        return {
+            self.send: gr.update(visible=True),
+            self.stop: gr.update(visible=False),
+            self.go_on: gr.update(visible=conversation.cut),
+        }
 
 
 async def _stop(conversation: Conversation) -> None:

@@ -45,6 +45,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Ask as many questions about it as you like. A new picture starts a new conversation.",
         "可以针对同一张图片连续提问。换一张图片会开始新的对话。",
     ),
+    "picture_address": ("Or the address of one: https://…", "或输入图片地址：https://…"),
     "examples": ("Examples", "示例"),
     "chat_empty_image": (
         "Choose a picture, or one of the examples, and ask about it.",
@@ -56,6 +57,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "prompt_keys": ("Enter sends, Shift+Enter starts a new line", "按 Enter 发送，Shift+Enter 换行"),
     "send": ("Send", "发送"),
     "stop": ("Stop", "停止"),
+    "go_on": ("Continue the answer", "继续回答"),
     "clear": ("New conversation", "新对话"),
     # Settings.
     "settings": ("Settings", "设置"),
@@ -70,6 +72,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "random_seed": ("A new seed for every answer", "每次回答使用新的随机种子"),
     "seed": ("Seed", "随机种子"),
     "drop_oldest": ("Forget the oldest turns when the context is full", "上下文已满时忘记最早的对话"),
+    "pan_and_scan": (
+        "Show crops of wide or tall pictures too, for small print",
+        "同时展示宽图或长图的局部，便于识别小字",
+    ),
     # Under an answer.
     "waiting": ("Reading the prompt…", "正在读取提示…"),
     "writing": ("Writing…", "正在生成…"),
@@ -99,7 +105,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Choose a picture first, or use the other tab for text alone.",
         "请先选择一张图片；纯文本请使用另一个标签页。",
     ),
-    "bad_picture": ("This file cannot be used as a picture: {error}", "无法将此文件用作图片：{error}"),
+    "bad_picture": ("This cannot be used as a picture: {error}", "无法用作图片：{error}"),
+    "no_address": ("an address begins with https:// or http://", "地址应以 https:// 或 http:// 开头"),
     "no_vision": ("This checkpoint reads only text: use the other tab.", "此检查点仅支持文本：请使用另一个标签页。"),
     "format_TranslateGemma": (
         "This checkpoint is TranslateGemma, which must be told two languages; this page has no fields for them. "

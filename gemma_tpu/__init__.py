@@ -9,10 +9,10 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.api import Model as Model
     from gemma_tpu.chat import Chat as Chat
     from gemma_tpu.classify import Verdict as Verdict
-    from gemma_tpu.compilation import use_compilation_cache as use_compilation_cache
     from gemma_tpu.config import CONFIGS as CONFIGS
     from gemma_tpu.config import GemmaConfig as GemmaConfig
     from gemma_tpu.config import VisionConfig as VisionConfig
+    from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
     from gemma_tpu.image import load_image as load_image
     from gemma_tpu.image import pan_and_scan as pan_and_scan
     from gemma_tpu.loading import from_params as from_params
@@ -32,8 +32,8 @@ _HOME = {
     "gemma_tpu.api": ("Model",),
     "gemma_tpu.chat": ("Chat",),
     "gemma_tpu.classify": ("Verdict",),
-    "gemma_tpu.compilation": ("use_compilation_cache",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
+    "gemma_tpu.environment": ("use_compilation_cache",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.runtime.distributed": ("initialize",),

@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gemma_tpu import prompts
 from gemma_tpu.chat import Chat
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.image import load_image
 from gemma_tpu.model import Params
+from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request
 from gemma_tpu.stream import Completion, TextStream
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images, render_raw
-
-Message = dict[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
-SinglePrompt = str | Sequence[Message] | Sequence[int]
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 _LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
@@ -42,10 +40,12 @@ class Model:
         dtype: jax.typing.DTypeLike,
         max_context: int,
         max_rows: int,
+        dtype_reason: str = "",
         defaults: Options | None = None,
         format: Format = GEMMA3,
     ) -> None:
         self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
+        self.dtype_reason = dtype_reason  # why `load` has chosen it; "" where the caller did
         self._tokenizer, self.format = tokenizer, format
         self.defaults = defaults or Options()  # of this checkpoint, for the options that a call does not give
         ends = self.defaults.stop_tokens or ()
@@ -79,6 +79,15 @@ class Model:
             )
         return self._tokenizer
 
+    def __repr__(self) -> str:
+        text, vision = self.config, "text and images" if self.config.vision else "text"
+        reason = f" ({self.dtype_reason})" if self.dtype_reason else ""
+        data = self.mesh.shape["data"]
+        return (
+            f"<gemma_tpu.Model: {text.num_layers} layers of {text.embed_dim}, {vision}, {self.dtype}{reason}, "
+            f"mesh {data} × {self.mesh.size // data}>"
+        )
+
     def close(self) -> None:
         """Stops the engine and lets go of the device memory."""
         self._closer()
@@ -98,35 +107,50 @@ class Model:
         self,
         prompt: SinglePrompt | Sequence[SinglePrompt],
         *,
-        images: Sequence[Any] | None = None,
+        images: Images = None,
         raw: bool = False,
+        pan_and_scan: bool = False,
+        continue_final: bool = False,
+        allow_urls: bool = False,
+        drop_oldest: bool = False,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Answers one prompt, or a batch of them.
 
-        A prompt is a string (one user message, its `images` shown before it), a list of messages in the OpenAI shape,
-        or a list of token ids; a list of those is a batch. With `raw=True` a string is taken as it is, each
-        `<start_of_image>` in it being the place of one of `images`. `options`: see `Options`, and `drop_oldest` of
-        `stream`; those not given are the checkpoint's own (`defaults`). For FunctionGemma `tools`, functions as JSON
-        schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs" and "pt-BR".
+        A prompt is a string (one user message, its `images` shown before it), a list of messages in the shape of OpenAI
+        or Hugging Face (see `gemma_tpu.text.render_messages`) or one such message, or token ids; a list of those, or an
+        array [B, T] of ids, is a batch.
+
+        Args:
+          images: one or several, each in any form that `gemma_tpu.load_image` reads; with a string or token ids.
+          raw: takes a string as it is, each `<start_of_image>` in it being the place of one of `images`.
+          pan_and_scan: shows crops of an image that is far from square after it, for small print.
+          continue_final: the last message is the assistant's, and the model goes on with it.
+          allow_urls: fetches images at http(s) addresses, which are otherwise refused.
+          drop_oldest: see `stream`.
+          options: see `Options`; those not given are the checkpoint's own (`defaults`). For FunctionGemma `tools`,
+            functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs", "pt-BR".
 
         ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
-        if _is_batch(prompt):
-            if images is not None:
-                raise ValueError(
-                    "images= goes with a single prompt: in a batch, give conversations with images in them"
-                )
-            streams = [self.stream(cast(SinglePrompt, one), raw=raw, **options) for one in prompt]
-            return [stream.finish() for stream in streams]
-        return self.stream(cast(SinglePrompt, prompt), images=images, raw=raw, **options).finish()
+        how: dict[str, Any] = {"raw": raw, "pan_and_scan": pan_and_scan, "continue_final": continue_final}
+        how |= {"allow_urls": allow_urls, "drop_oldest": drop_oldest, **options}
+        if (batch := prompts.read_batch(prompt)) is None:
+            return self.stream(cast(SinglePrompt, prompt), images=images, **how).finish()
+        if prompts.as_list(images):
+            raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
+        streams = [self.stream(one, **how) for one in batch]
+        return [stream.finish() for stream in streams]
 
     def stream(
         self,
         prompt: SinglePrompt,
         *,
-        images: Sequence[Any] | None = None,
+        images: Images = None,
         raw: bool = False,
+        pan_and_scan: bool = False,
+        continue_final: bool = False,
+        allow_urls: bool = False,
         drop_oldest: bool = False,
         **options: Any,
     ) -> TextStream:
@@ -135,52 +159,62 @@ class Model:
         With `drop_oldest`, messages that have outgrown the context lose their oldest turns (a question and its answer,
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
-        settings = self._options(options)
-        rendered = self._render(prompt, images, raw, options)
-        dropped = 0
-        if drop_oldest and not isinstance(prompt, str) and isinstance(prompt[0], dict):
-            _, rendered, dropped = self._fit(cast(Sequence[Message], prompt), rendered, settings, options)
+        settings, plain = self._options(options), prompts.read_prompt(prompt)
+        reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
+        rendered, dropped = self._render(plain, images, reading), 0
+        if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
+            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
         return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
 
-    def chat(self, system: str | None = None, *, drop_oldest: bool = False, **options: Any) -> Chat:
-        """A conversation that remembers its turns. `options` hold for every answer, see `Options`.
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        drop_oldest: bool = False,
+        pan_and_scan: bool = False,
+        allow_urls: bool = False,
+        **options: Any,
+    ) -> Chat:
+        """A conversation that remembers its turns. What is given here holds for every answer, see `generate`.
 
         A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns are forgotten
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
         self._options(options)
-        return Chat(self, system, options, drop_oldest)
+        return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
-    def logits(self, tokens: Any, images: Sequence[Sequence[Any]] | None = None) -> jax.Array:
+    def logits(self, tokens: Any, images: Images = None, *, allow_urls: bool = False) -> jax.Array:
         """Teacher-forced logits: int[B, T] → float32[B, T, V].
 
         Each `<start_of_image>` is expanded into the block of the next image of its row (`images`: a list per row). The
         result has one row per token given; that of a `<start_of_image>` belongs to the first token of its block, as in
         Google's implementation.
         """
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:
+            raise ValueError("tokens must be integers of shape [B, T]: these rows differ in length") from None
+        if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
+        if not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
             raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
-        rows, kept = zip(*(self._expand(row.tolist()) for row in tokens), strict=True)
+        expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
+        rows, kept = zip(*expanded, strict=True)
         markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
-        shown = [image for row in images or () for image in row]
-        if (images is not None and len(images) != len(tokens)) or len(shown) != markers:
-            raise ValueError(
-                f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images in {len(images or ())}"
-            )
+        shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
+        if len(shown) != markers:
+            raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
         longest = -(-max(map(len, rows)) // _LOGITS_BUCKET) * _LOGITS_BUCKET
         padded = np.zeros((len(rows), longest), np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
         lengths = np.array([len(row) for row in rows])
-        inputs = self._image_inputs([load_image(image) for image in shown])
+        inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
         return self.engine.logits(padded, lengths, np.array(kept, np.int32), inputs)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
-        prompt = self._render(messages, None, False, {})
+        prompt = self._render(list(messages), None, Reading())
         self.engine.check_length(len(prompt.tokens))
         tokens = np.zeros((1, -(-len(prompt.tokens) // _LOGITS_BUCKET) * _LOGITS_BUCKET), np.int32)
         tokens[0, : len(prompt.tokens)] = prompt.tokens
@@ -188,28 +222,17 @@ class Model:
         return self.engine.logits(tokens, last[0] + 1, last, self._image_inputs(prompt.images))[0, 0]
 
     def classify(
-        self, images: Any, policies: Sequence[str] | Mapping[str, str] | None = None
+        self, images: Images, policies: Sequence[str] | Mapping[str, str] | None = None
     ) -> list[dict[str, Verdict]]:
         """ShieldGemma 2: how likely each image violates each policy. See `gemma_tpu.classify.classify`."""
         return classify(self, images, policies)
 
-    def encode_images(self, images: Sequence[Any]) -> jax.Array:
-        """Soft tokens float32[I, soft, D] of images in any form `generate` takes."""
-        if not images:
+    def encode_images(self, images: Images, *, allow_urls: bool = False) -> jax.Array:
+        """Soft tokens float32[I, soft, D] of one or several images in any form `generate` takes."""
+        if not (given := prompts.as_list(images)):
             raise ValueError("no images given")
-        inputs = self._image_inputs([load_image(image) for image in images])
+        inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(given))
         return jnp.stack(self.engine.encode_images(inputs)).astype(jnp.float32)
-
-    def _expand(self, tokens: list[int]) -> tuple[list[int], list[int]]:
-        """Tokens with images expanded, and where each token given has gone."""
-        if self._tokenizer is None:
-            return tokens, list(range(len(tokens)))
-        expanded: list[int] = []
-        kept = []
-        for token in tokens:
-            kept.append(len(expanded))
-            expanded += expand_images([token], self._num_soft_tokens, self._tokenizer)
-        return expanded, kept
 
     def _image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
         if not images:
@@ -231,28 +254,17 @@ class Model:
         forbidden = sorted({*settings.forbidden_tokens, *self._never_written})
         return dataclasses.replace(settings, forbidden_tokens=forbidden)
 
-    def _render(self, prompt: SinglePrompt, images: Sequence[Any] | None, raw: bool, options: dict[str, Any]) -> Prompt:
-        """The prompt, rendered with those of `options` that are the format's."""
+    def _reading(self, reading: Reading, options: dict[str, Any]) -> Reading:
+        """`reading` with those of `options` that are the prompt format's."""
         given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
         self.format.check(given)
-        if isinstance(prompt, str) and not raw:
-            parts = [{"type": "image", "image": image} for image in images or ()]
-            prompt, images = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}], None
-        if given and not (prompt and isinstance(prompt[0], dict)):
-            raise ValueError(f"{', '.join(given)} go into the format of messages, which raw text and tokens do not get")
-        if isinstance(prompt, str):
-            return render_raw(prompt, images or (), self.tokenizer, self._num_soft_tokens)
-        if prompt and isinstance(prompt[0], dict):
-            if images is not None:
-                raise ValueError("images= goes with a string: in messages, images are parts of their content")
-            return self.format.render(prompt, self.tokenizer, self._num_soft_tokens, **given)
-        if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
-            raise ValueError("a prompt is a string, a list of messages, or a list of token ids")
-        tokens = [int(token) for token in cast(Sequence[int], prompt)]
-        return Prompt(self._expand(tokens)[0], [load_image(image) for image in images or ()])
+        return dataclasses.replace(reading, format_options=given)
+
+    def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
+        return prompts.render(prompt, images, self.format, self.tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
-        self, messages: Sequence[Message], prompt: Prompt, options: Options, given: dict[str, Any]
+        self, messages: Sequence[Message], prompt: Prompt, options: Options, reading: Reading
     ) -> tuple[Sequence[Message], Prompt, int]:
         """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
@@ -266,13 +278,9 @@ class Model:
         while len(prompt.tokens) > limit and dropped + 1 < len(turns):
             dropped += 1
             kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
-            prompt = self._render(kept, None, False, given)
+            prompt = self._render(kept, None, reading)
         return kept, prompt, dropped
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
-
-
-def _is_batch(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], dict | int | np.integer)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.devices import available_devices
 from gemma_tpu.loading import load, resolve_dtype
 from gemma_tpu.model import param_shapes
 from gemma_tpu.runtime.distributed import everywhere
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    devices = jax.devices()
+    devices = available_devices()
     results = []
     # A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
     for rows in args.rows:
@@ -114,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
         if args.model:
             config = CONFIGS[args.model]
             mesh = make_mesh(config, args.mesh)
-            dtype = resolve_dtype(args.dtype, mesh)
+            dtype, _ = resolve_dtype(args.dtype, mesh)
             make = functools.partial(random_params, config, dtype, mesh)
             model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
         else:

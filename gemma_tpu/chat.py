@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemma_tpu.image import load_image
+from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.runtime.request import Request
 from gemma_tpu.stream import Completion, TextStream
 from gemma_tpu.text import before_calls
 
 if TYPE_CHECKING:
-    from gemma_tpu.api import Message, Model
+    from gemma_tpu.api import Model
 
 
 class Chat:
@@ -20,18 +21,35 @@ class Chat:
     `dropped_turns` counts the oldest turns that have left the history for lack of room.
     """
 
-    def __init__(self, model: Model, system: str | None, options: dict[str, Any], drop_oldest: bool) -> None:
-        self._model, self._options, self._drop_oldest = model, options, drop_oldest
+    def __init__(
+        self, model: Model, system: str | None, options: dict[str, Any], drop_oldest: bool, reading: Reading
+    ) -> None:
+        if not isinstance(system, str | list | None):
+            raise ValueError(f"system must be a string, got {type(system).__name__}")
+        self._model, self._options, self._drop_oldest, self._reading = model, options, drop_oldest, reading
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.dropped_turns = 0
 
-    def send(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> Completion:
-        """Says something, with images shown before it, and returns the answer."""
-        return self.stream(text, images=images, **options).finish()
+    def send(
+        self, text: str | None = None, *, images: Images = None, continue_final: bool = False, **options: Any
+    ) -> Completion:
+        """Says something, with images shown before it, and returns the answer.
 
-    def stream(self, text: str, *, images: Sequence[Any] = (), **options: Any) -> TextStream:
+        With `continue_final`, and without a text, the last answer goes on where it was cut (at `max_new_tokens`, or by
+        its reader); the completion is what came to it.
+        """
+        return self.stream(text, images=images, continue_final=continue_final, **options).finish()
+
+    def stream(
+        self, text: str | None = None, *, images: Images = None, continue_final: bool = False, **options: Any
+    ) -> TextStream:
         """Like `send`, as pieces of text."""
-        return _ChatStream(self, *self._ask(text, images, options))
+        if not continue_final:
+            return self._answer([*self.messages, self._question(text, images)], options)
+        if text is not None or images is not None:
+            raise ValueError("continue_final goes on with the last answer, and takes neither text nor images")
+        before, begun = self._reopened()
+        return self._answer([*before, {"role": "assistant", "content": begun}], options, begun)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -49,30 +67,41 @@ class Chat:
             }
             for call, response in zip(self.calls, responses, strict=True)
         ]
-        return _ChatStream(self, *self._submit([*self.messages, {"role": "tool", "content": answers}], options))
+        return self._answer([*self.messages, {"role": "tool", "content": answers}], options)
 
-    def _ask(self, text: str, images: Sequence[Any], options: dict[str, Any]) -> tuple[list[Message], Request, int]:
-        """The history with the question, less what there was no room for: that many turns."""
-        parts = [{"type": "image", "image": load_image(image)} for image in images]
-        question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
-        return self._submit([*self.messages, question], options)
-
-    def _submit(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[Message], Request, int]:
+    def _answer(self, said: Sequence[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
+        """Streams the answer to `said`, or what comes to the answer in it that was `begun`."""
         options = {**self._options, **options}
         settings = self._model._options(options)
-        prompt, dropped = self._model._render(messages, None, False, options), 0
+        reading = dataclasses.replace(self._reading, continue_final=begun is not None)
+        reading = self._model._reading(reading, options)
+        prompt, dropped = self._model._render(list(said), None, reading), 0
         if self._drop_oldest:
-            messages, prompt, dropped = self._model._fit(messages, prompt, settings, options)
+            said, prompt, dropped = self._model._fit(said, prompt, settings, reading)
         request = self._model._submit(prompt, settings)
         self.dropped_turns += dropped
-        return list(messages), request, dropped
+        messages = list(said) if begun is None else list(said[:-1])
+        return _ChatStream(self, messages, begun or "", request, dropped)
+
+    def _question(self, text: str | None, images: Images) -> Message:
+        if text is None:
+            raise ValueError("there is nothing to answer: send a text")
+        parts = [{"type": "image", "image": image} for image in self._reading.images(images)]
+        return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+
+    def _reopened(self) -> tuple[list[Message], str]:
+        """The history without its last answer, and that answer as the chat format writes it."""
+        *before, last = self.messages or [{}]
+        if last.get("role") != "assistant":
+            raise ValueError("there is no answer to continue yet")
+        return before, last["content"].strip()
 
 
 class _ChatStream(TextStream):
     """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
 
-    def __init__(self, chat: Chat, messages: list[Message], request: Request, dropped: int) -> None:
-        self._chat, self._messages = chat, messages
+    def __init__(self, chat: Chat, messages: list[Message], begun: str, request: Request, dropped: int) -> None:
+        self._chat, self._messages, self._begun = chat, messages, begun
         super().__init__(request, chat._model.tokenizer, dropped)
 
     def _run(self) -> Generator[str, None, None]:
@@ -80,6 +109,6 @@ class _ChatStream(TextStream):
             yield from super()._run()
         finally:
             if self._text:
-                text, calls = "".join(self._text), self.completion.tool_calls
+                text, calls = self._begun + "".join(self._text), self.completion.tool_calls
                 answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
-                self._chat.messages = [*self._messages, answer | ({"tool_calls": calls} if calls else {})]
+                self._chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]

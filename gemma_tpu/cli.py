@@ -14,17 +14,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from gemma_tpu.compilation import use_compilation_cache
+from gemma_tpu.environment import quiet_libtpu, use_compilation_cache
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code. An error is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
-    use_compilation_cache()
-    args = _parser(argv[:1]).parse_args(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
+            use_compilation_cache()
+            quiet_libtpu()
+            args = _parser(argv[:1]).parse_args(argv)
             _join_processes(args)
             return args.run(args)
     except KeyboardInterrupt:
@@ -67,7 +68,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     _add_model_arguments(chat)
     _add_sampling_arguments(chat)
     _add_format_arguments(chat)
-    chat.add_argument("--system", help="a system message")
+    _add_prompt_arguments(chat)
     chat.add_argument(
         "--drop-oldest", action="store_true", help="forget the oldest turns of a conversation that outgrows the context"
     )
@@ -76,7 +77,10 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     _add_model_arguments(generate)
     generate.add_argument("prompt", help="the prompt; - reads it from standard input")
     generate.add_argument("--image", action="append", default=[], metavar="FILE", help="shown before the prompt")
-    generate.add_argument("--system", help="a system message")
+    _add_prompt_arguments(generate)
+    generate.add_argument(
+        "--continue", dest="begun", metavar="TEXT", help="begin the answer with TEXT; printed is what follows it"
+    )
     generate.add_argument("--raw", action="store_true", help="no chat format; <start_of_image> marks the images")
     generate.add_argument("--json", action="store_true", help="the whole completion as JSON")
     _add_sampling_arguments(generate)
@@ -161,6 +165,12 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help="ends the answer")
 
 
+def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--pan-and-scan", action="store_true", help="show crops of images far from square after them")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch images given as http(s) addresses")
+
+
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 
 
@@ -197,7 +207,8 @@ def _read_tools(path: str) -> list[Any]:
 def _load(args: argparse.Namespace):
     import gemma_tpu
 
-    return gemma_tpu.load(
+    progress = sys.stderr.isatty()
+    model = gemma_tpu.load(
         args.checkpoint,
         mesh=args.mesh,
         dtype=args.dtype,
@@ -206,19 +217,34 @@ def _load(args: argparse.Namespace):
         max_rows=1,
         tokenizer=args.tokenizer,
         text_only=args.text_only,
-        progress=sys.stderr.isatty(),
+        progress=progress,
     )
+    if progress and model.dtype_reason:
+        print(f"gemma-tpu: {model.dtype}, as {model.dtype_reason}", file=sys.stderr)
+    return model
 
 
 def _generate(args: argparse.Namespace) -> int:
+    import gemma_tpu
+
+    for flag, given in (("--system", args.system), ("--continue", args.begun), ("--pan-and-scan", args.pan_and_scan)):
+        if args.raw and given not in (None, False):
+            raise ValueError(f"{flag} is part of the chat format, which --raw leaves out")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if args.raw and args.system is not None:
-        raise ValueError("--system is part of the chat format, which --raw leaves out")
+    images = [gemma_tpu.load_image(image, allow_urls=args.allow_urls) for image in args.image]
     with _load(args) as model:
         if args.raw:
-            stream = model.stream(prompt, images=args.image, raw=True, **_sampling(args))
+            stream = model.stream(prompt, images=images, raw=True, **_sampling(args))
         else:
-            stream = model.chat(args.system).stream(prompt, images=args.image, **_sampling(args))
+            parts = [{"type": "image", "image": image} for image in images]
+            messages: list[dict[str, Any]] = [
+                {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]},
+                {"role": "assistant", "content": args.begun},
+            ][: 1 if args.begun is None else 2]
+            if args.system is not None:
+                messages.insert(0, {"role": "system", "content": args.system})
+            how = {"pan_and_scan": args.pan_and_scan, "continue_final": args.begun is not None}
+            stream = model.stream(messages, **how, **_sampling(args))
         for piece in stream:
             if not args.json:
                 print(piece, end="", flush=True)
@@ -228,9 +254,14 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     with _load(args) as model:
-        new_chat = functools.partial(model.chat, args.system, drop_oldest=args.drop_oldest, **_sampling(args))
+        how = {"drop_oldest": args.drop_oldest, "pan_and_scan": args.pan_and_scan, "allow_urls": args.allow_urls}
+        new_chat = functools.partial(model.chat, args.system, **how, **_sampling(args))
         chat = new_chat()
-        print("/image FILE shows a picture with the next message, /reset starts over, Ctrl-D ends.", file=sys.stderr)
+        print(
+            "/image FILE shows a picture with the next message, /continue goes on with an answer that was cut, /reset "
+            "starts over, Ctrl-D ends.",
+            file=sys.stderr,
+        )
         images: list[str] = []
         while True:
             try:
@@ -243,12 +274,14 @@ def _chat(args: argparse.Namespace) -> int:
                 continue
             if line == "/reset":
                 chat, images = new_chat(), []
+            elif line == "/continue":
+                _answer(lambda: chat.stream(continue_final=True))
             elif line.startswith("/image "):
                 images.append(line.removeprefix("/image ").strip())
             elif line.startswith("/"):
-                print("commands: /image FILE, /reset", file=sys.stderr)
+                print("commands: /image FILE, /continue, /reset", file=sys.stderr)
             elif line:
-                _answer(chat, line, images)
+                _answer(lambda: chat.stream(line, images=images))
                 images = []
                 _respond(chat)
 
@@ -256,11 +289,10 @@ def _chat(args: argparse.Namespace) -> int:
 def _respond(chat: Any) -> None:
     """Asks for the responses to the functions that the model calls, and prints what it makes of them."""
     try:
-        while chat.calls:
+        answered = True
+        while answered and chat.calls:
             typed = [input(f"response of {call['function']['name']}> ") for call in chat.calls]
-            for piece in chat.respond([_from_json(text) for text in typed]):
-                print(piece, end="", flush=True)
-            print()
+            answered = _answer(lambda: chat.respond([_from_json(text) for text in typed]))  # noqa: B023  # called here
     except (EOFError, KeyboardInterrupt):
         print("\n(no response: /reset starts over)", file=sys.stderr)
 
@@ -272,13 +304,13 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def _answer(chat: Any, line: str, images: list[str]) -> None:
-    """Prints an answer as it comes. A mistake in the question or Ctrl-C ends the answer, not the chat."""
+def _answer(ask: Callable[[], Any]) -> bool:
+    """Prints an answer as it comes. A mistake in the question (False) or Ctrl-C ends the answer, not the chat."""
     try:
-        stream = chat.stream(line, images=images)
+        stream = ask()
     except ValueError as error:
         print(f"gemma-tpu: {error}", file=sys.stderr)
-        return
+        return False
     if stream.dropped_turns:
         print(
             f"(the context is full: the oldest turns were forgotten, {stream.dropped_turns} of them)", file=sys.stderr
@@ -290,6 +322,9 @@ def _answer(chat: Any, line: str, images: list[str]) -> None:
         stream.close()
         print(" …", end="")
     print()
+    if stream.completion.finish_reason == "length":
+        print("(cut at the length limit: /continue goes on)", file=sys.stderr)
+    return True
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from gemma_tpu import fetch, file_kinds
+
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
 
 _WHITE = (255, 255, 255, 255)
@@ -21,7 +23,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _UNSAFE = {"EPS", "WMF"}  # drawn by running another program (Ghostscript) on a file that may be a stranger's
 
 
-def load_image(source: Any, *, max_pixels: int = MAX_PIXELS, base_dir: str | Path | None = None) -> Image.Image:
+def load_image(
+    source: Any, *, max_pixels: int = MAX_PIXELS, base_dir: str | Path | None = None, allow_urls: bool = False
+) -> Image.Image:
     """An RGB image (8 bits) of its own from `source`.
 
     `source`: a path, encoded bytes, a binary file, a data URL, a PIL image, or an array [H, W] or [H, W, 1 | 3 | 4] of
@@ -30,7 +34,9 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS, base_dir: str | Pat
     values within 0..65,535 are read as 16-bit, floats within 0..1 or 0..255 as that, and anything else is stretched
     from its least to its greatest value.
 
-    With `base_dir`, paths are relative to it and may not leave it.
+    With `base_dir`, paths are relative to it and may not leave it. With `allow_urls`, images at http(s) addresses are
+    fetched (see `gemma_tpu.fetch`), which means any that this machine can reach. HEIC needs pillow-heif (the extra
+    `heif`).
 
     Raises ValueError, naming the source, for what cannot be read, is damaged, or has more than `max_pixels` pixels
     (known from its header, before anything is decoded).
@@ -41,6 +47,13 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS, base_dir: str | Pat
         return _decode(bytes(source), f"image bytes ({len(source)} bytes)", max_pixels)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _decode(_data_url(source), f"data URL {_short(source)}", max_pixels)
+    if isinstance(source, str) and fetch.is_url(source):
+        if not allow_urls:
+            raise ValueError(
+                f"{_short(source)}: images are fetched from the web only where that is allowed (allow_urls, "
+                "--allow-urls); download it first, or send its data"
+            )
+        return _decode(fetch.fetch(source), _short(source), max_pixels)
     if isinstance(source, (str, Path)):
         return _decode(_read(source, base_dir), _short(str(source)), max_pixels)
     if hasattr(source, "read"):
@@ -126,9 +139,9 @@ def pan_and_scan(
 def _read(source: str | Path, base_dir: str | Path | None) -> bytes:
     name = _short(str(source))
     if scheme := _SCHEME.match(str(source)):
-        raise ValueError(
-            f"{name}: images are not fetched from {scheme[0]} addresses; download it first, or send its data"
-        )
+        raise ValueError(f"{name}: images are not read from {scheme[0]} addresses; give a path, or send its data")
+    if not str(source):
+        raise ValueError("an empty path to an image")
     try:
         path = Path(source)
         if base_dir is not None:
@@ -161,15 +174,28 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     if not data:
         raise ValueError(f"{name}: empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = _open(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: image too large; the limit is {max_pixels:,} pixels ({error})") from error
     except Exception as error:  # each of Pillow's readers fails in its own way on a damaged header
-        raise ValueError(f"{name}: not an image, or of a kind that Pillow cannot read") from error
+        raise ValueError(f"{name}: {file_kinds.describe(data)}") from error
     with image:
+        if image.format == "TIFF" and file_kinds.is_camera_raw(image):
+            raise ValueError(f"{name}: {file_kinds.RAW}")
         if image.format in _UNSAFE:
             raise ValueError(f"{name}: {image.format} files are not read; convert it to PNG first")
         return _finish(image, name, max_pixels)
+
+
+def _open(data: bytes) -> Image.Image:
+    if file_kinds.is_heic(data):
+        try:
+            import pillow_heif  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            pass  # Pillow itself may read it some day; else the error says how to
+        else:
+            return pillow_heif.HeifImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(data))
 
 
 def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -24,8 +24,9 @@ from gemma_tpu.checkpoint import (
     resolve,
 )
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.devices import choose_dtype
 from gemma_tpu.model import Params
-from gemma_tpu.plan.memory import check_resident, device_capacity
+from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
 from gemma_tpu.runtime.distributed import everywhere
 from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
@@ -52,8 +53,9 @@ def load(
         model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
       config: inferred from the checkpoint unless given.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
-      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is emulated. float16 is
-        refused: Gemma 3's activations overflow it.
+      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on devices without bfloat16 units (a CPU, a T4)
+        unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused: Gemma
+        3's activations overflow it.
       adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
@@ -137,13 +139,19 @@ def _deploy(
         mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    dtype = resolve_dtype(dtype, mesh)
+    capacity = device_capacity(mesh)
+
+    def fits(dtype: jnp.dtype) -> bool:
+        memory = resident_memory(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype)
+        return capacity is None or memory.resident <= capacity
+
+    dtype, dtype_reason = resolve_dtype(dtype, mesh, fits)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
-    size = {"rows": max_rows, "context": max_context, "dtype": dtype}
-    check_resident(config, mesh=mesh, **size, capacity=device_capacity(mesh))
+    check_resident(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype, capacity=capacity)
     params = read(dtype, mesh)
-    shape = {"max_context": max_context, "max_rows": max_rows}
-    return Model(config, params, tokenizer, mesh=mesh, dtype=dtype, defaults=defaults, format=format, **shape)
+    shape = {"mesh": mesh, "max_context": max_context, "max_rows": max_rows}
+    chosen = {"dtype": dtype, "dtype_reason": dtype_reason, "defaults": defaults, "format": format}
+    return Model(config, params, tokenizer, **shape, **chosen)
 
 
 def _text_side(
@@ -191,9 +199,16 @@ def _open_and_read(
         return _read(_merged(base, adapter, config.vision is None, False), dtype, mesh, False)
 
 
-def resolve_dtype(dtype: jax.typing.DTypeLike, mesh: Mesh) -> jnp.dtype:
-    if dtype == "auto":
-        dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+def resolve_dtype(
+    dtype: jax.typing.DTypeLike, mesh: Mesh, fits: Callable[[jnp.dtype], bool] = lambda _: True
+) -> tuple[jnp.dtype, str]:
+    """The dtype that is meant, and if it was "auto" why it was chosen. `fits`: whether the model would, in a dtype."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return choose_dtype(mesh, fits)
+    try:
+        known = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
+    except TypeError:
+        known = False
+    if not known:
         raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {dtype}')
-    return jnp.dtype(dtype)
+    return jnp.dtype(dtype), ""

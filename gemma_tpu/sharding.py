@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.devices import available_devices
 
 AXES = ("data", "heads", "slots")
 _MODEL = ("heads", "slots")
@@ -64,9 +65,9 @@ def make_mesh(
     """A data × model mesh over `devices` (default: all); by default every device is on the model axis.
 
     The model axis comes back as heads × slots, see above. Raises ValueError if the shape does not use each device
-    exactly once.
+    exactly once, or if there are no devices of the kind that $JAX_PLATFORMS names.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     sides = (1, len(devices)) if shape is None else tuple(shape)
     if len(sides) != 2 or min(sides) < 1 or math.prod(sides) != len(devices):
         raise ValueError(f"mesh {shape} does not fit {len(devices)} devices: data × model must be {len(devices)}")

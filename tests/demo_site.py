@@ -84,11 +84,15 @@ def tiny_model() -> Iterator[gemma_tpu.Model]:
 
 @contextlib.contextmanager
 def serve(model: gemma_tpu.Model, scripted: Scripted, origins: Sequence[str] = ()) -> Iterator[str]:
-    """The page on a ready model at /, and at /fresh one whose loading is scripted. `origins` may use its API."""
+    """The page on a ready model at /, and at /fresh one whose loading is scripted, and that takes addresses.
+
+    `origins` may use their API.
+    """
     loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    app = mount(mount(fastapi.FastAPI(), scripted, path="/fresh", origins=origins), loader, origins=origins)
+    fresh = mount(fastapi.FastAPI(), scripted, path="/fresh", allow_urls=True, origins=origins)
+    app = mount(fresh, loader, origins=origins)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

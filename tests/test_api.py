@@ -85,6 +85,47 @@ def test_images_of_a_string_are_those_of_a_message(model: gemma_tpu.Model) -> No
     assert model.generate("Which?", images=[OTHER, PICTURE], **FREE).tokens != as_message.tokens
 
 
+def test_an_image_alone_is_a_list_of_one(model: gemma_tpu.Model, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "x.png")
+    expected = model.generate("Which?", images=[PICTURE], **FREE).tokens
+    for alone in (PICTURE, np.asarray(PICTURE), tmp_path / "x.png"):
+        assert model.generate("Which?", images=alone, **FREE).tokens == expected
+    assert model.chat(**FREE).send("Which?", images=str(tmp_path / "x.png")).tokens == expected
+    path = {"type": "image", "path": str(tmp_path / "x.png")}  # as Hugging Face has it
+    message = {"role": "user", "content": [path, {"type": "text", "text": "Which?"}]}
+    assert model.generate(message, **FREE).tokens == expected
+    np.testing.assert_array_equal(model.encode_images(PICTURE), model.encode_images([PICTURE]))
+    tokens = np.array([[2, 70, TOKENIZER.start_of_image, 80]])
+    np.testing.assert_array_equal(model.logits(tokens, PICTURE), model.logits(tokens, [[PICTURE]]))
+
+
+def test_pan_and_scan_shows_crops_too(model: gemma_tpu.Model) -> None:
+    wide = PICTURE.resize((600, 256))
+    answer = model.generate("Which?", images=wide, pan_and_scan=True, **FREE)
+    assert answer.usage.image_tokens == 3 * VISION.num_soft_tokens
+    assert model.chat(pan_and_scan=True, **FREE).send("Which?", images=wide).tokens == answer.tokens
+
+
+def test_a_cut_answer_goes_on(model: gemma_tpu.Model) -> None:
+    chat = model.chat("Be brief.", **FREE)
+    cut = chat.send("What is it?", images=PICTURE, max_new_tokens=5).text
+    rest = chat.send(continue_final=True)
+    open_ended = [*QUESTION, {"role": "assistant", "content": cut}]
+    assert rest.tokens == model.generate(open_ended, continue_final=True, **FREE).tokens
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+    assert chat.messages[-1]["content"] == cut.strip() + rest.text  # the chat format has no space at an answer's end
+    stream = chat.stream(continue_final=True)
+    said = next(stream)
+    stream.close()
+    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + said
+    with pytest.raises(ValueError, match="there is no answer to continue"):
+        model.chat().send(continue_final=True)
+    with pytest.raises(ValueError, match="takes neither text nor images"):
+        chat.send("And?", continue_final=True)
+    with pytest.raises(ValueError, match="nothing to answer"):
+        chat.send()
+
+
 def test_stop_strings_cut_the_answer(model: gemma_tpu.Model) -> None:
     text = model.generate("Hello", **FREE).text
     stop = text[len(text) // 2 :][:2]
@@ -183,6 +224,12 @@ def test_logits_are_those_of_the_plain_path(model: gemma_tpu.Model) -> None:
         (lambda m: m.generate("word " * 300), "shorten it, or load the model with a larger max_context"),
         (lambda m: m.generate(""), None),
         (lambda m: m.generate("x", temperature=-1), "temperature must be at least 0"),
+        (lambda m: m.generate("x", max_new_tokens=0), "max_new_tokens must be at least 1"),
+        (lambda m: m.generate([]), "prompt is empty"),
+        (lambda m: m.generate("x", images="https://example.org/a.png"), "only where that is allowed"),
+        (lambda m: m.logits(np.zeros((0, 3), int)), r"shape \[B, T\], got int64\[0, 3\]"),
+        (lambda m: m.logits([[1, 2], [3]]), "these rows differ in length"),
+        (lambda m: m.logits([[1, 2]], [[PICTURE], []]), "a list for each of the 1 rows, got 2"),
         (lambda m: m.logits(np.zeros((2, 3))), "tokens must be integers of shape"),
         (lambda m: m.logits(np.array([[TOKENIZER.start_of_image]])), "1 <start_of_image> in 1 rows, 0 images"),
         (lambda m: m.encode_images([]), "no images"),

@@ -199,7 +199,7 @@ def test_other_shapes_are_asked_for():
         (names.canonical_shapes(samples.small()), config_io.infer_from_canonical),
         (hf_names.core_shapes(samples.small()), config_io.infer_from_cores),
     ):
-        with pytest.raises(CheckpointError, match=r"c: .*embed 16, .*layers 8, .*pass the architecture as config="):
+        with pytest.raises(CheckpointError, match=r"c: .*embed 16, .*layers 8, .*put the config.json of its"):
             infer(shapes, "c")
 
 

@@ -114,7 +114,7 @@ def test_another_model(tmp_path):
 
 def test_an_unknown_size_without_a_config(sample, tmp_path):
     path = samples.save_hf(tmp_path / "hf", sample.hf)
-    with pytest.raises(CheckpointError, match=r"hf: has no config.json, .* pass the architecture as config="):
+    with pytest.raises(CheckpointError, match=r"hf: has no config.json, .* put the config.json of its architecture"):
         open_checkpoint(path)
 
 

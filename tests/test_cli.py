@@ -17,6 +17,7 @@ import pytest
 from small_models import random_params
 from test_api import CONFIG
 
+import gemma_tpu
 from gemma_tpu.checkpoint import open_checkpoint, save_params
 from gemma_tpu.cli import main
 
@@ -39,6 +40,15 @@ def test_generate(checkpoint: Path, tmp_path: Path, capsys) -> None:
     assert 0 < len(answer["tokens"]) <= 5
     assert main([*shared, "--seed", "3", "--temperature", "1"]) == 0
     assert capsys.readouterr().out == answer["text"] + "\n"
+    PIL.Image.fromarray(np.zeros((256, 600, 3), np.uint8)).save(picture)
+    assert main([*shared, "--json", "--pan-and-scan", "--continue", "It is"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["usage"]["image_tokens"] == 3 * CONFIG.vision.num_soft_tokens  # with two crops
+    parts = [{"type": "image", "image": str(picture)}, {"type": "text", "text": "Hello"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "It is"}]
+    with gemma_tpu.load(checkpoint, mesh=(1, 8), max_rows=1, progress=False) as model:
+        expected = model.generate(messages, pan_and_scan=True, continue_final=True, max_new_tokens=5)
+    assert (answer["tokens"], answer["text"]) == (expected.tokens, expected.text)
 
 
 def test_info(checkpoint: Path, capsys) -> None:
@@ -84,6 +94,9 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
         (["generate", "CHECKPOINT", "x", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", "CHECKPOINT", "x", "--image", "missing.png"], "missing.png"),
         (["generate", "CHECKPOINT", "x", "--raw", "--system", "y"], "--system"),
+        (["generate", "CHECKPOINT", "x", "--raw", "--continue", "y"], "--continue is part of the chat format"),
+        (["generate", "CHECKPOINT", "x", "--image", "https://example.org/a.png"], "--allow-urls"),
+        (["generate", "CHECKPOINT", "x", "--allow-urls", "--image", "http://127.0.0.1:9/a.png"], "cannot be reached"),
         (["download", "gemma9-1b"], "gemma3-27b-it"),
     ],
 )
@@ -93,6 +106,24 @@ def test_errors_are_one_line(checkpoint: Path, arguments: list[str], message: st
     assert error.startswith("gemma-tpu: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_chat_goes_on_with_an_answer_that_was_cut(checkpoint: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["/continue", "Hello", "/continue"])
+
+    def read(_: str) -> str:
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", str(checkpoint), "--max-new-tokens", "5", "--mesh", "1,8"]) == 0
+    said = capsys.readouterr()
+    assert "gemma-tpu: there is no answer to continue yet\n" in said.err
+    assert said.err.count("(cut at the length limit: /continue goes on)") == 2
+    with gemma_tpu.load(checkpoint, mesh=(1, 8), max_rows=1, progress=False) as model:
+        chat = model.chat(max_new_tokens=5)
+        assert said.out == f"{chat.send('Hello').text}\n{chat.send(continue_final=True).text}\n\n"
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import re
 import socket
 import threading
@@ -181,6 +183,64 @@ def test_questions_about_a_picture(visit: Visit, model: gemma_tpu.Model, red_png
     expect(visit.page.locator(f'#picture-1 img[src$="{picture.name}"]')).to_be_visible()
     path = Path(__file__).parent.parent / "demo" / "examples" / picture
     assert visit.ask("image", "What?") == model.generate("What?", images=[path], max_new_tokens=20).text
+
+
+def test_crops_of_a_wide_picture_are_shown_when_asked_for(visit: Visit, model: gemma_tpu.Model, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.effect_noise((600, 256), 90).convert("RGB").save(wide)
+    visit.set("image", max_new_tokens=20)
+    visit.page.check("#image-pan-and-scan input")
+    visit.page.set_input_files("#picture-1 input[type=file]", wide)
+    expect(visit.page.locator("#picture-1 img")).to_be_visible()
+    whole = model.generate("What?", images=wide, pan_and_scan=True, max_new_tokens=20)
+    assert visit.ask("image", "What?") == whole.text
+    assert whole.usage.image_tokens == 3 * model.config.vision.num_soft_tokens
+
+
+def test_a_cut_answer_goes_on(visit: Visit, model: gemma_tpu.Model) -> None:
+    visit.go("text")
+    button = visit.page.locator("#text-continue")
+    expect(button).to_be_hidden()
+    visit.set("text", max_new_tokens=20)
+    cut = visit.ask("text", "hello there")
+    expect(button).to_be_visible()
+    visit.page.click("text=中文")
+    expect(button).to_have_text(text("go_on", "zh"))
+    visit.page.click("text=English")
+    button.click()
+    messages = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": cut}]
+    rest = model.generate(messages, continue_final=True, max_new_tokens=20).text
+    wait_for(lambda: visit.answer("text") == cut.rstrip() + rest)
+    visit.ended("text")
+    expect(visit.answers("text")).to_have_count(1)
+    visit.page.click("#text-clear")
+    expect(button).to_be_hidden()
+
+
+def test_a_picture_can_be_given_as_an_address_where_that_is_allowed(
+    visit: Visit, browser: Browser, server: str, red_png: Path
+) -> None:
+    expect(visit.page.locator("#picture-address")).to_have_count(0)
+    fresh = Visit(browser, f"{server}/fresh/")
+    field, notice = fresh.page.locator("#picture-address input, #picture-address textarea"), fresh.notice("image")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(red_png.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{files.server_port}"
+        for address, said in (
+            ("/etc/hostname", "begins with https"),
+            (f"{here}/no.png", "404"),
+            (f"{here}/", "web page"),
+        ):
+            field.fill(address)
+            field.press("Enter")
+            expect(notice).to_contain_text(said)
+        field.fill(f"{here}/red.png")
+        field.press("Enter")
+        expect(fresh.page.locator("#picture-1 img")).to_be_visible()
+        expect(notice).to_have_count(0)
+        files.shutdown()
+    fresh.close()
 
 
 def test_examples_fill_the_form(visit: Visit) -> None:

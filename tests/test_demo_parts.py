@@ -57,10 +57,11 @@ class FakeModel:
         self.room = 99
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
-        if any(part.get("text") == "too long" for part in messages[-1]["content"]):
+        if "'too long'" in str(messages[-1]["content"]):
             raise ValueError("the prompt has 9000 tokens")
         dropped = max(0, len(messages) - self.room + 1) // 2
         self.told.append(messages[2 * dropped :])
+        self.asked = options
         return FakeStream(self.pieces, dropped)
 
 
@@ -143,6 +144,26 @@ def test_what_there_is_no_room_for_is_forgotten_but_not_the_picture() -> None:
     assert outline(model.told[-1])[0] == "user: [a.png] [b.png] 4"
     assert ask(conversation, model, "7", None, None).pictures == ("a.png", "b.png")
     assert len(conversation.shown("en")) == 14
+
+
+def test_a_cut_answer_goes_on_in_its_place() -> None:
+    conversation, model = Conversation(), FakeModel()
+    assert not conversation.cut
+    ask(conversation, model, "What?", "a.png", None)
+    assert not conversation.cut  # it came to its end
+    model.pieces = ["It is ", "a "]
+    ask(conversation, model, "Where?", "a.png", None)
+    assert conversation.cut
+    model.pieces = [" house", "."]
+    turn = conversation.go_on(model, GREEDY)  # type: ignore[arg-type]
+    wait_for(lambda: turn.answer.done)
+    before = ["user: [a.png] What?", "assistant: Yes.", "user: Where?"]
+    assert outline(model.told[-1]) == [*before, "assistant: It is a"]
+    assert model.asked == GREEDY | {"continue_final": True, "drop_oldest": False}
+    assert conversation.shown("en")[-1]["content"][0]["text"] == "It is a house."
+    assert not conversation.cut
+    ask(conversation, model, "So?", "a.png", None)
+    assert outline(model.told[-1])[3:] == ["assistant: It is a house.", "user: So?"]
 
 
 def test_stop_clear_and_leaving_close_the_stream() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -85,6 +86,24 @@ def test_image_sources_of_the_openai_shape(tokenizer: Tokenizer, tmp_path: Path)
     assert {image.getpixel((0, 0)) for image in prompt.images} == {(255, 0, 0)}
 
 
+@pytest.mark.parametrize("key", ["image", "url", "path", "base64"])
+def test_image_sources_of_hugging_faces_shape(tokenizer: Tokenizer, tmp_path: Path, key: str) -> None:
+    """Each key holds what transformers' `load_image` reads there; a key that is None is as absent."""
+    path = tmp_path / "red.png"
+    Image.new("RGB", (3, 2), "red").save(path)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    wrapped = encoded[:20] + "\n" + encoded[20:]
+    values = {
+        "image": [str(path), path, Image.open(path)],
+        "url": [str(path), f"data:image/png;base64,{encoded}"],
+        "path": [str(path), path],
+        "base64": [encoded, wrapped, f"data:image/png;base64,{encoded}"],
+    }[key]
+    empty = dict.fromkeys({"image", "url", "path", "base64", "text"} - {key})  # as a data set with one schema has it
+    prompt = render_messages([user([{"type": "image", **empty, key: value} for value in values])], tokenizer, N)
+    assert [image.getpixel((2, 1)) for image in prompt.images] == [(255, 0, 0)] * len(values)
+
+
 def test_model_is_another_name_of_assistant(tokenizer: Tokenizer) -> None:
     one = render_messages([user("a"), model("b"), user("c")], tokenizer, None)
     other = render_messages([user("a"), {"role": "model", "content": "b"}, user("c")], tokenizer, None)
@@ -145,7 +164,13 @@ BAD_MESSAGES = [
     ([user(["a"])], r"messages\[0\]\.content\[0\]: expected a part"),
     ([user([{"text": "a"}])], "unknown type None"),
     ([user([{"type": "audio", "audio": b""}])], "unknown type 'audio'; known are text, image and image_url"),
-    ([user([{"type": "image"}])], r"content\[0\]: a part of type 'image' needs the key 'image'"),
+    (
+        [user([{"type": "image"}])],
+        r"content\[0\]: a part of type 'image' needs one of the keys 'image', 'url', .* none",
+    ),
+    ([user([{"type": "image", "url": "a.png", "path": "b.png"}])], r"needs one of .* it has \['url', 'path'\]"),
+    ([user([{"type": "image", "url": b"GIF89a"}])], r"content\[0\]: url must be a string, got bytes"),
+    ([user([{"type": "image", "base64": "R0lGOD**"}])], r"content\[0\]: .*base64 is damaged"),
     ([user([{"type": "text", "text": 3}])], "text must be a string, got int"),
     ([user([{"type": "image_url", "image_url": {"uri": "x"}}])], "image_url must be a string or"),
     (

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.model.vision import _in_kernel, split_attention
+from gemma_tpu.model.vision import _in_tpu_kernel, full_attention, split_attention
 from gemma_tpu.sharding import make_mesh
 
 
@@ -29,7 +29,7 @@ def _plain(query, key, value) -> np.ndarray:
 def test_the_kernel_equals_plain_attention(dtype: str, tolerance: float) -> None:
     qkv = _patches(2, 1024, 2, 72, dtype=dtype)
     with pltpu.force_tpu_interpret_mode():
-        found = _in_kernel(*qkv)
+        found = _in_tpu_kernel(*qkv)
     np.testing.assert_allclose(np.asarray(found, "f4"), _plain(*qkv), atol=tolerance)
 
 
@@ -41,3 +41,22 @@ def test_split_over_devices_equals_plain_attention(shape, images: int, patches: 
     qkv = _patches(images, patches, heads, 8)
     found = jax.jit(split_attention, static_argnames="mesh")(*qkv, mesh=mesh)
     np.testing.assert_allclose(found, _plain(*qkv), atol=3e-5)
+
+
+def test_the_mesh_decides_and_not_the_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU devices on a machine with a GPU take the plain path; cuDNN's is taken for the devices that have it."""
+    mesh = make_mesh(CONFIGS["gemma3-4b"], (1, 1), jax.devices()[:1])
+    qkv = _patches(1, 16, 2, 8, dtype="bfloat16")
+    called = []
+
+    def cudnn(query, key, value, implementation):
+        called.append(implementation)
+        return full_attention(query, key, value)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    np.testing.assert_allclose(np.asarray(split_attention(*qkv, mesh=mesh), "f4"), _plain(*qkv), atol=2e-2)
+    assert called == []
+    monkeypatch.setattr("gemma_tpu.model.vision.attention_kernel", lambda *_: "cudnn")
+    split_attention(*qkv, mesh=mesh)
+    assert called == ["cudnn"]

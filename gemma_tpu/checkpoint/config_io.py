@@ -361,5 +361,5 @@ def _match(table: tuple[int, ...], *, path: str, vision: bool, **dims: int) -> G
     listed = ", ".join(f"{name} {size}" for name, size in found.items())
     raise CheckpointError(
         f"{path}: has no config.json, and its shapes ({listed}) are none of {', '.join(CONFIGS)}: "
-        "pass the architecture as config=GemmaConfig(…), or put a config.json beside it"
+        "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
     )

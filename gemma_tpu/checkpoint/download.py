@@ -11,13 +11,9 @@ from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.model_names import KaggleModel, Name, Released, Repository, parse, raise_unknown, suggestion
 from gemma_tpu.checkpoint.progress import Progress
+from gemma_tpu.environment import cache_dir, hub_cache, writable
 
 _Sources = dict[str, Callable[[], Path]]
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: $GEMMA_TPU_CACHE, or ~/.cache/gemma_tpu."""
-    return Path(os.environ.get("GEMMA_TPU_CACHE") or "~/.cache/gemma_tpu").expanduser()
 
 
 def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool = True) -> str:
@@ -69,7 +65,7 @@ def download(text: str, *, progress: Progress | bool = True) -> Path:
 
 def _download(name: Name, text: str, progress: Progress | bool) -> Path:
     target = cache_dir() / name.key
-    target.parent.mkdir(parents=True, exist_ok=True)
+    writable(target.parent).mkdir(parents=True, exist_ok=True)
     failures = []
     for title, fetch in _sources(name, target, progress).items():
         try:
@@ -89,9 +85,8 @@ def _download(name: Name, text: str, progress: Progress | bool) -> Path:
 
 
 def _sources(name: Name, target: Path, progress: Progress | bool) -> _Sources:
-    # The user's own place for everything is where the hubs' clients keep their files too.
-    kept = cache_dir() if os.environ.get("GEMMA_TPU_CACHE") else None
-    hugging_face, kaggle = kept and kept / "huggingface", kept and kept / "kaggle"
+    hugging_face = hub_cache("huggingface", "HF_HOME", "HF_HUB_CACHE")
+    kaggle = hub_cache("kaggle", "KAGGLEHUB_CACHE")
     if isinstance(name, KaggleModel):
         return {"Kaggle": lambda: hubs.from_kaggle(name.handle, kaggle)}
     if isinstance(name, Repository):

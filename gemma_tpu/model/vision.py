@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import VisionConfig
+from gemma_tpu.devices import attention_kernel
 from gemma_tpu.model.layers import NORM_EPS, RMSNorm
 from gemma_tpu.sharding import partition
 
@@ -38,9 +39,7 @@ class LayerNorm(nnx.Module):
 
 
 def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
-    """Unmasked attention between all patches, softmax in float32."""
-    if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    """Unmasked attention between all patches in plain JAX, softmax in float32."""
 
     def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
         scores = jnp.einsum("itnh,ipnh->intp", q, key, preferred_element_type=jnp.float32)
@@ -55,23 +54,26 @@ def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> Pat
 
 
 def split_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads, *, mesh: Mesh) -> PatchHeads:
-    """`full_attention` of each device's own images and heads; on a TPU in a kernel that keeps scores on the chip."""
-
-    def local(*qkv: PatchHeads) -> PatchHeads:
-        if query.shape[1] % _KERNEL_BLOCK:
-            return full_attention(*qkv)
-        return jax.lax.platform_dependent(*qkv, tpu=_in_kernel, default=full_attention)
-
+    """`full_attention` of each device's own images and heads, in a kernel where the mesh's devices have one."""
+    kernel = attention_kernel(mesh, query.dtype, query.shape[-1])
+    if kernel == "tpu" and query.shape[1] % _KERNEL_BLOCK:
+        kernel = "plain"
+    local = {"tpu": _in_tpu_kernel, "cudnn": _in_cudnn, "plain": full_attention}[kernel]
     if mesh.size == 1:
         return local(query, key, value)
     spec = partition("IPnh", query.shape, mesh).spec
     return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(query, key, value)
 
 
-def _in_kernel(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
+def _in_tpu_kernel(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
+    """JAX's Pallas kernel, which keeps the scores on the chip."""
     blocks = BlockSizes(block_q=_KERNEL_BLOCK, block_k_major=_KERNEL_BLOCK, block_k=_KERNEL_BLOCK, block_b=1)
     by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     return jnp.swapaxes(flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks), 1, 2)
+
+
+def _in_cudnn(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 class VisionAttention(nnx.Module):

@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.environment import LIBTPU_ALONE
 from gemma_tpu.plan.chips import Slice
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.memory import Memory, abstract_params, resident_memory, shard_bytes
@@ -32,9 +33,7 @@ _LIBTPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # to compile touches no chip: others may do so, or use one, at the same time
     # It otherwise asks a cloud's metadata server, which need not be there, what it runs on.
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
+    **LIBTPU_ALONE,
 }
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.forward import forward
+from gemma_tpu.runtime.forward import forward, in_32_bits
 from gemma_tpu.runtime.programs import Controls
 
 
@@ -42,6 +42,7 @@ class Device:
         self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
         self._decode_static = {"max_steps": max_steps, "min_rows": min_rows, **self._static}
 
+    @in_32_bits
     def reset(self) -> None:
         """An empty state, and no image known."""
         self._state = programs.init_state(self._config, self._rows, self._context, self._dtype, self._mesh)
@@ -50,6 +51,7 @@ class Device:
             shape = (vision.num_soft_tokens, self._config.embed_dim)
             self._blank = programs.blank_image(shape, self._dtype, self._mesh)
 
+    @in_32_bits
     def encode(self, digests: Sequence[bytes], pixels: np.ndarray) -> None:
         """Keeps the soft tokens of float32[I, side, side, 3] under the images' digests."""
         encoded = programs.encode(self._vision_params, pixels, config=self._config, mesh=self._mesh)
@@ -63,6 +65,7 @@ class Device:
         """[soft, D] of each image, encoded before."""
         return [self._soft_tokens[digest] for digest in digests]
 
+    @in_32_bits
     def prefill(
         self,
         rows: np.ndarray | None,
@@ -79,22 +82,27 @@ class Device:
         args = (self._text_params, self._state, rows, tokens, start, count, soft, soft_index)
         self._state = programs.prefill(*args, fresh=fresh, **self._static)
 
+    @in_32_bits
     def admit(self, row: int, length: int, last: int, remaining: int, controls: Controls) -> None:
         numbers = (np.int32(value) for value in (row, length, last, remaining))
         self._state = programs.admit(self._state, *numbers, controls, mesh=self._mesh)
 
+    @in_32_bits
     def release(self, row: int) -> None:
         self._state = programs.release(self._state, np.int32(row), mesh=self._mesh)
 
+    @in_32_bits
     def clear(self, row: int) -> None:
         self._state = programs.clear(self._state, np.int32(row), mesh=self._mesh)
 
+    @in_32_bits
     def decode(self, rows: np.ndarray | None, steps: int) -> jax.Array:
         """int32[max_steps, B], whole on every device."""
         args = (self._text_params, self._state, rows, np.int32(steps))
         self._state, tokens = programs.decode(*args, **self._decode_static)
         return tokens
 
+    @in_32_bits
     def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
         """float32[B, K, V]: the plain path's logits at positions int[B, K]. `images` have been encoded."""
         shown = tuple(self._soft_tokens[digest] for digest in images)

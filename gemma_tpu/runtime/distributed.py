@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
 from gemma_tpu.runtime.channel import VERDICT, Group, Peer, connect, gather
 from gemma_tpu.runtime.device import Device
@@ -54,6 +55,7 @@ def initialize(
     global _group
     if _group is not None:
         raise RuntimeError("gemma_tpu.initialize was called before")
+    quiet_libtpu()
     if not jax.distributed.is_initialized():
         # It would take SIGTERM for itself, and a server could not be stopped by it any more.
         jax.config.update("jax_enable_preemption_service", False)

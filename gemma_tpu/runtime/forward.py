@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,12 @@ from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.transformer import AttendLayer, Tap
 
 AnyArray = jax.Array | np.ndarray  # where a caller may hold either
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def in_32_bits(call: _Call) -> _Call:
+    """`call` as if JAX_ENABLE_X64 were off: counts and sums made by jax.numpy are otherwise int64 and float64."""
+    return jax.enable_x64(False)(call)
 
 
 def precision(params: Params) -> contextlib.AbstractContextManager:
@@ -96,6 +104,7 @@ def _forward(
 _jit_forward = jax.jit(_forward, static_argnums=0)
 
 
+@in_32_bits
 def forward(
     config: GemmaConfig,
     params: Params,
@@ -133,6 +142,7 @@ def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | N
 _jit_encode = jax.jit(_encode, static_argnums=0)
 
 
+@in_32_bits
 def encode_images(
     config: GemmaConfig, params: Params, pixels: Float[AnyArray, "I side side 3"], *, tap: Tap | None = None
 ) -> Float[Array, "I soft D"]:

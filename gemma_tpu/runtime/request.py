@@ -11,7 +11,8 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -49,12 +50,21 @@ class Options:
         if self.seed is not None:
             _check_range("seed", self.seed, int, 0, 2**32 - 1)
         # A lone string is a stop string, not a sequence of letters.
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise ValueError(f"stop must be non-empty strings, got {self.stop!r}")
         object.__setattr__(self, "stop", stop)
-        if self.stop_tokens is not None and len(self.stop_tokens) > MAX_STOP_TOKENS:
-            raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
+        object.__setattr__(self, "forbidden_tokens", _as_tuple("forbidden_tokens", self.forbidden_tokens))
+        if self.stop_tokens is not None:
+            object.__setattr__(self, "stop_tokens", _as_tuple("stop_tokens", self.stop_tokens))
+            if len(self.stop_tokens) > MAX_STOP_TOKENS:
+                raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return tuple(value)
 
 
 def _check_range(name: str, value: float, kind: type, low: float, high: float, *, low_open: bool = False) -> None:

@@ -9,6 +9,7 @@ do as Google's gemma package: the id of "\\n\\n" is put in after tokenizing.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,11 @@ def render_messages(
     """The prompt for the model's next turn in a conversation.
 
     A message is `{"role": "user" | "assistant" | "system", "content": …}` ("model" is another name of "assistant").
-    Content is a string or a list of parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}` with
-    anything `load_image` reads, or `{"type": "image_url", "image_url": {"url": …}}`. Only users show images. Roles
-    alternate, user first and last. A system message, only as the first, is put before the first user's text, with an
-    empty line between. With `continue_final`, a last message of the assistant is left open for the model to go on.
+    Content is a string or a list of parts: `{"type": "text", "text": …}`, OpenAI's `{"type": "image_url", "image_url":
+    {"url": …}}`, or Hugging Face's `{"type": "image", …}` with one of the keys "image" (anything `load_image` reads),
+    "url" (http(s), data, or a path), "path" and "base64". Only users show images. Roles alternate, user first and last.
+    A system message, only as the first, is put before the first user's text, with an empty line between. With
+    `continue_final`, a last message of the assistant is left open for the model to go on.
 
     As in the chat template of the released it models, each text (part) is stripped of whitespace at both ends, but for
     the system's, and the parts of a message follow each other with nothing between. Unlike there, all text parts of a
@@ -270,7 +272,7 @@ def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Tur
         raise ValueError("messages hold no message of a user")
     if turns[-1][1] == "model" and not continue_final:
         raise ValueError(
-            f"{turns[-1][0]}: the last message is the assistant's; end with a user's, or pass continue_final=True"
+            f"{turns[-1][0]}: the last message is the assistant's; end with a user's, or continue it (continue_final)"
         )
     return system, turns
 
@@ -298,16 +300,35 @@ def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
         kind = part.get("type")
         if kind not in ("text", "image", "image_url"):
             raise ValueError(f"{at}: unknown type {kind!r}; known are text, image and image_url")
-        if part.get(kind) is None:
+        if kind == "image":
+            yield at, "image", _image_source(part, at)
+            continue
+        value = part.get(kind)
+        if value is None:
             raise ValueError(f"{at}: a part of type {kind!r} needs the key {kind!r}")
-        value = part[kind]
         if kind == "text":
             if not isinstance(value, str):
                 raise ValueError(f"{at}: text must be a string, got {type(value).__name__}")
             yield at, "text", value
             continue
-        if kind == "image_url":
-            value = value.get("url") if isinstance(value, Mapping) else value
-            if not isinstance(value, str):
-                raise ValueError(f'{at}: image_url must be a string or {{"url": string}}')
+        value = value.get("url") if isinstance(value, Mapping) else value
+        if not isinstance(value, str):
+            raise ValueError(f'{at}: image_url must be a string or {{"url": string}}')
         yield at, "image", value
+
+
+_IMAGE_KEYS = ("image", "url", "path", "base64")  # of transformers 5.23, processing_utils.py; None is as absent there
+
+
+def _image_source(part: Mapping[str, Any], at: str) -> Any:
+    given = [key for key in _IMAGE_KEYS if part.get(key) is not None]
+    if len(given) != 1:
+        names = ", ".join(map(repr, _IMAGE_KEYS))
+        raise ValueError(f"{at}: a part of type 'image' needs one of the keys {names}; it has {given or 'none'}")
+    value = part[given[0]]
+    if given == ["image"] or isinstance(value, str):
+        data = given == ["base64"] and not value.startswith("data:")
+        return f"data:;base64,{value}" if data else value
+    if given == ["path"] and isinstance(value, os.PathLike):
+        return value
+    raise ValueError(f"{at}: {given[0]} must be a string, got {type(value).__name__}")

@@ -1,0 +1,166 @@
+"""What callers give as a prompt and as images: told apart, checked, and rendered."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from gemma_tpu.image import load_image
+from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
+
+Message = Mapping[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
+SinglePrompt = str | Message | Sequence[Message] | Sequence[int] | np.ndarray
+Images = Any  # an image in any form that `load_image` reads, or several of them
+PlainPrompt = str | list[Message] | list[int]
+
+_EXPECTED = "a prompt is a string, a message, a list of messages or a list of token ids, and a list of those is a batch"
+_BYTES = bytes | bytearray | memoryview
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a prompt is read, see `Model.generate`. `format_options` go to the prompt format (`Format.options`)."""
+
+    raw: bool = False
+    pan_and_scan: bool = False
+    continue_final: bool = False
+    allow_urls: bool = False
+    format_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def image(self, source: Any, where: str) -> Image.Image:
+        try:
+            return load_image(source, allow_urls=self.allow_urls)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def images(self, images: Images) -> list[Image.Image]:
+        """RGB images of what was given as `images`; None is none."""
+        return [self.image(source, f"images[{i}]") for i, source in enumerate(as_list(images))]
+
+
+def read_prompt(prompt: Any) -> PlainPrompt:
+    """One prompt, with arrays as lists and a single message in a list. ValueError for anything else, also a batch."""
+    if (batch := read_batch(prompt)) is not None:
+        raise ValueError(f"prompt is a batch of {len(batch)} prompts, where one is expected")
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping):
+        return [prompt]
+    elements = _elements(prompt)
+    return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
+
+
+def read_batch(prompt: Any) -> list[Any] | None:
+    """The prompts of a batch, as they were given; None for a single prompt. ValueError for what is neither."""
+    if isinstance(prompt, str | Mapping):
+        return None
+    elements = _elements(prompt)
+    if not elements:
+        raise ValueError(f"prompt is empty: {_EXPECTED}")
+    kinds = {_kind(element, f"prompt[{i}]") for i, element in enumerate(elements)}
+    if len(kinds) > 1:
+        raise ValueError(f"prompt mixes {' and '.join(sorted(kinds))}: {_EXPECTED}")
+    return elements if kinds == {"prompts"} else None
+
+
+def _elements(prompt: Any) -> list[Any]:
+    if isinstance(prompt, _BYTES):
+        raise ValueError("prompt is bytes: decode them to a string first")
+    if hasattr(prompt, "__array__"):
+        array = np.asarray(prompt)
+        if array.ndim not in (1, 2):
+            raise ValueError(f"an array of token ids is of shape [T], and a batch [B, T]; got {list(array.shape)}")
+        return array.tolist()
+    if not isinstance(prompt, Sequence):
+        raise ValueError(f"prompt is of type {type(prompt).__name__}: {_EXPECTED}")
+    return list(prompt)
+
+
+def _kind(element: Any, where: str) -> str:
+    if isinstance(element, Mapping):
+        return "messages"
+    if isinstance(element, int | np.integer) and not isinstance(element, bool):
+        return "token ids"
+    if hasattr(element, "__array__") or (isinstance(element, Sequence) and not isinstance(element, _BYTES)):
+        return "prompts"
+    raise ValueError(f"{where} is of type {type(element).__name__}: {_EXPECTED}")
+
+
+def as_list(images: Images) -> list[Any]:
+    """Images given one by one, as a list, or as an array [I, H, W, C]; None is none."""
+    if images is None:
+        return []
+    if isinstance(images, str | Path | Image.Image | _BYTES) or hasattr(images, "read"):
+        return [images]
+    if hasattr(images, "__array__"):
+        return list(np.asarray(images)) if np.ndim(images) == 4 else [images]
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise ValueError(f"images is of type {type(images).__name__}; expected an image or a list of images")
+    return list(images)
+
+
+def images_of_rows(images: Any, rows: int) -> list[list[Any]]:
+    """A list of images for each of `rows` rows; None is none, and a single image that of a single row."""
+    if images is None:
+        return [[]] * rows
+    given = as_list(images)
+    if len(given) != rows:
+        raise ValueError(f"images must be a list for each of the {rows} rows, got {len(given)} of them")
+    return [as_list(row) for row in given]
+
+
+def render(
+    prompt: PlainPrompt,
+    images: Images,
+    format: Format,
+    tokenizer: Tokenizer,
+    num_soft_tokens: int | None,
+    reading: Reading,
+) -> Prompt:
+    """Tokens and images of one prompt. `images` go before a string, or where a raw one or token ids mark them."""
+    given = reading.format_options
+    options = {"pan_and_scan": reading.pan_and_scan, "continue_final": reading.continue_final, **given}
+    if isinstance(prompt, list) and isinstance(prompt[0], Mapping):
+        if as_list(images):
+            raise ValueError("images= goes with a string: in messages, images are parts of their content")
+        if reading.raw:
+            raise ValueError("raw goes with a string: messages are written in the chat format")
+        load = functools.partial(load_image, allow_urls=reading.allow_urls)
+        return format.render(prompt, tokenizer, num_soft_tokens, load_image=load, **options)
+    if reading.continue_final:
+        raise ValueError("continue_final goes with messages of which the last is the assistant's")
+    shown = reading.images(images)
+    if isinstance(prompt, str) and not reading.raw:
+        parts = [{"type": "image", "image": image} for image in shown]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+        return format.render(messages, tokenizer, num_soft_tokens, load_image=_as_it_is, **options)
+    if reading.pan_and_scan or given:
+        named = ", ".join([*["pan_and_scan"] * reading.pan_and_scan, *given])
+        raise ValueError(f"{named}: part of the chat format, which goes with a string that is not raw, or messages")
+    if isinstance(prompt, str):
+        return render_raw(prompt, shown, tokenizer, num_soft_tokens, load_image=_as_it_is)
+    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], shown)
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def expand_tokens(
+    tokens: Sequence[int], num_soft_tokens: int | None, tokenizer: Tokenizer | None
+) -> tuple[list[int], list[int]]:
+    """Tokens with images expanded (`expand_images`), and where each token given has gone."""
+    if tokenizer is None:
+        return list(tokens), list(range(len(tokens)))
+    expanded: list[int] = []
+    kept = []
+    for token in tokens:
+        kept.append(len(expanded))
+        expanded += expand_images([token], num_soft_tokens, tokenizer)
+    return expanded, kept

@@ -1,0 +1,122 @@
+"""What is decided by the kind of a chip, on stand-ins for chips that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.devices import attention_kernel, available_devices, choose_dtype
+from gemma_tpu.loading import resolve_dtype
+from gemma_tpu.sharding import AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    platform_version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What of a jax.Device says what kind it is."""
+
+    platform: str
+    device_kind: str
+    compute_capability: str = ""
+    client: Client = Client("")
+
+
+def gpu(kind: str, capability: str, version: str = "PJRT C API\ncuda 13000") -> Device:
+    return Device("gpu", kind, capability, Client(version))
+
+
+T4, V100, A100 = gpu("Tesla T4", "7.5"), gpu("Tesla V100", "7.0"), gpu("NVIDIA A100", "8.0")
+H100, B200 = gpu("NVIDIA H100", "9.0"), gpu("NVIDIA B200", "10.0")
+MI300 = gpu("AMD Instinct MI300X", "gfx942", "PJRT C API\nrocm 60300")
+V4, V6E, CPU = Device("tpu", "TPU v4"), Device("tpu", "TPU v6 lite"), Device("cpu", "cpu")
+
+
+def mesh(*devices: Device) -> Mesh:
+    return Mesh(np.array([[devices]], dtype=object), AXES)
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype", "head_dim", "kernel"),
+    [
+        ([H100], "bfloat16", 72, "cudnn"),
+        ([A100, A100], "bfloat16", 72, "cudnn"),
+        ([B200], "bfloat16", 256, "cudnn"),
+        ([A100], "bfloat16", 256, "plain"),  # 128 at most before Hopper
+        ([H100], "bfloat16", 36, "plain"),  # no multiple of 8
+        ([H100], "float32", 72, "plain"),
+        ([T4], "bfloat16", 72, "plain"),
+        ([V100], "bfloat16", 72, "plain"),
+        ([A100, T4], "bfloat16", 72, "plain"),  # each device runs the same program
+        ([MI300], "bfloat16", 72, "plain"),
+        ([CPU], "bfloat16", 72, "plain"),
+        ([V4], "bfloat16", 72, "tpu"),
+        ([V6E] * 4, "float32", 72, "tpu"),
+    ],
+)
+def test_attention_between_patches_runs_on_what_the_devices_have(devices, dtype, head_dim: int, kernel: str) -> None:
+    assert attention_kernel(mesh(*devices), dtype, head_dim) == kernel
+    assert CONFIGS["gemma3-4b"].vision.head_dim == 72  # that of every released model
+
+
+@pytest.mark.parametrize(
+    ("devices", "largest", "dtype", "reason"),
+    [
+        ([CPU] * 8, "float32", "float32", "this CPU has no bfloat16 units"),
+        ([CPU], "bfloat16", "float32", "this CPU has no bfloat16 units"),  # the memory of a host is not known
+        ([T4], "float32", "float32", "this Tesla T4 has no bfloat16 units"),
+        (
+            [T4, T4],
+            "bfloat16",
+            "bfloat16",
+            "this Tesla T4 has no bfloat16 units, .* but float32 would not fit",
+        ),
+        ([T4], None, "float32", "this Tesla T4 has no bfloat16 units"),  # which is refused then, with the table
+        ([A100, T4], "float32", "float32", "this Tesla T4 has no bfloat16 units"),
+        ([A100], "float32", "bfloat16", "this NVIDIA A100 has bfloat16 units"),
+        ([MI300], "float32", "bfloat16", "this AMD Instinct MI300X has bfloat16 units"),
+        ([V4], "float32", "bfloat16", "this TPU v4 has bfloat16 units"),
+        ([V6E], "bfloat16", "bfloat16", "this TPU v6 lite has bfloat16 units"),
+    ],
+)
+def test_auto_is_what_the_devices_compute_in(devices, largest: str | None, dtype: str, reason: str) -> None:
+    """`largest` is what the model would fit in."""
+    sizes = {None: [], "bfloat16": ["bfloat16"], "float32": ["bfloat16", "float32"]}[largest]
+
+    def fits(dtype: jnp.dtype) -> bool:
+        return str(dtype) in sizes
+
+    for chosen, why in (choose_dtype(mesh(*devices), fits), resolve_dtype("auto", mesh(*devices), fits)):
+        assert str(chosen) == dtype
+        assert re.fullmatch(reason, why)
+
+
+def test_a_dtype_that_is_asked_for_is_taken() -> None:
+    for dtype in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
+        assert resolve_dtype(dtype, mesh(T4)) == (jnp.dtype("bfloat16"), "")
+    for dtype in ("float16", "int8", "banana"):
+        with pytest.raises(ValueError, match=r'dtype must be "bfloat16" or "float32"'):
+            resolve_dtype(dtype, mesh(H100))
+
+
+def test_platforms_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JAX fails (seen with jax 0.10.2): with an assertion without words for "cuda", with a RuntimeError else."""
+    assert available_devices() == jax.devices()
+    for error, reason in ((AssertionError(), ""), (RuntimeError("no backend 'cpu'\nmore"), r" \(no backend 'cpu'\)")):
+
+        def devices(error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(jax, "devices", devices)
+        with pytest.raises(ValueError, match=rf"JAX_PLATFORMS=cpu: JAX finds no such device{reason}. Unset"):
+            available_devices()

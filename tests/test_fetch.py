@@ -1,0 +1,132 @@
+"""Images from the web, from a server on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import io
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from gemma_tpu import load_image
+from gemma_tpu.fetch import fetch
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Answers by the path."""
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path == "/red.png":
+            self._answer(200, "image/png", RED)
+        elif path == "/untyped":
+            self._answer(200, "application/octet-stream", RED)
+        elif path == "/login":
+            self._answer(200, "text/html; charset=utf-8", b"<html>Please sign in</html>")
+        elif path == "/notes":
+            self._answer(200, "text/plain", b"no picture here")
+        elif path == "/large":
+            self._answer(200, "image/png", bytes(3 << 20))
+        elif path == "/endless":  # says no length
+            self._head(200, "image/png")
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 16))
+        elif path == "/slow":
+            self._head(200, "image/png")
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+        elif path == "/broken":
+            self._answer(200, "image/png", RED[:50], length=len(RED))
+        elif path.startswith("/to/"):
+            self._head(302, "text/plain", Location=path.removeprefix("/to/").replace("!", ":/"))
+        else:
+            self._answer(404, "text/html", b"<html>gone</html>")
+
+    def _head(self, status: int, kind: str, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _answer(self, status: int, kind: str, body: bytes, length: int | None = None) -> None:
+        self._head(status, kind, **{"Content-Length": str(len(body) if length is None else length)})
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+RED = _png()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/red.png", "/red.png?size=3&x=a b", "/untyped", "/to//red.png", "/to//to//red.png"])
+def test_an_image_is_fetched(site: str, path: str) -> None:
+    assert load_image(site + path, allow_urls=True).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_nothing_is_fetched_unless_that_is_allowed(site: str) -> None:
+    with pytest.raises(ValueError, match=r"red.png: images are fetched from the web only where that is allowed"):
+        load_image(f"{site}/red.png")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/gone.png", "the server answered 404 Not Found"),
+        ("/login", "is a web page, not an image"),
+        ("/notes", "a text file, not an image"),
+        ("/broken", "the connection broke .* before the end"),
+        ("/to/ftp!/127.0.0.1/red.png", "leads to ftp://127.0.0.1/red.png, and only http and https"),
+        ("/to/file!//etc/passwd", "file:///etc/passwd.* not allowed"),
+        ("/to//to//to//to//to//to//to//to//to//to//to//to//red.png", "redirect"),
+    ],
+)
+def test_what_is_no_image_is_named(site: str, path: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        load_image(site + path, allow_urls=True)
+    assert str(caught.value).startswith((site + path)[:60])
+
+
+def test_limits_of_size_and_time(site: str) -> None:
+    for path in ("/large", "/endless"):
+        with pytest.raises(ValueError, match=rf"{path}: has more than 2 MiB"):
+            fetch(site + path, max_bytes=2 << 20)
+    assert len(fetch(f"{site}/large", max_bytes=3 << 20)) == 3 << 20
+    with pytest.raises(ValueError, match=r"/slow: took more than 0.3 seconds"):
+        fetch(f"{site}/slow", seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9/x.png", "cannot be reached"),  # nothing listens there
+        ("http://no-such-host.invalid/x.png", "cannot be reached"),
+        ("http:///x.png", "http:///x.png: "),
+        ("file:///etc/passwd", "only http and https addresses are fetched"),
+    ],
+)
+def test_addresses_that_lead_nowhere(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fetch(url)
