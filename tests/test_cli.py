@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,8 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
         (["generate", "CHECKPOINT", "x", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", "CHECKPOINT", "x", "--image", "missing.png"], "missing.png"),
         (["generate", "CHECKPOINT", "x", "--raw", "--system", "y"], "--system"),
+        (["generate", "CHECKPOINT", "x", "--source-lang", "cs"], "source_lang: an option for TranslateGemma; this"),
+        (["generate", "CHECKPOINT", "x", "--tools", __file__], "test_cli.py: is no JSON"),
         (["download", "gemma9-1b"], "gemma3-27b-it"),
     ],
 )
@@ -74,6 +77,19 @@ def test_errors_are_one_line(checkpoint: Path, arguments: list[str], message: st
     assert error.startswith("gemma-tpu: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_checkpoint_of_another_prompt_format(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    """The chat template beside the weights says that this is TranslateGemma."""
+    relative = shutil.copytree(checkpoint, tmp_path / "relative")
+    (relative / "chat_template.jinja").write_text("{{ content['source_lang_code'] + content['target_lang_code'] }}")
+    shared = ["generate", str(relative), "Dobrý den.", "--max-new-tokens", "2"]
+    assert main(shared) == 1
+    assert "from which language into which? Say" in capsys.readouterr().err
+    assert main([*shared, "--source-lang", "cs", "--target-lang", "de", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["usage"]["prompt_tokens"] > 100, "the sentences around the text"
+    assert (answer["thinking"], answer["tool_calls"]) == ("", [])
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint: Path) -> None:
