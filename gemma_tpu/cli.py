@@ -275,13 +275,13 @@ def _chat(args: argparse.Namespace) -> int:
             if line == "/reset":
                 chat, images = new_chat(), []
             elif line == "/continue":
-                _answer(lambda: chat.stream(continue_final=True))
+                _answer(functools.partial(chat.stream, continue_final=True))
             elif line.startswith("/image "):
                 images.append(line.removeprefix("/image ").strip())
             elif line.startswith("/"):
                 print("commands: /image FILE, /continue, /reset", file=sys.stderr)
             elif line:
-                _answer(lambda: chat.stream(line, images=images))
+                _answer(functools.partial(chat.stream, line, images=images))
                 images = []
                 _respond(chat)
 
@@ -292,7 +292,7 @@ def _respond(chat: Any) -> None:
         answered = True
         while answered and chat.calls:
             typed = [input(f"response of {call['function']['name']}> ") for call in chat.calls]
-            answered = _answer(lambda: chat.respond([_from_json(text) for text in typed]))  # noqa: B023  # called here
+            answered = _answer(functools.partial(chat.respond, [_from_json(text) for text in typed]))
     except (EOFError, KeyboardInterrupt):
         print("\n(no response: /reset starts over)", file=sys.stderr)
 

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 from checkpoint_samples import CONFIGS
 
-from gemma_tpu.checkpoint import CheckpointError, convert, load_params, open_checkpoint, save_params
+from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, convert, load_params, open_checkpoint, save_params
 
 KINDS = {"orbax": "orbax-nested", "orbax-flat": "orbax-flat", "safetensors": "safetensors"}
 TREES = {"orbax": samples.nested_tree, "orbax-flat": samples.flat_tree}
@@ -159,7 +159,8 @@ def test_tokenizer_and_other_files_go_along(tmp_path):
     (src / "generation_config.json").write_text('{"top_k": 64}')
     (src / "README.md").write_text("not part of the model")
 
-    hf = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    with pytest.warns(CheckpointWarning, match=r"no tokenizer\.json and chat template .* lacks .*<start_of_turn>"):
+        hf = convert(src, tmp_path / "hf", to="safetensors", progress=False)
     assert (hf / "tokenizer.model").read_bytes() == tokens.with_suffix(".model").read_bytes()
     assert (hf / "generation_config.json").read_text() == '{"top_k": 64}'
     assert (hf / "config.json").read_text() == (src / "config.json").read_text()

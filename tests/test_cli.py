@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
         (["generate", "CHECKPOINT", "x", "--raw", "--continue", "y"], "--continue is part of the chat format"),
         (["generate", "CHECKPOINT", "x", "--image", "https://example.org/a.png"], "--allow-urls"),
         (["generate", "CHECKPOINT", "x", "--allow-urls", "--image", "http://127.0.0.1:9/a.png"], "cannot be reached"),
+        (["generate", "CHECKPOINT", "x", "--source-lang", "cs"], "source_lang: an option for TranslateGemma; this"),
+        (["generate", "CHECKPOINT", "x", "--tools", __file__], "test_cli.py: is no JSON"),
         (["download", "gemma9-1b"], "gemma3-27b-it"),
     ],
 )
@@ -124,6 +127,19 @@ def test_chat_goes_on_with_an_answer_that_was_cut(checkpoint: Path, capsys, monk
     with gemma_tpu.load(checkpoint, mesh=(1, 8), max_rows=1, progress=False) as model:
         chat = model.chat(max_new_tokens=5)
         assert said.out == f"{chat.send('Hello').text}\n{chat.send(continue_final=True).text}\n\n"
+
+
+def test_a_checkpoint_of_another_prompt_format(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    """The chat template beside the weights says that this is TranslateGemma."""
+    relative = shutil.copytree(checkpoint, tmp_path / "relative")
+    (relative / "chat_template.jinja").write_text("{{ content['source_lang_code'] + content['target_lang_code'] }}")
+    shared = ["generate", str(relative), "Dobrý den.", "--max-new-tokens", "2"]
+    assert main(shared) == 1
+    assert "from which language into which? Say" in capsys.readouterr().err
+    assert main([*shared, "--source-lang", "cs", "--target-lang", "de", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["usage"]["prompt_tokens"] > 100, "the sentences around the text"
+    assert (answer["thinking"], answer["tool_calls"]) == ("", [])
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint: Path) -> None:

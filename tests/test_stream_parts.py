@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import types
-
 import format_samples
 
-from gemma_tpu.runtime.request import Options, Timings, Usage
+from gemma_tpu.runtime.request import Options, Request
 from gemma_tpu.stream import TextStream
 from gemma_tpu.text import Tokenizer
 from gemma_tpu.text.special import FUNCTION_PIECES
 
 
-class Written(types.SimpleNamespace):
-    """Stands for a request whose answer is these lists of tokens."""
-
-    def __iter__(self):
-        return iter(self.events)
-
-    def cancel(self) -> None:
-        pass
-
-
 def stream(tokenizer: Tokenizer, *events: list[int]) -> TextStream:
-    usage, timings = Usage(1, 0, 0, 0), Timings(0, 0, 0, 0, 0)
-    request = Written(events=events, options=Options(), usage=usage, timings=timings, finish_reason="stop")
+    """Of a request whose answer came in these lists of tokens."""
+    request = Request([2], [], Options())
+    for tokens in events:
+        request.push(tokens)
+    request.finish("stop")
     return TextStream(request, tokenizer)
 
 
