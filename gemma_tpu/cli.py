@@ -256,7 +256,8 @@ def _info(args: argparse.Namespace) -> int:
         if title:
             print(f"{title}:")
         for name, value in values.items():
-            shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
+            number = isinstance(value, int) and not isinstance(value, bool)
+            shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if number else value
             print(f"{'  ' * bool(title)}{name:18} {shown}")
     return 0
 
