@@ -358,7 +358,8 @@ def _info(args: argparse.Namespace) -> int:
         for name, value in values.items():
             if isinstance(value, list | tuple):
                 value = ", ".join(map(str, value))
-            print(f"{'  ' * bool(title)}{name:18} {f'{value:,}' if isinstance(value, int) else value}")
+            number = isinstance(value, int) and not isinstance(value, bool)
+            print(f"{'  ' * bool(title)}{name:18} {f'{value:,}' if number else value}")
     for note in notes:
         print(f"note: {note}")
     return 0

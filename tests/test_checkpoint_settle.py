@@ -113,6 +113,16 @@ def test_a_comparison_stops_at_the_first_difference(monkeypatch):
     assert a.reads == b.reads == 16 + 6
 
 
+def test_a_tied_head_that_was_saved_in_the_tables_place(tmp_path):
+    """As transformers reads it too: either of the two may be the one that is there."""
+    sample = SAMPLES["text"]
+    hf = {("lm_head.weight" if name == TABLE["text"] else name): array for name, array in sample.hf.items()}
+    path = samples.save_hf(tmp_path / "c", hf, samples.hf_config(sample.config))
+    params = load(path)
+    np.testing.assert_array_equal(params["embedder.table"], sample.ours["embedder.table"])
+    assert set(params) == set(sample.ours)
+
+
 def test_a_head_that_the_config_has_and_the_files_have_not(tmp_path):
     path = save(tmp_path / "c", "text", {}, tie_word_embeddings=False)
     with pytest.raises(
@@ -323,16 +333,21 @@ def test_wrappers_of_single_layers(tmp_path):
     assert set(load(samples.save_hf(tmp_path / "c", hf, samples.hf_config(sample.config)))) == set(sample.ours)
 
 
-def test_names_that_are_not_understood_prove_nothing(tmp_path):
-    """No name of Gemma 3 is found, and yet it is no Gemma 2."""
-    hf = {f"student.{name}": array for name, array in SAMPLES["text"].hf.items()}
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_names_that_are_not_understood_prove_nothing(kind, tmp_path):
+    """No name of Gemma 3 is found, and yet it is no Gemma 2; nor is anything said of a vision tower."""
+    hf = {f"student.{name}": array for name, array in SAMPLES[kind].hf.items()}
     path = samples.save_hf(tmp_path / "c", hf)
+    first = f"student.{TABLE[kind].removesuffix('embed_tokens.weight')}"
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(path, config=SAMPLES["text"].config)
+        open_checkpoint(path, config=SAMPLES[kind].config)
     assert str(error.value) == (
-        f"{path}: this is no Gemma 3 checkpoint; it holds student.model.embed_tokens.weight, "
-        "student.model.layers.0.input_layernorm.weight, student.model.layers.0.mlp.down_proj.weight …"
+        f"{path}: this is no Gemma 3 checkpoint; it holds {first}embed_tokens.weight, "
+        f"{first}layers.0.input_layernorm.weight, {first}layers.0.mlp.down_proj.weight …"
     )
+
+
+def test_a_llama_is_no_gemma_1(tmp_path):
     llama = {  # two norms in a layer, none on queries: Gemma 1 too, or any of its kind
         name: array
         for name, array in SAMPLES["text"].hf.items()

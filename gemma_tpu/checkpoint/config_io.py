@@ -284,7 +284,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
     """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others."""
-    refuse_others(shapes, path)
     heads = shapes.get("layer_0/attn/q_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ())[1:])
     kv_heads = shapes.get("layer_0/attn/kv_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ()))
     return _match(
@@ -301,7 +300,6 @@ def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
 
 def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
     """As `infer_from_canonical`, from Hugging Face's cores."""
-    refuse_others(shapes, path)
     head_dim = shapes.get("layers.0.self_attn.q_norm.weight", (0,))[0]
     return _match(
         shapes.get(hf_names.TABLE, ()),
@@ -317,7 +315,7 @@ def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
 
 # What proves that names are understood: of Google's canonical ones, of Hugging Face's cores.
 _CANONICAL = (r"embedder/input_embedding", r"layer_\d+/attn/q(kv)?_einsum/w")
-_CORES = (r"embed_tokens\.weight", r"layers\.\d+\.self_attn\.q_proj\.weight")
+_CORES = (r"(embed_tokens|lm_head)\.weight", r"layers\.\d+\.self_attn\.q_proj\.weight")
 _QUERY_NORM = r"(.*[./])?(q_norm|_query_norm)[./].+"
 _SECOND_NORM = r"layer_\d+/post_ffw_norm/scale|layers\.\d+\.post_feedforward_layernorm\.weight"
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from gemma_tpu.checkpoint import config_io, hf_names, names, redundant
+from gemma_tpu.checkpoint import hf_names, names, redundant
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig, VisionConfig
@@ -120,8 +120,6 @@ def check(
     try:
         names.check(expected_stored, found_stored, path)
     except CheckpointError as error:
-        # Another model has other parameters, which is better said in one sentence than as two lists.
-        config_io.refuse_others(found, path)
         if all(naming.is_multimodal(name) for name, _ in expected.items() ^ found.items()):
             raise CheckpointError(f"{error}: it can be loaded for text alone, with text_only") from error
         raise

@@ -127,6 +127,7 @@ def _open_hf(located: str, asked: str, config: GemmaConfig | None, text_only: bo
         directories, arrays = storage.upward(located, asked), hf.read_directory(located)
     config, config_json = _read_config(directories, config)
     cores, stored, buffers = hf_names.cores(arrays, located)
+    config_io.refuse_others(_shapes(cores), located)
     read = config or config_io.infer_from_cores(_shapes(cores), located)
     config = settle(cores, HUGGING_FACE, read, located, given=bool(given), text_only=text_only)
     redundant.check_buffers(buffers, config, located)
@@ -163,6 +164,7 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
         raise CheckpointError(f"{located}: {trees.describe_adapter(tree, opened)}")
     alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
     canonical = trees.canonical(tree, opened, located, alpha)
+    config_io.refuse_others(_shapes(canonical), located)
     read = config or config_io.infer_from_canonical(_shapes(canonical), located)
     config, canonical = _fitted(canonical, read, located, given=bool(given), text_only=text_only)
     return _checkpoint(located, tree.kind, config, canonical, _kept(config_json, read, config), directories)
