@@ -248,7 +248,14 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("against", "hint"), [("gemma", "kauldron 1.3"), ("transformers", "pip install torch")])
+@pytest.mark.parametrize(
+    ("against", "hint"),
+    [
+        ("gemma", r"Python 3\.12 or newer pip install 'gemma_tpu\[gemma\]'"),
+        ("gemma", r"Python 3\.11 .*tests/reference/requirements-gemma\.txt.* --python"),
+        ("transformers", "pip install torch"),
+    ],
+)
 def test_a_reference_that_is_not_installed(against: str, hint: str, checkpoint: Path, tmp_path: Path) -> None:
     python = script(tmp_path / "python", "echo No module named it >&2; exit 3")
     with pytest.raises(ValueError, match=hint) as error:
