@@ -308,7 +308,7 @@ def load_as_demo(source: str, tokenizer: str | None, dtype: str = "auto", max_co
 
 
 def _run(title: str, arguments: list[str], typed: str = "") -> bool:
-    """Runs a command and prints its time and the most memory it held. Returns whether it went well."""
+    """Runs a command and prints its time, its processor time and the most memory it held. Returns whether it worked."""
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -319,9 +319,10 @@ def _run(title: str, arguments: list[str], typed: str = "") -> bool:
     process.stdin.close()
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.monotonic() - began, usage.ru_maxrss * 1024 / 1e9
+    seconds, busy, peak = time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
     code = os.waitstatus_to_exitcode(status)
-    print(f"{title:44} {seconds:7.1f} s {peak:6.2f} GB  {'ok' if not code else f'exit {code}'}", flush=True)
+    verdict = f"exit {code}" if code else "ok"
+    print(f"{title:44} {seconds:6.1f} s {busy:6.1f} s busy {peak:6.2f} GB  {verdict}", flush=True)
     tail = output.strip().splitlines()[-1:] if not code else output.strip().splitlines()[-5:]
     print("".join(f"    {line[:160]}\n" for line in tail), end="", flush=True)
     return not code
