@@ -13,6 +13,7 @@ import checkpoint_bucket
 import numpy as np
 import pytest
 import rehearsal
+import released_layouts as layouts
 from test_verify import interpreter
 
 from gemma_tpu.checkpoint import config_io, open_checkpoint
@@ -32,8 +33,8 @@ KINDS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rehearsal")
-    for layout in rehearsal.LAYOUTS:
-        rehearsal.write(layout, rehearsal.SMALL, path, NAME, TOKENIZER)
+    for layout in layouts.LAYOUTS:
+        layouts.write(layout, layouts.SMALL, path, NAME, TOKENIZER)
     rehearsal.draw_picture(path / "picture.png")
     return path
 
@@ -41,14 +42,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def known_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Google's and Kaggle's files have no config.json: the sizes are known by their shapes, this one too."""
-    monkeypatch.setattr(config_io, "CONFIGS", config_io.CONFIGS | {"gemma3-small": rehearsal.SMALL})
+    monkeypatch.setattr(config_io, "CONFIGS", config_io.CONFIGS | {"gemma3-small": layouts.SMALL})
 
 
 @pytest.fixture
 def released(root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     """A layout and its checkpoint as a user names it; Google's lie in a bucket, beside their tokenizer."""
     layout = request.param
-    path = rehearsal.place(layout, root, NAME)
+    path = layouts.place(layout, root, NAME)
     if not layout.startswith("google"):
         yield layout, str(path)
         return
@@ -57,11 +58,11 @@ def released(root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         yield layout, f"gs://gemma-data/checkpoints/{NAME}"
 
 
-every_layout = pytest.mark.parametrize("released", rehearsal.LAYOUTS, indirect=True)
+every_layout = pytest.mark.parametrize("released", layouts.LAYOUTS, indirect=True)
 
 
 def test_folders_hold_what_is_released(root: Path) -> None:
-    hub = {path.name for path in rehearsal.place("huggingface", root, NAME).iterdir()}
+    hub = {path.name for path in layouts.place("huggingface", root, NAME).iterdir()}
     assert hub == {
         "added_tokens.json",
         "config.json",
@@ -72,13 +73,13 @@ def test_folders_hold_what_is_released(root: Path) -> None:
         "special_tokens_map.json",
         "tokenizer.model",
     }
-    version = rehearsal.place("kaggle", root, NAME)
+    version = layouts.place("kaggle", root, NAME)
     assert {path.name for path in version.iterdir()} == {NAME, "tokenizer.model"}
     database = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "d", "manifest.ocdbt", "ocdbt.process_0"}
-    for path in (version / NAME, rehearsal.place("google", root, NAME)):
+    for path in (version / NAME, layouts.place("google", root, NAME)):
         assert database <= {entry.name for entry in path.iterdir()}
         assert "config.json" not in {entry.name for entry in path.iterdir()}
-    directories = {path.name for path in rehearsal.place("google-directories", root, NAME).iterdir()}
+    directories = {path.name for path in layouts.place("google-directories", root, NAME).iterdir()}
     assert {"_METADATA", "_sharding", "transformer", "SigLiPFromPatches_0"} <= directories
     assert "manifest.ocdbt" not in directories
 
@@ -109,7 +110,7 @@ def test_commands(
                 found = json.loads(out)
                 assert found["layout"] == KINDS[layout]
                 assert found["tokenizer"] is not None
-                assert found["config"] == dataclasses.asdict(rehearsal.SMALL)
+                assert found["config"] == dataclasses.asdict(layouts.SMALL)
             case "generate":
                 answers.append(out)
             case "chat":
@@ -138,11 +139,11 @@ def test_the_demo_loads_it(released: tuple[str, str]) -> None:
         loader.close()
 
 
-@pytest.mark.parametrize("layout", rehearsal.LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 @pytest.mark.parametrize("against", ["gemma", "transformers"])
 def test_verify(against: str, layout: str, root: Path) -> None:
     python = interpreter(against)
-    path = rehearsal.place(layout, root, NAME)
+    path = layouts.place(layout, root, NAME)
     report = verify(path, against, python=python, tokenizer=TOKENIZER, new_tokens=4)
     assert report.passed, report.table()
     assert report.converted == ((against == "gemma") == (layout == "huggingface"))
