@@ -84,6 +84,15 @@ def test_folders_hold_what_is_released(root: Path) -> None:
     assert "manifest.ocdbt" not in directories
 
 
+def test_kaggles_tokenizer_is_found_from_either_folder(root: Path, capsys: pytest.CaptureFixture) -> None:
+    """`kagglehub` returns the version's folder; Google's examples then name the one inside."""
+    version = layouts.place("kaggle", root, NAME)
+    for path in (version, version / NAME):
+        assert main(["info", str(path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["path"], found["tokenizer"]) == (str(version / NAME), str(version / "tokenizer.model"))
+
+
 @pytest.fixture(scope="module")
 def answers() -> list[str]:
     """Every answer to the same question, whatever the checkpoint was read from."""
@@ -144,6 +153,8 @@ def test_the_demo_loads_it(released: tuple[str, str]) -> None:
 def test_verify(against: str, layout: str, root: Path) -> None:
     python = interpreter(against)
     path = layouts.place(layout, root, NAME)
-    report = verify(path, against, python=python, tokenizer=TOKENIZER, new_tokens=4)
+    prompts = ["In the picture <start_of_image> there is a house"]
+    report = verify(path, against, python=python, tokenizer=TOKENIZER, prompts=prompts, new_tokens=4)
+    print(report.table())
     assert report.passed, report.table()
     assert report.converted == ((against == "gemma") == (layout == "huggingface"))
