@@ -28,7 +28,7 @@ try:
     except ModuleNotFoundError:  # where gemma 3 has them
         from gemma.multimodal import vision as gemma_vision
         from gemma.multimodal import vision_utils
-except (ImportError, AttributeError) as error:  # AttributeError: a kauldron without what gemma asks of it
+except Exception as error:  # of any kind: what gemma imports fails in its own ways in versions that do not fit
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(3)
 
