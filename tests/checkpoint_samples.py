@@ -64,7 +64,7 @@ class Sample:
     ours: dict[str, np.ndarray]
 
 
-def sample(config: GemmaConfig, dtype: np.dtype = BF16, seed: int = 0) -> Sample:
+def sample(config: GemmaConfig, dtype: np.dtype = BF16, seed: int = 0, std: float = 1.0) -> Sample:
     c, rng = config, np.random.default_rng(seed)
     d, f, h, n, k = c.embed_dim, c.hidden_dim, c.head_dim, c.num_heads, c.num_kv_heads
     g = n // k
@@ -72,8 +72,12 @@ def sample(config: GemmaConfig, dtype: np.dtype = BF16, seed: int = 0) -> Sample
     hf: dict[str, np.ndarray] = {}
     ours: dict[str, np.ndarray] = {}
 
+    # A pool of prime length, read from a random place on: no row of a table as large as a real one equals another, and
+    # billions of values take no longer than to copy them.
+    pool = (rng.standard_normal(1_000_003) * std).astype(dtype)
+
     def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
+        return np.resize(np.roll(pool, rng.integers(pool.size)), shape)
 
     def same(gm_name: str, hf_name: str, our_name: str, *shape: int) -> None:
         canonical[gm_name] = hf[hf_name] = ours[our_name] = draw(*shape)
@@ -280,14 +284,14 @@ def hf_config(config: GemmaConfig) -> dict:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "query_pre_attn_scalar": 10,
+        "query_pre_attn_scalar": round(config.query_scale**-2),
         "sliding_window": config.sliding_window,
         "max_position_embeddings": config.max_context,
         "vocab_size": config.vocab_size + (64 if config.vision else 0),
     }
     if config.vision is None:
         return text
-    text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
+    text["rope_scaling"] = {"factor": config.global_rope_scale, "rope_type": "linear"}
     v = config.vision
     vision = {
         "model_type": "siglip_vision_model",

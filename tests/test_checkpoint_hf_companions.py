@@ -124,7 +124,7 @@ def test_the_released_vocabulary_gives_the_released_ids() -> None:
     released = pytest.importorskip("released_files")
     tokenizers = pytest.importorskip("tokenizers")
     model = released.released_file("tokenizer.model").read_bytes()
-    converted = hf_companions.tokenizer_json(model, Tokenizer(model), images=True)
+    converted = hf_companions.tokenizer_json(hf_companions._pieces(model), Tokenizer(model), images=True)
     made = tokenizers.Tokenizer.from_str(json.dumps(converted))
     theirs = tokenizers.Tokenizer.from_file(str(released.released_file("tokenizer.json")))
     for text in texts():

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from gemma_tpu import api, loading, verify
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import SOFT_TOKEN
+from gemma_tpu.verify import reference
 from gemma_tpu.verify.inputs import Question, make_questions, spread
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import reference_checkpoint
@@ -250,13 +252,34 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("against", "hint"), [("gemma", "kauldron 1.3"), ("transformers", "pip install torch")])
+@pytest.mark.parametrize(
+    ("against", "hint"),
+    [
+        ("gemma", r"Python 3\.12 or newer pip install 'gemma_tpu\[gemma\]'"),
+        ("gemma", r"Python 3\.11 .*tests/reference/requirements-gemma\.txt.* --python"),
+        ("transformers", "pip install torch"),
+    ],
+)
 def test_a_reference_that_is_not_installed(against: str, hint: str, checkpoint: Path, tmp_path: Path) -> None:
     python = script(tmp_path / "python", "echo No module named it >&2; exit 3")
     with pytest.raises(ValueError, match=hint) as error:
         verify.verify(checkpoint, against, python=python)
     assert "No module named it" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_reference_whose_requirements_do_not_fit_is_as_good_as_none(tmp_path: Path) -> None:
+    """As sentencepiece 0.2.3 beside protobuf 6: neither an ImportError nor a failure of the model."""
+    (tmp_path / "gemma.py").write_text("raise RuntimeError('wants another protobuf')")
+    script = Path(verify.__file__).with_name("reference_gemma.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == reference.NOT_INSTALLED
+    assert done.stderr.strip().endswith("RuntimeError: wants another protobuf")
 
 
 def test_interpreters_that_do_not_work(checkpoint: Path, tmp_path: Path) -> None:

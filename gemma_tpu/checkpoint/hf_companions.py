@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from sentencepiece import sentencepiece_model_pb2
 
 from gemma_tpu.checkpoint.errors import CheckpointWarning
 from gemma_tpu.config import GemmaConfig, VisionConfig
@@ -62,6 +60,7 @@ def missing(files: Mapping[str, bytes], config: GemmaConfig) -> dict[str, bytes]
     if "tokenizer.model" not in files or files.keys() & _SETTINGS:
         return made
     try:
+        pieces = _pieces(files["tokenizer.model"])
         tokenizer = Tokenizer(files["tokenizer.model"])
         if config.vision and tokenizer.vocab_size != config.vocab_size:
             raise ValueError(f"it has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows")
@@ -74,7 +73,7 @@ def missing(files: Mapping[str, bytes], config: GemmaConfig) -> dict[str, bytes]
         return made
     images = config.vision is not None and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
     if "tokenizer.json" not in files:
-        converted = tokenizer_json(files["tokenizer.model"], tokenizer, images)
+        converted = tokenizer_json(pieces, tokenizer, images)
         made["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
     made["tokenizer_config.json"] = _dump(_tokenizer_config(tokenizer, config, images))
     if not {"chat_template.jinja", "chat_template.json"} & files.keys():
@@ -136,24 +135,38 @@ def _tokenizer_config(tokenizer: Tokenizer, config: GemmaConfig, images: bool) -
     return raw
 
 
-def tokenizer_json(model: bytes, tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
+def _pieces(model: bytes) -> Sequence[Any]:
+    """The pieces of a SentencePiece model, with scores and types. ValueError if they cannot be read."""
+    try:
+        # Not at the top: with another protobuf than it was generated for, it cannot be imported.
+        from sentencepiece import sentencepiece_model_pb2
+    except Exception as error:
+        raise ValueError(
+            f"sentencepiece and protobuf do not fit together ({error}): pip install -U protobuf"
+        ) from error
+    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    try:
+        return proto.ModelProto.FromString(model).pieces
+    except Exception as error:  # protobuf's DecodeError
+        raise ValueError(f"not a SentencePiece model, or a damaged one: {error}") from error
+
+
+def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
     """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it.
 
     With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. SentencePiece joins the pair whose piece has the highest
     score, which is what the order of merges says here. The pieces that it finds in a text before it joins anything are
     added tokens; those of spaces are looked for in the text that has "▁" for them already.
     """
-    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-    pieces, kinds = proto.ModelProto.FromString(model).pieces, proto.ModelProto.SentencePiece
     ids = {piece.piece: i for i, piece in enumerate(pieces)}
     roles = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.start_of_turn}
     roles |= {tokenizer.end_of_turn, tokenizer.start_of_image, tokenizer.end_of_image}
     added, merges = [], []
     for i, piece in enumerate(pieces):
-        if piece.type == kinds.NORMAL:
+        if piece.type == piece.NORMAL:
             parts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece)))
             merges += [(-piece.score, ids[a], ids[b], [a, b]) for a, b in parts if a in ids and b in ids]
-        elif piece.type != kinds.BYTE:
+        elif piece.type != piece.BYTE:
             added.append(_added(i, piece.piece, special=i in roles))
     if images:
         added.append(_added(len(ids), IMAGE_SOFT_TOKEN, special=True))

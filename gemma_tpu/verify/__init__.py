@@ -1,7 +1,7 @@
 """`gemma-tpu verify`: this toolkit and a reference implementation on the same checkpoint, prompts and image.
 
-The reference runs in an interpreter of its own choosing, because Google's package needs versions of jax that this
-toolkit cannot use. Both sides are given the same token ids and the same pixels, and show every module's output.
+The reference runs in a process of its own, in any interpreter: on Python 3.11 Google's package needs versions of jax
+that this toolkit cannot use. Both sides are given the same token ids and pixels, and show every module's output.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def verify(
       checkpoint: what `gemma_tpu.load` takes. The reference reads it by its own loader; only if it cannot read that
         format, or there is an adapter, is it given a conversion (the report says so), which takes as much room in the
         temporary directory.
-      against: "gemma" (Google's, 3.3) or "transformers" (Hugging Face's, 5). It computes in float32 on the CPU.
+      against: "gemma" (Google's, 3.3 or 4.0) or "transformers" (Hugging Face's, 5). It computes in float32 on the CPU.
       tolerance: largest |Δlogit| that passes; by default 0.01 for float32, 1.0 for bfloat16.
       prompts: texts taken as they are (<start_of_image> marks the place of the image), or token ids; by default a
         short one, a question, one longer than the sliding window, and one with an image if the model takes images.

@@ -24,8 +24,8 @@ NOT_INSTALLED = 3  # exit status of the scripts
 
 REFERENCES = {
     "gemma": (
-        "it needs a Python 3.11 environment of its own (kauldron 1.3, jax below 0.8: the repository's "
-        "tests/reference/requirements-gemma.txt has versions that work together), to be named by --python"
+        "on Python 3.12 or newer pip install 'gemma_tpu[gemma]'; on Python 3.11 make an environment for gemma 3.3 "
+        "alone, whose jax is older (the repository's tests/reference/requirements-gemma.txt), and name it by --python"
     ),
     "transformers": "pip install torch 'transformers>=5', or name an environment that has them by --python",
 }

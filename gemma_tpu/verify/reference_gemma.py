@@ -1,4 +1,4 @@
-"""The script that runs Google's gemma package for `gemma-tpu verify`. Needs numpy and gemma (3.3) alone.
+"""The script that runs Google's gemma package for `gemma-tpu verify`. Needs numpy and gemma (3.3 or 4.0) alone.
 
 `python reference_gemma.py --check` exits with 3 if it cannot be imported; `… FOLDER` reads request.json and image.npy
 there (gemma_tpu/verify/reference.py) and writes result.npz.
@@ -21,9 +21,14 @@ try:
     from gemma.gm.nn import _config, _gemma, _modules, _transformer
     from gemma.gm.text import _tokenizer
     from gemma.gm.vision import _token_utils
-    from gemma.multimodal import vision as gemma_vision
-    from gemma.multimodal import vision_utils
-except (ImportError, AttributeError) as error:  # AttributeError: a kauldron without what gemma asks of it
+
+    try:
+        from gemma.gm.nn.vision import _vision as gemma_vision
+        from gemma.gm.nn.vision import _vision_utils as vision_utils
+    except ModuleNotFoundError:  # where gemma 3 has them
+        from gemma.multimodal import vision as gemma_vision
+        from gemma.multimodal import vision_utils
+except Exception as error:  # of any kind: what gemma imports fails in its own ways in versions that do not fit
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(3)
 
@@ -45,8 +50,9 @@ def set_special_ids(request):
         start, end = -2, -3
     else:
         start, end = request["start_of_image"], request["end_of_image"]
-    names = {"PAD": 0, "EOS": -1, "BOS": 2, "UNK": 3, "END_OF_TURN": -1, "START_OF_IMAGE": start, "END_OF_IMAGE": end}
-    special = enum.IntEnum("SpecialTokens", names)
+    ids = {"PAD": 0, "BOS": 2, "UNK": 3, "START_OF_IMAGE": start, "IMAGE_PLACEHOLDER": start, "END_OF_IMAGE": end}
+    ends = dict.fromkeys(("EOS", "END_OF_TURN", "BEGIN_OF_TOOL_RESPONSE"), -1)  # gemma 4 ends on the last one too
+    special = enum.IntEnum("SpecialTokens", ids | ends)
     _tokenizer.Gemma3Tokenizer.special_tokens = special
     if len(request["double_newline"]) == 1:
         _token_utils._DOUBLE_NEW_LINE_TOKEN = request["double_newline"][0]

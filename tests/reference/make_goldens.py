@@ -1,6 +1,7 @@
 """Makes tests/goldens/fidelity.{npz,json}: what both reference implementations say about the models of models.py.
 
-Each reference needs an environment of its own (Python 3.11), made from requirements-*.txt beside this file:
+Each reference needs an environment of its own (Python 3.11), made from requirements-*.txt beside this file; gemma 4
+(`pip install '.[gemma]'`, Python 3.12 or newer) gives the same outputs as gemma 3 to within 2e-4:
 
     python tests/reference/make_goldens.py --gemma GEMMA_PYTHON --transformers TRANSFORMERS_PYTHON
 

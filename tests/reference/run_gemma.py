@@ -22,8 +22,13 @@ from gemma.gm.math import _positional_embeddings
 from gemma.gm.nn import _config, _gemma, _modules, _transformer
 from gemma.gm.text import _tokenizer
 from gemma.gm.vision import _token_utils
-from gemma.multimodal import vision as gemma_vision
-from gemma.multimodal import vision_utils
+
+try:
+    from gemma.gm.nn.vision import _vision as gemma_vision
+    from gemma.gm.nn.vision import _vision_utils as vision_utils
+except ModuleNotFoundError:  # where gemma 3 has them
+    from gemma.multimodal import vision as gemma_vision
+    from gemma.multimodal import vision_utils
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -33,6 +38,7 @@ class TinySpecialTokens(_tokenizer.SpecialTokens, enum.IntEnum):
 
     PAD, EOS, BOS, UNK = 0, 1, models.BOS, 3
     START_OF_IMAGE, END_OF_IMAGE, END_OF_TURN = models.START_OF_IMAGE, models.END_OF_IMAGE, 8
+    IMAGE_PLACEHOLDER, BEGIN_OF_TOOL_RESPONSE = START_OF_IMAGE, END_OF_TURN  # asked for by gemma 4
 
 
 # The only constants in the package that a small vocabulary cannot do with.
