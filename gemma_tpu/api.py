@@ -261,7 +261,9 @@ class Model:
         return dataclasses.replace(reading, format_options=given)
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
-        return prompts.render(prompt, images, self.format, self.tokenizer, self._num_soft_tokens, reading)
+        ids = isinstance(prompt, list) and isinstance(prompt[0], int)  # which need no tokenizer
+        tokenizer = cast(Tokenizer, self._tokenizer) if ids else self.tokenizer
+        return prompts.render(prompt, images, self.format, tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
         self, messages: Sequence[Message], prompt: Prompt, options: Options, reading: Reading

@@ -50,7 +50,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distributed") / "checkpoint"
     save_params(random_params(CONFIG), CONFIG, path, tokenizer=(HERE / "goldens/text/tokenizer.model").read_bytes())
     rng = np.random.default_rng(1)
-    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((CONFIG.hidden_dim, 2), (2, CONFIG.embed_dim)))
+    a, b = (
+        (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        for shape in ((CONFIG.hidden_dim, 2), (2, CONFIG.embed_dim))
+    )
     adapter = {f"layer_{i}": {"mlp": {"_LoRAEinsum_linear": {"lora": {"a": a, "b": b}}}} for i in range(6)}
     save_orbax(path.with_name(f"{path.name}-adapter"), adapter)
     return path
