@@ -72,12 +72,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise ValueError(
-                "this checkpoint has no tokenizer, without which there is no text: put its tokenizer.model or "
-                "tokenizer.json beside the weights, and load it again"
-            )
-        return self._tokenizer
+        return prompts.require_tokenizer(self._tokenizer)
 
     def __repr__(self) -> str:
         text, vision = self.config, "text and images" if self.config.vision else "text"
@@ -261,9 +256,7 @@ class Model:
         return dataclasses.replace(reading, format_options=given)
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
-        ids = isinstance(prompt, list) and isinstance(prompt[0], int)  # which need no tokenizer
-        tokenizer = cast(Tokenizer, self._tokenizer) if ids else self.tokenizer
-        return prompts.render(prompt, images, self.format, tokenizer, self._num_soft_tokens, reading)
+        return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
         self, messages: Sequence[Message], prompt: Prompt, options: Options, reading: Reading

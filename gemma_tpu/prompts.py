@@ -119,11 +119,14 @@ def render(
     prompt: PlainPrompt,
     images: Images,
     format: Format,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     num_soft_tokens: int | None,
     reading: Reading,
 ) -> Prompt:
-    """Tokens and images of one prompt. `images` go before a string, or where a raw one or token ids mark them."""
+    """Tokens and images of one prompt. `images` go before a string, or where a raw one or token ids mark them.
+
+    Ids alone need no tokenizer.
+    """
     given = reading.format_options
     options = {"pan_and_scan": reading.pan_and_scan, "continue_final": reading.continue_final, **given}
     if isinstance(prompt, list) and isinstance(prompt[0], Mapping):
@@ -132,20 +135,30 @@ def render(
         if reading.raw:
             raise ValueError("raw goes with a string: messages are written in the chat format")
         load = functools.partial(load_image, allow_urls=reading.allow_urls)
-        return format.render(prompt, tokenizer, num_soft_tokens, load_image=load, **options)
+        return format.render(prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=load, **options)
     if reading.continue_final:
         raise ValueError("continue_final goes with messages of which the last is the assistant's")
     shown = reading.images(images)
     if isinstance(prompt, str) and not reading.raw:
         parts = [{"type": "image", "image": image} for image in shown]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
-        return format.render(messages, tokenizer, num_soft_tokens, load_image=_as_it_is, **options)
+        return format.render(messages, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is, **options)
     if reading.pan_and_scan or given:
         named = ", ".join([*["pan_and_scan"] * reading.pan_and_scan, *given])
         raise ValueError(f"{named}: part of the chat format, which goes with a string that is not raw, or messages")
     if isinstance(prompt, str):
-        return render_raw(prompt, shown, tokenizer, num_soft_tokens, load_image=_as_it_is)
+        return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is)
     return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], shown)
+
+
+def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+    """`tokenizer`. ValueError if there is none."""
+    if tokenizer is None:
+        raise ValueError(
+            "this checkpoint has no tokenizer, without which there is no text: put its tokenizer.model or "
+            "tokenizer.json beside the weights, and load it again"
+        )
+    return tokenizer
 
 
 def _as_it_is(image: Image.Image) -> Image.Image:
