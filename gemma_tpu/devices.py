@@ -57,15 +57,15 @@ def attention_kernel(mesh: Mesh, dtype: jax.typing.DTypeLike, head_dim: int) -> 
 def choose_dtype(mesh: Mesh, fits: Callable[[jnp.dtype], bool]) -> tuple[jnp.dtype, str]:
     """What weights and caches are kept in unless the user says: bfloat16 or float32, and why.
 
-    Where there are no bfloat16 units, XLA computes bfloat16 products in float32 on copies of the weights: they cost
-    time and save memory. So those devices get float32, but for a model that `fits` only in bfloat16. (float16, which a
+    On CPUs, whatever their units, and on GPUs without bfloat16 units, XLA computes bfloat16 products in float32 on
+    copies of the weights: they cost time and save memory. So those devices get float32, but for a model that `fits` only in bfloat16. (float16, which a
     T4 is made for, overflows in Gemma 3.)
     """
     devices = list(mesh.devices.flat)
     bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
     if not (lacking := [device for device in devices if not _computes_bfloat16(device)]):
         return bfloat16, f"{_kinds(devices)} has bfloat16 units"
-    without = f"{_kinds(lacking)} has no bfloat16 units"
+    without = f"on {_kinds(lacking)} XLA computes bfloat16 in float32"
     if all(device.platform == "cpu" for device in lacking) or fits(float32) or not fits(bfloat16):
         return float32, without
     return bfloat16, f"{without}, which makes it slow, but float32 would not fit"

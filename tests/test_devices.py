@@ -72,17 +72,27 @@ def test_attention_between_patches_runs_on_what_the_devices_have(devices, dtype,
 @pytest.mark.parametrize(
     ("devices", "largest", "dtype", "reason"),
     [
-        ([CPU] * 8, "float32", "float32", "this CPU has no bfloat16 units"),
-        ([CPU], "bfloat16", "float32", "this CPU has no bfloat16 units"),  # the memory of a host is not known
-        ([T4], "float32", "float32", "this Tesla T4 has no bfloat16 units"),
+        ([CPU] * 8, "float32", "float32", "on this CPU XLA computes bfloat16 in float32"),
+        (
+            [CPU],
+            "bfloat16",
+            "float32",
+            "on this CPU XLA computes bfloat16 in float32",
+        ),  # the memory of a host is not known
+        ([T4], "float32", "float32", "on this Tesla T4 XLA computes bfloat16 in float32"),
         (
             [T4, T4],
             "bfloat16",
             "bfloat16",
-            "this Tesla T4 has no bfloat16 units, .* but float32 would not fit",
+            "on this Tesla T4 XLA computes bfloat16 in float32, .* but float32 would not fit",
         ),
-        ([T4], None, "float32", "this Tesla T4 has no bfloat16 units"),  # which is refused then, with the table
-        ([A100, T4], "float32", "float32", "this Tesla T4 has no bfloat16 units"),
+        (
+            [T4],
+            None,
+            "float32",
+            "on this Tesla T4 XLA computes bfloat16 in float32",
+        ),  # which is refused then, with the table
+        ([A100, T4], "float32", "float32", "on this Tesla T4 XLA computes bfloat16 in float32"),
         ([A100], "float32", "bfloat16", "this NVIDIA A100 has bfloat16 units"),
         ([MI300], "float32", "bfloat16", "this AMD Instinct MI300X has bfloat16 units"),
         ([V4], "float32", "bfloat16", "this TPU v4 has bfloat16 units"),

@@ -130,8 +130,10 @@ def suggestion(text: str) -> str:
     known = {name: name for name in (*NAMES, *_RELATIVES)}
     known |= {Released(name).repo: Released(name).repo for name in NAMES}
     known |= {name.removeprefix("google/"): name for name in _RELATIVES}
+    if text in known.values():
+        return ""
     close = difflib.get_close_matches(text.lower().partition("@")[0], known, n=2, cutoff=_ALIKE)
-    meant = [name for name in dict.fromkeys(known[name] for name in close) if name != text]
+    meant = list(dict.fromkeys(known[name] for name in close))
     return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
