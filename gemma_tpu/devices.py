@@ -58,8 +58,8 @@ def choose_dtype(mesh: Mesh, fits: Callable[[jnp.dtype], bool]) -> tuple[jnp.dty
     """What weights and caches are kept in unless the user says: bfloat16 or float32, and why.
 
     On CPUs, whatever their units, and on GPUs without bfloat16 units, XLA computes bfloat16 products in float32 on
-    copies of the weights: they cost time and save memory. So those devices get float32, but for a model that `fits` only in bfloat16. (float16, which a
-    T4 is made for, overflows in Gemma 3.)
+    copies of the weights: they cost time and save memory. So those devices get float32, but for a model that `fits`
+    only in bfloat16. (float16, which a T4 is made for, overflows in Gemma 3.)
     """
     devices = list(mesh.devices.flat)
     bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")

@@ -53,9 +53,9 @@ def load(
         model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
       config: inferred from the checkpoint unless given.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
-      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a T4)
-        unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused: Gemma
-        3's activations overflow it.
+      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a
+        T4) unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused:
+        Gemma 3's activations overflow it.
       adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
