@@ -113,7 +113,8 @@ def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:
     for name in sorted(found)[:_LOOKED_AT]:
         file = storage.join(path, name)
         head = storage.read_head(file) if storage.is_file(file) else b""
-        if head and (what := foreign.recognise(head, name)):
+        # Of a .json file by its name alone, all there is to say is that its directory is what is to be given.
+        if head and (what := foreign.recognise(head, "" if name.endswith(".json") else name)):
             return CheckpointError(f"{said}; {name} is {what}")
     return CheckpointError(f"{said}; it has {', '.join(sorted(found)[:5]) or 'nothing'}")
 
