@@ -21,7 +21,7 @@ from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
-from gemma_tpu.text.vocabulary import open_vocabulary
+from gemma_tpu.text.vocabulary import is_json, open_vocabulary
 
 LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
@@ -90,12 +90,14 @@ def save_params(
 ) -> Path:
     """Writes parameters, named as in `gemma_tpu.model.param_shapes`, as a new checkpoint directory `dst`.
 
-    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model, its path or its bytes, to put beside it.
+    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model or a tokenizer.json, its path or its
+    bytes, to put beside it.
     """
     arrays = {name: lazy.Memory(array, name) for name, array in params.items()}
     files = {}
     if tokenizer is not None:
-        files["tokenizer.model"] = tokenizer if isinstance(tokenizer, bytes) else Path(tokenizer).read_bytes()
+        content = tokenizer if isinstance(tokenizer, bytes) else storage.read_file(os.fspath(tokenizer))
+        files["tokenizer.json" if is_json(content) else "tokenizer.model"] = content
     canonical = names.canonical_from_ours(arrays, config)
     return _write(dst, canonical, config, None, files, layout, dtype, progress)
 
