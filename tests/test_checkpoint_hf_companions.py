@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2
 
 from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_companions
 from gemma_tpu.config import DEMO
@@ -86,6 +88,18 @@ def test_the_processor(converted: Path, tokenizer: Tokenizer) -> None:
     assert list(theirs["input_ids"][0]) == [DEMO.vocab_size if token == SOFT_TOKEN else token for token in ours]
     assert np.shape(theirs["pixel_values"][0]) == (3, DEMO.vision.image_size, DEMO.vision.image_size)
     assert np.abs(theirs["pixel_values"][0]).max() <= 1
+
+
+def test_special_pieces_get_the_names_that_the_settings_beside_them_use(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """MaxText's vocabulary calls the end of an image <unused99>; config.json says which id is meant."""
+    src = shutil.copytree(CHECKPOINT, tmp_path / "src")
+    model = sentencepiece_model_pb2.ModelProto.FromString((src / "tokenizer.model").read_bytes())
+    model.pieces[tokenizer.end_of_image].piece = "<unused99>"
+    (src / "tokenizer.model").write_bytes(model.SerializeToString())
+    made = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    theirs = transformers.AutoProcessor.from_pretrained(made).tokenizer
+    assert theirs.convert_tokens_to_ids("<end_of_image>") == theirs.eoi_token_id == tokenizer.end_of_image
+    assert len(theirs) == DEMO.vocab_size + 1, "with the stand-in for soft tokens, and no token of its own"
 
 
 def test_generation_config(converted: Path, tokenizer: Tokenizer) -> None:

@@ -130,14 +130,15 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
         checkpoint.tokenizer_path,
         read_added_tokens(checkpoint.directories),
         config_path,
-        _special_ids(config),
+        special_ids(config),
         read_generation(checkpoint.directories, config, config_path or ""),
         template,
         choose(template and template[0], config),
     )
 
 
-def _special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+def special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    """Special ids by role, of a config.json."""
     found: dict[str, int] = {}
     for part in (config.get("text_config") or {}, config):
         for key, role in _CONFIG_IDS.items():

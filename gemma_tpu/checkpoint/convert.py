@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 
 from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
+from gemma_tpu.checkpoint.companions import special_ids
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -132,7 +134,9 @@ def _write(
                 hf.write_directory(path, hf_arrays, max_shard_bytes=max_shard_bytes, progress=report)
             else:
                 orbax.write(path, names.orbax_tree(arrays, flat=layout == "orbax-flat"), report)
-        extra = hf_companions.missing(files, config) if layout == "safetensors" else {}
+        extra = {}
+        if layout == "safetensors":
+            extra = hf_companions.missing(files, config, special_ids(json.loads(config_json)))
         for name, content in (extra | dict(files)).items():
             (path / name).write_bytes(content)
         # Last, because transformers does not take a directory without it for a model.
