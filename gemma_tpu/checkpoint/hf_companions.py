@@ -53,23 +53,24 @@ def missing(
 ) -> dict[str, bytes]:
     """What `files` (by name, those that go along already) lack of what transformers needs beside the weights.
 
-    Tokenizer, chat template and generation settings are made of tokenizer.model, unless the checkpoint has settings of
-    transformers for its tokenizer; the image processor's of `config`. Warns (CheckpointWarning) if they cannot be.
-    `special_ids`: ids by role, as config.json has them.
+    Tokenizer, chat template and generation settings are made of tokenizer.model, or of a tokenizer.json that is alone,
+    unless the checkpoint has settings of transformers for its tokenizer; the image processor's of `config`. Warns
+    (CheckpointWarning) if they cannot be. `special_ids`: ids by role, as config.json has them.
     """
     made: dict[str, bytes] = {}
     if config.vision and not any(name in files for name in _PROCESSORS):
         made |= {name: _dump(raw) for name, raw in zip(_PROCESSORS, _processors(config.vision), strict=True)}
-    if "tokenizer.model" not in files or files.keys() & _SETTINGS:
+    name = next((name for name in ("tokenizer.model", "tokenizer.json") if name in files), None)
+    if name is None or files.keys() & _SETTINGS:
         return made
     try:
-        pieces = _pieces(files["tokenizer.model"])
-        tokenizer = Tokenizer(files["tokenizer.model"], config_ids=special_ids)
+        pieces = [] if "tokenizer.json" in files else _pieces(files[name])
+        tokenizer = Tokenizer(files[name], name=name, config_ids=special_ids)
         if config.vision and tokenizer.vocab_size != config.vocab_size:
             raise ValueError(f"it has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows")
     except ValueError as error:
         warnings.warn(
-            f"tokenizer.model: no tokenizer.json and chat template for transformers are made of it: {error}",
+            f"{name}: no settings and chat template for transformers are made of it: {error}",
             CheckpointWarning,
             stacklevel=2,
         )
