@@ -55,8 +55,8 @@ class Companions:
         rows, name = self.config.vocab_size, None
         if beyond := [token for token in self.added_tokens if rows_needed([token]) > rows]:
             raise CheckpointError(
-                f"{self.path}: the files there add the token {beyond[-1].text!r} with id {beyond[-1].id}, but the "
-                f"embedding table has {rows} rows: not a pair"
+                f"{self.path}: the files beside the weights, or an adapter, add the token {beyond[-1].text!r} with id "
+                f"{beyond[-1].id}, but the embedding table has {rows} rows: not a pair"
             )
         if given is None:
             if (name := self.tokenizer_path) is None:
