@@ -25,6 +25,7 @@ from gemma_tpu.checkpoint import (
     merge_adapter,
     names,
     open_checkpoint,
+    read_companions,
 )
 from gemma_tpu.model import param_shapes
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -211,10 +212,30 @@ def test_an_adapter_has_to_fit_its_base(tmp_path):
         ("attention", {"trainable_token_indices": [3]}, "trainable_token_indices is not read here: merge it with peft"),
         ("attention", {"r": 8}, "q_proj has A [4, 16] and B [32, 4], but rank 8 by adapter_config.json"),
         ("attention", {"lora_alpha": None}, "q_proj is None in adapter_config.json, not a number"),
+        ("attention", {"rank_pattern": ["q_proj"]}, "rank_pattern in adapter_config.json is ['q_proj'], not an object"),
+        ("attention", {"alpha_pattern": {"(": 1}}, "alpha_pattern in adapter_config.json is {'(': 1}, not an object"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_by_name(adapter, settings, message, tmp_path):
     assert message in failure(copy(adapter, tmp_path / "adapter", **settings))
+
+
+def test_the_tokenizers_files_beside_an_adapter_come_before_the_bases(tmp_path):
+    """Trainers save what they trained with there: another chat template, tokens of their own."""
+    base = shutil.copytree(GOLDENS / "base-text", tmp_path / "base")
+    (base / "chat_template.jinja").write_text("the base's")
+    (base / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    path = copy("attention", tmp_path / "adapter")
+    (path / "chat_template.jinja").write_text("the adapter's")
+    (path / "added_tokens.json").write_text('{"<mine>": 5}')
+    companions = read_companions(merge_adapter(open_checkpoint(base), str(path)))
+    assert companions.chat_template == ("the adapter's", str(path / "chat_template.jinja"))
+    assert [token.text for token in companions.added_tokens] == ["<mine>"]
+    assert companions.generation.options["max_new_tokens"] == 7
+    convert(base, tmp_path / "out", to="orbax", adapter=path, progress=False)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "the adapter's"
+    assert (tmp_path / "out" / "added_tokens.json").is_file()
+    assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
 def test_an_adapter_that_trained_head_and_table_apart_unties_them(tmp_path):

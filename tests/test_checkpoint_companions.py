@@ -81,6 +81,13 @@ def test_either_tokenizer_file(place: Path, file: str) -> None:
     assert companions.notes(tokenizer) == []
 
 
+def test_a_pointer_in_place_of_a_tokenizer_json_is_named_beside_a_sentencepiece_model_too(place: Path) -> None:
+    """Its added tokens would be missing, and a conversion would copy it."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1299c11d\nsize 33384568\n"
+    with pytest.raises(CheckpointError, match=rf"^{place}/tokenizer\.json: is a Git LFS pointer"):
+        write(place, tokenizer__model=MODEL, tokenizer__json=pointer)
+
+
 def test_a_sentencepiece_model_comes_before_a_tokenizer_json(place: Path) -> None:
     companions = write(place, tokenizer__model=MODEL, tokenizer__json=tokenizer_json(MODEL))
     assert companions.tokenizer_path == str(place / "tokenizer.model")

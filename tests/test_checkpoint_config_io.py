@@ -222,6 +222,8 @@ def test_other_shapes_are_asked_for():
         ({"num_key_value_heads": 3}, "no multiple of num_kv_heads 3"),
         ({"hidden_size": "many"}, "hidden_size is 'many', not a positive number"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"num_hidden_layers": 8.0}, "num_hidden_layers is 8.0, not a whole number"),
+        ({"model_type": "gemma3", "text_config": [1]}, r"text_config is \[1\], not an object"),
     ],
 )
 def test_what_is_not_supported_is_refused(change, message):

@@ -124,6 +124,16 @@ def test_dtypes_are_kept_apart_and_changed_when_asked(tmp_path):
             convert(hf, tmp_path / "no", to="orbax", dtype=dtype, progress=False)
 
 
+def test_save_params_calls_a_tokenizer_what_it_is(tmp_path):
+    sample = samples.sample(samples.CONFIGS["one-kv-14"])
+    content = b'{"model": {"type": "BPE", "vocab": {"<unk>": 0}, "merges": []}}'
+    path = save_params(sample.ours, sample.config, tmp_path / "c", tokenizer=content)
+    assert (path / "tokenizer.json").read_bytes() == content
+    assert not (path / "tokenizer.model").exists()
+    with pytest.raises(CheckpointError, match=r"none: no such file"):
+        save_params(sample.ours, sample.config, tmp_path / "d", tokenizer=tmp_path / "none")
+
+
 def test_save_params_writes_the_released_layout(tmp_path):
     sample = samples.sample(CONFIGS["grouped-8"])
     params = {name: jax.numpy.asarray(array) for name, array in sample.ours.items()}

@@ -115,6 +115,13 @@ def test_paths_are_taken_as_they_are(cache, tmp_path, monkeypatch):
     assert resolve("gemma3-4b-it") == str(tmp_path / "gemma3-4b-it")
 
 
+def test_what_is_here_need_not_be_downloaded(cache, tmp_path):
+    """`download` is given names alone, and says of a path that is there no less than that it is."""
+    assert download("gemma3-demo") == Path(resolve("gemma3-demo"))
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}: is here already, and no name"):
+        download(str(tmp_path))
+
+
 def test_unknown_names(cache):
     with pytest.raises(CheckpointError, match=r"gemma3-5b-it: no such file or directory, and no name .*gemma3-270m-pt"):
         resolve("gemma3-5b-it")

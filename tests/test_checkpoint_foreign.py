@@ -77,6 +77,17 @@ def test_a_file_of_another_kind(kind, whole, tmp_path):
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("kind", ["PyTorch", "GGUF", "Flax"])
+def test_weights_of_another_kind_among_the_other_files_of_a_model(kind, tmp_path):
+    """As in a repository of Hugging Face: what is named is the weights."""
+    name, content, message = FILES[kind]
+    (tmp_path / name).write_bytes(content)
+    for other in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        (tmp_path / other).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"; {name} is {message}"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_a_file_of_a_checkpoint_instead_of_its_directory(name, tmp_path):
     path = samples.save_hf(tmp_path / "c", {"a": np.zeros(3, np.float32)}, {"model_type": "gemma3"}, shards=2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2
 
 from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_companions
 from gemma_tpu.config import DEMO
@@ -88,6 +90,31 @@ def test_the_processor(converted: Path, tokenizer: Tokenizer) -> None:
     assert np.abs(theirs["pixel_values"][0]).max() <= 1
 
 
+def test_special_pieces_get_the_names_that_the_settings_beside_them_use(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """MaxText's vocabulary calls the end of an image <unused99>; config.json says which id is meant."""
+    src = shutil.copytree(CHECKPOINT, tmp_path / "src")
+    model = sentencepiece_model_pb2.ModelProto.FromString((src / "tokenizer.model").read_bytes())
+    model.pieces[tokenizer.end_of_image].piece = "<unused99>"
+    (src / "tokenizer.model").write_bytes(model.SerializeToString())
+    made = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    theirs = transformers.AutoProcessor.from_pretrained(made).tokenizer
+    assert theirs.convert_tokens_to_ids("<end_of_image>") == theirs.eoi_token_id == tokenizer.end_of_image
+    assert len(theirs) == DEMO.vocab_size + 1, "with the stand-in for soft tokens, and no token of its own"
+
+
+def test_a_tokenizer_json_alone(converted: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As fine-tunes come that were saved without the settings beside it."""
+    src = shutil.copytree(CHECKPOINT, tmp_path / "src")
+    (src / "tokenizer.model").unlink()
+    shutil.copy(converted / "tokenizer.json", src)
+    made = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    theirs = transformers.AutoProcessor.from_pretrained(made).tokenizer
+    assert theirs.eoi_token_id == tokenizer.end_of_image
+    for messages in CONVERSATIONS:
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ids == render_messages(messages, tokenizer, None).tokens
+
+
 def test_generation_config(converted: Path, tokenizer: Tokenizer) -> None:
     config = transformers.GenerationConfig.from_pretrained(converted)
     assert config.eos_token_id == [tokenizer.eos_id, tokenizer.end_of_turn]
@@ -112,7 +139,9 @@ def test_what_is_there_stays(tokenizer: Tokenizer) -> None:
 
 def test_a_tokenizer_that_does_not_fit(tokenizer: Tokenizer) -> None:
     larger = dataclasses.replace(DEMO, vocab_size=3000)
-    with pytest.warns(CheckpointWarning, match=r"no tokenizer\.json .* it has 2048 pieces, the model 3000 rows"):
+    with pytest.warns(
+        CheckpointWarning, match=r"no settings and chat template .* it has 2048 pieces, the model 3000 rows"
+    ):
         made = hf_companions.missing({"tokenizer.model": (CHECKPOINT / "tokenizer.model").read_bytes()}, larger)
     assert set(made) == {"processor_config.json", "preprocessor_config.json"}
     with pytest.warns(CheckpointWarning, match="not a SentencePiece model"):

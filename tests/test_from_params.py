@@ -137,6 +137,14 @@ def test_text_only():
     assert not any(name.startswith("vision") for name in checkpoint.arrays)
 
 
+def test_a_size_of_ones_own_needs_a_config():
+    """And the way out is one that a caller with a tree has."""
+    with pytest.raises(
+        CheckpointError, match=r"no config is given, and its shapes .*: give its GemmaConfig as config$"
+    ):
+        open_tree(samples.nested_tree(jax_arrays()))
+
+
 def test_errors_are_those_of_checkpoints():
     arrays = dict(SAMPLE.canonical)
     del arrays["layer_3/attn/kv_einsum/w"]
@@ -146,7 +154,10 @@ def test_errors_are_those_of_checkpoints():
     assert str(failure.value) == (
         "parameters: missing layer_3/attn/kv_einsum/w; wrongly shaped: layer_2/mlp/linear is [16, 24], not [24, 16]"
     )
-    with pytest.raises(CheckpointError, match="these are not those of a Gemma 3 model; the tree holds a/b …"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"not named as in an Orbax checkpoint of Gemma 3; the tree holds a/b … \(files, .* for load",
+    ):
         gemma_tpu.from_params({"a": {"b": np.zeros(3)}})
     abstract = jax.eval_shape(lambda: samples.nested_tree(jax_arrays()))
     with pytest.raises(CheckpointError, match="embedder/input_embedding is a ShapeDtypeStruct, which holds no values"):

@@ -22,7 +22,8 @@ def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False)
     checkpoint of gemma's or qwix's LoRA parameters. With `text_only`, what adapts the vision tower is left out with it.
 
     Raises `CheckpointError` if `path` is no adapter, if its kind of LoRA is not known, and if any of it has no place in
-    this checkpoint.
+    this checkpoint. Files of a tokenizer and a chat template that lie beside an adapter of peft come before the base's:
+    it was trained with them.
     """
     path = storage.normalise(path)
     found = storage.entries(path)
@@ -72,7 +73,8 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
             merged[HEAD] = head
     arrays = {**checkpoint.arrays, **hf_names.changed_rows(merged, base, config)}
     arrays = {name: arrays[name] for name in names.canonical_shapes(config)}
-    return dataclasses.replace(checkpoint, config=config, arrays=arrays)
+    directories = (path, *checkpoint.directories)
+    return dataclasses.replace(checkpoint, config=config, arrays=arrays, directories=directories)
 
 
 def _merge_tree(checkpoint: Checkpoint, located: str, asked: str, text_only: bool) -> Checkpoint:

@@ -49,6 +49,8 @@ def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
                 else:
                     listed = [_token(entry["id"], entry) for entry in _list_of_tokenizer_json(files[name])]
                 found |= {token.id: token for token in map(_checked, listed)}
+            except CheckpointError:
+                raise
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise CheckpointError(f"{files[name]}: its added tokens cannot be read: {error!r}") from error
         if found:
@@ -96,8 +98,10 @@ def _checked(token: AddedToken) -> AddedToken:
 def _list_of_tokenizer_json(file: str) -> list[Any]:
     """Its "added_tokens", which stand before the vocabulary: tens of megabytes that are not parsed for them."""
     text = storage.read_text(file)
-    found = _LIST.search(text)
-    return json.JSONDecoder().raw_decode(text, found.end())[0] if found else []
+    if found := _LIST.search(text):
+        return json.JSONDecoder().raw_decode(text, found.end())[0]
+    storage.parse_json(text, file)  # a file that is none of the kind is named
+    return []
 
 
 def _named_special(settings: Mapping[str, Any]) -> set[str]:

@@ -55,8 +55,8 @@ class Companions:
         rows, name = self.config.vocab_size, None
         if beyond := [token for token in self.added_tokens if rows_needed([token]) > rows]:
             raise CheckpointError(
-                f"{self.path}: the files there add the token {beyond[-1].text!r} with id {beyond[-1].id}, but the "
-                f"embedding table has {rows} rows: not a pair"
+                f"{self.path}: the files beside the weights, or an adapter, add the token {beyond[-1].text!r} with id "
+                f"{beyond[-1].id}, but the embedding table has {rows} rows: not a pair"
             )
         if given is None:
             if (name := self.tokenizer_path) is None:
@@ -130,14 +130,15 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
         checkpoint.tokenizer_path,
         read_added_tokens(checkpoint.directories),
         config_path,
-        _special_ids(config),
+        special_ids(config),
         read_generation(checkpoint.directories, config, config_path or ""),
         template,
         choose(template and template[0], config),
     )
 
 
-def _special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+def special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    """Special ids by role, of a config.json."""
     found: dict[str, int] = {}
     for part in (config.get("text_config") or {}, config):
         for key, role in _CONFIG_IDS.items():

@@ -40,6 +40,7 @@ _VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
+_COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS} - {"query_pre_attn_scalar"}
 # What this package computes and nothing else; a config that says otherwise is refused.
 _TEXT_FIXED: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -107,6 +108,8 @@ def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) 
     for key in keys:
         if isinstance(values[key], bool) or not isinstance(values[key], int | float) or values[key] <= 0:
             raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a positive number")
+        if key in _COUNTS and not isinstance(values[key], int):
+            raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a whole number")
 
 
 def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
@@ -282,8 +285,11 @@ def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
-    """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others."""
+def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) -> GemmaConfig:
+    """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others.
+
+    `in_memory`: there are no files to put a config.json beside.
+    """
     heads = shapes.get("layer_0/attn/q_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ())[1:])
     kv_heads = shapes.get("layer_0/attn/kv_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ()))
     return _match(
@@ -295,6 +301,7 @@ def infer_from_canonical(shapes: Shapes, path: str) -> GemmaConfig:
         head_dim=shapes.get("layer_0/attn/_query_norm/scale", (0,))[0],
         vision=any(map(names.is_multimodal, shapes)),
         path=path,
+        in_memory=in_memory,
     )
 
 
@@ -349,7 +356,7 @@ def _count(pattern: str, shapes: Shapes) -> int:
     return 1 + max((int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))), default=-1)
 
 
-def _match(table: tuple[int, ...], *, path: str, vision: bool, **dims: int) -> GemmaConfig:
+def _match(table: tuple[int, ...], *, path: str, vision: bool, in_memory: bool = False, **dims: int) -> GemmaConfig:
     found = {"embed": table[1] if len(table) == 2 else 0, **dims}
     for config in CONFIGS.values():
         c = config
@@ -357,7 +364,10 @@ def _match(table: tuple[int, ...], *, path: str, vision: bool, **dims: int) -> G
         if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
             return config if vision else dataclasses.replace(config, vision=None)
     listed = ", ".join(f"{name} {size}" for name, size in found.items())
+    way_out = "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
+    if in_memory:
+        way_out = "give its GemmaConfig as config"
     raise CheckpointError(
-        f"{path}: has no config.json, and its shapes ({listed}) are none of {', '.join(CONFIGS)}: "
-        "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
+        f"{path}: {'no config is given' if in_memory else 'has no config.json'}, and its shapes ({listed}) are none of "
+        f"{', '.join(CONFIGS)}: {way_out}"
     )

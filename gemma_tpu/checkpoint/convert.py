@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,14 @@ import numpy as np
 
 from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
+from gemma_tpu.checkpoint.companions import special_ids
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
-from gemma_tpu.text.vocabulary import open_vocabulary
+from gemma_tpu.text.vocabulary import is_json, open_vocabulary
 
 LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
@@ -90,12 +92,14 @@ def save_params(
 ) -> Path:
     """Writes parameters, named as in `gemma_tpu.model.param_shapes`, as a new checkpoint directory `dst`.
 
-    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model, its path or its bytes, to put beside it.
+    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model or a tokenizer.json, its path or its
+    bytes, to put beside it.
     """
     arrays = {name: lazy.Memory(array, name) for name, array in params.items()}
     files = {}
     if tokenizer is not None:
-        files["tokenizer.model"] = tokenizer if isinstance(tokenizer, bytes) else Path(tokenizer).read_bytes()
+        content = tokenizer if isinstance(tokenizer, bytes) else storage.read_file(os.fspath(tokenizer))
+        files["tokenizer.json" if is_json(content) else "tokenizer.model"] = content
     canonical = names.canonical_from_ours(arrays, config)
     return _write(dst, canonical, config, None, files, layout, dtype, progress)
 
@@ -130,7 +134,9 @@ def _write(
                 hf.write_directory(path, hf_arrays, max_shard_bytes=max_shard_bytes, progress=report)
             else:
                 orbax.write(path, names.orbax_tree(arrays, flat=layout == "orbax-flat"), report)
-        extra = hf_companions.missing(files, config) if layout == "safetensors" else {}
+        extra = {}
+        if layout == "safetensors":
+            extra = hf_companions.missing(files, config, special_ids(json.loads(config_json)))
         for name, content in (extra | dict(files)).items():
             (path / name).write_bytes(content)
         # Last, because transformers does not take a directory without it for a model.

@@ -55,7 +55,11 @@ def download(text: str, *, progress: Progress | bool = True) -> Path:
     Hugging Face, and taken from the cache once it is there; a repository of Hugging Face is asked again for what has
     changed. Raises `CheckpointError` that says of each source why it failed and what to do.
     """
+    if text == shipped.NAME:
+        return shipped.shipped()
     name = parse(text)
+    if name is None and os.path.exists(os.path.expanduser(text)):
+        raise CheckpointError(f"{text}: is here already, and no name of what could be downloaded: give it as it is")
     if name is None:
         raise_unknown(text)
     if isinstance(name, Released) and (path := cached(name)) is not None:

@@ -48,6 +48,7 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
         seems = _OTHERS[known] if known else f"a model of type {model_type!r}"
         raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
     text = raw.get("text_config") or raw
+    text = text if isinstance(text, Mapping) else {}  # refused where it is read
     if text.get("use_bidirectional_attention"):
         raise CheckpointError(
             f"{path}: this seems to be EmbeddingGemma (use_bidirectional_attention is true): it turns texts into "

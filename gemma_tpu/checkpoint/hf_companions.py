@@ -48,25 +48,29 @@ CHAT_TEMPLATE = """{{ bos_token }}
 """
 
 
-def missing(files: Mapping[str, bytes], config: GemmaConfig) -> dict[str, bytes]:
+def missing(
+    files: Mapping[str, bytes], config: GemmaConfig, special_ids: Mapping[str, int] | None = None
+) -> dict[str, bytes]:
     """What `files` (by name, those that go along already) lack of what transformers needs beside the weights.
 
-    Tokenizer, chat template and generation settings are made of tokenizer.model, unless the checkpoint has settings of
-    transformers for its tokenizer; the image processor's of `config`. Warns (CheckpointWarning) if they cannot be.
+    Tokenizer, chat template and generation settings are made of tokenizer.model, or of a tokenizer.json that is alone,
+    unless the checkpoint has settings of transformers for its tokenizer; the image processor's of `config`. Warns
+    (CheckpointWarning) if they cannot be. `special_ids`: ids by role, as config.json has them.
     """
     made: dict[str, bytes] = {}
     if config.vision and not any(name in files for name in _PROCESSORS):
         made |= {name: _dump(raw) for name, raw in zip(_PROCESSORS, _processors(config.vision), strict=True)}
-    if "tokenizer.model" not in files or files.keys() & _SETTINGS:
+    name = next((name for name in ("tokenizer.model", "tokenizer.json") if name in files), None)
+    if name is None or files.keys() & _SETTINGS:
         return made
     try:
-        pieces = _pieces(files["tokenizer.model"])
-        tokenizer = Tokenizer(files["tokenizer.model"])
+        pieces = [] if "tokenizer.json" in files else _pieces(files[name])
+        tokenizer = Tokenizer(files[name], name=name, config_ids=special_ids)
         if config.vision and tokenizer.vocab_size != config.vocab_size:
             raise ValueError(f"it has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows")
     except ValueError as error:
         warnings.warn(
-            f"tokenizer.model: no tokenizer.json and chat template for transformers are made of it: {error}",
+            f"{name}: no settings and chat template for transformers are made of it: {error}",
             CheckpointWarning,
             stacklevel=2,
         )
@@ -154,11 +158,12 @@ def _pieces(model: bytes) -> Sequence[Any]:
 def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
     """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it.
 
-    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. SentencePiece joins the pair whose piece has the highest
-    score, which is what the order of merges says here. The pieces that it finds in a text before it joins anything are
-    added tokens; those of spaces are looked for in the text that has "▁" for them already.
+    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. Special ones have the names that Gemma's have, by which the
+    settings beside it know them, whatever this vocabulary calls them. SentencePiece joins the pair whose piece has the
+    highest score, which is what the order of merges says here. The pieces that it finds in a text before it joins
+    anything are added tokens; those of spaces are looked for in the text that has "▁" for them already.
     """
-    ids = {piece.piece: i for i, piece in enumerate(pieces)}
+    ids = {tokenizer.piece(i): i for i in range(len(pieces))}
     roles = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.start_of_turn}
     roles |= {tokenizer.end_of_turn, tokenizer.start_of_image, tokenizer.end_of_image}
     added, merges = [], []
@@ -167,7 +172,7 @@ def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) ->
             parts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece)))
             merges += [(-piece.score, ids[a], ids[b], [a, b]) for a, b in parts if a in ids and b in ids]
         elif piece.type != piece.BYTE:
-            added.append(_added(i, piece.piece, special=i in roles))
+            added.append(_added(i, tokenizer.piece(i), special=i in roles))
     if images:
         added.append(_added(len(ids), IMAGE_SOFT_TOKEN, special=True))
     space, bos = {"String": " "}, "<bos>"

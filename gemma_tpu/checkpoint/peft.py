@@ -140,7 +140,11 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
 
 def _of_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
     """As peft's `get_pattern_key`: the first pattern that matches the end of a module's name."""
-    for pattern, value in (config.get(key) or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
+    patterns = config.get(key) or {}
+    try:
+        for pattern, value in patterns.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+    except (AttributeError, re.error) as error:
+        raise CheckpointError(f"{key} in {flax_lora.CONFIG} is {patterns!r}, not an object of patterns") from error
     return default

@@ -113,7 +113,8 @@ def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:
     for name in sorted(found)[:_LOOKED_AT]:
         file = storage.join(path, name)
         head = storage.read_head(file) if storage.is_file(file) else b""
-        if head and (what := foreign.recognise(head, name)):
+        # Of a .json file by its name alone, all there is to say is that its directory is what is to be given.
+        if head and (what := foreign.recognise(head, "" if name.endswith(".json") else name)):
             return CheckpointError(f"{said}; {name} is {what}")
     return CheckpointError(f"{said}; it has {', '.join(sorted(found)[:5]) or 'nothing'}")
 
@@ -179,9 +180,12 @@ def open_tree(
     found = trees.find(arrays)
     if found is None or found.kind == "adapter":
         some = ", ".join(sorted(arrays)[:3]) or "no arrays"
-        raise CheckpointError(f"{where}: these are not those of a Gemma 3 model; the tree holds {some} …")
+        raise CheckpointError(
+            f"{where}: not named as in an Orbax checkpoint of Gemma 3; the tree holds {some} … (files, a checkpoint of "
+            "Hugging Face too, are for load to read)"
+        )
     canonical = trees.canonical(found, arrays, where, lora_alpha)
-    read = config or config_io.infer_from_canonical(_shapes(canonical), where)
+    read = config or config_io.infer_from_canonical(_shapes(canonical), where, in_memory=True)
     settled, canonical = _fitted(canonical, read, where, given=config is not None, text_only=text_only)
     return _checkpoint(where, "memory", settled, canonical, None, ())
 

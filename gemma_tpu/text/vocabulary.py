@@ -50,14 +50,20 @@ def open_vocabulary(model: bytes | str | Path, name: str | None = None) -> Vocab
     `name` is what errors call content.
     """
     if isinstance(model, bytes):
-        is_json = model.lstrip()[:1] == b"{"
-        name = name or f"{'tokenizer.json' if is_json else 'tokenizer model'} ({len(model)} bytes)"
-        return _from_json(model, name) if is_json else _from_sentencepiece(model, name)
+        name = name or f"{'tokenizer.json' if is_json(model) else 'tokenizer model'} ({len(model)} bytes)"
+        return _from_json(model, name) if is_json(model) else _from_sentencepiece(model, name)
     path = Path(model)
+    if path.is_dir():
+        raise ValueError(f"{path}: a directory: name the tokenizer.model (SentencePiece) or tokenizer.json in it")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a tokenizer.model (SentencePiece) or a tokenizer.json")
     read = _from_json if path.suffix == ".json" else _from_sentencepiece
     return read(path.read_bytes(), str(path))
+
+
+def is_json(model: bytes) -> bool:
+    """Whether the content of a tokenizer file is that of a tokenizer.json."""
+    return model.lstrip()[:1] == b"{"
 
 
 def _from_sentencepiece(data: bytes, name: str) -> Vocabulary:
