@@ -106,7 +106,7 @@ def test_older_gemmas(sample, layout, tmp_path):
 def test_another_model(tmp_path):
     tree = {"encoder": {"w": np.zeros(3, np.float32)}}
     path = samples.save_orbax(tmp_path / "orbax", tree)
-    assert failure(path) == f"{path}: this is no Gemma 3 checkpoint; it holds encoder/w …"
+    assert failure(path) == f"{path}: no Gemma 3 parameters by names that are known here; it holds encoder/w …"
     path = samples.save_hf(tmp_path / "hf", {"encoder.w": tree["encoder"]["w"]}, {"model_type": "bert"})
     with pytest.raises(CheckpointError, match=r"hf/config\.json: this seems to be a model of type 'bert', not Gemma 3"):
         open_checkpoint(path)

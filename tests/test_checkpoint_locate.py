@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import checkpoint_samples as samples
@@ -37,6 +38,8 @@ def test_a_folder_of_hugging_faces_cache(tmp_path):
         opened = open_checkpoint(asked)
         assert opened.path == str(repo / "snapshots" / "b02f")
         assert opened.config == SAMPLE.config
+    assert open_checkpoint(repo.parent).path == opened.path  # the only model in the cache
+    shutil.copytree(repo, repo.with_name("models--google--other"))
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}: a cache of several models, say which: models--google--"):
         open_checkpoint(tmp_path)
 

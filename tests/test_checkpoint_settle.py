@@ -342,7 +342,7 @@ def test_names_that_are_not_understood_prove_nothing(kind, tmp_path):
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(path, config=SAMPLES[kind].config)
     assert str(error.value) == (
-        f"{path}: this is no Gemma 3 checkpoint; it holds {first}embed_tokens.weight, "
+        f"{path}: no Gemma 3 parameters by names that are known here; it holds {first}embed_tokens.weight, "
         f"{first}layers.0.input_layernorm.weight, {first}layers.0.mlp.down_proj.weight …"
     )
 
@@ -353,7 +353,7 @@ def test_a_llama_is_no_gemma_1(tmp_path):
         for name, array in SAMPLES["text"].hf.items()
         if not any(p in name for p in ("q_norm", "k_norm", "feedforward"))
     }
-    with pytest.raises(CheckpointError, match="this is no Gemma 3 checkpoint; it holds"):
+    with pytest.raises(CheckpointError, match="no Gemma 3 parameters by names that are known here; it holds"):
         open_checkpoint(samples.save_hf(tmp_path / "llama", llama))
 
 

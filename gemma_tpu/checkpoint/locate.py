@@ -36,7 +36,10 @@ def _locate(path: str, names: set[str], depth: int) -> str | None:
     if "snapshots" in names:
         path = _snapshot(path)
         return _locate(path, storage.entries(path), depth - 1) or path
-    if hubs := sorted(name for name in names if name.startswith("models--")):
+    if len(hubs := sorted(name for name in names if name.startswith("models--"))) == 1:
+        child = storage.join(path, hubs[0])
+        return _locate(child, storage.entries(child), depth - 1)
+    if hubs:
         raise CheckpointError(f"{path}: a cache of several models, say which: {', '.join(hubs)}")
     names = {name for name in names if orbax.TEMPORARY not in name and not name.endswith(".part")}
     if not depth or not names:

@@ -159,7 +159,7 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
     tree = trees.find(listed.specs)
     if tree is None:
         some = ", ".join(sorted(listed.specs)[:3]) or "no arrays"
-        raise CheckpointError(f"{located}: this is no Gemma 3 checkpoint; it holds {some} …")
+        raise CheckpointError(f"{located}: no Gemma 3 parameters by names that are known here; it holds {some} …")
     opened = orbax.open_arrays(listed, list(tree.stored.values()))
     if tree.kind == "adapter":
         raise CheckpointError(f"{located}: {trees.describe_adapter(tree, opened)}")
