@@ -185,7 +185,8 @@ def test_kaggle_after_the_bucket(cache, tmp_path, monkeypatch):
     assert checkpoint.path == str(found / "gemma3-1b-it")
     assert checkpoint.tokenizer_path == str(found / "tokenizer.model")
     download("gemma3-27b-pt")
-    assert calls[1] == (("google/gemma-3/flax/gemma3-27b",), {})
+    download("gemma3-270m-it")
+    assert calls[1:] == [(("google/gemma-3/flax/gemma3-27b",), {}), (("google/gemma-3/flax/gemma-3-270m-it",), {})]
 
 
 def test_hugging_face_last(hugging_face, cache, monkeypatch):

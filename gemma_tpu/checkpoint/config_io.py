@@ -348,7 +348,8 @@ def refuse_others(shapes: Shapes, path: str) -> None:
     elif has(*_CANONICAL, r"layer_\d+/pre_ffw_norm/scale"):
         seems = "this seems to be a Gemma 1 model (its queries have no norm), not Gemma 3"
     if seems is None:
-        seems = f"no Gemma 3 parameters by names that are known here; it holds {', '.join(sorted(shapes)[:3]) or 'no parameters'} …"
+        held = ", ".join(sorted(shapes)[:3]) or "no parameters"
+        seems = f"no Gemma 3 parameters by names that are known here; it holds {held} …"
     raise CheckpointError(f"{path}: {seems}")
 
 

@@ -103,6 +103,7 @@ def _sources(name: Name, target: Path, progress: Progress | bool) -> _Sources:
 
 
 def _released_at_kaggle(name: str, cache: Path | None) -> Path:
-    if "270m" in name:
-        raise Unavailable("has no 270M")
-    return hubs.from_kaggle(f"google/gemma-3/flax/{name.removesuffix('-pt')}", cache)
+    variation = name.removesuffix("-pt")
+    if "270m" in name:  # the only one spelled as at Hugging Face
+        variation = variation.replace("gemma3", "gemma-3")
+    return hubs.from_kaggle(f"google/gemma-3/flax/{variation}", cache)
