@@ -538,7 +538,12 @@ def test_a_demo_that_cannot_be_reached_is_explained(browser: Browser, static: st
     stranger = static.replace("127.0.0.1", "localhost")  # another origin, which the demo has not been told of
     reader = Reader(browser, f"{stranger}/webui_demo.html")
     page, problem = reader.page, reader.page.locator("#source-notice")
-    for address, key in ((nobody, "server_silent"), (server, "server_refuses"), ("ftp://x", "server_malformed")):
+    for address, key in (
+        (nobody, "server_silent"),
+        (server, "server_refuses"),
+        (stranger, "server_refuses"),  # a web server that is no demo
+        ("ftp://x", "server_malformed"),
+    ):
         page.fill("#source input", address)
         page.press("#source input", "Enter")
         expect(problem).to_have_text(text(key, "en", server=address, origin=stranger))
