@@ -22,6 +22,7 @@ from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
 from gemma_tpu import Completion, Options, Timings, Usage
+from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent
 GREEDY = {"temperature": 0.0, "seed": 1}
@@ -35,7 +36,8 @@ class FakeStream:
         never = float("nan")
         tokens = [7] * len(pieces)
         timings = Timings(never, never, never, never, 0.0)
-        self.completion = Completion("", tokens, "stop", Usage(9, 0, 0, len(tokens)), timings)
+        reason = "length" if pieces[-1:] != ["."] else "stop"
+        self.completion = Completion("", tokens, reason, Usage(9, 0, 0, len(tokens)), timings)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
@@ -55,6 +57,7 @@ class FakeModel:
         self.told: list[list[dict[str, Any]]] = []
         self.pieces: list[str | None] = ["Yes", "."]
         self.room = 99
+        self.format = GEMMA3
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
         if "'too long'" in str(messages[-1]["content"]):
@@ -261,6 +264,7 @@ def test_texts_exist_in_both_languages_and_all_are_used() -> None:
     made_up = {f"tab_{n}" for n in ("image", "text")} | {f"chat_empty_{n}" for n in ("image", "text")}
     made_up |= {f"prompt_{n}" for n in ("image", "text")} | {"picture", "picture_2", "picture_drop", "picture_drop_2"}
     made_up |= {"ended_cancelled", "ended_length", "step_starting", "step_reading", "step_compiling"}
+    made_up |= {f"format_{known.name}" for known in (TRANSLATE_GEMMA, SHIELD_GEMMA)}
     made_up |= {f"unrecorded_{what}" for what in ("question", "picture", "settings")}
     unused = [key for key in TEXTS if key not in made_up and f'"{key}"' not in code]
     # Phases are texts too; the first of them is only ever a value.
