@@ -14,6 +14,7 @@ from PIL import Image
 from gemma_tpu import Tokenizer
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.prompts import Reading, as_list, images_of_rows, read_batch, read_prompt, render
+from gemma_tpu.text import GEMMA3
 
 TOKENIZER = Tokenizer(Path(__file__).parent / "goldens" / "text" / "tokenizer.model")
 N = 4
@@ -150,19 +151,23 @@ def spelled(tokens: list[int]) -> str:
 
 
 def test_a_string_is_a_message_with_its_images_first() -> None:
-    prompt = render("Which?", [RED], TOKENIZER, N, Reading())
+    prompt = render("Which?", [RED], GEMMA3, TOKENIZER, N, Reading())
     parts = [{"type": "image", "image": RED}, {"type": "text", "text": "Which?"}]
-    assert prompt == render([{"role": "user", "content": parts}], None, TOKENIZER, N, Reading())
+    assert prompt == render([{"role": "user", "content": parts}], None, GEMMA3, TOKENIZER, N, Reading())
     assert prompt.tokens.count(SOFT_TOKEN) == N
-    assert render([HELLO], [], TOKENIZER, N, Reading()) == render("Hello", None, TOKENIZER, N, Reading())
+    assert render([HELLO], [], GEMMA3, TOKENIZER, N, Reading()) == render(
+        "Hello", None, GEMMA3, TOKENIZER, N, Reading()
+    )
 
 
 def test_options_of_the_chat_format_reach_it() -> None:
-    crops = render("Which?", RED.resize((1200, 300)), TOKENIZER, N, Reading(pan_and_scan=True))
+    crops = render("Which?", RED.resize((1200, 300)), GEMMA3, TOKENIZER, N, Reading(pan_and_scan=True))
     assert [image.size for image in crops.images] == [(1200, 300), *[(300, 300)] * 4]
     assert "here are some crops" in spelled(crops.tokens)
     cut = [HELLO, {"role": "assistant", "content": "Hi the"}]
-    assert spelled(render(cut, None, TOKENIZER, N, Reading(continue_final=True)).tokens).endswith("model\nHi the")
+    assert spelled(render(cut, None, GEMMA3, TOKENIZER, N, Reading(continue_final=True)).tokens).endswith(
+        "model\nHi the"
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,19 +177,19 @@ def test_options_of_the_chat_format_reach_it() -> None:
         ([HELLO], None, Reading(raw=True), "raw goes with a string"),
         ("Hi", None, Reading(continue_final=True), "continue_final goes with messages"),
         (IDS, None, Reading(continue_final=True), "continue_final goes with messages"),
-        ("Hi", None, Reading(raw=True, pan_and_scan=True), "pan_and_scan is part of the chat format"),
-        (IDS, None, Reading(pan_and_scan=True), "pan_and_scan is part of the chat format"),
+        ("Hi", None, Reading(raw=True, pan_and_scan=True), "pan_and_scan: part of the chat format"),
+        (IDS, None, Reading(pan_and_scan=True), "pan_and_scan: part of the chat format"),
         ([HELLO, {"role": "assistant", "content": "x"}], None, Reading(), r"or continue it \(continue_final\)"),
     ],
 )
 def test_options_that_do_not_go_together(prompt: Any, images: Any, reading: Reading, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(prompt, images, TOKENIZER, N, reading)
+        render(prompt, images, GEMMA3, TOKENIZER, N, reading)
 
 
 def test_raw_text_and_ids_take_images_at_their_marks() -> None:
     (soi,) = TOKENIZER.encode("<start_of_image>", control=True)
-    raw = render("See <start_of_image>!", RED, TOKENIZER, N, Reading(raw=True))
+    raw = render("See <start_of_image>!", RED, GEMMA3, TOKENIZER, N, Reading(raw=True))
     ids = [TOKENIZER.bos_id, *TOKENIZER.encode("See "), soi, *TOKENIZER.encode("!")]
-    assert raw == render(ids, [RED], TOKENIZER, N, Reading())
+    assert raw == render(ids, [RED], GEMMA3, TOKENIZER, N, Reading())
     assert spelled(raw.tokens) == "<bos>See \n\n<start_of_image>****<end_of_image>\n\n!"
