@@ -18,6 +18,7 @@ from small_models import TEXT, VISION, mesh_of, random_params
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
+from gemma_tpu.prompts import Reading
 from gemma_tpu.runtime import encode_images, forward
 from gemma_tpu.runtime.request import Request
 from gemma_tpu.sharding import param_sharding
@@ -346,7 +347,9 @@ def test_rows_without_a_piece_are_never_written() -> None:
     shape = {"mesh": mesh, "dtype": jnp.float32, "max_context": 192, "max_rows": 1}
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
         with gemma_tpu.Model(config, params, tokenizer, **shape) as model:
-            request = model._submit(model._render([2, 70, 71], None, False), model._options({**FREE, "temperature": 1}))
+            request = model._submit(
+                model._render([2, 70, 71], None, Reading()), model._options({**FREE, "temperature": 1})
+            )
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"
