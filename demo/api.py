@@ -25,7 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demo.chat import Answer, Exchange, Readers, drawn_seed, statistics, submit
-from demo.facts import Facts, head, unready
+from demo.facts import Facts, head, unfit, unready
 from demo.settings import options
 from demo.state import Loader, explain
 from demo.texts import LANGUAGES, text
@@ -84,6 +84,8 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
         model = loader.model
         if model is None:
             return _refusal(503, lambda lang: unready(loader.status, lang))
+        if unfit(model, "en"):
+            return _refusal(400, lambda lang: unfit(model, lang))
         told = [Exchange(turn.question, turn.pictures, turn.answer) for turn in asked.turns]
         try:
             chosen = _checked_options(**asked.settings)

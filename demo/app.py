@@ -110,9 +110,13 @@ def mount(
     """
     if origins:
         app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
+    blocks = build(loader, lang, allow_urls=allow_urls)
+    # Else Gradio, which takes an app that it did not launch for one at work on its layout, fetches into its folder of
+    # uploads any file of this machine that a request names.
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         app,
-        build(loader, lang, allow_urls=allow_urls),
+        blocks,
         path,
         theme=theme(),
         css_paths=_STATIC / "style.css",

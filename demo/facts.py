@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.state import Status
-from demo.texts import text
+from demo.texts import TEXTS, text
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -91,6 +91,12 @@ def load_button(status: Status, lang: str) -> tuple[str, bool]:
 def unready(status: Status, lang: str) -> str:
     """Why there is no answer while the model is not loaded."""
     return text({"idle": "not_loaded", "failed": "load_failed"}.get(status.phase, "still_loading"), lang)
+
+
+def unfit(model: Model, lang: str) -> str:
+    """Why these pages cannot talk with `model`, a relative of Gemma 3 with a prompt format of its own; or ""."""
+    key = f"format_{model.format.name}"
+    return text(key, lang) if key in TEXTS else ""
 
 
 def _values(name: str, facts: Facts | None, lang: str) -> dict[str, str]:

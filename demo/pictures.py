@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.utils import get_upload_folder
 from PIL.Image import Image
 
 import gemma_tpu
@@ -30,7 +31,12 @@ def picture(**options: Any) -> gr.Image:
 
 
 def _path(payload: ImageData | None) -> str | None:
-    return payload.path if payload else None
+    """Where the file is. Gradio looks that it was uploaded only if the request says that this is a file."""
+    if payload is None or payload.path is None:
+        return None
+    if not Path(payload.path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("this picture has not been uploaded here", print_exception=False)
+    return payload.path
 
 
 async def check(path: str | None, lang: str) -> tuple[Any, str]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demo.chat import Conversation, Readers, Turn
-from demo.facts import unready
+from demo.facts import unfit, unready
 from demo.page import Page
 from demo.pictures import check, fetch, picture
 from demo.settings import DEFAULTS, options, own_defaults, settings_panel
 from demo.state import Loader, explain
-from demo.texts import TEXTS, text
+from demo.texts import text
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -269,8 +269,8 @@ class ChatTab:
         """What stands in the way of an answer, or ""."""
         if model is None:
             return unready(self._loader.status, lang)
-        if f"format_{model.format.name}" in TEXTS:
-            return text(f"format_{model.format.name}", lang)
+        if reason := unfit(model, lang):
+            return reason
         if conversation.writing:
             return text("busy", lang)
         if not prompt.strip():

@@ -246,8 +246,7 @@ class Model:
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
         settings = dataclasses.replace(self.defaults, **given)
-        forbidden = sorted({*settings.forbidden_tokens, *self._never_written})
-        return dataclasses.replace(settings, forbidden_tokens=forbidden)
+        return dataclasses.replace(settings, forbidden_tokens=(*settings.forbidden_tokens, *self._never_written))
 
     def _reading(self, reading: Reading, options: dict[str, Any]) -> Reading:
         """`reading` with those of `options` that are the prompt format's."""

@@ -79,7 +79,6 @@ class Chat:
         if self._drop_oldest:
             said, prompt, dropped = self._model._fit(said, prompt, settings, reading)
         request = self._model._submit(prompt, settings)
-        self.dropped_turns += dropped
         messages = list(said) if begun is None else list(said[:-1])
         return _ChatStream(self, messages, begun or "", request, dropped)
 
@@ -94,6 +93,10 @@ class Chat:
         *before, last = self.messages or [{}]
         if last.get("role") != "assistant":
             raise ValueError("there is no answer to continue yet")
+        if last.get("tool_calls"):
+            raise ValueError(
+                "the last answer is whole: it calls functions, and goes on when it is given their responses"
+            )
         return before, last["content"].strip()
 
 
@@ -101,8 +104,8 @@ class _ChatStream(TextStream):
     """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
 
     def __init__(self, chat: Chat, messages: list[Message], begun: str, request: Request, dropped: int) -> None:
-        self._chat, self._messages, self._begun = chat, messages, begun
-        super().__init__(request, chat._model.tokenizer, dropped)
+        self._chat, self._messages = chat, messages
+        super().__init__(request, chat._model.tokenizer, dropped, begun)
 
     def _run(self) -> Generator[str, None, None]:
         try:
@@ -111,4 +114,5 @@ class _ChatStream(TextStream):
             if self._text:
                 text, calls = self._begun + "".join(self._text), self.completion.tool_calls
                 answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
+                self._chat.dropped_turns += self.dropped_turns
                 self._chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]

@@ -248,8 +248,15 @@ def _generate(args: argparse.Namespace) -> int:
         for piece in stream:
             if not args.json:
                 print(piece, end="", flush=True)
-        print(json.dumps(dataclasses.asdict(stream.completion), ensure_ascii=False) if args.json else "")
+        print(_as_json(stream.completion) if args.json else "")
     return 0
+
+
+def _as_json(completion: Any) -> str:
+    """With null for the times that an answer without a token has not: JSON knows no NaN."""
+    values = dataclasses.asdict(completion)
+    values["timings"] = {name: None if math.isnan(time) else time for name, time in values["timings"].items()}
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _chat(args: argparse.Namespace) -> int:
@@ -276,6 +283,7 @@ def _chat(args: argparse.Namespace) -> int:
                 chat, images = new_chat(), []
             elif line == "/continue":
                 _answer(functools.partial(chat.stream, continue_final=True))
+                _respond(chat)
             elif line.startswith("/image "):
                 images.append(line.removeprefix("/image ").strip())
             elif line.startswith("/"):
@@ -323,7 +331,8 @@ def _answer(ask: Callable[[], Any]) -> bool:
         print(" …", end="")
     print()
     if stream.completion.finish_reason == "length":
-        print("(cut at the length limit: /continue goes on)", file=sys.stderr)
+        way = "/continue goes on" if stream.completion.text else "no answer yet, which takes more --max-new-tokens"
+        print(f"(cut at the length limit: {way})", file=sys.stderr)
     return True
 
 

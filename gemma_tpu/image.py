@@ -149,6 +149,8 @@ def _read(source: str | Path, base_dir: str | Path | None) -> bytes:
             path = (base / path).resolve()
             if not path.is_relative_to(base):
                 raise ValueError(f"{name}: outside the folder images may be read from")
+        if path.is_dir():
+            raise ValueError(f"{name}: a folder, not an image")
         if not path.is_file():
             raise ValueError(f"{name}: no such file")
         return path.read_bytes()

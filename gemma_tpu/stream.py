@@ -18,7 +18,7 @@ class Completion:
 
     `finish_reason` is "stop", "length" or "cancelled". `dropped_turns` are those that the model was not told, for lack
     of room. `thinking` is what MedGemma thought before it answered, which `text` is without. `tool_calls` are
-    FunctionGemma's calls in `text`, as messages have them.
+    FunctionGemma's calls in `text`, as messages have them; where a `Chat` continues an answer, those in all of it.
     """
 
     text: str
@@ -37,8 +37,8 @@ class TextStream(Iterator[str]):
     Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0) -> None:
-        self._request, self._tokenizer, self.dropped_turns = request, tokenizer, dropped_turns
+    def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
+        self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._hit_stop = False
@@ -68,7 +68,7 @@ class TextStream(Iterator[str]):
         reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
         text, timings = "".join(self._text), self._request.timings
-        calls = parse_calls(text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
+        calls = parse_calls(self._begun + text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
         return Completion(
             text, list(self._tokens), reason, usage, timings, self.dropped_turns, self._thoughts.text, calls
         )

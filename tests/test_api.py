@@ -8,6 +8,7 @@ import gc
 import json
 from pathlib import Path
 
+import format_samples
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,9 @@ import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
 from gemma_tpu.prompts import Reading
 from gemma_tpu.runtime import encode_images, forward
+from gemma_tpu.runtime.request import Request
 from gemma_tpu.sharding import param_sharding
+from gemma_tpu.text import FUNCTION_GEMMA
 
 TOKENIZER = gemma_tpu.Tokenizer(Path(__file__).parent / "goldens" / "text" / "tokenizer.model")
 CONFIG = dataclasses.replace(TEXT, vocab_size=TOKENIZER.vocab_size, vision=VISION)
@@ -167,6 +170,9 @@ def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(
     assert 0 < kept == 20 - chat.dropped_turns < 20
     assert chat.messages[0] == {"role": "system", "content": "Be brief."}
     assert chat.messages[-2]["content"][-1]["text"] == "What is it, 19?"
+    dropped = chat.dropped_turns
+    chat.stream("What is it, all in all?").close()  # before there is an answer: nothing has left the history
+    assert (chat.dropped_turns, (len(chat.messages) - 1) // 2) == (dropped, kept)
     # So it is without a Chat, where the caller keeps the messages; what is too long then stays with him.
     messages = [*strict.messages, *chat.messages[1:-1]]
     stream = model.stream(messages, drop_oldest=True, **FREE)
@@ -196,6 +202,33 @@ def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Mode
     unheard = model.chat(**FREE)
     unheard.stream("Hello").close()
     assert unheard.messages == []
+
+
+def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = format_samples.function_gemma()
+    written = iter(
+        ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
+    )
+
+    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.Options) -> Request:
+        request = Request(prompt.tokens, [], options)
+        request.push(tokenizer.encode(next(written), control=True))
+        request.finish("length")
+        return request
+
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    settings = {"dtype": jnp.float32, "max_context": 192, "max_rows": 1, "format": FUNCTION_GEMMA}
+    with gemma_tpu.Model(config, random_params(config), tokenizer, mesh=mesh_of(1, 1), **settings) as model:
+        monkeypatch.setattr(model, "_submit", submit)
+        chat = model.chat()
+        assert chat.send("What colour is the sky?").tool_calls == chat.calls == []
+        (call,) = chat.send(continue_final=True).tool_calls
+        assert call["function"] == {"name": "sky", "arguments": {"city": "Paris"}}
+        assert chat.messages[1:] == [{"role": "assistant", "content": "I look. ", "tool_calls": [call]}]
+        with pytest.raises(ValueError, match="given their responses"):
+            chat.send(continue_final=True)
+        assert chat.calls == [call]
+        assert chat.respond([{"colour": "blue"}]).finish().text == "Blue."
 
 
 def test_logits_are_those_of_the_plain_path(model: gemma_tpu.Model) -> None:

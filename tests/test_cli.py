@@ -111,6 +111,20 @@ def test_errors_are_one_line(checkpoint: Path, arguments: list[str], message: st
     assert message in error
 
 
+@pytest.mark.filterwarnings("ignore:.*it ends an answer")
+def test_an_answer_without_a_token_is_json_too(checkpoint: Path, capsys) -> None:
+    """`--continue` of what is an answer already: the model ends it, and there is no time to the first token."""
+    with gemma_tpu.load(checkpoint, mesh=(1, 8), max_rows=1, progress=False) as model:
+        first = model.generate("Hello", max_new_tokens=1, stop_tokens=()).tokens
+    (checkpoint.parent / "ending").mkdir()
+    ending = checkpoint.parent / "ending" / "checkpoint"
+    shutil.copytree(checkpoint, ending)
+    (ending / "generation_config.json").write_text(json.dumps({"eos_token_id": first}))
+    assert main(["generate", str(ending), "Hello", "--mesh", "1,8", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (answer["tokens"], answer["timings"]["first_token"]) == ([], None)
+
+
 def test_chat_goes_on_with_an_answer_that_was_cut(checkpoint: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["/continue", "Hello", "/continue"])
 

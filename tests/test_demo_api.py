@@ -15,6 +15,7 @@ from demo.api import build_api
 from demo.state import Loader, Status
 from demo.texts import text
 from demo.webui.settings import defaults
+from gemma_tpu.text import TRANSLATE_GEMMA
 
 ORIGIN = "http://127.0.0.1:8000"
 PICTURE = f"data:image/png;base64,{base64.b64encode(Path('demo/static/favicon.png').read_bytes()).decode()}"
@@ -98,7 +99,7 @@ def test_files_of_the_server_cannot_be_named(client: TestClient, model: FakeMode
     assert model.told == []
 
 
-def test_what_is_refused_says_why_in_both_languages(client: TestClient, loader: Loader) -> None:
+def test_what_is_refused_says_why_in_both_languages(client: TestClient, loader: Loader, model: FakeModel) -> None:
     refused = client.post("/answer", json=asked("too long"))
     assert (refused.status_code, refused.json()["error"]["en"]) == (
         400,
@@ -109,6 +110,9 @@ def test_what_is_refused_says_why_in_both_languages(client: TestClient, loader: 
         refused = client.post("/answer", content=body, headers={"content-type": "application/json"})
         assert refused.status_code == 400
         assert next(iter(wrong)) in refused.json()["error"]["zh"]
+    model.format = TRANSLATE_GEMMA  # not "pass source_lang=", which a page cannot
+    refused = client.post("/answer", json=asked("Hello"))
+    assert (refused.status_code, refused.json()["error"]["zh"]) == (400, text("format_TranslateGemma", "zh"))
     loader.model, loader.status = None, Status("reading", 1, 2)
     refused = client.post("/answer", json=asked("Hello"))
     assert (refused.status_code, refused.json()["error"]["zh"]) == (503, text("still_loading", "zh"))

@@ -8,10 +8,12 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from demo_site import CHROMIUM, FLAGS, Reader, Scripted, Visit, busy, serve, serve_folder, tiny_model, wait_for
 from PIL import Image
@@ -241,6 +243,33 @@ def test_a_picture_can_be_given_as_an_address_where_that_is_allowed(
         expect(notice).to_have_count(0)
         files.shutdown()
     fresh.close()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_files_of_the_server_cannot_be_named(server: str, red_png: Path, marked: bool) -> None:
+    """A program that says a picture is at some path of the server is neither shown it nor told whether it is there."""
+    mark = {"meta": {"_type": "gradio.FileData"}} if marked else {}
+    with httpx.Client(base_url=f"{server}/gradio_api", timeout=60) as client:
+        page = client.get(f"{server}/config").json()
+        parts = {part["id"]: part for part in page["components"]}
+        (looked_at,) = (
+            function["id"]
+            for function in page["dependencies"]
+            if [parts[i]["props"].get("elem_id") for i in function["inputs"]] == ["picture-1", "language"]
+        )
+        uploaded = client.post("/upload", files={"files": ("red.png", red_png.read_bytes(), "image/png")}).json()[0]
+        for path in (
+            str(red_png),
+            "/etc/passwd",
+            "/not/there.png",
+            f"{Path(uploaded).parent}/../../../..{red_png}",
+            uploaded,
+        ):
+            asked = {"data": [{"path": path, **mark}, "en"], "fn_index": looked_at, "session_hash": uuid.uuid4().hex}
+            client.post("/queue/join", json=asked).raise_for_status()
+            events = client.get("/queue/data", params={"session_hash": asked["session_hash"]}).text
+            assert ('"success":true' in events.replace(" ", "")) == (path == uploaded), events
+            assert ("uploaded" in events) == (path != uploaded)  # each of the two that look says so
 
 
 def test_examples_fill_the_form(visit: Visit) -> None:
@@ -509,7 +538,12 @@ def test_a_demo_that_cannot_be_reached_is_explained(browser: Browser, static: st
     stranger = static.replace("127.0.0.1", "localhost")  # another origin, which the demo has not been told of
     reader = Reader(browser, f"{stranger}/webui_demo.html")
     page, problem = reader.page, reader.page.locator("#source-notice")
-    for address, key in ((nobody, "server_silent"), (server, "server_refuses"), ("ftp://x", "server_malformed")):
+    for address, key in (
+        (nobody, "server_silent"),
+        (server, "server_refuses"),
+        (stranger, "server_refuses"),  # a web server that is no demo
+        ("ftp://x", "server_malformed"),
+    ):
         page.fill("#source input", address)
         page.press("#source input", "Enter")
         expect(problem).to_have_text(text(key, "en", server=address, origin=stranger))

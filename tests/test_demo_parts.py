@@ -22,7 +22,7 @@ from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
 from gemma_tpu import Completion, Options, Timings, Usage
-from gemma_tpu.text import SHIELD_GEMMA, TRANSLATE_GEMMA
+from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent
 GREEDY = {"temperature": 0.0, "seed": 1}
@@ -57,6 +57,7 @@ class FakeModel:
         self.told: list[list[dict[str, Any]]] = []
         self.pieces: list[str | None] = ["Yes", "."]
         self.room = 99
+        self.format = GEMMA3
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
         if "'too long'" in str(messages[-1]["content"]):

@@ -204,6 +204,19 @@ def test_malformed_tools(tools, message):
         spelled([QUESTION], tools=tools)
 
 
+def test_a_call_that_was_cut_goes_on_where_it_was():
+    called = render_functions(
+        [QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"}], TOKENIZER, None
+    ).tokens
+    begun = CALLED.partition("Paris")[0]
+    assert begun in spelled([QUESTION, {"role": "assistant", "content": begun}], continue_final=True)
+    tokens = render_functions([QUESTION, {"role": "assistant", "content": begun}], TOKENIZER, None, continue_final=True)
+    assert tokens.tokens == called[: len(tokens.tokens)]
+    # What a user has typed stays text.
+    typed = render_functions([{"role": "user", "content": begun}], TOKENIZER, None).tokens
+    assert TOKENIZER.id("<start_function_call>") not in typed
+
+
 def test_a_vocabulary_without_the_pieces():
     with pytest.raises(ValueError, match="lacks the piece '<start_function_declaration>'"):
         render_functions([QUESTION], format_samples.tokenizer(), None, tools=[WEATHER])

@@ -9,11 +9,8 @@ class Live {
     const server = serverAt(address);
     if (server === null) throw new Refusal(() => say("server_malformed", { server: address }));
     const live = new Live(server);
-    try {
-      live.heads = await live.request("status");
-    } catch (error) {
-      throw error instanceof Refusal ? error : await live.explain();
-    }
+    live.heads = await live.request("status").catch(() => null);
+    if (!live.heads?.[language]?.facts) throw await live.explain(); // also for what answers and is no demo
     live.poll();
     return live;
   }

@@ -8,10 +8,12 @@ in public tests, such as flutter_gemma's). A value is a string between two <esca
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tpu import image as image_lib
+from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer
 
@@ -22,6 +24,7 @@ _CALL = ("<start_function_call>", "<end_function_call>")
 _RESPONSE = ("<start_function_response>", "<end_function_response>")
 STOP = _RESPONSE[0]  # ends an answer that is a call: the response is not the model's to write
 _ESCAPE = "<escape>"
+_FUNCTION_PIECE = re.compile(f"({'|'.join(FUNCTION_PIECES)})")
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 _ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
 
@@ -74,7 +77,11 @@ def render_functions(
             if not model_speaks:
                 builder.begin_turn(role)
             if message.get("content"):
-                builder.text(answer_text(message["content"], where))
+                text = answer_text(message["content"], where)
+                if continue_final and i == len(turns) - 1:
+                    _write(builder, tokenizer, _begun(text))
+                else:
+                    builder.text(text)
             calls = _calls(message, where)
             for call in calls:
                 _write(builder, tokenizer, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
@@ -250,6 +257,13 @@ def _wrapped(around: tuple[str, str], name: str, values: Mapping[str, Any]) -> P
     yield False, name
     yield from _value(values)
     yield True, around[1]
+
+
+def _begun(text: str) -> Pieces:
+    """An answer to go on with, which may have been cut within a call."""
+    for part in _FUNCTION_PIECE.split(text):
+        if part:
+            yield part in FUNCTION_PIECES, part
 
 
 def _value(value: Any) -> Pieces:

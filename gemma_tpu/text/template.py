@@ -226,7 +226,8 @@ def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[
     """Start id, number of soft tokens, end id."""
     if not num_soft_tokens:
         raise ValueError(
-            "this model reads only text (it has no vision tower); leave the images out or use 4B or larger"
+            "this model reads only text (it has no vision tower, or was loaded without: text_only); leave the images "
+            "out, or use 4B or larger, whole"
         )
     if tokenizer.start_of_image is None or tokenizer.end_of_image is None:
         raise ValueError(
