@@ -8,6 +8,7 @@ restores whole trees; writing goes through Orbax, so that what is written is an 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import tensorstore as ts
 from gemma_tpu.checkpoint import foreign, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.environment import quiet_libtpu
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 _ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -117,7 +119,10 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     """Lets Orbax save lazy arrays as if they were NumPy's, a few at a time in memory."""
 
     def __init__(self, progress: Callable[[int], None]):
-        super().__init__(deepcopy_host_arrays=False)
+        # Orbax copies what it is to write unless it is told not to, which some versions (0.12.4) cannot be.
+        known = inspect.signature(ocp.type_handlers.NumpyHandler).parameters
+        settings: dict[str, Any] = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}
+        super().__init__(**settings)
         self.progress = progress
 
     async def serialize(
@@ -142,6 +147,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 
 def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
     """Writes nested dicts of lazy arrays as one checkpoint directory. `progress` is told the bytes of each step."""
+    quiet_libtpu()  # Orbax asks JAX which process this is
     handlers = (LazyArray, _LazyHandler(progress)), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
