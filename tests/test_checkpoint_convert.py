@@ -169,7 +169,7 @@ def test_tokenizer_and_other_files_go_along(tmp_path):
     (src / "generation_config.json").write_text('{"top_k": 64}')
     (src / "README.md").write_text("not part of the model")
 
-    with pytest.warns(CheckpointWarning, match=r"no tokenizer\.json and chat template .* lacks .*<start_of_turn>"):
+    with pytest.warns(CheckpointWarning, match=r"no settings and chat template .* lacks .*<start_of_turn>"):
         hf = convert(src, tmp_path / "hf", to="safetensors", progress=False)
     assert (hf / "tokenizer.model").read_bytes() == tokens.with_suffix(".model").read_bytes()
     assert (hf / "generation_config.json").read_text() == '{"top_k": 64}'
