@@ -58,7 +58,7 @@ async def fetch(address: str, lang: str) -> tuple[Any, str]:
     try:
         image = await asyncio.to_thread(gemma_tpu.load_image, address, allow_urls=True)
     except ValueError as error:
-        return gr.skip(), _refusal(explain(error), lang)
+        return gr.skip(), _refusal(explain(error), lang)  # the place stays as it is
     return await asyncio.to_thread(_as_png, image), ""
 
 

@@ -178,7 +178,7 @@ class ChatTab:
 
     async def show_defaults(self, *shown: float) -> list[Any]:
         """For `sliders`: the defaults of the checkpoint, once it is loaded."""
-        model = self._loader.model
+        model = self._loader.model  # until there is one, the sliders stay as they are
         return [gr.skip()] * len(shown) if model is None else own_defaults(self.sliders, shown, model.defaults)
 
     async def _clear(self, conversation: Conversation, lang: str) -> dict[Any, Any]:
