@@ -11,6 +11,9 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
+
+from gemma_tpu.checkpoint import storage
 
 
 class Bucket(http.server.ThreadingHTTPServer):
@@ -38,11 +41,17 @@ class Bucket(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(root: Path) -> Iterator[Bucket]:
+    """Serves `root` at the bucket's `url`, and again after another one was served.
+
+    TensorStore gives an open store again to whoever asks for the same bucket in the same context, with the address
+    it was opened with. While anything holds a store of an earlier server, only a new context asks the new one.
+    """
     bucket = Bucket(root)
     thread = threading.Thread(target=bucket.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield bucket
+        with mock.patch.object(storage, "_context", None):
+            yield bucket
     finally:
         bucket.shutdown()
         thread.join()
