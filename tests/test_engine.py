@@ -132,6 +132,24 @@ def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
     assert all(row.request is None for row in engine._rows)
 
 
+def test_a_progress_callback_may_use_the_engine_or_fail(engine: Engine) -> None:
+    answers: list[list[int]] = []
+    error = LookupError("no window to draw in")
+
+    def ask(label: str, done: int, total: int) -> None:
+        if done == 1:
+            answers.append(run(engine.submit(prompt(5, seed=3), (), NO_STOP)))
+
+    def fail(label: str, done: int, total: int) -> None:
+        raise error
+
+    with pytest.raises(LookupError) as raised:
+        engine.warmup(fail)
+    assert raised.value is error
+    assert engine.warmup(ask) > 3
+    assert answers == [run(engine.submit(prompt(5, seed=3), (), NO_STOP))]
+
+
 def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> None:
     engine.warmup()
     compiled: list[str] = []

@@ -114,8 +114,18 @@ class Engine:
             )
 
     def warmup(self, progress: Progress | None = None) -> int:
-        """Compiles every program there is, so that no request has to; returns how many calls that took."""
-        return self._call(lambda: self._warmup(progress or (lambda *_: None)))
+        """Compiles every program there is, so that no request has to; returns how many calls that took.
+
+        `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
+        """
+        calls = self._warmup_calls()
+        for done, (label, call) in enumerate(calls):
+            if progress:
+                progress(label, done, len(calls))
+            self._call(lambda call=call: (call(), self._device.wait()))
+        if progress:
+            progress("ready", len(calls), len(calls))
+        return len(calls)
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""
@@ -373,7 +383,7 @@ class Engine:
 
     # Warm-up: every program runs once on inputs that change nothing.
 
-    def _warmup(self, progress: Progress) -> int:
+    def _warmup_calls(self) -> list[tuple[str, Callable[[], object]]]:
         calls: list[tuple[str, Callable[[], object]]] = []
         if vision := self.config.vision:
             for batch in IMAGE_BATCHES:
@@ -388,12 +398,7 @@ class Engine:
         calls.append(("clear", lambda: self._device.clear(self.max_rows)))
         for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:
             calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
-        for done, (label, call) in enumerate(calls):
-            progress(label, done, len(calls))
-            call()
-            self._device.wait()
-        progress("ready", len(calls), len(calls))
-        return len(calls)
+        return calls
 
     def _warm_encode(self, batch: int, side: int) -> None:
         digests = [b"warm-up %d" % i for i in range(batch)]
