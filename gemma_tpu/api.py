@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
@@ -268,12 +269,16 @@ class Model:
         context = self.engine.max_context
         limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
         turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        kept, dropped = messages, 0
-        while len(prompt.tokens) > limit and dropped + 1 < len(turns):
-            dropped += 1
+
+        def without(dropped: int) -> tuple[Sequence[Message], Prompt]:
             kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
-            prompt = self._render(kept, None, reading)
-        return kept, prompt, dropped
+            return kept, self._render(kept, None, reading)
+
+        if len(prompt.tokens) <= limit or len(turns) < 2:
+            return messages, prompt, 0
+        fewer = range(1, len(turns) - 1)  # than all but the last turn; the fewest that leave room
+        dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
+        return *without(dropped), dropped
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
