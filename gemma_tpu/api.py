@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,10 @@ from gemma_tpu.model import Params
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request
-from gemma_tpu.stream import Completion, TextStream
+from gemma_tpu.stream import Completion, TextStream, stop_watch
 from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
-_LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
 
 
 class Model:
@@ -69,7 +69,7 @@ class Model:
             eos_tokens=ends,
         )
         self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
-        self._closer = weakref.finalize(self, self.engine.close)
+        weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,7 +86,7 @@ class Model:
 
     def close(self) -> None:
         """Stops the engine and lets go of the device memory."""
-        self._closer()
+        self.engine.close()
         self.params = {}
 
     def __enter__(self) -> Model:
@@ -135,8 +135,9 @@ class Model:
             return self.stream(cast(SinglePrompt, prompt), images=images, **how).finish()
         if prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
-        streams = [self.stream(one, **how) for one in batch]
-        return [stream.finish() for stream in streams]
+        with contextlib.ExitStack() as stack:  # on any way out, the work for all of them ends
+            streams = [stack.enter_context(contextlib.closing(self.stream(one, **how))) for one in batch]
+            return [stream.finish() for stream in streams]
 
     def stream(
         self,
@@ -160,7 +161,8 @@ class Model:
         rendered, dropped = self._render(plain, images, reading), 0
         if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
             _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
-        return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
+        tokenizer = self.tokenizer
+        return TextStream(self._submit(rendered, settings), tokenizer, dropped)
 
     def chat(
         self,
@@ -179,12 +181,21 @@ class Model:
         self._options(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
-    def logits(self, tokens: Any, images: Images = None, *, allow_urls: bool = False) -> jax.Array:
-        """Teacher-forced logits: int[B, T] → float32[B, T, V].
+    def logits(
+        self,
+        tokens: Any,
+        images: Images = None,
+        *,
+        positions: Sequence[int] | None = None,
+        allow_urls: bool = False,
+    ) -> jax.Array:
+        """Teacher-forced logits: int[B, T] → float32[B, T, V]; with `positions`, K of the T, float32[B, K, V].
 
         Each `<start_of_image>` is expanded into the block of the next image of its row (`images`: a list per row). The
         result has one row per token given; that of a `<start_of_image>` belongs to the first token of its block, as in
-        Google's implementation.
+        Google's implementation. A row with its images may have as many tokens as the context (`max_context`), and a
+        result 2 GiB; ValueError otherwise. A new length compiles, on the caller's thread; lengths are padded to powers
+        of two for that.
         """
         try:
             tokens = np.asarray(tokens)
@@ -194,28 +205,22 @@ class Model:
             raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
         if not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
             raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
+        at = _indices("positions", positions, tokens.shape[1])
+        self.engine.check_logits(tokens.shape[1], len(tokens) * len(at))
         expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
         rows, kept = zip(*expanded, strict=True)
         markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
         shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
         if len(shown) != markers:
             raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
-        longest = -(-max(map(len, rows)) // _LOGITS_BUCKET) * _LOGITS_BUCKET
-        padded = np.zeros((len(rows), longest), np.int32)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        lengths = np.array([len(row) for row in rows])
         inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
-        return self.engine.logits(padded, lengths, np.array(kept, np.int32), inputs)
+        return self.engine.logits(rows, np.array(kept, np.int32)[:, at], inputs)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
         prompt = self._render(list(messages), None, Reading())
-        self.engine.check_length(len(prompt.tokens))
-        tokens = np.zeros((1, -(-len(prompt.tokens) // _LOGITS_BUCKET) * _LOGITS_BUCKET), np.int32)
-        tokens[0, : len(prompt.tokens)] = prompt.tokens
         last = np.array([[len(prompt.tokens) - 1]], np.int32)
-        return self.engine.logits(tokens, last[0] + 1, last, self._image_inputs(prompt.images))[0, 0]
+        return self.engine.logits([prompt.tokens], last, self._image_inputs(prompt.images))[0, 0]
 
     def classify(
         self, images: Images, policies: Sequence[str] | Mapping[str, str] | None = None
@@ -282,4 +287,17 @@ class Model:
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
-        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
+        watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
+        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options, watch)
+
+
+def _indices(name: str, given: Any, size: int) -> np.ndarray:
+    """What of `size` things is meant by `given`: all by None."""
+    everything = np.arange(size)
+    try:
+        chosen = everything if given is None else everything[np.asarray(given)]
+    except (IndexError, ValueError):
+        chosen = np.zeros((), int)
+    if chosen.ndim != 1 or not chosen.size:
+        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {given!r}")
+    return chosen

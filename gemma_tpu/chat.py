@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.prompts import Images, Message, Reading
@@ -104,15 +105,15 @@ class _ChatStream(TextStream):
     """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
 
     def __init__(self, chat: Chat, messages: list[Message], begun: str, request: Request, dropped: int) -> None:
-        self._chat, self._messages = chat, messages
+        self._chat = weakref.ref(chat)  # which has the model; a history that nobody can read needs no answer
+        self._messages = messages
         super().__init__(request, chat._model.tokenizer, dropped, begun)
 
-    def _run(self) -> Generator[str, None, None]:
-        try:
-            yield from super()._run()
-        finally:
-            if self._text:
-                text, calls = self._begun + "".join(self._text), self.completion.tool_calls
-                answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
-                self._chat.dropped_turns += self.dropped_turns
-                self._chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
+    def _keep(self) -> None:
+        chat, text = self._chat(), self._begun + self._answer.text
+        if chat is None or not self._answer.text:
+            return
+        calls = self.completion.tool_calls
+        answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
+        chat.dropped_turns += self.dropped_turns
+        chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
