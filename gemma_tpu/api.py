@@ -164,6 +164,10 @@ class Model:
         tokenizer = self.tokenizer
         return TextStream(self._submit(rendered, settings), tokenizer, dropped)
 
+    def waiting_before(self, stream: TextStream) -> int | None:
+        """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
+        return self.engine.waiting_before(stream._request)
+
     def chat(
         self,
         system: str | None = None,

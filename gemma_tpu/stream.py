@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
@@ -88,8 +89,8 @@ def stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> StopWatch:
 class TextStream(Iterator[str]):
     """An answer as it is written: iterate for pieces of text, then read `completion`.
 
-    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is. It does not
-    keep its model: one that is let go of ends its streams with a RuntimeError.
+    Leaving it early (`close`, `cancel`, or letting go of it) stops the work; `completion` then holds what there is. It
+    does not keep its model: one that is let go of ends its streams with a RuntimeError.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
@@ -107,18 +108,27 @@ class TextStream(Iterator[str]):
                     return piece
         raise StopIteration
 
-    def close(self) -> None:
-        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
+    def cancel(self) -> None:
+        """Stops the work and returns at once, from any thread. What was written by then can still be read."""
         self._request.cancel()
+
+    def close(self) -> None:
+        """Stops the work. From any thread: one that waits for the next piece sees the end soon after.
+
+        What the model had written by then belongs to `completion`, unless nothing of the answer was read: it is in the
+        cache, and a conversation goes on from there without reading anything again.
+        """
+        self.cancel()
         if self._reading.acquire(blocking=False):  # otherwise a thread is reading, and will come to the end
             try:
-                self._end()
+                self._take_rest()
             finally:
                 self._reading.release()
 
     def __del__(self) -> None:
         if hasattr(self, "_ended"):
-            self.close()
+            self.cancel()
+            self._end()  # without waiting: this may be the engine's thread
 
     def finish(self) -> Completion:
         """Waits for the end; returns the whole answer."""
@@ -149,12 +159,25 @@ class TextStream(Iterator[str]):
                 for _ in self._events:  # until the engine has let go of the row
                     pass
                 tokens = None
-        except BaseException:
+        except Exception:
             self._end()
+            raise
+        except BaseException:  # Ctrl-C is another way to leave it
+            self.cancel()
+            self._take_rest()
             raise
         if tokens is None:
             self._end()
         return piece
+
+    def _take_rest(self) -> None:
+        try:
+            if not self._ended and self._answer.tokens:
+                with contextlib.suppress(RuntimeError):  # the request failed: nobody waits for it, `completion` says so
+                    self._answer.push(self._request.rest())
+                self._answer.flush()
+        finally:
+            self._end()
 
     def _end(self) -> None:
         if not self._ended:

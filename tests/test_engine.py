@@ -12,7 +12,7 @@ import jax.monitoring
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of, random_params
+from small_models import TEXT, VISION, make_engine, mesh_of, random_params, waiting_for_a_cancel
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.runtime import encode_images, forward, programs
@@ -148,6 +148,46 @@ def test_a_progress_callback_may_use_the_engine_or_fail(engine: Engine) -> None:
     assert raised.value is error
     assert engine.warmup(ask) > 3
     assert answers == [run(engine.submit(prompt(5, seed=3), (), NO_STOP))]
+
+
+def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> None:
+    """Calls under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
+    others = [engine.submit(prompt(3, seed=n), (), Options(max_new_tokens=100, stop_tokens=())) for n in range(2)]
+    for seed, company in ((30, True), (31, True), (32, False)):
+        tokens = prompt(20, seed=seed)
+        with waiting_for_a_cancel(engine):
+            request = engine.submit(tokens, (), Options(max_new_tokens=100, stop_tokens=()))
+            said = next(iter(request))
+            request.cancel()
+            answer = said + run(request)
+        assert request.finish_reason == "cancelled"
+        assert len(answer) < 100
+        follow_up = tokens + answer + prompt(5, seed=seed)
+        second = engine.submit(follow_up, (), NO_STOP)
+        assert is_greedy(follow_up, run(second))
+        assert second.usage.cached_tokens == len(tokens) + len(answer) - 1
+        if company:
+            others.pop().cancel()
+
+
+def test_those_who_wait_are_told_how_many_come_before_them(engine: Engine) -> None:
+    endless = Options(max_new_tokens=100, stop_tokens=())
+    # Nobody is given a row while the engine's thread is busy with this.
+    hold, held = threading.Event(), threading.Event()
+    waiting = ThreadPoolExecutor(1).submit(engine._call, lambda: (held.set(), hold.wait(60)))
+    assert held.wait(60)
+    requests = [engine.submit(prompt(4, seed=n), (), endless) for n in range(5)]
+    assert [engine.waiting_before(request) for request in requests] == [0, 1, 2, 3, 4]
+    requests[1].cancel()
+    hold.set()
+    waiting.result(60)
+    for request in requests[:1] + requests[2:]:
+        next(iter(request))
+        assert engine.waiting_before(request) is None
+        request.cancel()
+    for request in requests:
+        run(request)
+        assert engine.waiting_before(request) is None
 
 
 def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> None:

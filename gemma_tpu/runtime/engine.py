@@ -101,6 +101,12 @@ class Engine(Worker):
         """ValueError if a prompt of so many tokens leaves no room for an answer."""
         check_length(tokens, self.max_context)
 
+    def waiting_before(self, request: Request) -> int | None:
+        """How many requests are given a row before this one; None if it does not wait for one (any more)."""
+        with self._wake:
+            waiting = [arrival.request for arrival in self._pending]
+        return waiting.index(request) if request in waiting else None
+
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program there is, so that no request has to; returns how many calls that took.
 
@@ -204,7 +210,13 @@ class Engine(Worker):
     def _drop_cancelled(self) -> None:
         for row in self._rows:
             if row.request and row.request.cancelled:
-                self._vacate(row).finish("cancelled")
+                if row.decoding:
+                    self._device.release(row.index)
+                # The calls under way still write into the cache, which cannot be rewound. What they write is delivered,
+                # so that a conversation with this answer in it can go on from there.
+                row.decoding, row.halted = False, True
+                if not row.unread:
+                    self._vacate(row).finish("cancelled")
         with self._wake:  # those that wait for a row need not wait for it to be told
             given_up = [arrival for arrival in self._pending if arrival.request.cancelled]
             for arrival in given_up:
@@ -237,7 +249,7 @@ class Engine(Worker):
             self._pending.popleft()
             row, cached = choice
             row.request, row.spans, row.prompt_keys = arrival.request, arrival.spans, arrival.keys
-            row.keys = arrival.keys[:cached]
+            row.keys, row.halted = arrival.keys[:cached], False
             row.request.cached_tokens = cached
             row.request.clock.admitted = time.perf_counter()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -149,6 +150,8 @@ class _Clock:
     finished: float = math.nan
 
 
+_LOOK_EVERY = 0.05  # seconds between two looks at whether a cancelled request has ended
+
 # Is told an answer's tokens as the engine reads them: how many of these belong to the answer if they complete a stop
 # string, None if they do not.
 StopWatch = Callable[[list[int]], int | None]
@@ -196,6 +199,17 @@ class Request:
     def cancel(self) -> None:
         """Asks the engine to stop; the row is free a step later. Harmless after the end."""
         self.cancelled = True
+
+    def rest(self) -> list[int]:
+        """The tokens that were not read, once a cancelled request has come to its end. The iteration is over then."""
+        tokens: list[int] = []
+        while self.finish_reason is None or not self._events.empty():
+            check_process(self.pid)
+            # An interrupted reader may have taken the last event with it.
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=_LOOK_EVERY)
+                tokens += event if isinstance(event, list) else []
+        return tokens
 
     # The engine's end.
 

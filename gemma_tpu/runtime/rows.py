@@ -57,7 +57,7 @@ class Row:
     """A row of the cache. `keys` are those of the tokens in it.
 
     A row that the device itself put to rest (stop token, length) is known to be as read. One that the host put to rest
-    (`halted`) may have gone on in the calls that were under way: it is free only when they have been read.
+    (`halted`) goes on in the calls that are under way: it is free only when they have been read.
     """
 
     index: int
@@ -96,7 +96,7 @@ class Row:
 
     @property
     def prefilling(self) -> bool:
-        return self.request is not None and not self.decoding
+        return self.request is not None and not self.decoding and not self.halted
 
 
 def choose_row(rows: Sequence[Row], prompt_keys: Sequence[int | bytes]) -> tuple[Row, int] | None:
