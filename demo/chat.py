@@ -6,19 +6,17 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from demo import markdown
 from demo.texts import text
 
 if TYPE_CHECKING:
     from gemma_tpu import Completion, Model, TextStream
 
 _LOG = logging.getLogger(__name__)
-# What Markdown takes for more than itself: anywhere, and at the beginning of a line.
-_MARKUP = re.compile(r"([\\`*_\[\]<>#~|$&])|^([-+=]|\d+(?=[.)]))")
 
 
 class Answer:
@@ -213,9 +211,9 @@ class Conversation:
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
             pictures = [{"path": path, "alt_text": text("picture", lang)} for path in turn.pictures]
-            messages.append({"role": "user", "content": [*pictures, _part(literal(turn.question))]})
+            messages.append({"role": "user", "content": [*pictures, _part(markdown.literal(turn.question))]})
             nothing = text("no_answer", lang) if turn.answer.done else "…"
-            messages.append({"role": "assistant", "content": [_part(turn.answer.text or nothing)]})
+            messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or nothing)]})
         return messages
 
     def footer(self, lang: str) -> str:
@@ -253,16 +251,6 @@ def _exchange(one: Exchange) -> list[dict[str, Any]]:
 
 def _part(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
-
-
-def literal(content: str) -> str:
-    """Text as Markdown that shows it as it was typed: 2*3*4 is no emphasis, and <b> is not bold."""
-    lines = []
-    for line in content.split("\n"):
-        bare = line.lstrip(" ")
-        escaped = _MARKUP.sub(lambda found: f"\\{found[1]}" if found[1] else f"&#8203;{found[2]}", bare)
-        lines.append("&nbsp;" * (len(line) - len(bare)) + escaped)
-    return "\n".join(lines)
 
 
 def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str) -> str:

@@ -15,6 +15,7 @@ import gradio as gr
 
 from demo.chat import Conversation, Readers, Turn
 from demo.facts import unfit, unready
+from demo.markdown import FORMULAS
 from demo.page import Page
 from demo.pictures import check, fetch, picture
 from demo.settings import DEFAULTS, options, own_defaults, settings_panel
@@ -97,6 +98,7 @@ class ChatTab:
             buttons=["copy"],
             feedback_options=None,
             allow_tags=False,
+            latex_delimiters=FORMULAS,
             elem_id=f"{self.name}-chat",
         )
         self.notice = gr.HTML(elem_id=f"{self.name}-notice", elem_classes="notice-place")
