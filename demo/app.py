@@ -27,7 +27,7 @@ from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
-_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{(_STATIC / 'chat.js').read_text()}</script>"
+_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{(_STATIC / 'page.js').read_text()}</script>"
 _SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
 _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
 _MAX_UPLOAD = "64mb"

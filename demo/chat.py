@@ -210,7 +210,7 @@ class Conversation:
         """The conversation for gr.Chatbot."""
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
-            pictures = [{"path": path, "alt_text": text("picture", lang)} for path in turn.pictures]
+            pictures = [_picture(path, text("picture", lang)) for path in turn.pictures]
             messages.append({"role": "user", "content": [*pictures, _part(markdown.literal(turn.question))]})
             nothing = text("no_answer", lang) if turn.answer.done else "…"
             messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or nothing)]})
@@ -247,6 +247,13 @@ def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
 
 def _exchange(one: Exchange) -> list[dict[str, Any]]:
     return [_question(one.question, one.pictures), {"role": "assistant", "content": one.answer}]
+
+
+def _picture(path: str, alternative: str) -> dict[str, Any]:
+    """A picture for gr.Chatbot, which shows the alternative text of components alone, not of mere files."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    props = {"alt_text": alternative}
+    return {"type": "component", "component": "image", "value": file, "constructor_args": {}, "props": props}
 
 
 def _part(content: str) -> dict[str, str]:

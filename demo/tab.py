@@ -67,7 +67,10 @@ class ChatTab:
                 self.pictures.append(
                     page.add(
                         picture,
-                        says={"label": f"picture{suffix}", "placeholder": f"picture_drop{suffix}"},
+                        says={
+                            **dict.fromkeys(("label", "alt_text"), f"picture{suffix}"),
+                            "placeholder": f"picture_drop{suffix}",
+                        },
                         sources=["upload", "clipboard"] if number == 0 else ["upload"],
                         elem_id=f"picture-{number + 1}",
                     )
