@@ -21,13 +21,13 @@ FORMULAS = [
 # What Markdown takes for more than itself: anywhere, and at the beginning of a line.
 _MARKUP = re.compile(r"[\\`*_\[\]<>#~|$&]|(?P<begins>^(?:[-+=]|\d+(?=[.)])))")
 
-# Finds the blocks of code: their lines are enough, so nothing inside of paragraphs is parsed.
+# Finds the blocks of code, and the headings. Their lines are enough, so nothing inside of paragraphs is parsed.
 _BLOCKS = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["inline", "text_join"])
 
 _SPECIAL = re.compile(
     r"""
     # Code, up to as many backticks, in the same paragraph.
-    (?P<code>(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*(?:\n|[-*+<>#|]|\d+[.)]))[\s\S])+?(?<!`)(?P=ticks)(?!`))
+    (?P<code>(?<!(?<!\\)`)(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*(?:\n|[-*+<>#|]|\d+[.)]))[\s\S])+?(?<!`)(?P=ticks)(?!`))
     | \$\$(?P<dollars>(?:(?!\n[ \t]*\n)[\s\S])+?)\$\$
     | \\\[(?P<bracketed>(?:(?!\n[ \t]*\n)[\s\S])+?)\\\]
     | \\\((?P<parenthesized>(?:(?!\n[ \t]*\n)[\s\S])+?)\\\)
@@ -67,14 +67,14 @@ def _parts(content: str) -> Iterator[tuple[str, bool]]:
     lines, begin = re.sub(r"\r\n?", "\n", content).split("\n"), 0
     lines = [f"{line}\n" for line in lines[:-1]] + lines[-1:]
     for block in _BLOCKS.parse("".join(lines)):
-        if block.type not in ("fence", "code_block"):
+        if block.type not in ("fence", "code_block", "heading_open"):
             continue
         first, end = block.map or (begin, begin)
         yield "".join(lines[begin:first]), False
-        code = "".join(lines[first:end])
-        # Gradio draws diagrams of Mermaid's, with the HTML that is in them.
-        yield code.replace("mermaid", "text", 1) if block.info.split()[:1] == ["mermaid"] else code, True
-        begin = end
+        found, begin = "".join(lines[first:end]), end
+        if block.info.split()[:1] == ["mermaid"]:  # Gradio draws these diagrams, with the HTML that is in them
+            found = found.replace("mermaid", "text", 1)
+        yield found, block.type != "heading_open"
     yield "".join(lines[begin:]), False
 
 
