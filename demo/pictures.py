@@ -18,6 +18,7 @@ from demo.state import explain
 from demo.texts import text
 
 _SHOWN_BY_BROWSERS = ("PNG", "WEBP", "GIF", "BMP")  # beside JPEG
+_SHOWN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # deeper ones and CMYK are converted in other ways
 
 
 def _path(self: gr.Image, payload: ImageData | None) -> str | None:
@@ -78,10 +79,15 @@ def _shown_alike(path: str) -> bool:
             jpeg = image.format in ("JPEG", "MPO")  # MPO: a JPEG, and others after it that no browser shows
             upright = jpeg or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             still = jpeg or not getattr(image, "is_animated", False)
-            plain = image.mode in ("RGB", "L") and not image.has_transparency_data
-            return plain and upright and still and (jpeg or image.format in _SHOWN_BY_BROWSERS)
+            shown = image.mode in _SHOWN_MODES and (jpeg or image.format in _SHOWN_BY_BROWSERS)
+            return shown and upright and still and _is_opaque(image)
     except UnidentifiedImageError:
         return False  # HEIC, which Pillow does not read by itself
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    """Pictures of screens often have an alpha channel that says nothing."""
+    return not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
 def _refusal(error: str, lang: str) -> str:
