@@ -29,8 +29,8 @@ _SPECIAL = re.compile(
     # Code, up to as many backticks, in the same paragraph.
     (?P<code>(?<!(?<!\\)`)(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*(?:\n|[-*+<>#|]|\d+[.)]))[\s\S])+?(?<!`)(?P=ticks)(?!`))
     | \$\$(?P<dollars>(?:(?!\n[ \t]*\n)[\s\S])+?)\$\$
-    | \\\[(?P<bracketed>(?:(?!\n[ \t]*\n)[\s\S])+?)\\\]
-    | \\\((?P<parenthesized>(?:(?!\n[ \t]*\n)[\s\S])+?)\\\)
+    | \\\[(?P<bracketed>(?:[^\\\n]|\\[^\[\]]|\n(?![ \t]*\n))+?)\\\]
+    | \\\((?P<parenthesized>(?:[^\\\n]|\\[^()]|\n(?![ \t]*\n))+?)\\\)
     # As Pandoc has it: no space inside the dollars, no word or digit right outside. "$5 and $10" is no formula.
     | (?<![\w$])\$(?P<dollar>(?![\s$])(?:\\.|[^$\\\n])*?(?<!\s))\$(?![\w$])
     | (?P<autolink><https?://[^\s<>]*>)
@@ -40,7 +40,7 @@ _SPECIAL = re.compile(
     """,
     re.VERBOSE,
 )
-_PRICE = re.compile(r"\d[^\\]*(?<=[\s(])[A-Za-z]{2,}[^\\]*")  # "5 million (US", between two dollar signs
+_WORD = re.compile(r"(?<=[\s(])[A-Za-z]{2,}")
 
 
 @functools.lru_cache(maxsize=256)  # a conversation is shown anew for each piece of its last answer
@@ -84,7 +84,7 @@ def _escape(found: re.Match[str]) -> str:
         return said
     if kind in ("dollar", "parenthesized", "dollars", "bracketed"):
         formula, inline = found[kind], kind in ("dollar", "parenthesized")
-        if _is_balanced(formula) and not (kind == "dollar" and _PRICE.fullmatch(formula)):
+        if _is_balanced(formula) and not (kind == "dollar" and _is_price(formula)):
             dollars = "$" if inline else "$$"
             return f"{dollars}{_MARK}{formula}{_MARK}{dollars}"
         return ("$" if said[0] == "$" else r"\\") + _SPECIAL.sub(_escape, said[1:])
@@ -95,3 +95,8 @@ def _is_balanced(formula: str) -> bool:
     """Whether all braces in it are closed; else Gradio would look further for its end."""
     bare = re.sub(r"\\.", "", formula)
     return bare.count("{") <= bare.count("}")
+
+
+def _is_price(between: str) -> bool:
+    """Whether it is words after a number, as in "costs $5 million (US$)"."""
+    return between[0].isdigit() and "\\" not in between and _WORD.search(between) is not None

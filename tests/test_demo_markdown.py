@@ -104,6 +104,7 @@ def test_images_are_shown_as_text_and_links_are_links() -> None:
         ("$x^2$, $y$.", [("x^2", False), ("y", False)]),
         (r"\(a<b\) and \[c\]", [("c", True), ("a<b", False)]),
         ("$$\nx = \\{1\\}\n$$", [("\nx = \\{1\\}\n", True)]),
+        (r"\[a \\[2pt] b \left[0\right]\]", [(r"a \\[2pt] b \left[0\right]", True)]),
         ("($2x + 3 = 7$)", [("2x + 3 = 7", False)]),
         ("**$E$**|$\\frac{1}{2}$|", [("E", False), ("\\frac{1}{2}", False)]),
     ],
