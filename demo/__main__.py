@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gemma_tpu
+from demo.uploads import own_upload_folder
 
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
 _GRACE = 2  # seconds that open pages have when the server is stopped
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError, RuntimeError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
-        with listener:
+        with listener, own_upload_folder():
             return _serve(arguments, source, listener)
 
 
@@ -150,7 +151,9 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     if not arguments.no_load:
         loader.start()
     how: dict[str, Any] = {"lang": arguments.lang, "allow_urls": arguments.allow_urls}
-    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, **how, origins=arguments.allow_origin)
+    # Without FastAPI's pages about its routes: they have none to show, and load their scripts from elsewhere.
+    server_app = fastapi.FastAPI(title="gemma_tpu", docs_url=None, redoc_url=None, openapi_url=None)
+    app = mount(server_app, loader, **how, origins=arguments.allow_origin)
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

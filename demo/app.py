@@ -14,17 +14,20 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 import fastapi
 import gradio as gr
 import uvicorn
+from starlette.middleware import Middleware
 
 from demo.api import build_api
 from demo.chat import Conversation, Readers
 from demo.header import controls, header
 from demo.page import Page
+from demo.security import ContentSecurityPolicy
 from demo.state import Loader
 from demo.tab import EXAMPLES, ChatTab
 from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
+_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{(_STATIC / 'page.js').read_text()}</script>"
 _SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
 _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
 _MAX_UPLOAD = "64mb"
@@ -36,6 +39,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
     With `allow_urls` it takes pictures' http(s) addresses, any that this machine can reach.
     """
     page, readers = Page(lang or "en"), Readers()
+    gr.set_static_paths([EXAMPLES])  # else Gradio copies them into its folder of uploads, which are deleted after a day
     with gr.Blocks(title="gemma_tpu", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as blocks:
         with gr.Row(elem_classes="top"):
             head = gr.HTML(header(loader, page.lang), elem_id="head")
@@ -118,11 +122,11 @@ def mount(
         app,
         blocks,
         path,
+        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
         theme=theme(),
         css_paths=_STATIC / "style.css",
-        head=f"<style>{(_STATIC / 'frame.css').read_text()}</style>",
+        head=_HEAD,
         favicon_path=str(_STATIC / "favicon.png") if path == "/" else None,
-        allowed_paths=[str(EXAMPLES)],
         footer_links=[],
         max_file_size=_MAX_UPLOAD,
         ssr_mode=False,

@@ -6,19 +6,17 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from demo import markdown
 from demo.texts import text
 
 if TYPE_CHECKING:
     from gemma_tpu import Completion, Model, TextStream
 
 _LOG = logging.getLogger(__name__)
-# What Markdown takes for more than itself: anywhere, and at the beginning of a line.
-_MARKUP = re.compile(r"([\\`*_\[\]<>#~|$&])|^([-+=]|\d+(?=[.)]))")
 
 
 class Answer:
@@ -212,10 +210,10 @@ class Conversation:
         """The conversation for gr.Chatbot."""
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
-            pictures = [{"path": path, "alt_text": text("picture", lang)} for path in turn.pictures]
-            messages.append({"role": "user", "content": [*pictures, _part(literal(turn.question))]})
+            pictures = [_picture(path, text("picture", lang)) for path in turn.pictures]
+            messages.append({"role": "user", "content": [*pictures, _part(markdown.literal(turn.question))]})
             nothing = text("no_answer", lang) if turn.answer.done else "…"
-            messages.append({"role": "assistant", "content": [_part(turn.answer.text or nothing)]})
+            messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or nothing)]})
         return messages
 
     def footer(self, lang: str) -> str:
@@ -251,18 +249,15 @@ def _exchange(one: Exchange) -> list[dict[str, Any]]:
     return [_question(one.question, one.pictures), {"role": "assistant", "content": one.answer}]
 
 
+def _picture(path: str, alternative: str) -> dict[str, Any]:
+    """A picture for gr.Chatbot, which shows the alternative text of components alone, not of mere files."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    props = {"alt_text": alternative}
+    return {"type": "component", "component": "image", "value": file, "constructor_args": {}, "props": props}
+
+
 def _part(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
-
-
-def literal(content: str) -> str:
-    """Text as Markdown that shows it as it was typed: 2*3*4 is no emphasis, and <b> is not bold."""
-    lines = []
-    for line in content.split("\n"):
-        bare = line.lstrip(" ")
-        escaped = _MARKUP.sub(lambda found: f"\\{found[1]}" if found[1] else f"&#8203;{found[2]}", bare)
-        lines.append("&nbsp;" * (len(line) - len(bare)) + escaped)
-    return "\n".join(lines)
 
 
 def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str) -> str:

@@ -15,6 +15,7 @@ import gradio as gr
 
 from demo.chat import Conversation, Readers, Turn
 from demo.facts import unfit, unready
+from demo.markdown import FORMULAS
 from demo.page import Page
 from demo.pictures import check, fetch, picture
 from demo.settings import DEFAULTS, options, own_defaults, settings_panel
@@ -66,7 +67,10 @@ class ChatTab:
                 self.pictures.append(
                     page.add(
                         picture,
-                        says={"label": f"picture{suffix}", "placeholder": f"picture_drop{suffix}"},
+                        says={
+                            **dict.fromkeys(("label", "alt_text"), f"picture{suffix}"),
+                            "placeholder": f"picture_drop{suffix}",
+                        },
                         sources=["upload", "clipboard"] if number == 0 else ["upload"],
                         elem_id=f"picture-{number + 1}",
                     )
@@ -97,6 +101,7 @@ class ChatTab:
             buttons=["copy"],
             feedback_options=None,
             allow_tags=False,
+            latex_delimiters=FORMULAS,
             elem_id=f"{self.name}-chat",
         )
         self.notice = gr.HTML(elem_id=f"{self.name}-notice", elem_classes="notice-place")

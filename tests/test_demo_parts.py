@@ -16,7 +16,7 @@ import pytest
 
 import demo
 from demo import __main__ as command
-from demo.chat import Conversation, Readers, Turn, literal, statistics
+from demo.chat import Conversation, Readers, Turn, statistics
 from demo.settings import DEFAULTS, own_defaults
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
@@ -190,17 +190,6 @@ def test_stop_clear_and_leaving_close_the_stream() -> None:
         wait_for(lambda turn=turn: turn.answer.done)
         assert turn.answer.error is None
     assert readers._answers == {}
-
-
-def test_markup_that_was_typed_is_escaped() -> None:
-    """That this suffices is seen in the browser (test_demo_app.py)."""
-    assert literal("2*3 <b> a_b [x] `c` a\\*b") == r"2\*3 \<b\> a\_b \[x\] \`c\` a\\\*b"
-    assert literal("- x\n1. y") == "&#8203;- x\n&#8203;1. y"
-    assert literal("你好, it's 3 - 1 = 2.") == "你好, it's 3 - 1 = 2."
-
-
-def test_indents_and_empty_lines_are_kept() -> None:
-    assert literal("if x:\n    y\n\nz") == "if x:\n&nbsp;&nbsp;&nbsp;&nbsp;y\n\nz"
 
 
 def test_statistics_line() -> None:
