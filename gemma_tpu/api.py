@@ -190,7 +190,7 @@ class Model:
         tokens: Any,
         images: Images = None,
         *,
-        positions: Sequence[int] | None = None,
+        positions: Any = None,
         allow_urls: bool = False,
     ) -> jax.Array:
         """Teacher-forced logits: int[B, T] → float32[B, T, V]; with `positions`, K of the T, float32[B, K, V].

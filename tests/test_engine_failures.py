@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
-from small_models import TEXT, make_engine, mesh_of
+from small_models import TEXT, VISION, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.runtime import programs
@@ -63,7 +66,7 @@ def test_ids_that_are_no_integers_are_refused_at_once(engine: Engine, tokens: li
     for field, value in (dataclasses.asdict(NO_STOP) | options).items():
         object.__setattr__(request, field, value)
     with pytest.raises(ValueError, match=r"ids in \[0, 64\), got"):
-        engine.submit(tokens, (), request)
+        inspect.unwrap(Engine.submit)(engine, tokens, (), request)  # as users have it: not checked by its annotations
 
 
 def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,15 +245,17 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
             waiting.append(pool.submit(engine._call, fail))
         waiting += [pool.submit(engine.encode_images, []) for _ in range(2)]
         while len(engine._waited_for) < 2 + (where == "task"):
-            pass
+            time.sleep(0.001)
         hold.set()
         for one in waiting:
-            with pytest.raises(RuntimeError, match=r"of a user|Interrupt|Exit|no room"):
+            with pytest.raises(RuntimeError, match="of a user|Interrupt|Exit|no room"):
                 one.result(SOON)
     engine._thread.join(SOON)
     assert not engine._thread.is_alive()
     for later in (lambda: engine.submit([1]), engine.warmup, lambda: engine.logits([[1]], np.zeros((1, 1), int))):
-        with pytest.raises(RuntimeError, match=r"the engine has failed for good: (of a user|\w+|3)$"):
+        with pytest.raises(
+            RuntimeError, match="failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
+        ):
             later()
     assert engine._device._state is None
 
@@ -272,8 +277,6 @@ def test_one_who_is_interrupted_while_he_waits_is_waited_for_no_more(failing_eng
 def test_a_finished_task_is_not_kept(failing_engine: Engine) -> None:
     """A result may be of gigabytes."""
     result = failing_engine._call(lambda: Request([1], [], NO_STOP))
-    import weakref
-
     gone = weakref.ref(result)
     failing_engine._call(lambda: None)
     del result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Arrival:
 
 
 def arrive(
-    tokens: Sequence[int],
+    tokens: Sequence[Any],
     images: Sequence[ImageInput],
     options: Options,
     stop_watch: StopWatch | None,

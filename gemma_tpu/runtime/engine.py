@@ -130,11 +130,15 @@ class Engine(Worker):
         self.check_open()
         self.check_logits(max(map(len, rows)), kept.size)
         tokens, lengths = pad(rows, len(images) * self._num_soft, self.max_context)
-        # Here, on the caller's thread: the engine's goes on with everybody's requests meanwhile.
-        self._device.compile_logits(len(rows), tokens.shape[1], kept.shape[1], len(images))
-        run = self._device.logits
-        logits, finite = self._call(lambda: run(tokens, lengths, kept, self._soft_tokens.of(images)))
-        require_finite(np.asarray(finite), self._dtype)
+        try:
+            # Here, on the caller's thread: the engine's goes on with everybody's requests meanwhile.
+            self._device.compile_logits(len(rows), tokens.shape[1], kept.shape[1], len(images))
+            run = self._device.logits
+            logits, finite = self._call(lambda: run(tokens, lengths, kept, self._soft_tokens.of(images)))
+            finite = np.asarray(finite)
+        except jax.errors.JaxRuntimeError as error:
+            raise self._explained(error)  # as one of the engine's thread is
+        require_finite(finite, self._dtype)
         return logits
 
     def check_logits(self, tokens: int, positions: int) -> None:

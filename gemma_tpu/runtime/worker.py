@@ -92,8 +92,8 @@ class Worker:
                 self._work()
             self._fail_everyone(RuntimeError("the model was closed, or let go of, before this was done"))
         except BaseException as error:  # of any class
-            shown = self._explained(error) if isinstance(error, Exception) else error
-            failure = RuntimeError(f"the engine has failed for good: {str(shown) or type(error).__name__}")
+            said = self._explained(error) if isinstance(error, Exception) else f"{type(error).__name__} {error}".strip()
+            failure = RuntimeError(f"the engine has failed for good: {said}")
             failure.__cause__ = error
             self._abort(failure)
         self._free()
