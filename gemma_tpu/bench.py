@@ -19,6 +19,7 @@ import PIL.Image
 from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
+from gemma_tpu.arguments import mesh_shape
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.devices import available_devices
 from gemma_tpu.loading import load, resolve_dtype
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=256, help="tokens to decode (default: 256)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--mesh", type=lambda text: tuple(map(int, text.split(","))), help="data,model")
+    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--json", action="store_true")
 
 

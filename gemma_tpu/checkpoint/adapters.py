@@ -26,6 +26,10 @@ def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False)
     it was trained with them.
     """
     path = storage.normalise(path)
+    if storage.is_file(path):
+        raise CheckpointError(
+            f"{path}: no adapter: a file; give a directory, with adapter_config.json and the weights, or an Orbax one"
+        )
     found = storage.entries(path)
     located = path if peft.is_adapter(found) else locate(path, found)
     entries = storage.entries(located) if located else set()
