@@ -10,7 +10,7 @@ from typing import Any
 class Parser(argparse.ArgumentParser):
     """Refuses an unknown option itself. Python's leaves it to the parser above, which shows its own usage."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

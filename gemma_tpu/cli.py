@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from gemma_tpu import signals
 from gemma_tpu.arguments import (
     Parser,
     add_format_arguments,
@@ -128,7 +129,8 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             if name == "bench":
                 _add_distributed_arguments(sub)
-            sub.set_defaults(run=module.main)
+            # While it runs, verify may have a copy of the checkpoint on disk.
+            sub.set_defaults(run=signals.raised()(module.main) if name == "verify" else module.main)
     return parser
 
 
@@ -278,6 +280,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
+@signals.raised()
 def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
@@ -288,6 +291,7 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+@signals.raised()
 def _download(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 

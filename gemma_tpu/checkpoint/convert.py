@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
+from gemma_tpu.checkpoint.staging import staging
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary
@@ -61,7 +60,8 @@ def convert(
     merge, see `merge_adapter`. `max_shard_bytes` is for safetensors.
 
     Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
-    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint.
+    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint,
+    and that the next one to `dst` removes.
     """
     checkpoint = open_checkpoint(src, config=config)
     if adapter is not None:
@@ -125,8 +125,10 @@ def _write(
         config_json = config_io.to_json(config, stored, _special_ids(files))
     else:
         config_json = config_io.updated(config_json, stored, config.tied_head)
-    with _staging(dst) as path:
-        with reporter(progress, sum(array.nbytes for array in arrays.values()), "Writing") as report:
+    total = sum(array.nbytes for array in arrays.values())
+    needed = total + sum(map(len, files.values()))
+    with staging(dst, needed, exact=layout == "safetensors") as path:  # Orbax compresses
+        with reporter(progress, total, "Writing") as report:
             if layout == "safetensors":
                 path.mkdir()
                 prefix = family.hf_prefix(config_json)
@@ -166,26 +168,3 @@ def _special_ids(files: Mapping[str, bytes]) -> dict[str, int]:
             controls = vocabulary.controls | control_ids(vocabulary.pieces)
             return find_special_ids(vocabulary.pieces, controls, vocabulary.roles, {})[0]
     return {}
-
-
-@contextlib.contextmanager
-def _staging(dst: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `dst` to write to, which becomes `dst` at the end, or vanishes if there is an error."""
-    target = storage.normalise(dst)
-    if storage.is_remote(target):
-        raise CheckpointError(f"{target}: write to a local path first, then copy it with gcloud storage cp -r")
-    path = Path(target)
-    if path.exists():
-        raise CheckpointError(f"{path}: exists already; remove it or choose another destination")
-    work = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        work.mkdir(parents=True)
-        yield work / path.name
-        os.rename(work / path.name, path)
-        work.rmdir()
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    except BaseException:  # Ctrl-C too must leave nothing half-written
-        shutil.rmtree(work, ignore_errors=True)
-        raise

@@ -79,8 +79,9 @@ def _download(name: Name, text: str, progress: Progress | bool) -> Path:
             continue
         if path != target:
             # The hubs keep their own caches, which other programs share: only a link to them is kept here.
-            target.unlink(missing_ok=True)
-            target.symlink_to(path, target_is_directory=True)
+            link = target.with_name(f"{target.name}.link-{os.getpid()}")
+            link.symlink_to(path, target_is_directory=True)
+            os.replace(link, target)
         return path
     if isinstance(name, Repository) and "://" not in text:
         reason = failures[0].removeprefix("Hugging Face: ")

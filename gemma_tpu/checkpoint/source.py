@@ -31,7 +31,7 @@ from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
 from gemma_tpu.config import GemmaConfig, VisionConfig
 
 # In the path of what a conversion or a download is still writing, or never finished.
-_PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
+_PARTIAL = re.compile(r"\.part(ial-\w+)?(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
 _GOOGLE_BUCKET = "gs://gemma-data"
 _LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they are
