@@ -26,6 +26,13 @@ def mesh_shape(text: str) -> tuple[int, int]:
     return data, model
 
 
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    """Of `load` and `convert`: whether files are compared with their checksums."""
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare the files with their checksums"
+    )
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `answer_options`: how tokens are chosen, and where an answer ends."""
     group = parser.add_argument_group(

@@ -20,6 +20,7 @@ from gemma_tpu.arguments import (
     add_format_arguments,
     add_prompt_arguments,
     add_sampling_arguments,
+    add_verify_argument,
     answer_options,
     mesh_shape,
 )
@@ -112,6 +113,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=("orbax", "orbax-flat", "safetensors"))
     convert.add_argument("--dtype", choices=("bfloat16", "bf16", "float32"), help="by default as it is")
     convert.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
+    add_verify_argument(convert)
 
     download = command("download", _download, "Fetch released weights into the local cache.")
     download.add_argument("name", help="such as gemma3-4b-it, or google/medgemma-4b-it of Hugging Face")
@@ -144,6 +146,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    add_verify_argument(parser)
     _add_distributed_arguments(parser)
 
 
@@ -177,6 +180,7 @@ def _load(args: argparse.Namespace):
         max_rows=1,
         tokenizer=args.tokenizer,
         text_only=args.text_only,
+        verify=args.verify,
         progress=progress,
     )
     if progress and model.dtype_reason:
@@ -286,7 +290,8 @@ def _convert(args: argparse.Namespace) -> int:
 
     dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
     adapter = None if args.adapter is None else resolve(args.adapter)
-    convert(resolve(args.source), args.target, to=args.to, dtype=dtype, adapter=adapter, progress=sys.stderr.isatty())
+    how = {"dtype": dtype, "adapter": adapter, "verify": args.verify, "progress": sys.stderr.isatty()}
+    convert(resolve(args.source), args.target, to=args.to, **how)
     print(args.target)
     return 0
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemma_tpu.checkpoint import disk, locks
+from gemma_tpu.checkpoint import checksums, disk, locks
 from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -35,14 +35,20 @@ def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
     if not objects:
         raise Unavailable(f"holds no {prefix}")
     objects += _list(_TOKENIZER)
-    part = target.with_name(f"{target.name}.part")
+    part = unfinished(target)
     with locks.held(target.with_name(f"{target.name}.lock"), name):
         if not target.exists():
             _fetch_all({_relative(item, prefix): item for item in objects}, part, progress, f"Downloading {name}")
+            checksums.write(part)
             disk.flush_tree(part)
             os.rename(part, target)
             disk.flush(target.parent)
     return target
+
+
+def unfinished(target: Path) -> Path:
+    """Where a download to `target` is kept until it is whole."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _relative(item: dict[str, Any], prefix: str) -> str:
