@@ -3,9 +3,10 @@
     python benchmarks/load_memory.py DIRECTORY [--size gemma3-4b] [--layout orbax-flat|safetensors] [--dtype bfloat16]
 
 Writes random bfloat16 weights of that size into DIRECTORY (8.6 GB for 4B), unless an earlier run left them there, and
-loads them in a fresh process onto a CPU device, compared with their checksums (SHA256SUMS) or, with --no-verify, not. There the parameters end up in host memory too, so that what is
-reported, sampled every 5 ms, is resident memory less the arrays that are loaded so far and less what the process held
-before: the memory that loading itself needs, as on a host whose devices have a memory of their own.
+loads them in a fresh process onto a CPU device, compared with their checksums or, with --no-verify, as they are. There
+the parameters end up in host memory too, so that what is reported, sampled every 5 ms, is resident memory less the
+arrays that are loaded so far and less what the process held before: the memory that loading itself needs, as on a host
+whose devices have a memory of their own.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def measure(path: Path, dtype: str, concurrency: int, verify: bool, cold: bool) 
     before = memory("VmRSS")
     sampler = Sampler()
     sampler.start()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     params = load_params(
         checkpoint, checkpoint.config, dtype=dtype, sharding=lambda *_: device, concurrency=concurrency
     )
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     sampler.done.set()
     sampler.join()
     largest = max(array.nbytes for array in params.values())
@@ -110,6 +111,7 @@ def measure(path: Path, dtype: str, concurrency: int, verify: bool, cold: bool) 
         "concurrency": concurrency,
         "stored_gb": round(checkpoint.nbytes / 1e9, 2),
         "seconds": round(seconds, 1),
+        "processor_seconds": round(busy, 2),
         "gb_per_second": round(checkpoint.nbytes / 1e9 / seconds, 2),
         "host_gb": round((sampler.peak - before) / 1e9, 2),
         "bound_gb": round((largest * concurrency + 1e9) / 1e9, 2),

@@ -197,7 +197,12 @@ def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool |
 
 
 def _open_and_read(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, dtype: jnp.dtype, mesh: Mesh, verify: bool
+    source: str | Path,
+    config: GemmaConfig,
+    adapter: str | Path | None,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    verify: bool = True,
 ) -> Params:
     """What another process does when process 0 loads a model. The config says whether with a vision tower."""
     with warnings.catch_warnings():
