@@ -54,6 +54,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
     parser.add_argument(
         "--allow-urls",
         action="store_true",
@@ -144,6 +145,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             max_rows=arguments.max_rows,
             tokenizer=arguments.tokenizer,
             text_only=arguments.text_only,
+            verify=not arguments.no_verify,
             progress=progress,
         )
 
