@@ -161,6 +161,10 @@ class Model:
             _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
         return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
 
+    def waiting_before(self, stream: TextStream) -> int | None:
+        """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
+        return self.engine.waiting_before(stream._request)
+
     def chat(
         self,
         system: str | None = None,

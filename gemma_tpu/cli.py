@@ -323,12 +323,14 @@ def _answer(ask: Callable[[], Any]) -> bool:
         print(
             f"(the context is full: the oldest turns were forgotten, {stream.dropped_turns} of them)", file=sys.stderr
         )
+    printed = 0
     try:
         for piece in stream:
             print(piece, end="", flush=True)
+            printed += len(piece)
     except KeyboardInterrupt:
         stream.close()
-        print(" …", end="")
+        print(stream.completion.text[printed:], "…", end="")  # all of it is in the history
     print()
     if stream.completion.finish_reason == "length":
         way = "/continue goes on" if stream.completion.text else "no answer yet, which takes more --max-new-tokens"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from gemma_tpu.runtime.request import Request, Timings, Usage
@@ -34,27 +35,44 @@ class Completion:
 class TextStream(Iterator[str]):
     """An answer as it is written: iterate for pieces of text, then read `completion`.
 
-    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
+    Leaving it early (`close`, `cancel`, or letting go of it) stops the work; `completion` then holds what there is.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
         self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
         self._text: list[str] = []
         self._tokens: list[int] = []
-        self._hit_stop = False
+        self._hit_stop = self._closing = False
+        self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(request.options.stop)
         self._thoughts = Thoughts(tokenizer)
+        self._reading = threading.Lock()
         self._pieces: Generator[str, None, None] = self._run()
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._reading:
+            return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Stops the work and returns at once, from any thread. What was written by then can still be read."""
+        self._request.cancel()
 
     def close(self) -> None:
-        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
-        self._request.cancel()  # also when iteration never began
-        with contextlib.suppress(ValueError):  # another thread is inside the generator, and will leave it
-            self._pieces.close()
+        """Stops the work. From any thread: one that waits for the next piece sees the end soon after.
 
-    __del__ = close
+        What the model had written by then belongs to `completion`, whether or not it was waited for: it is in the
+        cache, and a conversation goes on from there without reading anything again.
+        """
+        self.cancel()  # also when iteration never began
+        if self._reading.acquire(blocking=False):  # else another thread is reading, and comes to the end
+            try:
+                self._closing = True
+                self._pieces.close()
+            finally:
+                self._reading.release()
+
+    def __del__(self) -> None:
+        """Stops the work, and waits for nothing: this may be the engine's thread."""
+        self._request.cancel()
 
     def finish(self) -> Completion:
         """Waits for the end; returns the whole answer."""
@@ -74,25 +92,45 @@ class TextStream(Iterator[str]):
         )
 
     def _run(self) -> Generator[str, None, None]:
-        detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
         events = iter(self._request)
-        for tokens in events:
-            piece = ""
-            for token in tokens:  # one by one: the answer ends with the token that completes a stop string
-                self._tokens.append(token)
-                text, self._hit_stop = stops.push(detokenizer.push(self._thoughts.split([token])))
-                piece += text
+        try:
+            for tokens in events:
+                if piece := self._take(tokens):
+                    yield piece
                 if self._hit_stop:
-                    break
-            if piece:
-                self._text.append(piece)
-                yield piece
-            if self._hit_stop:
-                self._request.cancel()
-                for _ in events:  # until the engine has let go of the row
-                    pass
-                return
-        piece, self._hit_stop = stops.push(detokenizer.flush())
-        if piece := piece + ("" if self._hit_stop else stops.flush()):
-            self._text.append(piece)
+                    self._request.cancel()
+                    for _ in events:  # until the engine has let go of the row
+                        pass
+                    return
+        except (GeneratorExit, KeyboardInterrupt) as end:
+            self._request.cancel()
+            if self._closing or isinstance(end, KeyboardInterrupt):
+                with contextlib.suppress(Exception):  # nobody waits for this answer any more
+                    for tokens in self._request:
+                        self._take(tokens)
+                self._take_rest()
+            raise
+        if piece := self._take_rest():
             yield piece
+
+    def _take(self, tokens: Sequence[int]) -> str:
+        """Adds tokens to the answer, none after one that completes a stop string; returns their text."""
+        piece = ""
+        for token in tokens:
+            if self._hit_stop:
+                break
+            self._tokens.append(token)
+            text, self._hit_stop = self._stops.push(self._detokenizer.push(self._thoughts.split([token])))
+            piece += text
+        if piece:
+            self._text.append(piece)
+        return piece
+
+    def _take_rest(self) -> str:
+        """Adds what was held back of the text; returns it."""
+        if self._hit_stop:
+            return ""
+        piece, self._hit_stop = self._stops.push(self._detokenizer.flush())
+        if piece := piece + ("" if self._hit_stop else self._stops.flush()):
+            self._text.append(piece)
+        return piece

@@ -132,6 +132,46 @@ def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
     assert all(row.request is None for row in engine._rows)
 
 
+def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> None:
+    """Calls that were under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
+    others = [engine.submit(prompt(3, seed=n), (), Options(max_new_tokens=100, stop_tokens=())) for n in range(2)]
+    for seed, company in ((30, True), (31, True), (32, False)):
+        tokens = prompt(20, seed=seed)
+        request = engine.submit(tokens, (), Options(max_new_tokens=100, stop_tokens=()))
+        said = next(iter(request))
+        request.cancel()
+        answer = said + run(request)
+        assert request.finish_reason == "cancelled"
+        assert len(answer) < 100
+        follow_up = tokens + answer + prompt(5, seed=seed)
+        second = engine.submit(follow_up, (), NO_STOP)
+        assert is_greedy(follow_up, run(second))
+        assert second.usage.cached_tokens == len(tokens) + len(answer) - 1
+        if company:
+            others.pop().cancel()
+    assert not any(row.cancelled for row in engine._rows)
+
+
+def test_those_who_wait_are_told_how_many_come_before_them(engine: Engine) -> None:
+    endless = Options(max_new_tokens=100, stop_tokens=())
+    # Nobody is given a row while the engine's thread is busy with this.
+    hold, held = threading.Event(), threading.Event()
+    waiting = ThreadPoolExecutor(1).submit(engine._call, lambda: (held.set(), hold.wait(60)))
+    assert held.wait(60)
+    requests = [engine.submit(prompt(4, seed=n), (), endless) for n in range(5)]
+    assert [engine.waiting_before(request) for request in requests] == [0, 1, 2, 3, 4]
+    requests[1].cancel()
+    hold.set()
+    waiting.result(60)
+    for request in requests[:1] + requests[2:]:
+        next(iter(request))
+        assert engine.waiting_before(request) is None
+        request.cancel()
+    for request in requests:
+        run(request)
+        assert engine.waiting_before(request) is None
+
+
 def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> None:
     engine.warmup()
     compiled: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.runtime.request import Options, Request
 from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
 
 S = SOFT_TOKEN
@@ -39,11 +40,13 @@ def test_a_row_is_continued_only_as_a_whole() -> None:
         Row(0, keys=[1, 2, 3], last_used=5),
         Row(1, keys=[1, 2, 3, 4, 5], last_used=6),
         Row(2, keys=[1, 9], last_used=2),
-        Row(3, keys=[1, 2, 3, 4], last_used=9, unread=1, cancelled=True),  # goes on in a call under way
+        Row(
+            3, Request([1], [], Options()), keys=[1, 2, 3, 4], last_used=9, unread=1, cancelled=True
+        ),  # goes on in a call under way
     ]
     assert choose_row(rows, [1, 2, 3, 4, 5, 6]) == (rows[1], 5)
     assert choose_row(rows, [1, 2, 3, 4, 5]) == (rows[0], 3)  # one token must be left to feed
     assert choose_row(rows, [1, 2, 7]) == (rows[2], 0)  # nothing fits: the one unused for longest
     assert choose_row(rows[3:], [1]) is None
-    rows[3].cancelled = False  # put to rest by the device: the call under way does nothing
+    rows[3].request = None  # put to rest by the device: the call under way does nothing
     assert choose_row(rows[3:], [1, 2, 3, 4, 5]) == (rows[3], 4)

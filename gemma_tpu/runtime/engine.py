@@ -113,6 +113,13 @@ class Engine:
                 "shorten it, or load the model with a larger max_context"
             )
 
+    def waiting_before(self, request: Request) -> int | None:
+        """How many requests are given a row before this one; None if it does not wait for one (any more)."""
+        try:
+            return self._pending.index(request)
+        except ValueError:
+            return None
+
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program there is, so that no request has to; returns how many calls that took."""
         return self._call(lambda: self._warmup(progress or (lambda *_: None)))
@@ -231,9 +238,13 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         for row in self._rows:
-            if row.request and row.request.cancelled.is_set():
+            if row.request and row.request.cancelled.is_set() and not row.cancelled:
                 if row.decoding:
                     self._device.release(row.index)
+                # Its request stays until the calls under way are read: what they write is in the cache, which cannot be
+                # rewound, so only a conversation that has it in its history can go on from there.
+                row.decoding, row.cancelled = False, True
+            if row.cancelled and not row.unread:
                 self._leave(row, "cancelled")
         with self._wake:  # those that wait for a row need not wait for it to be told
             given_up = [request for request in self._pending if request.cancelled.is_set()]
@@ -243,8 +254,8 @@ class Engine:
             request.finish("cancelled")
 
     def _leave(self, row: Row, reason: str) -> None:
-        request, row.request, row.decoding, row.last_used = row.occupant, None, False, self._turn
-        row.cancelled = reason == "cancelled"
+        request, row.request, row.last_used = row.occupant, None, self._turn
+        row.decoding = row.cancelled = False
         request.finish(reason)
 
     def _admit_pending(self) -> None:
@@ -352,9 +363,7 @@ class Engine:
         # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
         row.keys += [row.last_key, *new[:-1]]
         row.last_key = new[-1]
-        request = row.request
-        if request is None:  # cancelled while this call was under way
-            return
+        request = row.occupant
         stopped = new[-1] in self._stop_tokens(request.options)
         if visible := new[:-1] if stopped else new:
             request.push(visible)
@@ -364,9 +373,8 @@ class Engine:
     def _drop_spoiled(self, row: Row, good: list[int]) -> None:
         """Ends a request after the last tokens that could be drawn, and cleans its row for the next one."""
         self._device.clear(row.index)
-        request, row.request, row.decoding, row.keys, row.last_used = row.request, None, False, [], self._turn
-        if request is None:  # as in _deliver
-            return
+        request, row.request, row.keys, row.last_used = row.occupant, None, [], self._turn
+        row.decoding = row.cancelled = False
         if good:
             request.push(good)
         request.fail(NotFiniteError(f"after {len(request.generated)} tokens of an answer", self._dtype))

@@ -56,8 +56,8 @@ def chunk_end(start: int, target: int, longest: int, spans: Sequence[ImageSpan])
 class Row:
     """A row of the cache. `keys` are those of the tokens in it.
 
-    A row that the device itself put to rest (stop token, length) is known to be as read. One that was cancelled may
-    have gone on in the calls that were under way: it is free only when they have been read.
+    A row that the device itself put to rest (stop token, length) is known to be as read. One that is `cancelled` goes
+    on in the calls that are under way: it keeps its request until they have been read.
     """
 
     index: int
@@ -82,7 +82,7 @@ class Row:
 
     @property
     def free(self) -> bool:
-        return self.request is None and not (self.cancelled and self.unread)
+        return self.request is None
 
     @property
     def prefill_target(self) -> int:
@@ -91,7 +91,7 @@ class Row:
 
     @property
     def prefilling(self) -> bool:
-        return self.request is not None and not self.decoding
+        return self.request is not None and not self.decoding and not self.cancelled
 
 
 def choose_row(rows: Sequence[Row], prompt_keys: Sequence[int | bytes]) -> tuple[Row, int] | None:
