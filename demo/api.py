@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo.chat import Answer, Exchange, Readers, drawn_seed, statistics, submit
+from demo.chat import Answer, Exchange, Readers, submit
 from demo.facts import Facts, head, unfit, unready
 from demo.settings import options
 from demo.state import Loader, explain
@@ -94,7 +94,7 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
         except (ValueError, RuntimeError) as error:
             message = explain(error)
             return _refusal(400, lambda lang: text("refused", lang, error=message))
-        lines = _write(Answer(stream), readers, forgotten, drawn_seed(chosen))
+        lines = _write(Answer(stream, chosen, model.waiting_before, forgotten=forgotten), readers)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @api.post("/stop")
@@ -104,11 +104,11 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
     return api
 
 
-async def _write(answer: Answer, readers: Readers, forgotten: int, seed: int | None) -> AsyncIterator[str]:
+async def _write(answer: Answer, readers: Readers) -> AsyncIterator[str]:
     """The lines of an answer. It is stopped if nobody waits for them any more."""
     name, sent = secrets.token_urlsafe(), 0
     with readers.reading(name, answer):
-        yield _line(id=name, forgotten=forgotten)
+        yield _line(id=name, forgotten=answer.forgotten)
         while True:
             done, written = answer.done, answer.text  # in this order, or the last piece could be missed
             if len(written) > sent:
@@ -119,7 +119,7 @@ async def _write(answer: Answer, readers: Readers, forgotten: int, seed: int | N
             await asyncio.sleep(_LOOK_EVERY)
     error = answer.error and explain(answer.error)
     yield _line(
-        statistics=_by_language(lambda lang: statistics(answer.completion, seed, forgotten, lang)),
+        statistics=_by_language(answer.statistics),
         error=error and _by_language(lambda lang: text("broke", lang, error=error)),
     )
 

@@ -25,7 +25,9 @@ from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
-_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
+_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{(_STATIC / 'keep.js').read_text()}</script>"
+_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; demoPage.write('language', lang); return lang; }"
+_SPOKEN = "() => demoPage.read('language') || null"
 _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
 _MAX_UPLOAD = "64mb"
 
@@ -67,11 +69,15 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
 
         async def translate(lang: str, *conversations: Conversation) -> list[Any]:
             talks = [value for one in conversations for value in (one.shown(lang), one.footer(lang))]
+            for one in conversations:
+                one.lang = lang
             return [*page.say(lang), *talks, *await look(lang)]
 
-        async def greet(lang_now: str, request: gr.Request) -> str:
+        async def greet(spoken: str | None, request: gr.Request) -> str:
+            if spoken in LANGUAGES:  # before the page was loaded anew
+                return spoken
             wanted = request.headers.get("accept-language", "")
-            return lang_now if lang else "zh" if wanted.lower().startswith("zh") else "en"
+            return lang or ("zh" if wanted.lower().startswith("zh") else "en")
 
         together: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(begin, language, shown, **together)
@@ -79,7 +85,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         language.change(
             translate,
             [language, *(tab.conversation for tab in tabs)],
-            [*page.outputs, *(output for tab in tabs for output in (tab.chat, tab.stats)), *shown],
+            [*page.outputs, *(output for tab in tabs for output in (tab.talk.chat, tab.talk.stats)), *shown],
             **together,
         )
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
@@ -88,7 +94,10 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
             readers.leave(request.session_hash or "")
 
         blocks.unload(leave)
-        looked.append(blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet))
+        greeted = blocks.load(greet, language, language, js=_SPOKEN, **quiet)
+        for tab in tabs:
+            tab.restore_on(greeted.then, language)
+        looked.append(greeted.then(look, language, shown, **quiet))
         for event in looked:
             for tab in tabs:
                 event = event.then(tab.show_defaults, tab.sliders, tab.sliders, **together)
@@ -120,7 +129,7 @@ def mount(
         path,
         theme=theme(),
         css_paths=_STATIC / "style.css",
-        head=f"<style>{(_STATIC / 'frame.css').read_text()}</style>",
+        head=_HEAD,
         favicon_path=str(_STATIC / "favicon.png") if path == "/" else None,
         allowed_paths=[str(EXAMPLES)],
         footer_links=[],

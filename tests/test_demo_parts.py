@@ -46,7 +46,7 @@ class FakeStream:
             elif not self.closed.wait(10):
                 raise TimeoutError("nobody closed the stream")
 
-    def close(self) -> None:
+    def cancel(self) -> None:
         self.closed.set()
 
 
@@ -57,6 +57,7 @@ class FakeModel:
         self.told: list[list[dict[str, Any]]] = []
         self.pieces: list[str | None] = ["Yes", "."]
         self.room = 99
+        self.before: int | None = None
         self.format = GEMMA3
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
@@ -66,6 +67,9 @@ class FakeModel:
         self.told.append(messages[2 * dropped :])
         self.asked = options
         return FakeStream(self.pieces, dropped)
+
+    def waiting_before(self, stream: FakeStream) -> int | None:
+        return self.before
 
 
 def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: str | None) -> Turn:
@@ -135,11 +139,11 @@ def test_what_there_is_no_room_for_is_forgotten_but_not_the_picture() -> None:
     conversation, model = Conversation(), FakeModel()
     model.room = 5
     for question in ("1", "2", "3"):
-        assert ask(conversation, model, question, "a.png", "b.png").forgotten == 0
+        assert ask(conversation, model, question, "a.png", "b.png").answer.forgotten == 0
     turn = ask(conversation, model, "4", "a.png", "b.png")
     kept = ["user: 3", "assistant: Yes.", "user: [a.png] [b.png] 4"]
     assert outline(model.told[-1])[-3:] == kept
-    assert turn.forgotten == 1
+    assert turn.answer.forgotten == 1
     assert turn.pictures == ("a.png", "b.png")
     ask(conversation, model, "5", None, None)  # taken away
     assert outline(model.told[-1]) == [*kept, "assistant: Yes.", "user: 5"]
@@ -209,7 +213,7 @@ def test_statistics_line() -> None:
     completion = Completion("…", [0] * 128, "length", usage, timings)
     assert statistics(completion, 7, 2, "en") == (
         "128 tokens · 42.3 tokens/s · first token after 0.35 s · 270 of 1,284 prompt tokens from the cache · "
-        "oldest turns forgotten: 2 · seed 7 · cut at the length limit"
+        "oldest turns forgotten: 2 · seed 7 · cut at the longest answer that is set"
     )
     nan = float("nan")
     never = Completion("", [], "cancelled", Usage(10, 0, 0, 0), Timings(nan, nan, nan, nan, 0.0))

@@ -133,7 +133,7 @@ def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
 
 
 def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> None:
-    """Calls that were under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
+    """Calls under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
     others = [engine.submit(prompt(3, seed=n), (), Options(max_new_tokens=100, stop_tokens=())) for n in range(2)]
     for seed, company in ((30, True), (31, True), (32, False)):
         tokens = prompt(20, seed=seed)
