@@ -65,7 +65,10 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
     api = fastapi.FastAPI(title="gemma_tpu demo", docs_url=None, redoc_url=None, openapi_url=None)
     api.add_middleware(_Gate, origins=origins)
     api.add_middleware(
-        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["content-type"]
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
     )
     readers = Readers()
 

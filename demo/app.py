@@ -112,10 +112,12 @@ def mount(
     path: str = "/",
     allow_urls: bool = False,
     origins: Sequence[str] = (),
+    root_path: str | None = None,
 ) -> fastapi.FastAPI:
     """Puts the page (see `build`) on `app` at `path`; at "/" it must come after all other routes.
 
-    Pages of `origins` may use its model too, through the API of `demo.api` at `path`/api.
+    `root_path` is where a proxy that strips it from the addresses has the page. Pages of `origins` may use its model
+    too, through the API of `demo.api` at `path`/api.
     """
     if origins:
         app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
@@ -127,6 +129,7 @@ def mount(
         app,
         blocks,
         path,
+        root_path=root_path,
         theme=theme(),
         css_paths=_STATIC / "style.css",
         head=_HEAD,
