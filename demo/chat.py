@@ -291,10 +291,7 @@ class Conversation:
         if answer.done:
             return answer.statistics(lang)
         before = answer.waiting_for
-        if before is None:
-            return text("writing" if answer.text else "waiting", lang)
-        key = {0: "queued_next", 1: "queued_one"}.get(before, "queued")
-        return text(key, lang, count=before)
+        return text("writing" if answer.text else "waiting", lang) if before is None else in_line(before, lang)
 
     def _told(self) -> list[Turn]:
         """An unanswered question has left no trace in the model's memory."""
@@ -332,6 +329,11 @@ def literal(content: str) -> str:
         escaped = _MARKUP.sub(lambda found: f"\\{found[1]}" if found[1] else f"&#8203;{found[2]}", bare)
         lines.append("&nbsp;" * (len(line) - len(bare)) + escaped)
     return "\n".join(lines)
+
+
+def in_line(before: int, lang: str) -> str:
+    """That `before` other answers are begun first."""
+    return text({0: "queued_next", 1: "queued_one"}.get(before, "queued"), lang, count=before)
 
 
 def context_full(completion: Completion, most: int) -> bool:

@@ -44,6 +44,7 @@ class Live {
   async *events(lines) {
     for await (const line of lines) {
       if ("piece" in line) yield line;
+      else if ("waiting" in line) yield { waiting: () => line.waiting[language] };
       else yield { statistics: () => line.statistics[language], error: line.error && (() => line.error[language]) };
     }
   }

@@ -133,8 +133,9 @@ class Tab {
     return null;
   }
 
-  write(turn, { piece, statistics, error }) {
-    if (piece !== undefined) {
+  write(turn, { piece, waiting, statistics, error }) {
+    if (waiting) this.footer = waiting;
+    else if (piece !== undefined) {
       turn.answer += piece;
       this.footer = () => say("writing");
     } else {
