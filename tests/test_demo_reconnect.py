@@ -137,37 +137,6 @@ def test_tabs_of_a_browser_have_conversations_of_their_own(visit: Visit, server:
         expect(page.locator("#text-chat [data-testid=user]")).to_have_text(question)  # in the tab that was open
 
 
-@contextlib.contextmanager
-def at_the_same_place(model: gemma_tpu.Model, url: str) -> Iterator[None]:
-    with serve(model, port=urlsplit(url).port or 0):
-        yield
-
-
-def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.Model, tmp_path: Path) -> None:
-    picture = tmp_path / "noise.png"
-    Image.effect_noise((60, 40), 90).convert("RGB").save(picture)
-    with serve(model) as url:
-        visit = Visit(browser, url)
-        visit.set("image", max_new_tokens=20)
-        show(visit, picture)
-        chat = model.chat(max_new_tokens=20)
-        assert visit.ask("image", "What?") == chat.send("What?", images=[picture]).text
-        before = told(visit, "image")
-    expect(visit.page.locator("#head .away")).to_have_text(text("lost", "en"))
-    expect(visit.page.locator("#head .state")).to_be_hidden()
-    for path in uploaded(picture):
-        path.unlink()
-    visit.page.fill("#image-prompt textarea", "And where?")
-    with at_the_same_place(model, url):
-        expect(visit.page.locator("#head .state")).to_be_visible()
-        expect(visit.page.locator("#image-prompt textarea")).to_have_value("And where?")
-        expect(visit.page.locator("#image-chat img")).to_have_count(1)
-        assert told(visit, "image") == before
-        visit.set("image", max_new_tokens=20)
-        assert visit.ask("image", "And where?") == chat.send("And where?").text
-        visit.context.close()  # Chromium notes each request that failed
-
-
 LIMIT = """() => {
   const set = Storage.prototype.setItem;
   Storage.prototype.setItem = function (key, value) {
@@ -327,6 +296,37 @@ def test_what_comes_and_goes_moves_nothing(browser: Browser, server: str, script
     expect(visit.page.locator("#head [role=alert]")).to_be_visible()
     assert ys() == pytest.approx(before, abs=12)
     visit.close()
+
+
+@contextlib.contextmanager
+def at_the_same_place(model: gemma_tpu.Model, url: str) -> Iterator[None]:
+    with serve(model, port=urlsplit(url).port or 0):
+        yield
+
+
+def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.Model, tmp_path: Path) -> None:
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((60, 40), 90).convert("RGB").save(picture)
+    with serve(model) as url:
+        visit = Visit(browser, url)
+        visit.set("image", max_new_tokens=20)
+        show(visit, picture)
+        chat = model.chat(max_new_tokens=20)
+        assert visit.ask("image", "What?") == chat.send("What?", images=[picture]).text
+        before = told(visit, "image")
+    expect(visit.page.locator("#head .away")).to_have_text(text("lost", "en"))
+    expect(visit.page.locator("#head .state")).to_be_hidden()
+    for path in uploaded(picture):
+        path.unlink()
+    visit.page.fill("#image-prompt textarea", "And where?")
+    with at_the_same_place(model, url):
+        expect(visit.page.locator("#head .state")).to_be_visible()
+        expect(visit.page.locator("#image-prompt textarea")).to_have_value("And where?")
+        expect(visit.page.locator("#image-chat img")).to_have_count(1)
+        assert told(visit, "image") == before
+        visit.set("image", max_new_tokens=20)
+        assert visit.ask("image", "And where?") == chat.send("And where?").text
+        visit.context.close()  # Chromium notes each request that failed
 
 
 def test_behind_a_proxy_that_strips_its_prefix_and_breaks_down(
