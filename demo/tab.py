@@ -156,12 +156,18 @@ class ChatTab:
     async def _restore(self, conversation: Conversation, lang: str, stored: str) -> Updates:
         conversation.lang = lang
         draft, remade, whole = await asyncio.to_thread(unpack, stored, conversation)
-        return {
-            **self.talk.resting(conversation, "" if whole else text("unrestorable", lang)),
-            self.talk.kept: await asyncio.to_thread(pack, conversation, remade),
-            self.talk.prompt: draft,
-            **dict(zip(self.pictures[:1], [conversation.picture], strict=False)),
-        }
+        problem = "" if whole else text("unrestorable", lang)
+        # Nothing else: by now the visitor may have begun.
+        updates: Updates = {self.talk.kept: gr.skip()}
+        if conversation.question:
+            updates |= self.talk.resting(conversation, problem)
+            updates |= dict(zip(self.pictures[:1], [conversation.picture], strict=False))
+            updates[self.talk.kept] = await asyncio.to_thread(pack, conversation, remade)
+        if problem:
+            updates[self.talk.notice] = notice(problem)
+        if draft:
+            updates[self.talk.prompt] = draft
+        return updates
 
     async def _clear(self, conversation: Conversation, lang: str) -> Updates:
         conversation.lang = lang
