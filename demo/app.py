@@ -27,8 +27,10 @@ from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
-_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{(_STATIC / 'page.js').read_text()}</script>"
-_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
+_SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "keep.js"))
+_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{_SCRIPTS}</script>"
+_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; demoPage.write('language', lang); return lang; }"
+_SPOKEN = "() => demoPage.read('language') || null"
 _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
 _MAX_UPLOAD = "64mb"
 
@@ -71,11 +73,15 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
 
         async def translate(lang: str, *conversations: Conversation) -> list[Any]:
             talks = [value for one in conversations for value in (one.shown(lang), one.footer(lang))]
+            for one in conversations:
+                one.lang = lang
             return [*page.say(lang), *talks, *await look(lang)]
 
-        async def greet(lang_now: str, request: gr.Request) -> str:
+        async def greet(spoken: str | None, request: gr.Request) -> str:
+            if spoken in LANGUAGES:  # before the page was loaded anew
+                return spoken
             wanted = request.headers.get("accept-language", "")
-            return lang_now if lang else "zh" if wanted.lower().startswith("zh") else "en"
+            return lang or ("zh" if wanted.lower().startswith("zh") else "en")
 
         together: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(begin, language, shown, **together)
@@ -83,7 +89,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         language.change(
             translate,
             [language, *(tab.conversation for tab in tabs)],
-            [*page.outputs, *(output for tab in tabs for output in (tab.chat, tab.stats)), *shown],
+            [*page.outputs, *(output for tab in tabs for output in (tab.talk.chat, tab.talk.stats)), *shown],
             **together,
         )
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
@@ -92,7 +98,10 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
             readers.leave(request.session_hash or "")
 
         blocks.unload(leave)
-        looked.append(blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet))
+        greeted = blocks.load(greet, language, language, js=_SPOKEN, **quiet)
+        for tab in tabs:
+            tab.restore_on(greeted.then, language)
+        looked.append(greeted.then(look, language, shown, **quiet))
         for event in looked:
             for tab in tabs:
                 event = event.then(tab.show_defaults, tab.sliders, tab.sliders, **together)
@@ -107,10 +116,12 @@ def mount(
     path: str = "/",
     allow_urls: bool = False,
     origins: Sequence[str] = (),
+    root_path: str | None = None,
 ) -> fastapi.FastAPI:
     """Puts the page (see `build`) on `app` at `path`; at "/" it must come after all other routes.
 
-    Pages of `origins` may use its model too, through the API of `demo.api` at `path`/api.
+    `root_path` is where a proxy that strips it from the addresses has the page. Pages of `origins` may use its model
+    too, through the API of `demo.api` at `path`/api.
     """
     if origins:
         app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
@@ -123,6 +134,7 @@ def mount(
         blocks,
         path,
         app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
+        root_path=root_path,
         theme=theme(),
         css_paths=_STATIC / "style.css",
         head=_HEAD,

@@ -165,7 +165,7 @@ class _Conversation:
 
     def _answer(self, ask: Callable[[], Any]) -> None:
         """Prints an answer as it comes. Ctrl-C ends the answer, and not the chat of a person."""
-        stream = None
+        stream, printed = None, 0
         try:
             stream = ask()
             if stream.dropped_turns:
@@ -173,9 +173,11 @@ class _Conversation:
                 print(f"(the context is full: {dropped})", file=sys.stderr)
             for piece in stream:
                 print(piece, end="", flush=True)
+                printed += len(piece)
         except KeyboardInterrupt:
             if stream is not None:
                 stream.close()
+                print(stream.completion.text[printed:], end="")  # what was written by then is in the history too
             if not self._lines.interactive:
                 raise
             print(" …", end="")

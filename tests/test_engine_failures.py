@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of
+from small_models import TEXT, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.runtime import programs
