@@ -248,13 +248,13 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
             time.sleep(0.001)
         hold.set()
         for one in waiting:
-            with pytest.raises(RuntimeError, match="of a user|Interrupt|Exit|no room"):
+            with pytest.raises(RuntimeError, match=r"of a user|Interrupt|Exit|no room"):
                 one.result(SOON)
     engine._thread.join(SOON)
     assert not engine._thread.is_alive()
     for later in (lambda: engine.submit([1]), engine.warmup, lambda: engine.logits([[1]], np.zeros((1, 1), int))):
         with pytest.raises(
-            RuntimeError, match="failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
+            RuntimeError, match=r"failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
         ):
             later()
     assert engine._device._state is None

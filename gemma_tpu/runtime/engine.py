@@ -137,7 +137,7 @@ class Engine(Worker):
             logits, finite = self._call(lambda: run(tokens, lengths, kept, self._soft_tokens.of(images)))
             finite = np.asarray(finite)
         except jax.errors.JaxRuntimeError as error:
-            raise self._explained(error)  # as one of the engine's thread is
+            raise self._explained(error) from error.__cause__  # as one of the engine's thread is
         require_finite(finite, self._dtype)
         return logits
 
