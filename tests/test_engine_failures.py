@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of
+from small_models import TEXT, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.runtime import programs
@@ -248,13 +248,13 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
             time.sleep(0.001)
         hold.set()
         for one in waiting:
-            with pytest.raises(RuntimeError, match="of a user|Interrupt|Exit|no room"):
+            with pytest.raises(RuntimeError, match=r"of a user|Interrupt|Exit|no room"):
                 one.result(SOON)
     engine._thread.join(SOON)
     assert not engine._thread.is_alive()
     for later in (lambda: engine.submit([1]), engine.warmup, lambda: engine.logits([[1]], np.zeros((1, 1), int))):
         with pytest.raises(
-            RuntimeError, match="failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
+            RuntimeError, match=r"failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
         ):
             later()
     assert engine._device._state is None
