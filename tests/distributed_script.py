@@ -53,7 +53,7 @@ def mistakes(model: gemma_tpu.Model) -> list[str]:
     image = Unprepared(PIL.Image.new("RGB", (9, 9)), vision.image_size)
     prompt = [2, *[SOFT_TOKEN] * vision.num_soft_tokens, 70]
 
-    def unsendable(*_: Any) -> None:
+    def unsendable(*_: Any, **__: Any) -> None:
         raise TypeError("cannot be sent")
 
     def ask() -> None:

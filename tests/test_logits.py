@@ -46,10 +46,9 @@ def compiled_by(thread: threading.Thread) -> Iterator[list[str]]:
 def test_no_length_compiles_on_the_engines_thread(model: gemma_tpu.Model) -> None:
     """Which has other people's answers to write."""
     rng = np.random.default_rng(0)
-    model.warmup()
-    model.logits([[2, 3]])
+    model.encode_images([PICTURE])
     with compiled_by(model.engine._thread) as there, compiled_by(threading.current_thread()) as here:
-        for rows, length in ((1, 3), (1, 65), (2, 130), (3, 7)):
+        for rows, length in ((1, 65), (3, 7)):
             tokens = rng.integers(70, 79, (rows, length))
             assert model.logits(tokens).shape == (rows, length, CONFIG.vocab_size)
         tokens[0, 1], tokens[2, 4] = SOI, SOI

@@ -137,7 +137,9 @@ class Engine(Worker):
             logits, finite = self._call(lambda: run(tokens, lengths, kept, self._soft_tokens.of(images)))
             finite = np.asarray(finite)
         except jax.errors.JaxRuntimeError as error:
-            raise self._explained(error) from error.__cause__  # as one of the engine's thread is
+            if (explained := self._explained(error)) is error:
+                raise
+            raise explained from error
         require_finite(finite, self._dtype)
         return logits
 
