@@ -238,6 +238,8 @@ class Model:
         for image in inputs:
             if not self.engine.knows_image(image.digest):
                 image.prepare()  # resized here, on the caller's thread, not on the engine's
+        for image in images:  # not before all are prepared: crops are cut from the same picture
+            image.release()
         return inputs
 
     def _options(self, options: dict[str, Any]) -> Options:

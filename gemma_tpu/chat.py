@@ -85,7 +85,7 @@ class Chat:
     def _question(self, text: str | None, images: Images) -> Message:
         if text is None:
             raise ValueError("there is nothing to answer: send a text")
-        parts = [{"type": "image", "image": image} for image in self._reading.images(images)]
+        parts = [{"type": "image", "image": image.compact()} for image in self._reading.images(images)]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
     def _reopened(self) -> tuple[list[Message], str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from gemma_tpu.prompts import as_list
+from gemma_tpu.prompts import Reading
 from gemma_tpu.text import POLICIES, SHIELD_GEMMA
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def classify(
     """
     if model.format.name != SHIELD_GEMMA.name:
         raise ValueError(f"classify is for ShieldGemma 2; this checkpoint has the prompt format of {model.format.name}")
-    if not (images := as_list(images)):
+    if not (images := Reading().images(images)):
         raise ValueError("no images given")
     if policies is None or isinstance(policies, str):
         policies = POLICIES if policies is None else [policies]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
-from gemma_tpu.image import load_image
+from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
@@ -33,15 +32,18 @@ class Reading:
     allow_urls: bool = False
     format_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def image(self, source: Any, where: str) -> Image.Image:
-        try:
-            return load_image(source, allow_urls=self.allow_urls)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+    def picture(self, source: Any) -> Picture:
+        return Picture.of(source, allow_urls=self.allow_urls)
 
-    def images(self, images: Images) -> list[Image.Image]:
-        """RGB images of what was given as `images`; None is none."""
-        return [self.image(source, f"images[{i}]") for i, source in enumerate(as_list(images))]
+    def images(self, images: Images) -> list[Picture]:
+        """What was given as `images`; None is none."""
+        pictures = []
+        for i, source in enumerate(as_list(images)):
+            try:
+                pictures.append(self.picture(source))
+            except ValueError as error:
+                raise ValueError(f"images[{i}]: {error}") from error
+        return pictures
 
 
 def read_prompt(prompt: Any) -> PlainPrompt:
@@ -96,7 +98,7 @@ def as_list(images: Images) -> list[Any]:
     """Images given one by one, as a list, or as an array [I, H, W, C]; None is none."""
     if images is None:
         return []
-    if isinstance(images, str | Path | Image.Image | _BYTES) or hasattr(images, "read"):
+    if isinstance(images, str | os.PathLike | Image.Image | Picture | _BYTES) or hasattr(images, "read"):
         return [images]
     if hasattr(images, "__array__"):
         return list(np.asarray(images)) if np.ndim(images) == 4 else [images]
@@ -134,21 +136,22 @@ def render(
             raise ValueError("images= goes with a string: in messages, images are parts of their content")
         if reading.raw:
             raise ValueError("raw goes with a string: messages are written in the chat format")
-        load = functools.partial(load_image, allow_urls=reading.allow_urls)
-        return format.render(prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=load, **options)
+        return format.render(
+            prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=reading.picture, **options
+        )
     if reading.continue_final:
         raise ValueError("continue_final goes with messages of which the last is the assistant's")
     shown = reading.images(images)
     if isinstance(prompt, str) and not reading.raw:
         parts = [{"type": "image", "image": image} for image in shown]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
-        return format.render(messages, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is, **options)
+        return format.render(messages, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of, **options)
     if reading.pan_and_scan or given:
         named = ", ".join([*["pan_and_scan"] * reading.pan_and_scan, *given])
         raise ValueError(f"{named}: part of the chat format, which goes with a string that is not raw, or messages")
     if isinstance(prompt, str):
-        return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is)
-    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], shown)
+        return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of)
+    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], list(shown))
 
 
 def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -159,10 +162,6 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
             "tokenizer.json beside the weights, and load it again"
         )
     return tokenizer
-
-
-def _as_it_is(image: Image.Image) -> Image.Image:
-    return image
 
 
 def expand_tokens(

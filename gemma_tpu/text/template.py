@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gemma_tpu import image as image_lib
+from gemma_tpu.picture import Picture
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
-LoadImage = Callable[[Any], Image.Image]
+Shown = Image.Image | Picture
+LoadImage = Callable[[Any], Shown]
 if TYPE_CHECKING:
     Messages = Sequence[Mapping[str, Any]]
 else:
@@ -40,7 +42,7 @@ class Prompt:
     """
 
     tokens: list[int]
-    images: list[Image.Image] = dataclasses.field(default_factory=list)
+    images: list[Shown] = dataclasses.field(default_factory=list)
 
 
 def render_messages(
@@ -167,7 +169,7 @@ class PromptBuilder:
         self._load_image = load_image
         self._pan_and_scan = pan_and_scan
         self._tokens: list[int] = []
-        self._images: list[Image.Image] = []
+        self._images: list[Shown] = []
         self._text = ""
 
     def begin(self) -> None:
@@ -195,7 +197,7 @@ class PromptBuilder:
             image = self._load_image(source)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        crops = image_lib.pan_and_scan(image) if self._pan_and_scan else []
+        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self._pan_and_scan else []
         if not crops:
             self._block(image)
             return
@@ -206,7 +208,7 @@ class PromptBuilder:
             self.text(_BETWEEN_CROPS if i else "")
             self._block(crop)
 
-    def _block(self, image: Image.Image) -> None:
+    def _block(self, image: Shown) -> None:
         self.text("\n\n")
         self.control(*_image_block(self._tokenizer, self._num_soft_tokens))
         self.text("\n\n")
