@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu import prompts
+from gemma_tpu.arguments import check_flag, check_progress
 from gemma_tpu.chat import Chat
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
@@ -96,6 +97,7 @@ class Model:
 
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program, so that no later request waits for the compiler. Returns how many there are."""
+        check_progress(progress, bar=False)
         return self.engine.warmup(progress)
 
     def generate(
@@ -154,6 +156,7 @@ class Model:
         With `drop_oldest`, messages that have outgrown the context lose their oldest turns (a question and its answer,
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
+        check_flag("drop_oldest", drop_oldest)
         settings, plain = self._options(options), prompts.read_prompt(prompt)
         reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
         rendered, dropped = self._render(plain, images, reading), 0
@@ -175,6 +178,7 @@ class Model:
         A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns are forgotten
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
+        check_flag("drop_oldest", drop_oldest)
         self._options(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
@@ -185,14 +189,7 @@ class Model:
         result has one row per token given; that of a `<start_of_image>` belongs to the first token of its block, as in
         Google's implementation.
         """
-        try:
-            tokens = np.asarray(tokens)
-        except ValueError:
-            raise ValueError("tokens must be integers of shape [B, T]: these rows differ in length") from None
-        if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
-            raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
+        tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
         expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
         rows, kept = zip(*expanded, strict=True)
         markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
@@ -209,7 +206,7 @@ class Model:
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
-        prompt = self._render(list(messages), None, Reading())
+        prompt = self._render(prompts.read_messages(messages), None, Reading())
         self.engine.check_length(len(prompt.tokens))
         tokens = np.zeros((1, -(-len(prompt.tokens) // _LOGITS_BUCKET) * _LOGITS_BUCKET), np.int32)
         tokens[0, : len(prompt.tokens)] = prompt.tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,10 +38,10 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {shown(value)}")
 
 
-def check_progress(value: Any) -> None:
-    """ValueError unless `value` is True, False, None, or a function to report to."""
-    if value is not None and not isinstance(value, bool) and not callable(value):
-        raise ValueError(f"progress must be True, False or a function, got {shown(value)}")
+def check_progress(value: Any, *, bar: bool = True) -> None:
+    """ValueError unless `value` is None, a function to report to or, where there is a `bar`, True or False."""
+    if value is not None and not callable(value) and not (bar and isinstance(value, bool)):
+        raise ValueError(f"progress must be {'True, False' if bar else 'None'} or a function, got {shown(value)}")
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
@@ -76,3 +77,14 @@ def one_line(text: object) -> str:
     """`text`, or the message of an error (its class, if it has none), in one line."""
     line = " ".join(str(text).split())
     return line if line or isinstance(text, str) else type(text).__name__
+
+
+def as_path(name: str, value: Any) -> str:
+    """A path, or a name, as a string. ValueError for what is neither a string nor a path."""
+    try:
+        text = os.fspath(value)
+    except Exception:
+        text = None
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"{name} must be a string or a path, got {shown(value)}")
+    return text

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gemma_tpu.arguments import as_tuple
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.runtime.request import Request
 from gemma_tpu.stream import Completion, TextStream
@@ -58,6 +59,7 @@ class Chat:
 
     def respond(self, responses: Sequence[Any], **options: Any) -> TextStream:
         """Gives the response to each of `calls`, as text or a mapping, and streams what the model says to it."""
+        responses = as_tuple("responses", responses)
         if len(responses) != len(self.calls):
             raise ValueError(f"{len(responses)} responses given to {len(self.calls)} calls")
         answers = [

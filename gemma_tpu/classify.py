@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from gemma_tpu.arguments import as_tuple, shown
 from gemma_tpu.prompts import Reading
 from gemma_tpu.text import POLICIES, SHIELD_GEMMA
 
@@ -40,8 +41,9 @@ def classify(
     if policies is None or isinstance(policies, str):
         policies = POLICIES if policies is None else [policies]
     if not isinstance(policies, Mapping):
-        if unknown := [name for name in policies if name not in POLICIES]:
-            raise ValueError(f"no policy is called {', '.join(map(repr, unknown))}; known are {', '.join(POLICIES)}")
+        policies = as_tuple("policies", policies)
+        if unknown := [name for name in policies if not isinstance(name, str) or name not in POLICIES]:
+            raise ValueError(f"no policy is called {', '.join(map(shown, unknown))}; known are {', '.join(POLICIES)}")
         policies = {name: POLICIES[name] for name in policies}
     answers = model.format.answers or (model.tokenizer.id("Yes"), model.tokenizer.id("No"))
     return [{name: _verdict(model, image, text, answers) for name, text in policies.items()} for image in images]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from gemma_tpu import fetch, file_kinds
-from gemma_tpu.arguments import check_integer, one_line
+from gemma_tpu.arguments import as_path, check_flag, check_integer, check_number, one_line, shown
 
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
 # The longest side that a JPEG or a GIF can have. Formats that allow more are read row by row, and a row of a few bytes
@@ -50,6 +50,8 @@ def load_image(
     `MAX_SIDE` of them along a side (known from its header, before anything is decoded).
     """
     check_integer("max_pixels", max_pixels, 1)
+    check_flag("allow_urls", allow_urls)
+    base_dir = base_dir if base_dir is None else as_path("base_dir", base_dir)
     data, name = read_source(source, base_dir=base_dir, allow_urls=allow_urls)
     return decode(data, name, max_pixels)
 
@@ -178,6 +180,11 @@ def pan_and_scan(
     There are about as many as the aspect ratio says, 2 to `max_num_crops`, each at least `min_crop_size` pixels on its
     shorter side (transformers 5.23, image_processing_gemma3.py, with the released checkpoints' settings).
     """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image must be a PIL image (see load_image), got {shown(image)}")
+    check_integer("min_crop_size", min_crop_size, 1)
+    check_integer("max_num_crops", max_num_crops, 2)
+    check_number("min_ratio_to_activate", min_ratio_to_activate, 1)
     boxes = crop_boxes(
         image.size,
         min_crop_size=min_crop_size,

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from gemma_tpu.arguments import check_flag, one_line, shown
 from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
 
@@ -31,6 +32,10 @@ class Reading:
     continue_final: bool = False
     allow_urls: bool = False
     format_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("raw", "pan_and_scan", "continue_final", "allow_urls"):
+            check_flag(name, getattr(self, name))
 
     def picture(self, source: Any) -> Picture:
         return Picture.of(source, allow_urls=self.allow_urls)
@@ -58,6 +63,27 @@ def read_prompt(prompt: Any) -> PlainPrompt:
     return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
 
 
+def read_messages(messages: Any) -> list[Message]:
+    """A conversation. ValueError for what is none."""
+    if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[0], Mapping):
+        raise ValueError(f"messages must be a list of messages, got {shown(messages)}")
+    return list(messages)
+
+
+def read_token_rows(tokens: Any, vocab_size: int) -> np.ndarray:
+    """Token ids [B, T]. ValueError for anything else."""
+    try:
+        array = np.asarray(tokens)
+    except Exception as error:  # rows of several lengths, or an object of another library that fails
+        reason = "these rows differ in length" if isinstance(error, ValueError) else one_line(error)
+        raise ValueError(f"tokens must be integers of shape [B, T]: {reason}") from None
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"tokens must be integers of shape [B, T], got {array.dtype}{list(array.shape)}")
+    if not (array.min() >= 0 and array.max() < vocab_size):
+        raise ValueError(f"tokens must be in [0, {vocab_size})")
+    return array
+
+
 def read_batch(prompt: Any) -> list[Any] | None:
     """The prompts of a batch, as they were given; None for a single prompt. ValueError for what is neither."""
     if isinstance(prompt, str | Mapping):
@@ -75,7 +101,10 @@ def _elements(prompt: Any) -> list[Any]:
     if isinstance(prompt, _BYTES):
         raise ValueError("prompt is bytes: decode them to a string first")
     if hasattr(prompt, "__array__"):
-        array = np.asarray(prompt)
+        try:
+            array = np.asarray(prompt)
+        except Exception as error:  # it is another library's
+            raise ValueError(f"prompt cannot be read as an array ({one_line(error)})") from error
         if array.ndim not in (1, 2):
             raise ValueError(f"an array of token ids is of shape [T], and a batch [B, T]; got {list(array.shape)}")
         return array.tolist()
@@ -101,10 +130,13 @@ def as_list(images: Images) -> list[Any]:
     if isinstance(images, str | os.PathLike | Image.Image | Picture | _BYTES) or hasattr(images, "read"):
         return [images]
     if hasattr(images, "__array__"):
-        return list(np.asarray(images)) if np.ndim(images) == 4 else [images]
+        return list(np.asarray(images)) if getattr(images, "ndim", 0) == 4 else [images]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise ValueError(f"images is of type {type(images).__name__}; expected an image or a list of images")
-    return list(images)
+    try:
+        return list(images)
+    except Exception as error:  # an iterator that fails
+        raise ValueError(f"images cannot be read one by one ({one_line(error)})") from error
 
 
 def images_of_rows(images: Any, rows: int) -> list[list[Any]]:

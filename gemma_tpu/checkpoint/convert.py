@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma_tpu.arguments import as_path, shown
 from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.companions import special_ids
@@ -65,7 +66,7 @@ def convert(
     """
     checkpoint = open_checkpoint(src, config=config)
     if adapter is not None:
-        checkpoint = merge_adapter(checkpoint, os.fspath(adapter))
+        checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter))
     files = {}
     for name in _CARRIED:
         for directory in checkpoint.directories:
@@ -116,7 +117,7 @@ def _write(
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     if layout not in LAYOUTS:
-        raise CheckpointError(f"{layout!r} is no layout to write: choose one of {', '.join(LAYOUTS)}")
+        raise CheckpointError(f"{shown(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
         dtype = _dtype(dtype)
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}

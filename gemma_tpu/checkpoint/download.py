@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from gemma_tpu.arguments import as_path
 from gemma_tpu.checkpoint import bucket, hubs, shipped, storage
 from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
@@ -25,7 +26,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool =
     cache, then the sources of `download`. Raises `CheckpointError` for a path that does not exist and a name that is
     not known or cannot be had.
     """
-    text = os.fspath(name_or_path)
+    text = as_path("a checkpoint", name_or_path)
     if text.startswith("gs://") or os.path.exists(os.path.expanduser(text)):
         return storage.normalise(text)
     if text == shipped.NAME:
@@ -55,6 +56,7 @@ def download(text: str, *, progress: Progress | bool = True) -> Path:
     Hugging Face, and taken from the cache once it is there; a repository of Hugging Face is asked again for what has
     changed. Raises `CheckpointError` that says of each source why it failed and what to do.
     """
+    text = as_path("the name of a model", text)
     if text == shipped.NAME:
         return shipped.shipped()
     name = parse(text)
