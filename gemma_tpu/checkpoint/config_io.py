@@ -158,8 +158,8 @@ def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
     by_type, scaling = _mapping(text, "rope_parameters", path), _mapping(text, "rope_scaling", path)
     if unknown := by_type.keys() - {_LOCAL, _GLOBAL}:
         raise CheckpointError(
-            f"{path}: rope_parameters has {one_line(', '.join(sorted(unknown)))[:80]}; for Gemma 3 it holds one entry for each type "
-            f"of layer, {_GLOBAL} and {_LOCAL}"
+            f"{path}: rope_parameters has {one_line(', '.join(sorted(unknown)))[:80]}; for Gemma 3 it holds one entry "
+            f"for each type of layer, {_GLOBAL} and {_LOCAL}"
         )
     if not scaling.keys() & {_LOCAL, _GLOBAL}:
         scaling = {_GLOBAL: scaling}

@@ -6,8 +6,9 @@ the arrays, row-major and back to back (https://github.com/huggingface/safetenso
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype(np.int64),  # of buffers alone
 }
+_ENTRY = {"dtype", "shape", "data_offsets"}  # of an array in a header
+_TOO_LARGE = 1 << 64
 _MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
 
 
@@ -58,7 +61,7 @@ class SafetensorsArray(Leaf):
             values = storage.read_range(self.file, first, last)
         except CheckpointError as error:
             raise CheckpointError(f"{error} (while reading {self.name})") from error
-        return values.view(self.dtype).reshape(lazy.box_shape(around))[lazy.relative(box, around)]
+        return values.view(self.dtype).reshape(lazy.box_shape(around))[*lazy.relative(box, around), ...]
 
     def cost(self, box: Box) -> int:
         _, first, last = self._span(box)
@@ -142,19 +145,20 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
     where = f"{path}: its safetensors header is corrupt"
     found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     try:
-        text = header.decode()
+        raw = storage.parse_json(header.decode(), where, strict=True)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    if not text.startswith("{"):
-        raise CheckpointError(f"{where}: it begins with {shown(text[:9])}")
-    raw = storage.parse_json(text, where, strict=True)
-    notes = raw.pop("__metadata__", None) or {}
+    notes = {} if raw.get("__metadata__") is None else raw["__metadata__"]
+    raw.pop("__metadata__", None)
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
         raise CheckpointError(f"{where}: __metadata__ is {shown(notes)}, not texts by name")
     for name, entry in raw.items():
-        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(entry)}, without dtype, shape and data_offsets")
         shape, offsets = entry["shape"], entry["data_offsets"]
+        others = (value for key, value in entry.items() if key not in _ENTRY)
+        if any(isinstance(value, list | dict) for value in others):
+            raise CheckpointError(f"{where}: {shown(name)} has more than is known of an array: {shown(entry)}")
         if not isinstance(entry["dtype"], str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
             raise CheckpointError(f"{where}: {shown(name)} has the dtype, shape or data_offsets {shown(entry)}")
         found[name] = entry["dtype"], tuple(shape), offsets[0], offsets[1]
@@ -166,7 +170,8 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
     entries, end = {}, 0
     for name, (code, shape, start, stop) in sorted(found.items(), key=lambda item: item[1][2:]):
         dtype = DTYPES[code]
-        if stop - start != dtype.itemsize * math.prod(shape):
+        sizes = list(itertools.accumulate(shape, operator.mul, initial=dtype.itemsize))
+        if stop - start != sizes[-1] or max(sizes) >= _TOO_LARGE:
             raise CheckpointError(f"{where}: {shown(name)} has {stop - start} bytes")
         if start != end:
             raise CheckpointError(f"{where}: {shown(name)} begins at byte {start}, and what is before it ends at {end}")
@@ -176,7 +181,7 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
 
 def _are_sizes(value: Any) -> bool:
     """Whether a value of a header is a list of counts."""
-    return isinstance(value, list) and all(type(count) is int and 0 <= count < 1 << 64 for count in value)
+    return isinstance(value, list) and all(type(count) is int and 0 <= count < _TOO_LARGE for count in value)
 
 
 def _size_at_least(path: str, size: int) -> bool:

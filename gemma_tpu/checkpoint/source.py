@@ -73,8 +73,8 @@ def open_checkpoint(
 
     `path` may also be above it: a training run's directory, whose newest step is taken, or a folder of Hugging Face's
     or Kaggle's cache. The architecture is `config`, else that of a config.json beside the arrays, else inferred from
-    the shapes of the five sizes; `config` may be the name of one. With `text_only`, vision parameters are left aside and the config
-    has no vision.
+    the shapes of the five sizes; `config` may be the name of one. With `text_only`, vision parameters are left
+    aside and the config has no vision.
 
     Where config and parameters disagree about an output head or a vision tower, what is stored is taken, and a
     `CheckpointWarning` says so. An output head is read here only to see whether it repeats the embedding table.

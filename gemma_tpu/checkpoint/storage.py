@@ -151,9 +151,9 @@ def read_json(path: str) -> dict[str, Any]:
 
 def parse_json(text: str | bytes, path: str, *, strict: bool = False) -> dict[str, Any]:
     """A JSON object. `path` is what errors name. `strict`: what Python reads and JSON does not allow is an error."""
-    rules: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant} if strict else {}
+    rules: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant, "parse_int": _integer}
     try:
-        value = json.loads(text, **rules)
+        value = json.loads(text, **(rules if strict else {}))
     except (ValueError, RecursionError) as error:
         what = foreign.recognise(text if isinstance(text, bytes) else text.encode())
         raise CheckpointError(f"{path}: is {what or f'no JSON: {one_line(error)}'}") from error
@@ -164,11 +164,18 @@ def parse_json(text: str | bytes, path: str, *, strict: bool = False) -> dict[st
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    for text in (*found, *found.values()):
+        if isinstance(text, str):
+            text.encode()  # UnicodeEncodeError, which is a ValueError, for half a surrogate pair
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"it has the key {shown(twice)} twice")
     return found
+
+
+def _integer(text: str) -> int | float:
+    return float(text) if text == "-0" else int(text)  # there is no negative integer 0
 
 
 def _no_constant(name: str) -> None:
