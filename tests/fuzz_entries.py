@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint_samples as samples
+import format_samples
 import jax
 import jax.numpy as jnp
+import numpy as np
 from fuzz_inputs import (
     FLAGS,
     IMAGES,
     JSON,
     JUNK,
+    LANGUAGES,
     LOADING,
     MESSAGES,
     NO_URLS,
@@ -26,6 +29,8 @@ from fuzz_inputs import (
     PICTURE,
     PROMPTS,
     READING,
+    TOOL_MESSAGES,
+    TOOLS,
     TREES,
     WRONG_OPTIONS,
     changed_json,
@@ -38,10 +43,11 @@ from small_models import TEXT, VISION, random_params
 from tokenizer_files import tokenizer_json
 
 import gemma_tpu
-from gemma_tpu.checkpoint import convert, download, open_checkpoint, read_companions
+from gemma_tpu.checkpoint import convert, download, merge_adapter, open_checkpoint, read_companions
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.sharding import make_mesh, param_sharding
+from gemma_tpu.text import FUNCTION_GEMMA, TRANSLATE_GEMMA
 from gemma_tpu.verify import verify
 
 
@@ -74,6 +80,19 @@ class Bench:
             "stop_strings": ["a"],
         }
         (self.hf / "generation_config.json").write_text(json.dumps(self.generation))
+        rank, width = 2, sample.config.embed_dim
+        module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+        heads = sample.config.num_heads * sample.config.head_dim
+        delta = {
+            f"{module}.lora_A.weight": np.ones((rank, width), np.float32),
+            f"{module}.lora_B.weight": np.ones((heads, rank), np.float32),
+        }
+        self.adapter = samples.save_hf(folder / "adapter", delta)
+        (self.adapter / "model.safetensors").rename(self.adapter / "adapter_model.safetensors")
+        self.adapter_config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "rank_pattern": {"x": 3}}
+        (self.adapter / "adapter_config.json").write_text(json.dumps(self.adapter_config))
+        self.base = open_checkpoint(self.hf)
+        self.functions = format_samples.function_gemma()
         self.tokenizer_json = tokenizer_json(self.tokenizer_model)
         self.work = folder / "work"
 
@@ -130,6 +149,7 @@ def entries(bench: Bench) -> dict[str, tuple[int, st.SearchStrategy[Any], Callab
     def from_params(given: dict[str, Any]) -> None:
         gemma_tpu.from_params(**given).close()
 
+    adapter_file = "adapter_model.safetensors"
     shard, index = "model-00001-of-00002.safetensors", "model.safetensors.index.json"
     shard_bytes = (bench.hf / shard).read_bytes()
     length = 8 + int.from_bytes(shard_bytes[:8], "little")
@@ -281,12 +301,24 @@ def entries(bench: Bench) -> dict[str, tuple[int, st.SearchStrategy[Any], Callab
             *damaged_file(bench.orbax_db, "manifest.ocdbt", damaged((bench.orbax_db / "manifest.ocdbt").read_bytes())),
         ),
         "adapter_config.json": (
-            1,
-            *damaged_file(
-                bench.hf,
-                "adapter_config.json",
-                JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40),
-            ),
+            2,
+            changed_json(bench.adapter_config) | JSON.map(lambda value: json.dumps(value).encode()),
+            lambda data: merge_adapter(bench.base, str(bench.with_file(bench.adapter, "adapter_config.json", data))),
+        ),
+        "adapter_model.safetensors": (
+            2,
+            damaged((bench.adapter / "adapter_model.safetensors").read_bytes()),
+            lambda data: merge_adapter(bench.base, str(bench.with_file(bench.adapter, adapter_file, data))),
+        ),
+        "FunctionGemma's prompts": (
+            3,
+            kw({"messages": TOOL_MESSAGES}, optional={"tools": mostly(st.lists(TOOLS, max_size=2))}),
+            lambda g: FUNCTION_GEMMA.render(g["messages"], bench.functions, None, tools=g.get("tools")),
+        ),
+        "TranslateGemma's prompts": (
+            2,
+            kw({"messages": MESSAGES, "source_lang": LANGUAGES, "target_lang": LANGUAGES}),
+            lambda g: TRANSLATE_GEMMA.render(g.pop("messages"), bench.functions, None, **g),
         ),
     }
     return table

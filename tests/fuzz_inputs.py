@@ -153,6 +153,38 @@ MESSAGES = mostly(
     ),
     st.lists(st.dictionaries(st.sampled_from(["role", "content"]), JUNK), max_size=2) | JUNK,
 )
+LANGUAGES = mostly(st.sampled_from(["de", "en_GB", "zh-Hant"]), st.text(max_size=3) | JUNK)
+PARAMETERS = st.fixed_dictionaries(
+    {"type": mostly(st.just("object"))},
+    optional={
+        "properties": mostly(
+            st.dictionaries(
+                st.text(min_size=1, max_size=3),
+                mostly(st.fixed_dictionaries({"type": mostly(st.sampled_from(["string", "integer", "array"]))})),
+                max_size=2,
+            )
+        ),
+        "required": mostly(st.lists(st.text(max_size=3), max_size=2)),
+    },
+)
+TOOLS = mostly(
+    st.fixed_dictionaries({"name": mostly(st.text(min_size=1, max_size=4))}, optional={"parameters": PARAMETERS}).map(
+        lambda function: {"type": "function", "function": function}
+    )
+)
+CALLS = st.fixed_dictionaries(
+    {"function": mostly(st.fixed_dictionaries({"name": mostly(st.just("f")), "arguments": mostly(st.just({"a": 1}))}))}
+)
+TOOL_MESSAGES = mostly(
+    st.tuples(mostly(st.lists(mostly(CALLS), min_size=1, max_size=2)), mostly(st.text(max_size=4))).map(
+        lambda said: [
+            {"role": "user", "content": "Look"},
+            {"role": "assistant", "content": "", "tool_calls": said[0]},
+            {"role": "tool", "content": said[1]},
+        ]
+    ),
+    MESSAGES,
+)
 IDS = st.lists(st.integers(0, 250), min_size=1, max_size=9)
 PROMPTS = mostly(
     st.one_of(

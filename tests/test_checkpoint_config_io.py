@@ -336,5 +336,5 @@ def test_configs_are_checked(values, message):
         dataclasses.replace(CONFIGS["gemma3-1b"], **values)
     assert as_config("gemma3-1b") is CONFIGS["gemma3-1b"]
     for wrong in ("gemma3-2b", 5, {"num_layers": 3}):
-        with pytest.raises(ValueError, match="config must be a GemmaConfig or one of gemma3-270m, .*got "):
+        with pytest.raises(ValueError, match=r"config must be a GemmaConfig or one of gemma3-270m, .*got "):
             as_config(wrong)

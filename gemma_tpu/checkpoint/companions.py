@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gemma_tpu.arguments import shown
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.chat_template import read_chat_template
@@ -92,7 +93,7 @@ class Companions:
         notes = []
         said = self.generation.path or self.config_path
         if self.generation.ignored:
-            listed = ", ".join(f"{key} {value!r}" for key, value in sorted(self.generation.ignored.items()))
+            listed = ", ".join(f"{key} {shown(value)}" for key, value in sorted(self.generation.ignored.items()))
             notes.append(f"{said}: not followed: {listed}")
         if tokenizer is None:
             return notes

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tpu import image as image_lib
+from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {message!r}')
+            raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {shown(message)}')
         if message["role"] in ("developer", "system"):
             if i:
                 raise ValueError(f"{where}: a developer's message may only be the first")
@@ -124,10 +125,10 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
         role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
         if role is None:
             raise ValueError(
-                f"{where}: unknown role {message['role']!r}; known are developer, user, assistant and tool"
+                f"{where}: unknown role {shown(message['role'])}; known are developer, user, assistant and tool"
             )
         if role not in allowed:
-            raise ValueError(f"{where}: role {message['role']!r} out of turn: {' or '.join(allowed)} comes here")
+            raise ValueError(f"{where}: role {shown(message['role'])} out of turn: {' or '.join(allowed)} comes here")
         if message.get("content") is None and not message.get("tool_calls"):
             raise ValueError(f"{where}: lacks content")
         turns.append((where, role, message))
@@ -143,20 +144,22 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
 
 def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     """The calls of an assistant's message, each `{"name", "arguments"}` with arguments as a mapping."""
-    calls = []
-    for i, call in enumerate(message.get("tool_calls") or ()):
+    calls, given = [], message.get("tool_calls")
+    if not isinstance(given, list | tuple | None):
+        raise ValueError(f"{where}: tool_calls must be a list of calls, got {shown(given)}")
+    for i, call in enumerate(given or ()):
         at = f"{where}.tool_calls[{i}]"
         function = call.get("function", call) if isinstance(call, Mapping) else call
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {call!r}')
+            raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {shown(call)}')
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except ValueError as error:
-                raise ValueError(f"{at}: its arguments are no JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{at}: its arguments are no JSON: {one_line(error)}") from error
         if not isinstance(arguments, Mapping):
-            raise ValueError(f"{at}: arguments must be an object, got {arguments!r}")
+            raise ValueError(f"{at}: arguments must be an object, got {shown(arguments)}")
         calls.append({"name": function["name"], "arguments": arguments, "id": call.get("id")})
     return calls
 
@@ -166,12 +169,16 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where
     content = message["content"]
     if isinstance(content, Mapping):
         content = [content]
+    if not isinstance(content, str | list | tuple):
+        raise ValueError(f"{where}: a response must be text, an object or a list of those, got {shown(content)}")
     if isinstance(content, str) or all(isinstance(part, Mapping) and "type" in part for part in content):
         text = "".join(value for _, kind, value in content_parts(content, where) if kind == "text")
         content = [{"name": message.get("name"), "response": text}]
     for part in content:
         if not isinstance(part, Mapping) or "response" not in part:
-            raise ValueError(f'{where}: expected {{"name": …, "response": …}}, a list of those, or text, got {part!r}')
+            raise ValueError(
+                f'{where}: expected {{"name": …, "response": …}}, a list of those, or text, got {shown(part)}'
+            )
         name, call_id = part.get("name"), message.get("tool_call_id")
         answered = [
             call
@@ -187,7 +194,9 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where
 def _declaration(tool: Any, where: str) -> Pieces:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f'{where}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {tool!r}')
+        raise ValueError(
+            f'{where}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {shown(tool)}'
+        )
     where = f"{where} ({function['name']})"
     yield True, _DECLARATION[0]
     yield False, f"declaration:{function['name']}{{description:"
@@ -213,10 +222,10 @@ def _properties(properties: Mapping[str, Any], where: str) -> Pieces:
     for i, name in enumerate(sorted(properties, key=str.lower)):
         schema, at = properties[name], f"{where}.{name}"
         if name in _SCHEMA_KEYS:
-            raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {name!r}; call it another")
+            raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {shown(name)}; call it another")
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         if not isinstance(kind, str):
-            raise ValueError(f"{at}: needs one type, such as 'string', got {kind!r}")
+            raise ValueError(f"{at}: needs one type, such as 'string', got {shown(kind)}")
         yield False, f"{',' if i else ''}{name}:{{description:"
         yield from _string(schema.get("description") or "")
         if kind.upper() == "STRING" and schema.get("enum"):

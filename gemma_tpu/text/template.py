@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gemma_tpu import image as image_lib
+from gemma_tpu.arguments import shown
 from gemma_tpu.picture import Picture
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
@@ -262,14 +263,14 @@ def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Tur
             system = _system_text(content, where)
             continue
         if role not in ("user", "assistant", "model"):
-            raise ValueError(f"{where}: unknown role {role!r}; known are system, user and assistant (or model)")
+            raise ValueError(f"{where}: unknown role {shown(role)}; known are system, user and assistant (or model)")
         role = "user" if role == "user" else "model"
         expected = "model" if len(turns) % 2 else "user"
         if role != expected:
             said = (
                 "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
             )
-            raise ValueError(f"{where}: role {message['role']!r} out of turn: {said}")
+            raise ValueError(f"{where}: role {shown(message['role'])} out of turn: {said}")
         turns.append((where, role, content))
     if not turns:
         raise ValueError("messages hold no message of a user")
@@ -302,13 +303,13 @@ def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
             raise ValueError(f'{at}: expected a part such as {{"type": "text", "text": …}}, got {type(part).__name__}')
         kind = part.get("type")
         if kind not in ("text", "image", "image_url"):
-            raise ValueError(f"{at}: unknown type {kind!r}; known are text, image and image_url")
+            raise ValueError(f"{at}: unknown type {shown(kind)}; known are text, image and image_url")
         if kind == "image":
             yield at, "image", _image_source(part, at)
             continue
         value = part.get(kind)
         if value is None:
-            raise ValueError(f"{at}: a part of type {kind!r} needs the key {kind!r}")
+            raise ValueError(f"{at}: a part of type {shown(kind)} needs the key {shown(kind)}")
         if kind == "text":
             if not isinstance(value, str):
                 raise ValueError(f"{at}: text must be a string, got {type(value).__name__}")

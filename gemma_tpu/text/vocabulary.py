@@ -72,10 +72,10 @@ def is_json(model: bytes) -> bool:
 def _from_sentencepiece(data: bytes, name: str) -> Vocabulary:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as error:
+        every = list(range(processor.vocab_size()))  # it answers for a list ten times faster than one by one
+        pieces: list[str] = processor.id_to_piece(every)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not a SentencePiece model, or a damaged one") from error
-    every = list(range(processor.vocab_size()))  # it answers for a list ten times faster than one by one
-    pieces: list[str] = processor.id_to_piece(every)
     controls = {i for i, control in enumerate(processor.is_control(every)) if control}
     roles = {role: getattr(processor, f"{role}_id")() for role in ("pad", "eos", "bos", "unk")}
     roles = {role: token for role, token in roles.items() if token >= 0}
