@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gemma_tpu import image as image_lib
-from gemma_tpu.arguments import one_line, shown
+from gemma_tpu.arguments import as_tuple, one_line, shown
 from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ _CALL = ("<start_function_call>", "<end_function_call>")
 _RESPONSE = ("<start_function_response>", "<end_function_response>")
 STOP = _RESPONSE[0]  # ends an answer that is a call: the response is not the model's to write
 _ESCAPE = "<escape>"
+_DEEPEST = 64  # of values in a schema, a call or a response
 _FUNCTION_PIECE = re.compile(f"({'|'.join(FUNCTION_PIECES)})")
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 _ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
@@ -53,12 +56,13 @@ def render_functions(
     ValueError, naming the message, for anything not of this shape, and for a vocabulary without the pieces.
     """
     developer, turns = _check(messages)
+    tools = () if tools is None else as_tuple("tools", tools)
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
     builder.begin()
     if developer is not None or tools:
         builder.begin_turn("developer")
         builder.text((DEVELOPER if developer is None else developer).strip())
-        for i, tool in enumerate(tools or ()):
+        for i, tool in enumerate(tools):
             _write(builder, tokenizer, _declaration(tool, f"tools[{i}]"))
         builder.end_turn()
     calls: list[Mapping[str, Any]] = []  # those that have no response yet
@@ -160,6 +164,7 @@ def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
                 raise ValueError(f"{at}: its arguments are no JSON: {one_line(error)}") from error
         if not isinstance(arguments, Mapping):
             raise ValueError(f"{at}: arguments must be an object, got {shown(arguments)}")
+        _require_values(arguments, f"{at}: arguments")
         calls.append({"name": function["name"], "arguments": arguments, "id": call.get("id")})
     return calls
 
@@ -188,6 +193,7 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where
         if not answered:
             raise ValueError(f"{where}: a response of {name or 'a function'}, which the message before does not call")
         calls.remove(answered[0])
+        _require_values(part["response"], where)
         yield answered[0]["name"], part["response"]
 
 
@@ -197,13 +203,14 @@ def _declaration(tool: Any, where: str) -> Pieces:
         raise ValueError(
             f'{where}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {shown(tool)}'
         )
-    where = f"{where} ({function['name']})"
+    where = f"{where} ({one_line(function['name'])[:80]})"
+    _require_values(function, where)
     yield True, _DECLARATION[0]
     yield False, f"declaration:{function['name']}{{description:"
-    yield from _string(function.get("description") or "")
-    if parameters := function.get("parameters"):
+    yield from _string(_description(function, where))
+    if parameters := _object(function.get("parameters"), f"{where}: parameters"):
         yield False, ",parameters:{"
-        if properties := parameters.get("properties"):
+        if properties := _object(parameters.get("properties"), f"{where}: properties"):
             yield False, "properties:{"
             yield from _properties(properties, where)
             yield False, "},"
@@ -227,20 +234,20 @@ def _properties(properties: Mapping[str, Any], where: str) -> Pieces:
         if not isinstance(kind, str):
             raise ValueError(f"{at}: needs one type, such as 'string', got {shown(kind)}")
         yield False, f"{',' if i else ''}{name}:{{description:"
-        yield from _string(schema.get("description") or "")
+        yield from _string(_description(schema, at))
         if kind.upper() == "STRING" and schema.get("enum"):
             yield False, ",enum:"
             yield from _value(schema["enum"])
         elif kind.upper() == "OBJECT":
             yield False, ",properties:{"
-            yield from _properties(schema.get("properties") or {}, at)
+            yield from _properties(_object(schema.get("properties"), f"{at}: properties"), at)
             yield False, "}"
             if schema.get("required"):
                 yield False, ",required:"
                 yield from _value(schema["required"])
         elif kind.upper() == "ARRAY" and schema.get("items"):
             yield False, ",items:{"
-            yield from _items(schema["items"], f"{at}[]")
+            yield from _items(_object(schema["items"], f"{at}: items"), f"{at}[]")
             yield False, "}"
         yield False, ",type:"
         yield from _string(kind.upper())
@@ -253,12 +260,44 @@ def _items(schema: Mapping[str, Any], where: str) -> Pieces:
         yield False, f"{',' if i else ''}{key}:"
         if key == "properties":
             yield False, "{"
-            yield from _properties(schema[key], where)
+            yield from _properties(_object(schema[key], f"{where}: properties"), where)
             yield False, "}"
         elif key == "type":
             yield from _string(str(schema[key]).upper())
         else:
             yield from _value(schema[key])
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    """An object of a schema; empty if there is none."""
+    if not isinstance(value, Mapping | None):
+        raise ValueError(f"{where} must be an object, got {shown(value)}")
+    return value or {}
+
+
+def _description(schema: Mapping[str, Any], where: str) -> str:
+    text = schema.get("description")
+    if not isinstance(text, str | None):
+        raise ValueError(f"{where}: description must be a string, got {shown(text)}")
+    return text or ""
+
+
+def _require_values(value: Any, where: str, depth: int = 0) -> None:
+    """ValueError unless `value` can be written down as JSON can."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where}: nested more than {_DEEPEST} deep")
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{where}: keys must be strings, got {shown(wrong[0])}")
+        for inner in value.values():
+            _require_values(inner, where, depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for inner in value:
+            _require_values(inner, where, depth + 1)
+    elif not isinstance(value, str | bool | int | float | np.number | None):
+        raise ValueError(f"{where}: holds {shown(value)}, which is no text, number, list or object")
+    elif isinstance(value, int) and abs(value) > 10**300:
+        raise ValueError(f"{where}: holds {shown(value)}")
 
 
 def _wrapped(around: tuple[str, str], name: str, values: Mapping[str, Any]) -> Pieces:
