@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from gemma_tpu.arguments import shown
+from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.checkpoint import flax_lora, hf, hf_names, storage
 from gemma_tpu.checkpoint.arithmetic import Product
 from gemma_tpu.checkpoint.errors import CheckpointError
@@ -109,7 +109,7 @@ def read(path: str) -> Changes:
 def _refuse_variants(config: Mapping[str, Any], file: str) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise CheckpointError(f"{file}: peft_type is {shown(kind)}; only LORA is read here: {_WAY_OUT}")
+        raise CheckpointError(f"{file}: peft_type is {one_line(kind)[:80]}; only LORA is read here: {_WAY_OUT}")
     for key in _VARIANTS:
         if config.get(key):
             raise CheckpointError(f"{file}: {key} is not read here: {_WAY_OUT}")
