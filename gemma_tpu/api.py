@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu import prompts
-from gemma_tpu.arguments import check_flag, check_progress
 from gemma_tpu.chat import Chat
+from gemma_tpu.checks import check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params

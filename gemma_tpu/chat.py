@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemma_tpu.arguments import as_tuple
+from gemma_tpu.checks import as_tuple
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.runtime.request import Request
 from gemma_tpu.stream import Completion, TextStream

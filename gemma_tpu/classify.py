@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from gemma_tpu.arguments import as_tuple, shown
+from gemma_tpu.checks import as_tuple, shown
 from gemma_tpu.prompts import Reading
 from gemma_tpu.text import POLICIES, SHIELD_GEMMA
 

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gemma_tpu.arguments import check_flag, check_integer, check_number, shown
+from gemma_tpu.checks import check_flag, check_integer, check_number, shown
 
 MAX_LAYERS = 4096  # nothing is that deep; a number that is no number of layers should be an error at once
 _MAX_SIZE = 2**31 - 1  # of a dimension

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from gemma_tpu import fetch, file_kinds
-from gemma_tpu.arguments import as_path, check_flag, check_integer, check_number, one_line, shown
+from gemma_tpu.checks import as_path, check_flag, check_integer, check_number, one_line, shown
 
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
 # The longest side that a JPEG or a GIF can have. Formats that allow more are read row by row, and a row of a few bytes

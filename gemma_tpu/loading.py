@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma_tpu.api import Model
-from gemma_tpu.arguments import as_path, as_tuple, check_flag, check_integer, check_progress, shown
 from gemma_tpu.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -24,6 +23,7 @@ from gemma_tpu.checkpoint import (
     read_companions,
     resolve,
 )
+from gemma_tpu.checks import as_path, as_tuple, check_flag, check_integer, check_progress, shown
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.devices import choose_dtype
 from gemma_tpu.model import Params

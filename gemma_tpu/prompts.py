@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from gemma_tpu.arguments import check_flag, one_line, shown
+from gemma_tpu.checks import check_flag, one_line, shown
 from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma_tpu.arguments import shown
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.hf_names import EXTRA_ROWS
+from gemma_tpu.checks import shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text import AddedToken
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_tpu.arguments import shown
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation import Generation, read_generation
 from gemma_tpu.checkpoint.source import Checkpoint
+from gemma_tpu.checks import shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose
 from gemma_tpu.text.recognition import writes_gemma3

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import one_line, shown
 from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, MAX_LAYERS, GemmaConfig, VisionConfig
 from gemma_tpu.text.special import RELEASED
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma_tpu.arguments import as_path, shown
 from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.companions import special_ids
@@ -22,6 +21,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
+from gemma_tpu.checks import as_path, shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gemma_tpu.arguments import as_path
 from gemma_tpu.checkpoint import bucket, hubs, shipped, storage
 from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.model_names import KaggleModel, Name, Released, Repository, parse, raise_unknown, suggestion
 from gemma_tpu.checkpoint.progress import Progress
+from gemma_tpu.checks import as_path
 from gemma_tpu.environment import cache_dir, hub_cache, writable
 
 _Sources = dict[str, Callable[[], Path]]

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import one_line, shown
 
 TEXT = ("gemma3_text",)
 MULTIMODAL = ("gemma3", "shieldgemma2")

@@ -15,11 +15,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from gemma_tpu.arguments import shown
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import shown
 
 CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma_tpu.arguments import shown
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import shown
 
 _FILE = "generation_config.json"
 # What transformers (5.23, configuration_utils.py) takes for a setting that a file with do_sample leaves out.

@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.checkpoint import foreign, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.checks import one_line, shown
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {

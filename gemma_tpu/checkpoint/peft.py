@@ -20,11 +20,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from gemma_tpu.arguments import one_line, shown
 from gemma_tpu.checkpoint import flax_lora, hf, hf_names, storage
 from gemma_tpu.checkpoint.arithmetic import Product
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import one_line, shown
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_tpu.arguments import check_flag, check_number
 from gemma_tpu.checkpoint import (
     added_tokens,
     config_io,
@@ -29,6 +28,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
+from gemma_tpu.checks import check_flag, check_number
 from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
 
 # In the path of what a conversion or a download is still writing, or never finished.

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from gemma_tpu.arguments import as_path, one_line, shown
 from gemma_tpu.checkpoint import foreign
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import as_path, one_line, shown
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
 # A name that cannot be resolved should be an error within seconds, not after TensorStore's default of minutes.

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gemma_tpu.arguments import one_line
 from gemma_tpu.checkpoint import flax_lora, lazy, maxtext_names, names, tunix_names
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import one_line
 from gemma_tpu.config import CONFIGS, GemmaConfig
 
 # An NNX state has a leaf below each variable.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from gemma_tpu.arguments import check_integer, shown
+from gemma_tpu.checks import check_integer, shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.blockwise import PREFIX
 from gemma_tpu.plan.chips import Chip, Slice, slices

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import PIL.Image
 
-from gemma_tpu.arguments import as_ids, as_tuple, check_integer, check_number, shown
+from gemma_tpu.checks import as_ids, as_tuple, check_integer, check_number, shown
 from gemma_tpu.picture import Picture
 from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
 from gemma_tpu.sampling import Sampling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gemma_tpu.arguments import shown
+from gemma_tpu.checks import shown
 from gemma_tpu.text.tokenizer import Tokenizer, decode_utf8
 
 

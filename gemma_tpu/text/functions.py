@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemma_tpu import image as image_lib
-from gemma_tpu.arguments import as_tuple, one_line, shown
+from gemma_tpu.checks import as_tuple, one_line, shown
 from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from gemma_tpu.arguments import shown
+from gemma_tpu.checks import shown
 
 _TABLE = """
 aa Afar|ab Abkhazian|af Afrikaans|ak Akan|am Amharic|an Aragonese|ar Arabic|as Assamese|az Azerbaijani|ba Bashkir

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gemma_tpu import image as image_lib
-from gemma_tpu.arguments import shown
+from gemma_tpu.checks import shown
 from gemma_tpu.picture import Picture
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gemma_tpu.arguments import as_tuple, check_integer, shown
+from gemma_tpu.checks import as_tuple, check_integer, shown
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.text.special import FUNCTION_PIECES, IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary

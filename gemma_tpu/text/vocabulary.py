@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
-from gemma_tpu.arguments import as_path, one_line
+from gemma_tpu.checks import as_path, one_line
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 SPACE = "▁"  # how a space is spelled inside a piece

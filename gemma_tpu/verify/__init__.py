@@ -17,7 +17,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gemma_tpu.arguments import check_integer, check_number, shown
+from gemma_tpu.checks import check_integer, check_number, shown
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
