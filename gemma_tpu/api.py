@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from gemma_tpu import prompts
 from gemma_tpu.chat import Chat
+from gemma_tpu.checks import check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
@@ -97,6 +98,7 @@ class Model:
 
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program, so that no later request waits for the compiler. Returns how many there are."""
+        check_progress(progress, bar=False)
         return self.engine.warmup(progress)
 
     def generate(
@@ -156,6 +158,7 @@ class Model:
         With `drop_oldest`, messages that have outgrown the context lose their oldest turns (a question and its answer,
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
+        check_flag("drop_oldest", drop_oldest)
         settings, plain = self._options(options), prompts.read_prompt(prompt)
         reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
         rendered, dropped = self._render(plain, images, reading), 0
@@ -182,6 +185,7 @@ class Model:
         A conversation that has outgrown the context is a ValueError; with `drop_oldest` its oldest turns are forgotten
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
+        check_flag("drop_oldest", drop_oldest)
         self._options(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
@@ -201,14 +205,7 @@ class Model:
         result 2 GiB; ValueError otherwise. A new length compiles, on the caller's thread; lengths are padded to powers
         of two for that.
         """
-        try:
-            tokens = np.asarray(tokens)
-        except ValueError:
-            raise ValueError("tokens must be integers of shape [B, T]: these rows differ in length") from None
-        if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
-            raise ValueError(f"tokens must be in [0, {self.config.vocab_size})")
+        tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
         at = _indices("positions", positions, tokens.shape[1])
         self.engine.check_logits(tokens.shape[1], len(tokens) * len(at))
         expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
@@ -222,7 +219,7 @@ class Model:
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
-        prompt = self._render(list(messages), None, Reading())
+        prompt = self._render(prompts.read_messages(messages), None, Reading())
         last = np.array([[len(prompt.tokens) - 1]], np.int32)
         return self.engine.logits([prompt.tokens], last, self._image_inputs(prompt.images))[0, 0]
 
@@ -248,6 +245,8 @@ class Model:
         for image in inputs:
             if not self.engine.knows_image(image.digest):
                 image.prepare()  # resized here, on the caller's thread, not on the engine's
+        for image in images:  # not before all are prepared: crops are cut from the same picture
+            image.release()
         return inputs
 
     def _options(self, options: dict[str, Any]) -> Options:

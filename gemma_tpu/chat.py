@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gemma_tpu.checks import as_tuple
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.runtime.request import Request
 from gemma_tpu.stream import Completion, TextStream
@@ -65,6 +66,7 @@ class Chat:
     def respond(self, responses: Sequence[Any], **options: Any) -> TextStream:
         """Gives the response to each of `calls`, as text or a mapping, and streams what the model says to it."""
         with self._turn():
+            responses = as_tuple("responses", responses)
             if len(responses) != len(self.calls):
                 raise ValueError(f"{len(responses)} responses given to {len(self.calls)} calls")
             answers = [
@@ -106,7 +108,7 @@ class Chat:
     def _question(self, text: str | None, images: Images) -> Message:
         if text is None:
             raise ValueError("there is nothing to answer: send a text")
-        parts = [{"type": "image", "image": image} for image in self._reading.images(images)]
+        parts = [{"type": "image", "image": image.compact()} for image in self._reading.images(images)]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
     def _reopened(self) -> tuple[list[Message], str]:

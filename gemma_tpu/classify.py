@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from gemma_tpu.prompts import as_list
+from gemma_tpu.checks import as_tuple, shown
+from gemma_tpu.prompts import Reading
 from gemma_tpu.text import POLICIES, SHIELD_GEMMA
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ def classify(
     """
     if model.format.name != SHIELD_GEMMA.name:
         raise ValueError(f"classify is for ShieldGemma 2; this checkpoint has the prompt format of {model.format.name}")
-    if not (images := as_list(images)):
+    if not (images := Reading().images(images)):
         raise ValueError("no images given")
     if policies is None or isinstance(policies, str):
         policies = POLICIES if policies is None else [policies]
     if not isinstance(policies, Mapping):
-        if unknown := [name for name in policies if name not in POLICIES]:
-            raise ValueError(f"no policy is called {', '.join(map(repr, unknown))}; known are {', '.join(POLICIES)}")
+        policies = as_tuple("policies", policies)
+        if unknown := [name for name in policies if not isinstance(name, str) or name not in POLICIES]:
+            raise ValueError(f"no policy is called {', '.join(map(shown, unknown))}; known are {', '.join(POLICIES)}")
         policies = {name: POLICIES[name] for name in policies}
     answers = model.format.answers or (model.tokenizer.id("Yes"), model.tokenizer.id("No"))
     return [{name: _verdict(model, image, text, answers) for name, text in policies.items()} for image in images]

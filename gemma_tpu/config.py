@@ -18,6 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
+
+from gemma_tpu.checks import check_flag, check_integer, check_number, shown
+
+MAX_LAYERS = 4096  # nothing is that deep; a number that is no number of layers should be an error at once
+_MAX_SIZE = 2**31 - 1  # of a dimension
 
 SOFT_TOKEN = -1  # stands in token sequences for a soft token of an image; no vocabulary has it
 GLOBAL_EVERY = 6  # layer i is global iff (i + 1) % 6 == 0 (Gemma 3 report, section 2)
@@ -36,6 +42,9 @@ class VisionConfig:
     num_soft_tokens: int = 256
 
     def __post_init__(self) -> None:
+        for name in ("width", "mlp_dim", "num_heads", "image_size", "patch_size", "num_soft_tokens"):
+            check_integer(f"VisionConfig: {name}", getattr(self, name), 1, _MAX_SIZE)
+        check_integer("VisionConfig: depth", self.depth, 1, MAX_LAYERS)
         pooled = math.isqrt(self.num_soft_tokens)
         problems = []
         if self.width % self.num_heads:
@@ -87,6 +96,15 @@ class GemmaConfig:
     vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name, value = f"GemmaConfig: {field.name}", getattr(self, field.name)
+            if field.type == "int":
+                check_integer(name, value, 1, MAX_LAYERS if field.name == "num_layers" else _MAX_SIZE)
+            elif field.type == "float":
+                check_number(name, value, 0, 2**53, low_open=True)
+        check_flag("GemmaConfig: tied_head", self.tied_head)
+        if not isinstance(self.vision, VisionConfig | None):
+            raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {shown(self.vision)}")
         problems = []
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
@@ -147,3 +165,12 @@ DEMO = GemmaConfig(
     max_context=8192,
     vision=VisionConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=28),
 )
+
+
+def as_config(value: Any) -> GemmaConfig | None:
+    """A config as callers give it: one, None, or the name of a released size. ValueError for anything else."""
+    if value is None or isinstance(value, GemmaConfig):
+        return value
+    if isinstance(value, str) and value in CONFIGS:
+        return CONFIGS[value]
+    raise ValueError(f"config must be a GemmaConfig or one of {', '.join(CONFIGS)}, got {shown(value)}")

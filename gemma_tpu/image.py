@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import hashlib
 import io
 import math
+import os
 import re
+import struct
 import urllib.parse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from gemma_tpu import fetch, file_kinds
+from gemma_tpu.checks import as_path, check_flag, check_integer, check_number, one_line, shown
 
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
+# The longest side that a JPEG or a GIF can have. Formats that allow more are read row by row, and a row of a few bytes
+# in a file may be gigabytes of pixels.
+MAX_SIDE = 65_535
+_BAND_PIXELS = 3 << 18  # worked on at a time: as float32 no more than the 896 × 896 pixels of a result
 
 _WHITE = (255, 255, 255, 255)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -38,36 +46,56 @@ def load_image(
     fetched (see `gemma_tpu.fetch`), which means any that this machine can reach. HEIC needs pillow-heif (the extra
     `heif`).
 
-    Raises ValueError, naming the source, for what cannot be read, is damaged, or has more than `max_pixels` pixels
-    (known from its header, before anything is decoded).
+    Raises ValueError, naming the source, for what cannot be read, is damaged, or has more than `max_pixels` pixels or
+    `MAX_SIDE` of them along a side (known from its header, before anything is decoded).
     """
+    check_integer("max_pixels", max_pixels, 1)
+    check_flag("allow_urls", allow_urls)
+    base_dir = base_dir if base_dir is None else as_path("base_dir", base_dir)
+    data, name = read_source(source, base_dir=base_dir, allow_urls=allow_urls)
+    return decode(data, name, max_pixels)
+
+
+def read_source(
+    source: Any, *, base_dir: str | Path | None = None, allow_urls: bool = False
+) -> tuple[bytes | Image.Image | np.ndarray, str]:
+    """What `source` (see `load_image`) holds, not decoded yet, and what errors call it."""
     if isinstance(source, Image.Image):
-        return _finish(source, "PIL image", max_pixels)
+        return source, "PIL image"
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), f"image bytes ({len(source)} bytes)", max_pixels)
+        data = bytes(source)
+        return data, f"image bytes ({len(data)} bytes)"
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _decode(_data_url(source), f"data URL {_short(source)}", max_pixels)
+        return _data_url(source), f"data URL {_short(source)}"
     if isinstance(source, str) and fetch.is_url(source):
         if not allow_urls:
             raise ValueError(
                 f"{_short(source)}: images are fetched from the web only where that is allowed (allow_urls, "
                 "--allow-urls); download it first, or send its data"
             )
-        return _decode(fetch.fetch(source), _short(source), max_pixels)
-    if isinstance(source, (str, Path)):
-        return _decode(_read(source, base_dir), _short(str(source)), max_pixels)
+        return fetch.fetch(source), _short(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _read(source, base_dir), _short(str(source))
     if hasattr(source, "read"):
-        name = f"image file {getattr(source, 'name', '')}".strip()
-        data = source.read()
-        if not isinstance(data, bytes):
-            raise ValueError(f"{name}: opened as text; open it in binary mode ('rb')")
-        return _decode(data, name, max_pixels)
+        return _read_file(source)
     if hasattr(source, "__array__"):
-        return _finish(_from_array(np.asarray(source)), "image array", max_pixels)
+        try:
+            return np.asarray(source), "image array"
+        except Exception as error:  # it is another library's: a deleted array of JAX, say
+            raise ValueError(f"image array: cannot be read ({one_line(error)})") from error
     raise ValueError(
         f"cannot read an image from {type(source).__name__}; "
         "expected a path, bytes, a data URL, a file, a PIL image or an array"
     )
+
+
+def decode(data: bytes | Image.Image | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An RGB image of its own from what `read_source` gives, with the errors of `load_image`."""
+    if isinstance(data, Image.Image):
+        return _finish(data, name, max_pixels)
+    if isinstance(data, np.ndarray):
+        return _finish(_from_array(data, name, max_pixels), name, max_pixels)
+    return _decode(data, name, max_pixels)
 
 
 def to_pixels(image: Image.Image, size: int = 896) -> np.ndarray:
@@ -75,32 +103,55 @@ def to_pixels(image: Image.Image, size: int = 896) -> np.ndarray:
 
     Equal to gemma 3.3.0's preprocessing (`jax.image.resize` with antialias, (x / 255 - 0.5) / 0.5, clipped) within
     1e-5. Rounding to 8 bits between the steps, as Pillow and others do, would be a hundred times coarser.
+
+    The longer side is shrunk first, and in bands: besides picture and result there are a few megabytes.
     """
-    rgb = np.asarray(image.convert("RGB"))
-    height, width, _ = rgb.shape
-    pixels = _resize_rows(rgb.reshape(height, width * 3), size)
-    pixels = _transpose(_resize_rows(_transpose(pixels), size)).reshape(size, size, 3)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    width, height = image.size
+    (long, short), wide = (max(image.size), min(image.size)), width > height
+    firsts, all_weights = _taps(long, size)
+    short_taps = _taps(short, size)
+    pixels = np.empty((size, size, 3), np.float32)
+    step = max(1, _BAND_PIXELS * size // (short * max(long, size)))
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        first, weights = firsts[start:stop], all_weights[start:stop]
+        begin, end = int(first[0]), int(first[-1]) + weights.shape[1]
+        if wide:
+            source = np.ascontiguousarray(np.asarray(image.crop((begin, 0, end, height))).swapaxes(0, 1))
+        else:
+            source = np.asarray(image.crop((0, begin, width, end)))
+        band = _weighted(source.reshape(len(source), short * 3), first - begin, weights)
+        band = _weighted(_transpose(band), *short_taps)
+        if wide:
+            pixels[:, start:stop] = band.reshape(size, -1, 3)
+        else:
+            pixels[start:stop] = _transpose(band).reshape(-1, size, 3)
     pixels *= np.float32(1 / 127.5)
     pixels -= 1
     return np.clip(pixels, -1, 1, out=pixels)
 
 
-def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
-    """[n, c] → float32[size, c]. A row of the result is a weighted sum of a few neighbouring rows: a small product."""
-    n = len(x)
-    if n == size:
-        return x.astype(np.float32)
+def _taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of n rows resized to `size`: which rows each new one is a weighted sum of, as the first of them, and the weights.
+
+    int[size], float32[size, taps].
+    """
     # Positions as XLA has them (product in one rounding, then float32): exact ones differ by 1e-4 in a noisy image.
     step = np.float32(n / size)
     centre = ((np.arange(size) + 0.5) * float(step) - 0.5).astype(np.float32)[:, None]
     reach = max(step, np.float32(1))
-    first = np.maximum(np.ceil(centre - reach), 0).astype(int)
-    taps = int((np.minimum(np.floor(centre + reach).astype(int), n - 1) - first).max()) + 1
+    first = np.maximum(np.floor(centre - reach).astype(int) + 1, 0)  # a row as far away as `reach` has no weight
+    taps = int((np.minimum(np.ceil(centre + reach).astype(int), n) - first).max())
     first = np.minimum(first, n - taps)
     weights = np.maximum(1 - np.abs(centre - (first + np.arange(taps)).astype(np.float32)) / reach, 0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    out = np.empty((size, x.shape[1]), np.float32)
-    for row, start, weight in zip(out, first[:, 0].tolist(), weights, strict=True):
+    return first[:, 0], weights / weights.sum(axis=1, keepdims=True)
+
+
+def _weighted(x: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[n, c] → float32[size, c]: each row a small product, see `_taps`."""
+    out, taps = np.empty((len(first), x.shape[1]), np.float32), weights.shape[1]
+    for row, start, weight in zip(out, first.tolist(), weights, strict=True):
         np.dot(weight, x[start : start + taps].astype(np.float32, copy=False), out=row)
     return out
 
@@ -108,6 +159,13 @@ def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
 def _transpose(x: np.ndarray) -> np.ndarray:
     """float32[a, b * 3] → [b, a * 3], moving whole pixels of 12 bytes: several times faster than three floats."""
     return np.ascontiguousarray(x.view("V12").T).view(np.float32)
+
+
+def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """`image` in strips of less than a million pixels: the row that each begins at, and the strip."""
+    step = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        yield top, image.crop((0, top, image.width, min(top + step, image.height)))
 
 
 def pan_and_scan(
@@ -122,7 +180,25 @@ def pan_and_scan(
     There are about as many as the aspect ratio says, 2 to `max_num_crops`, each at least `min_crop_size` pixels on its
     shorter side (transformers 5.23, image_processing_gemma3.py, with the released checkpoints' settings).
     """
-    long, short = max(image.size), min(image.size)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image must be a PIL image (see load_image), got {shown(image)}")
+    check_integer("min_crop_size", min_crop_size, 1)
+    check_integer("max_num_crops", max_num_crops, 2)
+    check_number("min_ratio_to_activate", min_ratio_to_activate, 1)
+    boxes = crop_boxes(
+        image.size,
+        min_crop_size=min_crop_size,
+        max_num_crops=max_num_crops,
+        min_ratio_to_activate=min_ratio_to_activate,
+    )
+    return [image.crop(box) for box in boxes]
+
+
+def crop_boxes(
+    size: tuple[int, int], *, min_crop_size: int = 256, max_num_crops: int = 4, min_ratio_to_activate: float = 1.2
+) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of each crop of `pan_and_scan`, of an image of `size` (width, height)."""
+    long, short = max(size), min(size)
     if long / short < min_ratio_to_activate:
         return []
     count = min(math.floor(long / short + 0.5), long // min_crop_size)
@@ -131,12 +207,12 @@ def pan_and_scan(
     if min(step, short) < min_crop_size:
         return []
     spans = [(start, min(start + step, long)) for start in range(0, long, step)]
-    if image.width >= image.height:
-        return [image.crop((start, 0, end, short)) for start, end in spans]
-    return [image.crop((0, start, short, end)) for start, end in spans]
+    if size[0] >= size[1]:
+        return [(start, 0, end, short) for start, end in spans]
+    return [(0, start, short, end) for start, end in spans]
 
 
-def _read(source: str | Path, base_dir: str | Path | None) -> bytes:
+def _read(source: str | os.PathLike[Any], base_dir: str | Path | None) -> bytes:
     name = _short(str(source))
     if scheme := _SCHEME.match(str(source)):
         raise ValueError(f"{name}: images are not read from {scheme[0]} addresses; give a path, or send its data")
@@ -156,6 +232,19 @@ def _read(source: str | Path, base_dir: str | Path | None) -> bytes:
         return path.read_bytes()
     except OSError as error:  # no permission, or far too long a name: base64 without its "data:" before it
         raise ValueError(f"{name}: cannot read the file ({error.strerror})") from error
+    except TypeError as error:  # a path of bytes, a folder that is none
+        raise ValueError(f"{name}: no path ({error})") from error
+
+
+def _read_file(file: Any) -> tuple[bytes, str]:
+    name = f"image file {_short(str(getattr(file, 'name', '')))}".strip()
+    try:
+        data = file.read()
+    except Exception as error:  # it may be anyone's
+        raise ValueError(f"{name}: cannot be read ({one_line(error)})") from error
+    if not isinstance(data, bytes):
+        raise ValueError(f"{name}: opened as text; open it in binary mode ('rb')")
+    return data, name
 
 
 def _data_url(url: str) -> bytes:
@@ -168,7 +257,7 @@ def _data_url(url: str) -> bytes:
     data = b"".join(data.split())
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one, and so is a letter beyond ASCII
         raise ValueError(f"data URL {_short(url)}: its base64 is damaged ({error})") from error
 
 
@@ -201,24 +290,47 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    width, height = image.size
+    _check_size(*image.size, name, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # as above, for the rest of the file
+        raise ValueError(f"{name}: damaged or unreadable image data ({one_line(error)})") from error
+    _check_size(*image.size, name, max_pixels)  # an icon may hold a picture of another size than its header says
+    try:
+        turn, upright = image.getexif().get(ExifTags.Base.Orientation), _to_rgb(image)
+        if turn:
+            upright.getexif()[ExifTags.Base.Orientation] = turn
+            ImageOps.exif_transpose(upright, in_place=True)
+        return upright
+    except Exception as error:
+        raise ValueError(f"{name}: damaged or unreadable image data ({one_line(error)})") from error
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"{name}: {width} × {height} pixels; the limit for a side is {MAX_SIDE:,}. Scale it down, or cut it up"
+        )
     if width * height > max_pixels:
         raise ValueError(
             f"{name}: {width} × {height} = {width * height:,} pixels; the limit is {max_pixels:,}. Scale it down first"
         )
     if not width * height:
         raise ValueError(f"{name}: {width} × {height}: an image without pixels")
-    try:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))  # which copies, so that the caller's image stays his
-    except Exception as error:  # as above, for the rest of the file
-        raise ValueError(f"{name}: damaged or unreadable image data ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB (an RGB image is returned as it is)."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_deep(image)
+    """Any mode → an RGB image of its own. In bands, so that nothing but the two is as large as a picture."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.copy()
+    to_rgb = _deep_to_rgb(image) if image.mode.startswith("I;16") or image.mode in ("I", "F") else _band_to_rgb
+    rgb = Image.new("RGB", image.size)
+    for top, band in bands(image):
+        rgb.paste(to_rgb(band), (0, top))
+    return rgb
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -228,42 +340,62 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA") if image.mode == "La" else image
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit integer and float images; Pillow's own conversion would clip them at 255."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
+def _deep_to_rgb(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """For a 16-bit, 32-bit integer or float image, what makes its bands RGB: Pillow itself would clip them at 255."""
+    extrema = np.array([(values.min(), values.max()) for _, band in bands(image) for values in [np.asarray(band)]])
+    if not np.isfinite(extrema).all():
         raise ValueError("it holds values that are not finite")
-    low, high = values.min(), values.max()
+    low, high = float(extrema[:, 0].min()), float(extrema[:, 1].max())
     top = (1 if high <= 1 else 255) if image.mode == "F" else 65535
     if low >= 0 and high <= top:
         low, high = 0, top
-    grey = np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+
+    def to_rgb(band: Image.Image) -> Image.Image:
+        values = np.asarray(band).astype(np.float64)
+        grey = np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+
+    return to_rgb
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
     shape = f"an image array must be [H, W] or [H, W, 1 | 3 | 4] and not empty, got shape {array.shape}"
     if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(shape)
+    _check_size(array.shape[1], array.shape[0], name, max_pixels)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if np.issubdtype(array.dtype, np.floating):
+    floating = np.issubdtype(array.dtype, np.floating)
+    if floating:
         low, high = float(array.min()), float(array.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
             raise ValueError(f"a float image array holds values in 0..1, got {low:g}..{high:g}; scale it, or use uint8")
-        array = np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)
-    elif array.dtype == np.uint16:
-        array = np.rint(array / 257).astype(np.uint8)
-    elif array.dtype != np.uint8:
+    elif array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"an image array must be uint8, uint16 or float (0..1), got {array.dtype}")
-    return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    values, step = np.empty(array.shape, np.uint8), max(1, _BAND_PIXELS // array.shape[1])
+    for top in range(0, len(array), step):
+        band = array[top : top + step]
+        scaled = np.clip(band.astype(np.float32), 0, 1) * 255 if floating else band / 257
+        values[top : top + step] = np.rint(scaled)
+    return Image.fromarray(values)
+
+
+def digest(image: Image.Image) -> bytes:
+    """Equal for equal RGB images."""
+    state = hashlib.blake2b(struct.pack("<2I", *image.size), digest_size=16)
+    for _, band in bands(image):
+        state.update(band.tobytes())
+    return state.digest()
 
 
 def _short(name: str) -> str:
+    name = one_line(fetch.without_credentials(name))
     return name if len(name) <= 100 else f"{name[:60]}… ({len(name)} characters)"

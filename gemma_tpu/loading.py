@@ -23,7 +23,8 @@ from gemma_tpu.checkpoint import (
     read_companions,
     resolve,
 )
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.checks import as_path, as_tuple, check_flag, check_integer, check_progress, shown
+from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.devices import choose_dtype
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
@@ -32,11 +33,13 @@ from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
 
+_MOST_ROWS = 1 << 16  # no device has room for them
+
 
 def load(
     source: str | Path,
     *,
-    config: GemmaConfig | None = None,
+    config: GemmaConfig | str | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: jax.typing.DTypeLike = "auto",
     adapter: str | Path | None = None,
@@ -52,7 +55,7 @@ def load(
     Args:
       source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, a name such as "gemma3-4b-it", or a
         model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
-      config: inferred from the checkpoint unless given.
+      config: inferred from the checkpoint unless given; a name such as "gemma3-4b" is that size's.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a
         T4) unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused:
@@ -69,7 +72,11 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    base = _open(source, config, text_only, progress, verify)
+    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
+    check_flag("text_only", text_only)
+    check_flag("verify", verify)
+    adapter = adapter if adapter is None else as_path("adapter", adapter)
+    base = _open(as_path("source", source), config, text_only, progress, verify)
     checkpoint = _merged(base, adapter, text_only, progress, verify)
 
     def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
@@ -84,7 +91,7 @@ def load(
 def from_params(
     params: Any,
     *,
-    config: GemmaConfig | None = None,
+    config: GemmaConfig | str | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: jax.typing.DTypeLike = "auto",
     lora_alpha: float | None = None,
@@ -111,12 +118,35 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
+    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
 
     def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
         return _read(checkpoint, dtype, mesh, progress)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
+
+
+def _checked(
+    config: Any, mesh: Any, dtype: Any, max_context: Any, max_rows: Any, tokenizer: Any, progress: Any
+) -> tuple[GemmaConfig | None, Mesh | tuple[int, int] | None]:
+    """The config and the mesh that are meant. ValueError for an argument of the wrong type, before a file is opened."""
+    if max_context is not None:
+        check_integer("max_context", max_context, 2)
+    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
+    check_progress(progress)
+    if not isinstance(tokenizer, Tokenizer | bytes | None):
+        as_path("tokenizer", tokenizer)
+    if not (isinstance(dtype, str) and dtype == "auto"):
+        named_dtype(dtype)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        sides = as_tuple("mesh", mesh)
+        if len(sides) != 2:
+            raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {shown(mesh)}")
+        for side, name in zip(sides, ("data", "model"), strict=True):
+            check_integer(f"mesh: {name}", side, 1, 2**31 - 1)
+        mesh = int(sides[0]), int(sides[1])
+    return as_config(config), mesh
 
 
 def _deploy(
@@ -134,8 +164,6 @@ def _deploy(
         max_context = min(8192, config.max_context)
     if not 2 <= max_context <= config.max_context:
         raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
-    if max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:
@@ -217,10 +245,14 @@ def resolve_dtype(
     """The dtype that is meant, and if it was "auto" why it was chosen. `fits`: whether the model would, in a dtype."""
     if isinstance(dtype, str) and dtype == "auto":
         return choose_dtype(mesh, fits)
+    return named_dtype(dtype), ""
+
+
+def named_dtype(dtype: Any) -> jnp.dtype:
+    """bfloat16 or float32, as it is meant. ValueError for anything else."""
     try:
-        known = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
-    except TypeError:
-        known = False
-    if not known:
-        raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {dtype}')
-    return jnp.dtype(dtype), ""
+        if dtype is not None and (found := jnp.dtype(dtype)) in (jnp.bfloat16, jnp.float32):
+            return found
+    except Exception:  # it may be anything, and NumPy asks it several questions
+        pass
+    raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {shown(dtype)}')

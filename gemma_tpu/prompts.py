@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
-from gemma_tpu.image import load_image
+from gemma_tpu.checks import check_flag, one_line, shown
+from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
@@ -33,15 +33,22 @@ class Reading:
     allow_urls: bool = False
     format_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def image(self, source: Any, where: str) -> Image.Image:
-        try:
-            return load_image(source, allow_urls=self.allow_urls)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+    def __post_init__(self) -> None:
+        for name in ("raw", "pan_and_scan", "continue_final", "allow_urls"):
+            check_flag(name, getattr(self, name))
 
-    def images(self, images: Images) -> list[Image.Image]:
-        """RGB images of what was given as `images`; None is none."""
-        return [self.image(source, f"images[{i}]") for i, source in enumerate(as_list(images))]
+    def picture(self, source: Any) -> Picture:
+        return Picture.of(source, allow_urls=self.allow_urls)
+
+    def images(self, images: Images) -> list[Picture]:
+        """What was given as `images`; None is none."""
+        pictures = []
+        for i, source in enumerate(as_list(images)):
+            try:
+                pictures.append(self.picture(source))
+            except ValueError as error:
+                raise ValueError(f"images[{i}]: {error}") from error
+        return pictures
 
 
 def read_prompt(prompt: Any) -> PlainPrompt:
@@ -54,6 +61,27 @@ def read_prompt(prompt: Any) -> PlainPrompt:
         return [prompt]
     elements = _elements(prompt)
     return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
+
+
+def read_messages(messages: Any) -> list[Message]:
+    """A conversation. ValueError for what is none."""
+    if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[0], Mapping):
+        raise ValueError(f"messages must be a list of messages, got {shown(messages)}")
+    return list(messages)
+
+
+def read_token_rows(tokens: Any, vocab_size: int) -> np.ndarray:
+    """Token ids [B, T]. ValueError for anything else."""
+    try:
+        array = np.asarray(tokens)
+    except Exception as error:  # rows of several lengths, or an object of another library that fails
+        reason = "these rows differ in length" if isinstance(error, ValueError) else one_line(error)
+        raise ValueError(f"tokens must be integers of shape [B, T]: {reason}") from None
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"tokens must be integers of shape [B, T], got {array.dtype}{list(array.shape)}")
+    if not (array.min() >= 0 and array.max() < vocab_size):
+        raise ValueError(f"tokens must be in [0, {vocab_size})")
+    return array
 
 
 def read_batch(prompt: Any) -> list[Any] | None:
@@ -73,7 +101,10 @@ def _elements(prompt: Any) -> list[Any]:
     if isinstance(prompt, _BYTES):
         raise ValueError("prompt is bytes: decode them to a string first")
     if hasattr(prompt, "__array__"):
-        array = np.asarray(prompt)
+        try:
+            array = np.asarray(prompt)
+        except Exception as error:  # it is another library's
+            raise ValueError(f"prompt cannot be read as an array ({one_line(error)})") from error
         if array.ndim not in (1, 2):
             raise ValueError(f"an array of token ids is of shape [T], and a batch [B, T]; got {list(array.shape)}")
         return array.tolist()
@@ -96,13 +127,16 @@ def as_list(images: Images) -> list[Any]:
     """Images given one by one, as a list, or as an array [I, H, W, C]; None is none."""
     if images is None:
         return []
-    if isinstance(images, str | Path | Image.Image | _BYTES) or hasattr(images, "read"):
+    if isinstance(images, str | os.PathLike | Image.Image | Picture | _BYTES) or hasattr(images, "read"):
         return [images]
     if hasattr(images, "__array__"):
-        return list(np.asarray(images)) if np.ndim(images) == 4 else [images]
+        return list(np.asarray(images)) if getattr(images, "ndim", 0) == 4 else [images]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise ValueError(f"images is of type {type(images).__name__}; expected an image or a list of images")
-    return list(images)
+    try:
+        return list(images)
+    except Exception as error:  # an iterator that fails
+        raise ValueError(f"images cannot be read one by one ({one_line(error)})") from error
 
 
 def images_of_rows(images: Any, rows: int) -> list[list[Any]]:
@@ -134,21 +168,22 @@ def render(
             raise ValueError("images= goes with a string: in messages, images are parts of their content")
         if reading.raw:
             raise ValueError("raw goes with a string: messages are written in the chat format")
-        load = functools.partial(load_image, allow_urls=reading.allow_urls)
-        return format.render(prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=load, **options)
+        return format.render(
+            prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=reading.picture, **options
+        )
     if reading.continue_final:
         raise ValueError("continue_final goes with messages of which the last is the assistant's")
     shown = reading.images(images)
     if isinstance(prompt, str) and not reading.raw:
         parts = [{"type": "image", "image": image} for image in shown]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
-        return format.render(messages, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is, **options)
+        return format.render(messages, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of, **options)
     if reading.pan_and_scan or given:
         named = ", ".join([*["pan_and_scan"] * reading.pan_and_scan, *given])
         raise ValueError(f"{named}: part of the chat format, which goes with a string that is not raw, or messages")
     if isinstance(prompt, str):
-        return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=_as_it_is)
-    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], shown)
+        return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of)
+    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], list(shown))
 
 
 def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -159,10 +194,6 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
             "tokenizer.json beside the weights, and load it again"
         )
     return tokenizer
-
-
-def _as_it_is(image: Image.Image) -> Image.Image:
-    return image
 
 
 def expand_tokens(

@@ -7,7 +7,7 @@ import checkpoint_samples as samples
 import pytest
 
 from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names, storage
-from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig
+from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, as_config
 
 # The config.json files of the released checkpoints (transformers 4.50): what equals a default is left out.
 SIGLIP = {
@@ -224,6 +224,21 @@ def test_other_shapes_are_asked_for():
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"num_hidden_layers": 8.0}, "num_hidden_layers is 8.0, not a whole number"),
         ({"model_type": "gemma3", "text_config": [1]}, r"text_config is \[1\], not an object"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers is 1000000000000000000000000000000, not a positive number"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824; 4096 is the most"),
+        ({"num_hidden_layers": [26]}, r"num_hidden_layers is \[26\], not a positive number"),
+        ({"hidden_size": {"a": 1}}, "hidden_size is {'a': 1}, not a positive number"),
+        ({"vocab_size": 10**400}, "vocab_size is an integer of 1329 bits, not a positive number"),
+        ({"vocab_size": 2**40}, "vocab_size must be at least 1 and at most 2147483647"),
+        ({"query_pre_attn_scalar": float("inf")}, "query_pre_attn_scalar is inf, not a positive number"),
+        ({"query_pre_attn_scalar": float("nan")}, "query_pre_attn_scalar is nan, not a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta is an integer of 1329 bits"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 8.0}}, r"rope type \['linear'\] is not supported"),
+        ({"image_token_index": [1]}, r"image_token_index is \[1\], no token id"),
+        ({"hidden_activation": ["x"] * 999}, r"hidden_activation is \['x', .*… \(list\); Gemma 3"),
+        ({"layer_types": {"a": 1}}, "layer_types makes {'a': 1} layers global"),
+        ({"max_position_embeddings": True}, "max_position_embeddings is True"),
     ],
 )
 def test_what_is_not_supported_is_refused(change, message):
@@ -279,3 +294,47 @@ def test_a_multimodal_config_without_a_tower():
     raw = multimodal(hidden_size=2560, intermediate_size=10_240, num_hidden_layers=34)
     del raw["vision_config"]
     assert read(raw) == dataclasses.replace(CONFIGS["gemma3-4b"], vision=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mm_tokens_per_image": [256]}, r"mm_tokens_per_image is \[256\], not a positive number"),
+        ({"mm_tokens_per_image": 255.5}, "mm_tokens_per_image is 255.5, not a whole number"),
+        ({"vision_config": [1]}, r"vision_config is \[1\], not an object"),
+        ({"vision_config": {"image_size": [[896], {}]}}, r"image_size is \[\[896\], {}\], not square"),
+        ({"vision_config": {"image_size": []}}, r"image_size is \[\], not square"),
+        ({"vision_config": {"image_size": "896"}}, "image_size is '896', not a positive number"),
+        ({"vision_config": {"image_size": [896, 896], "patch_size": {"a": 1}}}, "patch_size is {'a': 1}"),
+        ({"vision_config": {"num_hidden_layers": 2**30}}, "num_hidden_layers is 1073741824; 4096"),
+        ({"text_config": {"hidden_size": [[[]]]}}, r"hidden_size is \[\[\[\]\]\]"),
+    ],
+)
+def test_a_config_with_a_tower_has_numbers(change, message):
+    raw = {"model_type": "gemma3", "text_config": {}, "vision_config": {"patch_size": 14, "image_size": 896}}
+    with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
+        config_io.from_json(json.dumps(raw | change), "config.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000])
+def test_a_file_that_is_nested_too_deeply(text):
+    with pytest.raises(CheckpointError, match=r"config.json: is no JSON: "):
+        config_io.from_json(text, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_layers": 0}, "GemmaConfig: num_layers must be at least 1"),
+        ({"num_layers": 10**30}, "GemmaConfig: num_layers must be at least 1 and at most 4096"),
+        ({"vocab_size": -1}, "GemmaConfig: vocab_size must be at least 1"),
+        ({"query_scale": float("nan")}, "GemmaConfig: query_scale must be above 0"),
+    ],
+)
+def test_configs_are_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIGS["gemma3-1b"], **values)
+    assert as_config("gemma3-1b") is CONFIGS["gemma3-1b"]
+    for wrong in ("gemma3-2b", 5, {"num_layers": 3}):
+        with pytest.raises(ValueError, match=r"config must be a GemmaConfig or one of gemma3-270m, .*got "):
+            as_config(wrong)

@@ -42,6 +42,13 @@ class Site(http.server.BaseHTTPRequestHandler):
                 for _ in range(100):
                     self.wfile.write(b"x")
                     time.sleep(0.05)
+        elif path == "/letter-by-letter":
+            with contextlib.suppress(OSError):
+                for letter in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 400:
+                    self.wfile.write(bytes([letter]))
+                    time.sleep(0.02)
+        elif path == "/to-a-password":
+            self._head(302, "text/plain", Location="http://somebody:s3cret@127.0.0.1/red.png")
         elif path == "/broken":
             self._answer(200, "image/png", RED[:50], length=len(RED))
         elif path.startswith("/to/"):
@@ -116,6 +123,34 @@ def test_limits_of_size_and_time(site: str) -> None:
     assert len(fetch(f"{site}/large", max_bytes=3 << 20)) == 3 << 20
     with pytest.raises(ValueError, match=r"/slow: took more than 0.3 seconds"):
         fetch(f"{site}/slow", seconds=0.3)
+
+
+def test_a_server_that_sends_its_headers_letter_by_letter(site: str) -> None:
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=r"/letter-by-letter: took more than 0.4 seconds"):
+        fetch(f"{site}/letter-by-letter", seconds=0.4)
+    end = time.monotonic() + 5  # a tenth of what the server would take; its thread and ours end with the connection
+    while threading.active_count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("path", ["/gone.png", "/to//gone.png", "", "/a@b.png"])
+def test_no_password_is_repeated(site: str, path: str) -> None:
+    for load in (fetch, load_image):
+        address = site.replace("http://", "http://somebody:s3cr@t@") + path
+        with pytest.raises(ValueError, match=r"^http://…@127.0.0.1") as caught:
+            load(address)
+        assert "s3cr" not in str(caught.value)
+        assert "somebody" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^ftp://…@host/x.png: images are not read from ftp"):
+        load_image("ftp://somebody:s3cret@host/x.png")
+
+
+def test_no_password_of_a_redirection_is_repeated(site: str) -> None:
+    with pytest.raises(ValueError, match="a user name or a password in it") as caught:
+        fetch(f"{site}/to-a-password")
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

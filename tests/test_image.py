@@ -7,16 +7,20 @@ import io
 import json
 import struct
 import time
+import tracemalloc
 import urllib.parse
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from gemma_tpu.image import MAX_PIXELS, load_image, pan_and_scan, to_pixels
+import gemma_tpu.image as image_module
+from gemma_tpu.image import MAX_PIXELS, digest, load_image, pan_and_scan, to_pixels
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "text" / "processor.json").read_text())
 GREY16 = np.array([[0, 257, 32_768, 65_535]], np.uint16)  # 0, 1, 127.5, 255 in 8 bits
@@ -47,6 +51,22 @@ PNG = encoded(PICTURE, "PNG")
 
 
 # --- Sources ---
+
+
+class Broken:
+    def read(self) -> bytes:
+        raise OSError("this file\nbreaks")
+
+
+class BytePath:
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+def closed() -> io.BytesIO:
+    file = io.BytesIO()
+    file.close()
+    return file
 
 
 def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
@@ -89,6 +109,11 @@ def test_result_is_the_readers_own() -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "an SVG drawing"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS files are not read"),
         (io.StringIO("text"), "binary mode"),
+        (Broken(), "image file: cannot be read .this file breaks"),
+        (closed(), "image file: cannot be read .I/O operation on closed file"),
+        (BytePath(), "no path"),
+        ("data:image/png;base64,é", "base64 is damaged"),
+        (np.array([[object()]]), "got object"),
         (3, "cannot read an image from int"),
         (None, "cannot read an image from NoneType"),
     ],
@@ -97,6 +122,12 @@ def test_result_is_the_readers_own() -> None:
 def test_what_is_no_image(source: object, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         load_image(source)
+
+
+@pytest.mark.parametrize("limit", ["x", 2.5, None, 0, True])
+def test_a_limit_that_is_none(limit: Any) -> None:
+    with pytest.raises(Exception, match="max_pixels"):  # of the checker of annotations, for some
+        load_image(PNG, max_pixels=limit)
 
 
 def test_base_dir_cannot_be_left(tmp_path: Path) -> None:
@@ -278,6 +309,60 @@ def test_bombs_are_refused_before_decoding(side: int) -> None:
     with pytest.raises(ValueError, match="limit is 64,000,000"):
         load_image(png_header(side, side))
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("size", [(320_000, 200), (2_000_000, 32), (200, 320_000), (65_536, 1)])
+def test_a_side_has_a_limit(size: tuple[int, int]) -> None:
+    began = time.process_time()
+    for source in (png_header(*size), np.zeros((size[1], size[0]), np.uint8), Image.new("L", size)):
+        with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels; the limit for a side is 65,535"):
+            load_image(source)
+    assert time.process_time() - began < 1
+    assert load_image(Image.new("L", (65_535, 1))).size == (65_535, 1)
+
+
+def peak(function: Callable[[], object]) -> int:
+    """Bytes that NumPy and Python held at most, beside what they held before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(65_535, 240), (240, 65_535), (320_000, 30)])
+def test_pixels_take_no_more_than_picture_and_result(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    picture, result = 3 * size[0] * size[1], 896 * 896 * 12
+    assert peak(lambda: to_pixels(image)) < result + max(picture, result) + (48 << 20)
+    assert peak(lambda: digest(image)) < 16 << 20
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_deep_images_take_no_array_of_their_size(mode: str) -> None:
+    image, array = Image.new(mode, (4000, 2000)), np.zeros((2000, 4000), np.float32)
+    assert peak(lambda: load_image(image)) < 40 << 20  # an array of float64 has 61 MiB
+    assert peak(lambda: load_image(array)) < array.size + (40 << 20)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "LAB", "I;16", "I", "F", "1", "YCbCr", "HSV"])
+def test_bands_do_not_show(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    channels = {"RGBA": 4, "CMYK": 4, "LA": 2, "LAB": 3, "YCbCr": 3, "HSV": 3}.get(mode, 1)
+    if mode in ("I;16", "I", "F"):
+        values = rng.integers(0, 60_000, (37, 23)) * {"I": 3, "F": 0.7}.get(mode, 1)
+        image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    else:
+        source = Image.fromarray(rng.integers(0, 256, (37, 23, 3), np.uint8))
+        depth = 1 if mode == "1" else 8
+        row = -(-23 * channels * depth // 8)
+        image = Image.frombytes(mode, (23, 37), rng.bytes(37 * row)) if mode != "P" else source.quantize(9)
+    whole, pixels = load_image(image), to_pixels(load_image(image), 56)
+    monkeypatch.setattr(image_module, "_BAND_PIXELS", 60)
+    assert (np.asarray(load_image(image)) == np.asarray(whole)).all()
+    np.testing.assert_allclose(to_pixels(whole, 56), pixels, atol=1e-6)
+    assert digest(whole) == digest(image_module.decode(whole, ""))
 
 
 def test_size_limit_names_size_and_limit() -> None:

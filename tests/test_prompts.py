@@ -116,7 +116,7 @@ def test_images_alone_are_a_list_of_one(red_png: Path) -> None:
         (image,) = Reading().images(source)
         assert image.size == RED.size
     for several in (sources[:2], tuple(sources[:2]), (source for source in sources[:2]), np.stack([array, array])):
-        assert [image.getpixel((0, 0)) for image in Reading().images(several)] == [(255, 0, 0)] * 2
+        assert [image.open().getpixel((0, 0)) for image in Reading().images(several)] == [(255, 0, 0)] * 2
     assert as_list(None) == as_list([]) == []
 
 

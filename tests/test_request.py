@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import gemma_tpu.runtime.request as checked
+from gemma_tpu.image import to_pixels
+from gemma_tpu.picture import Picture
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,20 @@ def request_module():
         ({"stop_tokens": 7}, "stop_tokens must be a list, got 7"),
         ({"stop_tokens": range(17)}, "17 stop_tokens given, at most 16"),
         ({"forbidden_tokens": None}, "forbidden_tokens must be a list, got None"),
+        ({"stop": {"a": 1}}, "stop must be a list, got {'a': 1}"),
+        ({"stop": np.array(5)}, "stop must be a list, got array"),
+        ({"stop_tokens": [True]}, "a token id in stop_tokens must be an integer, got True"),
+        ({"stop_tokens": [-1]}, "a token id in stop_tokens must be at least 0"),
+        ({"stop_tokens": [10**30]}, "a token id in stop_tokens must be at least 0 and at most 2147483647"),
+        ({"forbidden_tokens": [300.0]}, "a token id in forbidden_tokens must be an integer, got 300.0"),
+        ({"forbidden_tokens": np.array([3.0])}, "a token id in forbidden_tokens must be an integer, got np.float64"),
+        ({"forbidden_tokens": ["3"]}, "a token id in forbidden_tokens must be an integer, got '3'"),
+        ({"forbidden_tokens": [3, None]}, "a token id in forbidden_tokens must be an integer, got None"),
+        ({"seed": 10**5000}, "seed must be at least 0 and at most 4294967295, got an integer of 16610 bits"),
+        ({"temperature": float("inf")}, "temperature must be at least 0 and at most 1000, got inf"),
+        ({"temperature": 1 + 0j}, "temperature must be a number"),
+        ({"min_p": float("nan")}, "min_p must be at least 0"),
+        ({"stop": "x" * 300 + "\n", "top_k": "y\n" * 200}, r"top_k must be an integer, got 'y\\ny"),
         ({"forbidden_tokens": "ab"}, "forbidden_tokens must be a list, got 'ab'"),
     ],
 )
@@ -69,3 +87,24 @@ def test_numbers_and_lists_of_numpy_are_those_of_python(request_module) -> None:
     np.testing.assert_array_equal(controls.forbidden, expected.forbidden)
     np.testing.assert_array_equal(controls.stop, expected.stop)
     assert controls.sampling == expected.sampling
+
+
+def test_an_image_holds_the_picture_or_its_pixels_and_a_finished_request_none() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(noise).save(file, "JPEG")
+    for source, encoded in ((file.getvalue(), True), (noise, False)):
+        picture = Picture(source)
+        whole, crop = (checked.ImageInput(part, 56) for part in (picture, picture.crop((0, 0, 200, 600))))
+        expected = [to_pixels(image, 56) for image in (picture.open(), picture.open().crop((0, 0, 200, 600)))]
+        picture.release()
+        assert (picture._image is None) == encoded
+        for image, pixels in zip((whole, crop), expected, strict=True):
+            assert (image.pixels == pixels).all()
+            image.prepare()
+            assert (image._held == pixels).all()
+            assert (image.pixels == pixels).all()
+        for end in (lambda request: request.finish("stop"), lambda request: request.fail(ValueError())):
+            request = checked.Request([1], [whole, crop], checked.Options())
+            end(request)
+            assert not request.images

@@ -16,7 +16,8 @@ from typing import Any
 
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, GemmaConfig, VisionConfig
+from gemma_tpu.checks import one_line, shown
+from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, MAX_LAYERS, GemmaConfig, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
 # Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
@@ -40,7 +41,8 @@ _VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
-_COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS} - {"query_pre_attn_scalar"}
+_COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS, "mm_tokens_per_image"} - {"query_pre_attn_scalar"}
+_MOST = 2**53  # of any number; a float holds integers up to it
 # What this package computes and nothing else; a config that says otherwise is refused.
 _TEXT_FIXED: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -65,7 +67,9 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     _refuse(text, _TEXT_FIXED, path)
     _require_layer_pattern(text, path)
     local_base, global_base, global_scale = _rope(text, path)
-    image_token = raw.get("image_token_index", raw.get("image_token_id", _IMAGE_TOKEN))
+    image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
+    if isinstance(image_token, bool) or not isinstance(image_token, int):
+        raise CheckpointError(f"{path}: image_token_index is {shown(image_token)}, no token id")
     extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
     try:
         return GemmaConfig(
@@ -85,15 +89,20 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
             tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
             vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
         )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _first(raw: Mapping[str, Any], keys: Iterable[str], default: Any) -> Any:
+    """The value of the first of `keys` that is there and not null."""
+    return next((raw[key] for key in keys if raw.get(key) is not None), default)
 
 
 def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
     """A part of a config, without what is null in it; empty if there is none."""
     part = raw.get(key)
     if not isinstance(part, Mapping | None):
-        raise CheckpointError(f"{path}: {key} is {part!r}, not an object")
+        raise CheckpointError(f"{path}: {key} is {shown(part)}, not an object")
     return {name: value for name, value in (part or {}).items() if value is not None}
 
 
@@ -101,15 +110,18 @@ def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> N
     for key, value in fixed.items():
         found = values.get(key)
         if found is not None and found != value:
-            raise CheckpointError(f"{path}: {key} is {found!r}; Gemma 3 models here have {value!r}")
+            raise CheckpointError(f"{path}: {key} is {shown(found)}; Gemma 3 models here have {value!r}")
 
 
 def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) -> None:
     for key in keys:
-        if isinstance(values[key], bool) or not isinstance(values[key], int | float) or values[key] <= 0:
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a positive number")
-        if key in _COUNTS and not isinstance(values[key], int):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}, not a whole number")
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
+            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a positive number")
+        if key in _COUNTS and not isinstance(value, int):
+            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a whole number")
+        if key == "num_hidden_layers" and value > MAX_LAYERS:
+            raise CheckpointError(f"{path}: {key} is {shown(value)}; {MAX_LAYERS} is the most that is taken for true")
 
 
 def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
@@ -122,7 +134,7 @@ def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
     expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
     if (types := text.get("layer_types")) is not None:
         if types != expected:
-            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else repr(types)
+            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else shown(types)
             raise CheckpointError(
                 f"{path}: layer_types makes {found} layers global, which is not Gemma 3's pattern of one in "
                 f"{GLOBAL_EVERY}: no other is supported"
@@ -130,7 +142,7 @@ def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
         return
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
         if text.get(key, GLOBAL_EVERY) != GLOBAL_EVERY:
-            raise CheckpointError(f"{path}: {key} is {text[key]}; Gemma 3 models here have {GLOBAL_EVERY}")
+            raise CheckpointError(f"{path}: {key} is {shown(text[key])}; Gemma 3 models here have {GLOBAL_EVERY}")
 
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"  # the types of layers
@@ -146,8 +158,8 @@ def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
     by_type, scaling = _mapping(text, "rope_parameters", path), _mapping(text, "rope_scaling", path)
     if unknown := by_type.keys() - {_LOCAL, _GLOBAL}:
         raise CheckpointError(
-            f"{path}: rope_parameters has {', '.join(sorted(unknown))}; for Gemma 3 it holds one entry for each type "
-            f"of layer, {_GLOBAL} and {_LOCAL}"
+            f"{path}: rope_parameters has {one_line(', '.join(sorted(unknown)))[:80]}; for Gemma 3 it holds one entry "
+            f"for each type of layer, {_GLOBAL} and {_LOCAL}"
         )
     if not scaling.keys() & {_LOCAL, _GLOBAL}:
         scaling = {_GLOBAL: scaling}
@@ -156,7 +168,7 @@ def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
         found = rope[kind].get("rope_type", rope[kind].get("type", "default"))
         if found not in accepted:
             raise CheckpointError(
-                f"{path}: rope type {found!r} is not supported on layers of {kind}; Gemma 3 has "
+                f"{path}: rope type {shown(found)} is not supported on layers of {kind}; Gemma 3 has "
                 f"{' or '.join(map(repr, accepted))} there"
             )
         rope[kind]["rope_type"] = found
@@ -177,17 +189,21 @@ def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
     _refuse(vision, _VISION_FIXED, path)
     sides: dict[str, int] = {}
     for key in ("image_size", "patch_size"):
-        side = {vision[key]} if isinstance(vision[key], int) else set(vision[key])
-        if len(side) != 1:
-            raise CheckpointError(f"{path}: {key} is {vision[key]}, not square")
-        sides[key] = side.pop()
+        side = vision[key]
+        if isinstance(side, list):
+            if not side or any(other != side[0] for other in side):
+                raise CheckpointError(f"{path}: {key} is {shown(side)}, not square")
+            side = side[0]
+        sides[key] = side
     _require_numbers(vision | sides, _VISION_DEFAULTS, path)
+    soft = {"mm_tokens_per_image": raw.get("mm_tokens_per_image") or 256}
+    _require_numbers(soft, soft, path)
     return VisionConfig(
         width=vision["hidden_size"],
         depth=vision["num_hidden_layers"],
         mlp_dim=vision["intermediate_size"],
         num_heads=vision["num_attention_heads"],
-        num_soft_tokens=raw.get("mm_tokens_per_image") or 256,
+        num_soft_tokens=soft["mm_tokens_per_image"],
         **sides,
     )
 
@@ -290,15 +306,14 @@ def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) 
 
     `in_memory`: there are no files to put a config.json beside.
     """
-    heads = shapes.get("layer_0/attn/q_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ())[1:])
-    kv_heads = shapes.get("layer_0/attn/kv_einsum/w", shapes.get("layer_0/attn/qkv_einsum/w", ()))
+    fused = shapes.get("layer_0/attn/qkv_einsum/w", ())
     return _match(
         shapes.get(names.INPUT_TABLE, ()),
-        hidden=shapes.get("layer_0/mlp/linear", (0,))[0],
+        hidden=_size(shapes.get("layer_0/mlp/linear")),
         layers=_count(r"layer_(\d+)/.+", shapes),
-        heads=heads[0] if heads else 0,
-        kv_heads=kv_heads[1] if kv_heads else 0,
-        head_dim=shapes.get("layer_0/attn/_query_norm/scale", (0,))[0],
+        heads=_size(shapes.get("layer_0/attn/q_einsum/w", fused[1:])),
+        kv_heads=_size(shapes.get("layer_0/attn/kv_einsum/w", fused), 1),
+        head_dim=_size(shapes.get("layer_0/attn/_query_norm/scale")),
         vision=any(map(names.is_multimodal, shapes)),
         path=path,
         in_memory=in_memory,
@@ -307,17 +322,22 @@ def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) 
 
 def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
     """As `infer_from_canonical`, from Hugging Face's cores."""
-    head_dim = shapes.get("layers.0.self_attn.q_norm.weight", (0,))[0]
+    head_dim = _size(shapes.get("layers.0.self_attn.q_norm.weight"))
     return _match(
         shapes.get(hf_names.TABLE, ()),
-        hidden=shapes.get("layers.0.mlp.up_proj.weight", (0,))[0],
+        hidden=_size(shapes.get("layers.0.mlp.up_proj.weight")),
         layers=_count(r"layers\.(\d+)\..+", shapes),
-        heads=shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0] // max(head_dim, 1),
-        kv_heads=shapes.get("layers.0.self_attn.k_proj.weight", (0,))[0] // max(head_dim, 1),
+        heads=_size(shapes.get("layers.0.self_attn.q_proj.weight")) // max(head_dim, 1),
+        kv_heads=_size(shapes.get("layers.0.self_attn.k_proj.weight")) // max(head_dim, 1),
         head_dim=head_dim,
         vision=any(map(hf_names.is_multimodal, shapes)),
         path=path,
     )
+
+
+def _size(shape: tuple[int, ...] | None, axis: int = 0) -> int:
+    """The size of an axis; 0 for an array that has not got it, or is not there."""
+    return shape[axis] if shape and len(shape) > axis else 0
 
 
 # What proves that names are understood: of Google's canonical ones, of Hugging Face's cores.

@@ -12,6 +12,7 @@ from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.model_names import KaggleModel, Name, Released, Repository, parse, raise_unknown, suggestion
 from gemma_tpu.checkpoint.progress import Progress
+from gemma_tpu.checks import as_path
 from gemma_tpu.environment import cache_dir, hub_cache, writable
 
 _Sources = dict[str, Callable[[], Path]]
@@ -26,7 +27,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, progress: Progress | bool =
     cache, then the sources of `download`. Raises `CheckpointError` for a path that does not exist and a name that is
     not known or cannot be had.
     """
-    text = os.fspath(name_or_path)
+    text = as_path("a checkpoint", name_or_path)
     if text.startswith("gs://") or os.path.exists(os.path.expanduser(text)):
         return storage.normalise(text)
     if text == shipped.NAME:
@@ -57,6 +58,7 @@ def download(text: str, *, progress: Progress | bool = True) -> Path:
     Hugging Face is asked again for what has changed. Raises `CheckpointError` that says of each source why it failed
     and what to do.
     """
+    text = as_path("the name of a model", text)
     if text == shipped.NAME:
         return shipped.shipped()
     name = parse(text)

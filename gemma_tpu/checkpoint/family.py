@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import one_line, shown
 
 TEXT = ("gemma3_text",)
 MULTIMODAL = ("gemma3", "shieldgemma2")
@@ -45,7 +46,7 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
     model_type = str(raw.get("model_type"))
     if model_type not in (*TEXT, *MULTIMODAL):
         known = max((prefix for prefix in _OTHERS if model_type.startswith(prefix)), key=len, default=None)
-        seems = _OTHERS[known] if known else f"a model of type {model_type!r}"
+        seems = _OTHERS[known] if known else f"a model of type {shown(model_type)}"
         raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
     text = raw.get("text_config") or raw
     text = text if isinstance(text, Mapping) else {}  # refused where it is read
@@ -56,7 +57,8 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
         )
     if quantization := raw.get("quantization_config") or text.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        method = one_line(method or "of no named method")[:80]
         raise CheckpointError(
-            f"{path}: a quantised checkpoint (quantization_config: {method or 'of no named method'}); take the one "
-            "with bfloat16 weights: of Google's -qat- checkpoints, that is the one ending in -unquantized"
+            f"{path}: a quantised checkpoint (quantization_config: {method}); take the one with bfloat16 "
+            "weights: of Google's -qat- checkpoints, that is the one ending in -unquantized"
         )

@@ -19,6 +19,7 @@ from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import shown
 
 CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")
@@ -52,8 +53,8 @@ def stored_alpha(directories: Iterable[str]) -> float | None:
 
 
 def _number(value: object, file: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"{file}: lora_alpha is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        raise CheckpointError(f"{file}: lora_alpha is {shown(value)}, not a number")
     return float(value)
 
 
@@ -63,7 +64,7 @@ def read_config(file: str) -> dict:
         raw = json.loads(storage.read_file(file))
         if not isinstance(raw, dict):
             raise ValueError("no JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: is no config of an adapter: {error}") from error

@@ -6,7 +6,9 @@ the arrays, row-major and back to back (https://github.com/huggingface/safetenso
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import numpy as np
 from gemma_tpu.checkpoint import foreign, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.checks import one_line, shown
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
@@ -28,6 +31,8 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype(np.int64),  # of buffers alone
 }
+_ENTRY = {"dtype", "shape", "data_offsets"}  # of an array in a header
+_TOO_LARGE = 1 << 64
 _MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
 
 
@@ -56,7 +61,7 @@ class SafetensorsArray(Leaf):
             values = storage.read_range(self.file, first, last)
         except CheckpointError as error:
             raise CheckpointError(f"{error} (while reading {self.name})") from error
-        return values.view(self.dtype).reshape(lazy.box_shape(around))[lazy.relative(box, around)]
+        return values.view(self.dtype).reshape(lazy.box_shape(around))[*lazy.relative(box, around), ...]
 
     def cost(self, box: Box) -> int:
         _, first, last = self._span(box)
@@ -120,30 +125,63 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
         raise CheckpointError(f"{path}: is {what}")
     if not _size_at_least(path, 8 + length):
         raise CheckpointError(f"{path}: truncated: the file ends inside its header of {length} bytes")
-    try:
-        header = json.loads(storage.read_file(path, slice(8, 8 + length)))
-        header.pop("__metadata__", None)
-        entries: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
-        for name, entry in header.items():
-            start, stop = map(int, entry["data_offsets"])
-            entries[name] = (entry["dtype"], tuple(map(int, entry["shape"])), start, stop)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its safetensors header is corrupt: {error}") from error
+    entries, size = _read_header(storage.read_file(path, slice(8, 8 + length)), path)
+    if not _size_at_least(path, 8 + length + size):
+        raise CheckpointError(f"{path}: truncated: its header describes {8 + length + size} bytes, the file has fewer")
+    if _size_at_least(path, 8 + length + size + 1):
+        raise CheckpointError(f"{path}: damaged: its header describes {8 + length + size} bytes, the file has more")
+    return {
+        name: SafetensorsArray(path, name, dtype, shape, 8 + length + start)
+        for name, (dtype, shape, start) in entries.items()
+    }
 
-    if unread := sorted({entry[0] for entry in entries.values()} - set(DTYPES)):
+
+def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], int]:
+    """Of each array dtype, shape and the first of its bytes behind the header; and how many bytes there are in all.
+
+    As the safetensors library does (0.8, safetensors/src/tensor.rs), refuses a header whose arrays are not back to
+    back from the first byte to the last, each as long as its shape says.
+    """
+    where = f"{path}: its safetensors header is corrupt"
+    found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    try:
+        raw = storage.parse_json(header.decode(), where, strict=True)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    notes = {} if raw.get("__metadata__") is None else raw["__metadata__"]
+    raw.pop("__metadata__", None)
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise CheckpointError(f"{where}: __metadata__ is {shown(notes)}, not texts by name")
+    for name, entry in raw.items():
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY:
+            raise CheckpointError(f"{where}: {shown(name)} is {shown(entry)}, without dtype, shape and data_offsets")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        others = (value for key, value in entry.items() if key not in _ENTRY)
+        if any(isinstance(value, list | dict) for value in others):
+            raise CheckpointError(f"{where}: {shown(name)} has more than is known of an array: {shown(entry)}")
+        if not isinstance(entry["dtype"], str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+            raise CheckpointError(f"{where}: {shown(name)} has the dtype, shape or data_offsets {shown(entry)}")
+        found[name] = entry["dtype"], tuple(shape), offsets[0], offsets[1]
+    if unread := sorted({code for code, *_ in found.values()} - set(DTYPES)):
         raise CheckpointError(
-            f"{path}: holds {', '.join(unread)} arrays: a quantised checkpoint? Only {', '.join(DTYPES)} can be read"
+            f"{path}: holds {one_line(', '.join(unread))[:80]} arrays: a quantised checkpoint? Only "
+            f"{', '.join(DTYPES)} can be read"
         )
-    arrays = {}
-    for name, (code, shape, start, stop) in entries.items():
+    entries, end = {}, 0
+    for name, (code, shape, start, stop) in sorted(found.items(), key=lambda item: item[1][2:]):
         dtype = DTYPES[code]
-        if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-            raise CheckpointError(f"{path}: its safetensors header is corrupt: {name} has {stop - start} bytes")
-        arrays[name] = SafetensorsArray(path, name, dtype, shape, 8 + length + start)
-    end = 8 + length + max((entry[3] for entry in entries.values()), default=0)
-    if not _size_at_least(path, end):
-        raise CheckpointError(f"{path}: truncated: its header describes {end} bytes, the file has fewer")
-    return arrays
+        sizes = list(itertools.accumulate(shape, operator.mul, initial=dtype.itemsize))
+        if stop - start != sizes[-1] or max(sizes) >= _TOO_LARGE:
+            raise CheckpointError(f"{where}: {shown(name)} has {stop - start} bytes")
+        if start != end:
+            raise CheckpointError(f"{where}: {shown(name)} begins at byte {start}, and what is before it ends at {end}")
+        entries[name], end = (dtype, shape, start), stop
+    return entries, end
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a value of a header is a list of counts."""
+    return isinstance(value, list) and all(type(count) is int and 0 <= count < _TOO_LARGE for count in value)
 
 
 def _size_at_least(path: str, size: int) -> bool:

@@ -30,7 +30,8 @@ from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.checks import check_flag, check_number
+from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
 
 # In the path of what a conversion or a download is still writing, or never finished.
 _PARTIAL = re.compile(r"\.part(ial-\w+)?(/|$)")
@@ -72,7 +73,7 @@ class Checkpoint:
 def open_checkpoint(
     path: str | os.PathLike[str],
     *,
-    config: GemmaConfig | None = None,
+    config: GemmaConfig | str | None = None,
     text_only: bool = False,
     verify: bool = False,
 ) -> Checkpoint:
@@ -80,7 +81,8 @@ def open_checkpoint(
 
     `path` may also be above it: a training run's directory, whose newest step is taken, or a folder of Hugging Face's
     or Kaggle's cache. The architecture is `config`, else that of a config.json beside the arrays, else inferred from
-    the shapes of the five sizes. With `text_only`, vision parameters are left aside and the config has no vision.
+    the shapes of the five sizes; `config` may be the name of one. With `text_only`, vision parameters are left
+    aside and the config has no vision.
 
     Where config and parameters disagree about an output head or a vision tower, what is stored is taken, and a
     `CheckpointWarning` says so. An output head is read here only to see whether it repeats the embedding table.
@@ -91,7 +93,8 @@ def open_checkpoint(
     Raises `CheckpointError` if there is no checkpoint, if it is of another model, if it is damaged, and if parameters
     are missing, unexpected or wrongly shaped.
     """
-    path = storage.normalise(path)
+    config, path = as_config(config), storage.normalise(path)
+    check_flag("text_only", text_only)
     if _PARTIAL.search(path):
         raise CheckpointError(f"{path}: left behind by a conversion or a download that was stopped; run that again")
     if storage.is_file(path):
@@ -199,10 +202,13 @@ def _open_orbax(located: str, asked: str, config: GemmaConfig | None, text_only:
 
 
 def open_tree(
-    tree: Any, *, config: GemmaConfig | None = None, text_only: bool = False, lora_alpha: float | None = None
+    tree: Any, *, config: GemmaConfig | str | None = None, text_only: bool = False, lora_alpha: float | None = None
 ) -> Checkpoint:
     """As `open_checkpoint`, of a pytree of arrays in memory: in the names of any Orbax layout."""
-    where = "parameters"
+    where, config = "parameters", as_config(config)
+    check_flag("text_only", text_only)
+    if lora_alpha is not None:
+        check_number("lora_alpha", lora_alpha, 0, low_open=True)
     arrays = trees.in_memory(tree, where)
     found = trees.find(arrays)
     if found is None or found.kind == "adapter":

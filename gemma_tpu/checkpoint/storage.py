@@ -16,6 +16,7 @@ import tensorstore as ts
 
 from gemma_tpu.checkpoint import foreign
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checks import as_path, one_line, shown
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
 # A name that cannot be resolved should be an error within seconds, not after TensorStore's default of minutes.
@@ -41,7 +42,7 @@ def is_remote(path: str) -> bool:
 
 def normalise(path: str | os.PathLike[str]) -> str:
     """An absolute local path or a `gs://` URL, without a slash at its end."""
-    path = os.fspath(path)
+    path = as_path("a checkpoint", path)
     if not is_remote(path):
         return os.path.abspath(os.path.expanduser(path))
     if not path.startswith("gs://"):
@@ -148,16 +149,37 @@ def read_json(path: str) -> dict[str, Any]:
     return parse_json(read_text(path), path)
 
 
-def parse_json(text: str | bytes, path: str) -> dict[str, Any]:
-    """A JSON object. `path` is what errors name."""
+def parse_json(text: str | bytes, path: str, *, strict: bool = False) -> dict[str, Any]:
+    """A JSON object. `path` is what errors name. `strict`: what Python reads and JSON does not allow is an error."""
+    rules: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant, "parse_int": _integer}
     try:
-        value = json.loads(text)
+        value = json.loads(text, **(rules if strict else {}))
     except (ValueError, RecursionError) as error:
         what = foreign.recognise(text if isinstance(text, bytes) else text.encode())
-        raise CheckpointError(f"{path}: is {what or f'no JSON: {error}'}") from error
+        raise CheckpointError(f"{path}: is {what or f'no JSON: {one_line(error)}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object, but a {type(value).__name__}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    for text in (*found, *found.values()):
+        if isinstance(text, str):
+            text.encode()  # UnicodeEncodeError, which is a ValueError, for half a surrogate pair
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"it has the key {shown(twice)} twice")
+    return found
+
+
+def _integer(text: str) -> int | float:
+    return float(text) if text == "-0" else int(text)  # there is no negative integer 0
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def read_range(path: str, start: int, stop: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from flax import nnx
 from gemma_tpu.checkpoint import flax_lora, lazy, maxtext_names, names, tunix_names
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import one_line
 from gemma_tpu.config import CONFIGS, GemmaConfig
 
 # An NNX state has a leaf below each variable.
@@ -84,11 +85,15 @@ def in_memory(tree: Any, where: str) -> dict[str, LazyArray]:
     if isinstance(tree, nnx.Module):
         tree = nnx.state(tree, nnx.Param)
     arrays: dict[str, LazyArray] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+    except Exception as error:  # keys that cannot be sorted, a node of another library that fails
+        raise CheckpointError(f"{where}: no pytree of arrays ({one_line(error)[:200]})") from error
+    for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise CheckpointError(f"{where}: {name} is a ShapeDtypeStruct, which holds no values")
-        if not hasattr(leaf, "dtype") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             continue  # a count of steps, or random state in JAX's own type
         arrays[name] = lazy.Memory(leaf, name)
     return arrays

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import math
 import os
 import queue
 import secrets
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import PIL.Image
 
-from gemma_tpu.image import to_pixels
+from gemma_tpu.checks import as_ids, as_tuple, check_integer, check_number, shown
+from gemma_tpu.picture import Picture
 from gemma_tpu.runtime.process import check_process
 from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
 from gemma_tpu.sampling import Sampling
@@ -44,40 +41,23 @@ class Options:
     forbidden_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        _check_range("max_new_tokens", self.max_new_tokens, int, 1, math.inf)
-        _check_range("temperature", self.temperature, float, 0, 1000)
-        _check_range("top_k", self.top_k, int, 0, 2**31 - 1)
-        _check_range("top_p", self.top_p, float, 0, 1, low_open=True)
-        _check_range("min_p", self.min_p, float, 0, 1)
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_number("temperature", self.temperature, 0, 1000)
+        check_integer("top_k", self.top_k, 0, 2**31 - 1)
+        check_number("top_p", self.top_p, 0, 1, low_open=True)
+        check_number("min_p", self.min_p, 0, 1)
         if self.seed is not None:
-            _check_range("seed", self.seed, int, 0, 2**32 - 1)
+            check_integer("seed", self.seed, 0, 2**32 - 1)
         # A lone string is a stop string, not a sequence of letters.
-        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else as_tuple("stop", self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop must be non-empty strings, got {self.stop!r}")
+            raise ValueError(f"stop must be non-empty strings, got {shown(self.stop)}")
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "forbidden_tokens", _as_tuple("forbidden_tokens", self.forbidden_tokens))
+        object.__setattr__(self, "forbidden_tokens", as_ids("forbidden_tokens", self.forbidden_tokens))
         if self.stop_tokens is not None:
-            object.__setattr__(self, "stop_tokens", _as_tuple("stop_tokens", self.stop_tokens))
+            object.__setattr__(self, "stop_tokens", as_ids("stop_tokens", self.stop_tokens))
             if len(self.stop_tokens) > MAX_STOP_TOKENS:
                 raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
-
-
-def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} must be a list, got {value!r}")
-    return tuple(value)
-
-
-def _check_range(name: str, value: float, kind: type, low: float, high: float, *, low_open: bool = False) -> None:
-    numeric = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, numeric):
-        raise ValueError(f"{name} must be {'an integer' if kind is int else 'a number'}, got {value!r}")
-    if not (low < value if low_open else low <= value) or not value <= high:
-        upper = f"and at most {high}" if math.isfinite(high) else ""
-        raise ValueError(
-            f"{name} must be {'above' if low_open else 'at least'} {low} {upper}".rstrip() + f", got {value}"
-        )
 
 
 def row_controls(options: Options, stop_tokens: Sequence[int], vocab_size: int) -> Controls:
@@ -97,27 +77,26 @@ def row_controls(options: Options, stop_tokens: Sequence[int], vocab_size: int) 
     return Controls(sampling, stop, forbidden)
 
 
-@dataclasses.dataclass(frozen=True)
 class ImageInput:
-    """An RGB image on its way to a vision tower that takes `side` × `side` pixels."""
+    """An image on its way to a vision tower that takes `side` × `side` pixels.
 
-    image: PIL.Image.Image
-    side: int
+    It holds the picture or, once it is prepared, its resized pixels.
+    """
 
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """Equal for equal images."""
-        size = struct.pack("<2I", *self.image.size)
-        return hashlib.blake2b(size + self.image.tobytes(), digest_size=16).digest()
+    def __init__(self, image: Picture | PIL.Image.Image, side: int) -> None:
+        picture = Picture.of(image)
+        self._held: Picture | np.ndarray = picture
+        self.side, self.digest = side, picture.digest  # equal for equal images
 
-    @functools.cached_property
+    @property
     def pixels(self) -> np.ndarray:
         """float32[side, side, 3] in [-1, 1]."""
-        return to_pixels(self.image, self.side)
+        held = self._held
+        return held.pixels(self.side) if isinstance(held, Picture) else held
 
     def prepare(self) -> None:
         """Computes `pixels`, so that who reads them later need not wait."""
-        _ = self.pixels
+        self._held = self.pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +209,7 @@ class Request:
         self._end("error", error)
 
     def _end(self, reason: str, error: BaseException | None) -> None:
+        self.images = []  # who keeps an answer need not keep what it was about
         self.finish_reason = reason
         self.clock.finished = time.perf_counter()
         self._events.put(error)

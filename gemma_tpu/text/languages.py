@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from gemma_tpu.checks import shown
+
 _TABLE = """
 aa Afar|ab Abkhazian|af Afrikaans|ak Akan|am Amharic|an Aragonese|ar Arabic|as Assamese|az Azerbaijani|ba Bashkir
 be Belarusian|bg Bulgarian|bm Bambara|bn Bengali|bo Tibetan|br Breton|bs Bosnian|ca Catalan|ce Chechen|co Corsican
@@ -33,11 +35,11 @@ def language(code: Any, where: str) -> tuple[str, str]:
     A script or region does not change the name. ValueError, beginning with `where`, for an unknown code.
     """
     if not isinstance(code, str):
-        raise ValueError(f"{where}: a language's code must be a string such as 'de', got {code!r}")
+        raise ValueError(f"{where}: a language's code must be a string such as 'de', got {shown(code)}")
     code = code.strip().replace("_", "-")
     if (name := _NAMES.get(code.partition("-")[0].lower())) is None:
         by_name = {known.lower(): key for key, known in _NAMES.items()}
         close = difflib.get_close_matches(code.lower(), by_name, n=1, cutoff=0.8)
         meant = f": do you mean {by_name[close[0]]!r}?" if close else ": give an ISO 639 code such as 'de' or 'pt-BR'"
-        raise ValueError(f"{where}: no language has the code {code!r}{meant}")
+        raise ValueError(f"{where}: no language has the code {shown(code)}{meant}")
     return code, name

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gemma_tpu import image as image_lib
+from gemma_tpu.checks import shown
+from gemma_tpu.picture import Picture
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
-LoadImage = Callable[[Any], Image.Image]
+Shown = Image.Image | Picture
+LoadImage = Callable[[Any], Shown]
 if TYPE_CHECKING:
     Messages = Sequence[Mapping[str, Any]]
 else:
@@ -40,7 +43,7 @@ class Prompt:
     """
 
     tokens: list[int]
-    images: list[Image.Image] = dataclasses.field(default_factory=list)
+    images: list[Shown] = dataclasses.field(default_factory=list)
 
 
 def render_messages(
@@ -167,7 +170,7 @@ class PromptBuilder:
         self._load_image = load_image
         self._pan_and_scan = pan_and_scan
         self._tokens: list[int] = []
-        self._images: list[Image.Image] = []
+        self._images: list[Shown] = []
         self._text = ""
 
     def begin(self) -> None:
@@ -195,7 +198,7 @@ class PromptBuilder:
             image = self._load_image(source)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        crops = image_lib.pan_and_scan(image) if self._pan_and_scan else []
+        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self._pan_and_scan else []
         if not crops:
             self._block(image)
             return
@@ -206,7 +209,7 @@ class PromptBuilder:
             self.text(_BETWEEN_CROPS if i else "")
             self._block(crop)
 
-    def _block(self, image: Image.Image) -> None:
+    def _block(self, image: Shown) -> None:
         self.text("\n\n")
         self.control(*_image_block(self._tokenizer, self._num_soft_tokens))
         self.text("\n\n")
@@ -260,14 +263,14 @@ def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Tur
             system = _system_text(content, where)
             continue
         if role not in ("user", "assistant", "model"):
-            raise ValueError(f"{where}: unknown role {role!r}; known are system, user and assistant (or model)")
+            raise ValueError(f"{where}: unknown role {shown(role)}; known are system, user and assistant (or model)")
         role = "user" if role == "user" else "model"
         expected = "model" if len(turns) % 2 else "user"
         if role != expected:
             said = (
                 "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
             )
-            raise ValueError(f"{where}: role {message['role']!r} out of turn: {said}")
+            raise ValueError(f"{where}: role {shown(message['role'])} out of turn: {said}")
         turns.append((where, role, content))
     if not turns:
         raise ValueError("messages hold no message of a user")
@@ -300,13 +303,13 @@ def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
             raise ValueError(f'{at}: expected a part such as {{"type": "text", "text": …}}, got {type(part).__name__}')
         kind = part.get("type")
         if kind not in ("text", "image", "image_url"):
-            raise ValueError(f"{at}: unknown type {kind!r}; known are text, image and image_url")
+            raise ValueError(f"{at}: unknown type {shown(kind)}; known are text, image and image_url")
         if kind == "image":
             yield at, "image", _image_source(part, at)
             continue
         value = part.get(kind)
         if value is None:
-            raise ValueError(f"{at}: a part of type {kind!r} needs the key {kind!r}")
+            raise ValueError(f"{at}: a part of type {shown(kind)} needs the key {shown(kind)}")
         if kind == "text":
             if not isinstance(value, str):
                 raise ValueError(f"{at}: text must be a string, got {type(value).__name__}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from gemma_tpu.checks import as_tuple, check_integer, shown
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.text.special import FUNCTION_PIECES, IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary
@@ -140,6 +141,8 @@ class Tokenizer:
         `control`; otherwise they are text like any other: no control id is in the result, and it decodes to the same
         characters. As with every SentencePiece model, "▁" (U+2581) comes back as a space.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {shown(text)}")
         ids = [self.bos_id] if bos else []
         try:
             text.encode()
@@ -169,7 +172,7 @@ class Tokenizer:
         Special tokens (see `special_ids`) and SOFT_TOKEN are skipped; with `skip_special=False` they appear by name.
         ValueError for an id outside the vocabulary.
         """
-        ids = list(ids)
+        ids = as_tuple("ids", ids)
         for token in ids:
             if token != SOFT_TOKEN:
                 self._check(token)
@@ -198,6 +201,7 @@ class Tokenizer:
                 yield self._bytes.get(token) or self._pieces[token].replace(SPACE, " ").encode(), ""
 
     def _check(self, token: int) -> None:
+        check_integer("a token id", token, -(2**63), 2**64)
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size} pieces ({self.name})")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
+from gemma_tpu.checks import as_path, one_line
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 SPACE = "▁"  # how a space is spelled inside a piece
@@ -50,9 +51,11 @@ def open_vocabulary(model: bytes | str | Path, name: str | None = None) -> Vocab
     `name` is what errors call content.
     """
     if isinstance(model, bytes):
+        if not model:
+            raise ValueError(f"{name or 'tokenizer'}: empty")
         name = name or f"{'tokenizer.json' if is_json(model) else 'tokenizer model'} ({len(model)} bytes)"
         return _from_json(model, name) if is_json(model) else _from_sentencepiece(model, name)
-    path = Path(model)
+    path = Path(as_path("a tokenizer", model))
     if path.is_dir():
         raise ValueError(f"{path}: a directory: name the tokenizer.model (SentencePiece) or tokenizer.json in it")
     if not path.is_file():
@@ -69,10 +72,10 @@ def is_json(model: bytes) -> bool:
 def _from_sentencepiece(data: bytes, name: str) -> Vocabulary:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as error:
+        every = list(range(processor.vocab_size()))  # it answers for a list ten times faster than one by one
+        pieces: list[str] = processor.id_to_piece(every)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not a SentencePiece model, or a damaged one") from error
-    every = list(range(processor.vocab_size()))  # it answers for a list ten times faster than one by one
-    pieces: list[str] = processor.id_to_piece(every)
     controls = {i for i, control in enumerate(processor.is_control(every)) if control}
     roles = {role: getattr(processor, f"{role}_id")() for role in ("pad", "eos", "bos", "unk")}
     roles = {role: token for role, token in roles.items() if token >= 0}
@@ -91,7 +94,7 @@ def _from_json(data: bytes, name: str) -> Vocabulary:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(
-            f"{name}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}"
+            f"{name}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {one_line(error)}"
         ) from error
     # A file that was saved while training may cut or pad what it encodes.
     tokenizer.no_truncation()

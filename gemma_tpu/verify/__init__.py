@@ -18,6 +18,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gemma_tpu.arguments import mesh_shape
+from gemma_tpu.checks import check_integer, check_number, shown
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
@@ -63,15 +64,12 @@ def verify(
 
     Raises ValueError if the reference is not installed or cannot express the model, RuntimeError if it fails.
     """
-    if against not in REFERENCES:
-        raise ValueError(f"against must be one of {', '.join(REFERENCES)}, got {against!r}")
-    if dtype not in TOLERANCE:
-        raise ValueError(f"dtype must be one of {', '.join(TOLERANCE)}, got {dtype!r}")
-    if new_tokens < 1:
-        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
+    for name, value, known in (("against", against, REFERENCES), ("dtype", dtype, TOLERANCE)):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
+    check_integer("new_tokens", new_tokens, 1)
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    check_number("tolerance", tolerance, 0)
     python = str(python or sys.executable)
 
     def say(text: str) -> None:
