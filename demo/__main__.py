@@ -27,8 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         gemma_tpu.use_compilation_cache()  # before jax is imported, which the loader does
         try:
             source = _find(arguments.checkpoint)
+            who = (arguments.coordinator, arguments.num_processes, arguments.process_id)
             if arguments.distributed:
-                gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
+                gemma_tpu.initialize(*who)
+            elif any(value is not None for value in who):
+                raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
             listener = _listen(arguments.host, arguments.port)
         except (ValueError, OSError, RuntimeError) as error:
             print(f"demo: {error}", file=sys.stderr)

@@ -9,8 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 
 import gemma_tpu
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.runtime.request import ImageInput
 
 SETTINGS: dict[str, Any] = {"max_context": 128, "max_rows": 2, "progress": False}
 ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
@@ -35,11 +38,37 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
     }
 
 
+class Unreadable(ImageInput):
+    """A picture whose pixels cannot be computed, as is found out when they are needed."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        raise ValueError("no pixels")
+
+
+def refused(model: gemma_tpu.Model) -> list[str]:
+    """What requests raise that cannot be run, whether they are refused or fail when they are prepared."""
+    raised = []
+    picture = Unreadable(PIL.Image.new("RGB", (8, 8)), 8)
+    with_picture = [2, *[SOFT_TOKEN] * model.config.vision.num_soft_tokens, 3]
+    for tokens, images, options in (
+        ([2, 3], [], {"forbidden_tokens": [300.0]}),
+        ([2, 3], [], {"stop_tokens": ["x"]}),
+        (with_picture, [picture], {}),
+    ):
+        try:
+            for _ in model.engine.submit(tokens, images, gemma_tpu.Options(**options)):
+                pass
+        except Exception as error:
+            raised.append(type(error).__name__)
+    return raised
+
+
 def compare(checkpoint: str, mesh: str) -> None:
     """Writes the answers of a DATA,MODEL mesh, of the checkpoint with an adapter that every process has to merge."""
     data, width = map(int, mesh.split(","))
     with gemma_tpu.load(checkpoint, mesh=(data, width), adapter=f"{checkpoint}-adapter", **SETTINGS) as model:
-        found = answers(model)
+        found = answers(model) | {"refused": refused(model), "after": model.generate("Hello", **ANSWER).tokens}
     try:
         gemma_tpu.load("no/such/checkpoint")
     except ValueError as error:
@@ -56,29 +85,36 @@ def report(found: dict[str, Any]) -> None:
     print("\n" + json.dumps(found), flush=True)
 
 
-def lose(checkpoint: str, victim: int) -> None:
-    """Kills a process in the middle of a long answer; prints what requests then raise, and after how long."""
+def lose(checkpoint: str, victim: str) -> None:
+    """Sends a signal amid a long answer ("PID,SIGNAL", PID 0 is this process); prints what requests then raise."""
+    pid, name = victim.split(",")
     model = gemma_tpu.load(checkpoint, **SETTINGS | {"max_context": 512})
     stream = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     next(stream)
     waiting = model.stream("Hello", max_new_tokens=500, stop_tokens=())
-    killed = time.monotonic()
-    os.kill(victim or os.getpid(), signal.SIGKILL)
+    sent = time.monotonic()
+    os.kill(int(pid) or os.getpid(), signal.Signals[name])
     errors = []
     for request in (lambda: [*stream], lambda: [*waiting], lambda: model.generate("x"), lambda: model.logits([[2]])):
         try:
             request()
         except RuntimeError as error:
-            errors.append([str(error), time.monotonic() - killed])
+            errors.append([str(error), time.monotonic() - sent])
     model.close()
-    report({"errors": errors, "closed": time.monotonic() - killed})
+    report({"errors": errors, "closed": time.monotonic() - sent})
+
+
+def load(checkpoint: str, mesh: str) -> None:
+    """Loads on a DATA,MODEL mesh; as "stopped" after having been stopped, by whoever lets it go on."""
+    if mesh == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        mesh = "1,2"
+    data, width = map(int, mesh.split(","))
+    gemma_tpu.load(checkpoint, mesh=(data, width), **SETTINGS).close()
 
 
 if __name__ == "__main__":
     task, coordinator, processes, process, checkpoint, argument = sys.argv[1:]
     if int(processes) > 1:
         gemma_tpu.initialize(coordinator, int(processes), int(process))
-    if task == "compare":
-        compare(checkpoint, argument)
-    else:
-        lose(checkpoint, int(argument))
+    {"compare": compare, "lose": lose, "load": load}[task](checkpoint, argument)

@@ -45,11 +45,16 @@ class Peer:
                 rest = rest[self._link.send(rest) :]
 
     def receive(self) -> bytes:
-        """The next message, as soon as there is one."""
-        with _told():
-            while not (length := _LENGTH.unpack(self._read(_LENGTH.size))[0]):
-                pass
-            return self._read(length)
+        """The next message, as soon as there is one. After an error there is no connection any more."""
+        try:
+            with _told():
+                while not (length := _LENGTH.unpack(self._read(_LENGTH.size))[0]):
+                    pass
+                return self._read(length)
+        except ConnectionError:
+            self._cut.set()
+            self._link.close()
+            raise
 
     def part(self, last: bytes) -> None:
         """Sends a last message, unless that takes time, and ends the connection: the other is told, or finds out."""

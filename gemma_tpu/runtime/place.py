@@ -26,7 +26,7 @@ class Place:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def locate(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> Place:
+def locate(coordinator_address: Any, num_processes: Any, process_id: Any) -> Place:
     """As `jax.distributed.initialize` does: what is None is found out. ValueError if that fails, or makes no sense."""
     coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if None in (coordinator_address, num_processes, process_id):
