@@ -73,7 +73,7 @@ def initialize(
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ValueError(f"timeout must be a number of seconds, got {timeout!r}")
     quiet_libtpu()
-    if started := jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         place = _place_beside_jax()
     else:
         place = locate(coordinator_address, num_processes, process_id)
@@ -82,8 +82,7 @@ def initialize(
     if place.process > 0:
         follower = Follower(peers[0], place.process)
         try:
-            if not started:
-                _start_jax(place, bind)
+            _start_jax(place, bind)
         except Exception as error:
             follower.give_up(error)
         follower.run()
@@ -92,11 +91,10 @@ def initialize(
     group.watch(_JOINING, _give_up)
     atexit.register(group.end)
     try:
-        if not started:
-            _start_jax(place, bind)
+        _start_jax(place, bind)
     except Exception as error:
         group.forget(_JOINING)
-        group.fail(f"JAX did not start in process 0: {error}")
+        group.fail(f"JAX did not start in process 0: {error}", raised=True)
         raise
     group.forget(_JOINING)
     if peers:
@@ -117,17 +115,19 @@ def _place_beside_jax() -> Place:
 
 
 def _start_jax(place: Place, bind: str | None) -> None:
-    # It would take SIGTERM for itself, and a server could not be stopped by it any more.
-    jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        place.address,
-        place.processes,
-        place.process,
-        initialization_timeout=_JAX_STARTS,
-        heartbeat_timeout_seconds=_NEVER,
-        shutdown_timeout_seconds=_JAX_ENDS,
-        coordinator_bind_address=bind,
-    )
+    """And finds its devices, for which every process waits."""
+    if not jax.distributed.is_initialized():
+        # It would take SIGTERM for itself, and a server could not be stopped by it any more.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            place.address,
+            place.processes,
+            place.process,
+            initialization_timeout=_JAX_STARTS,
+            heartbeat_timeout_seconds=_NEVER,
+            shutdown_timeout_seconds=_JAX_ENDS,
+            coordinator_bind_address=bind,
+        )
     if jax.process_count() != place.processes:
         found = f"JAX has devices of {jax.process_count()} processes on {jax.default_backend()}"
         raise RuntimeError(f"{found}, and {place.processes} have come: their devices must be of one kind")
@@ -212,7 +212,7 @@ def _end_if_different(group: Group, found: _Answers) -> None:
     shown = ", ".join(f"{name} of {two} is not that of {one}" for name, (one, _), (two, _) in different[:_SHOWN])
     more = f", nor are {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
     why = f"the weights are not the same on all hosts: {shown}{more}: give every host the same files"
-    group.fail(why)
+    group.fail(why, raised=True)
     raise RuntimeError(why)
 
 

@@ -59,7 +59,8 @@ class Group:
             except BaseException as error:
                 if isinstance(error, jax.errors.JaxRuntimeError):
                     self.loss()
-                self.fail(f"{message[0]} failed in process 0, and the others may wait for it for ever: {error}")
+                why = f"{message[0]} failed in process 0, and the others may wait for it for ever: {error}"
+                self.fail(why, raised=True)
                 raise
 
     def answers(self) -> dict[str, dict[str, Any]]:
@@ -84,8 +85,11 @@ class Group:
         with self._lock:
             self._watchers.pop(key, None)
 
-    def fail(self, why: str) -> None:
-        """Ends all: requests here with an error, the other processes because they are told or cut off."""
+    def fail(self, why: str, *, raised: bool = False) -> None:
+        """Ends all: requests here with an error, the other processes because they are told or cut off.
+
+        `raised`: the caller raises it too, so that it need not be said when this process ends.
+        """
         with self._lock:
             if self._failure or self._ended:
                 return
@@ -95,7 +99,7 @@ class Group:
         for peer in self._peers:
             peer.part(pack("lost", why))
             self._answers.put(None)
-        self._told |= bool(watchers)
+        self._told |= raised or bool(watchers)
         for on_failure in watchers:
             on_failure(RuntimeError(why))
 
