@@ -30,7 +30,10 @@ def connected() -> Iterator[tuple[Peer, socket.socket]]:
         near = Peer(server.accept()[0], "the other")
     with far:
         far.settimeout(BOUND)
+        stop = threading.Timer(BOUND, near._link.shutdown, [socket.SHUT_RDWR])  # who waits for ever fails then
+        stop.start()
         yield near, far
+        stop.cancel()
     with contextlib.suppress(ConnectionError):
         while True:
             near.receive()
