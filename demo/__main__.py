@@ -31,8 +31,11 @@ def main(argv: list[str] | None = None) -> int:
             source = _find(arguments.checkpoint)
             if arguments.auth_file:
                 arguments.auth += read_accounts(arguments.auth_file)
+            who = (arguments.coordinator, arguments.num_processes, arguments.process_id)
             if arguments.distributed:
-                gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
+                gemma_tpu.initialize(*who)
+            elif any(value is not None for value in who):
+                raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
             listener = _listen(arguments.host, arguments.port)
         except (ValueError, OSError, RuntimeError) as error:
             print(f"demo: {error}", file=sys.stderr)

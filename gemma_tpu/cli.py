@@ -161,10 +161,15 @@ def _add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _join_processes(args: argparse.Namespace) -> None:
-    if getattr(args, "distributed", False):
+    if not hasattr(args, "distributed"):
+        return
+    who = (args.coordinator, args.num_processes, args.process_id)
+    if args.distributed:
         import gemma_tpu
 
-        gemma_tpu.initialize(args.coordinator, args.num_processes, args.process_id)
+        gemma_tpu.initialize(*who)
+    elif any(value is not None for value in who):
+        raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
 
 
 def _load(args: argparse.Namespace):

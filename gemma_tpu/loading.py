@@ -22,13 +22,14 @@ from gemma_tpu.checkpoint import (
     open_tree,
     read_companions,
     resolve,
+    sample_digests,
 )
 from gemma_tpu.checks import as_path, as_tuple, check_flag, check_integer, check_progress, shown
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.devices import choose_dtype
 from gemma_tpu.model import Params
 from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
-from gemma_tpu.runtime.distributed import everywhere
+from gemma_tpu.runtime.distributed import everywhere, require_same
 from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
@@ -83,6 +84,7 @@ def load(
         def here() -> Params:
             return _read(checkpoint, dtype, mesh, progress)
 
+        require_same(lambda: sample_digests(checkpoint), mesh, _open_and_sample, source, base.config, adapter)
         return everywhere(here, mesh, _open_and_read, source, base.config, adapter, dtype, mesh, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
@@ -224,19 +226,34 @@ def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool |
     )
 
 
+# What another process does when process 0 loads a model. The config says whether with a vision tower.
+
+
+def _open_and_sample(source: str | Path, config: GemmaConfig, adapter: str | Path | None) -> dict[str, str]:
+    return sample_digests(_open_there(source, config, adapter))
+
+
 def _open_and_read(
     source: str | Path,
     config: GemmaConfig,
     adapter: str | Path | None,
     dtype: jnp.dtype,
     mesh: Mesh,
-    verify: bool = True,
+    verify: bool,
 ) -> Params:
-    """What another process does when process 0 loads a model. The config says whether with a vision tower."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # as in _open_there
+        return _read(_open_there(source, config, adapter, verify), dtype, mesh, False)
+
+
+def _open_there(
+    source: str | Path, config: GemmaConfig, adapter: str | Path | None, verify: bool = False
+) -> Checkpoint:
+    """The checkpoint that process 0 loads, opened by another process. The config says whether with a vision tower."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
         base = _open(source, config, config.vision is None, False, verify)
-        return _read(_merged(base, adapter, config.vision is None, False, verify), dtype, mesh, False)
+        return _merged(base, adapter, config.vision is None, False, verify)
 
 
 def resolve_dtype(

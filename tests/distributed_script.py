@@ -104,29 +104,36 @@ def report(found: dict[str, Any]) -> None:
     print("\n" + json.dumps(found), flush=True)
 
 
-def lose(checkpoint: str, victim: int) -> None:
-    """Kills a process in the middle of a long answer; prints what requests then raise, and after how long."""
+def lose(checkpoint: str, victim: str) -> None:
+    """Sends a signal amid a long answer ("PID,SIGNAL", PID 0 is this process); prints what requests then raise."""
+    pid, name = victim.split(",")
     model = gemma_tpu.load(checkpoint, **SETTINGS | {"max_context": 512})
     stream = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     next(stream)
     waiting = model.stream("Hello", max_new_tokens=500, stop_tokens=())
-    killed = time.monotonic()
-    os.kill(victim or os.getpid(), signal.SIGKILL)
+    sent = time.monotonic()
+    os.kill(int(pid) or os.getpid(), signal.Signals[name])
     errors = []
     for request in (lambda: [*stream], lambda: [*waiting], lambda: model.generate("x"), lambda: model.logits([[2]])):
         try:
             request()
         except RuntimeError as error:
-            errors.append([str(error), time.monotonic() - killed])
+            errors.append([str(error), time.monotonic() - sent])
     model.close()
-    report({"errors": errors, "closed": time.monotonic() - killed})
+    report({"errors": errors, "closed": time.monotonic() - sent})
+
+
+def load(checkpoint: str, mesh: str) -> None:
+    """Loads on a DATA,MODEL mesh; as "stopped" after having been stopped, by whoever lets it go on."""
+    if mesh == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        mesh = "1,2"
+    data, width = map(int, mesh.split(","))
+    gemma_tpu.load(checkpoint, mesh=(data, width), **SETTINGS).close()
 
 
 if __name__ == "__main__":
     task, coordinator, processes, process, checkpoint, argument = sys.argv[1:]
     if int(processes) > 1:
         gemma_tpu.initialize(coordinator, int(processes), int(process))
-    if task == "compare":
-        compare(checkpoint, argument)
-    else:
-        lose(checkpoint, int(argument))
+    {"compare": compare, "lose": lose, "load": load}[task](checkpoint, argument)

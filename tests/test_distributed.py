@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,14 +27,16 @@ from small_models import random_params
 from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.runtime.channel import Group, Peer
+from gemma_tpu.runtime.channel import Peer
 from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.distributed import LeadingDevice
+from gemma_tpu.runtime.group import Group
+from gemma_tpu.runtime.shared_device import LeadingDevice
 
 CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent
 PATIENCE = 240  # seconds for processes that compile, on a busy machine
 SOON = 20  # seconds in which the loss of a process must be known
+FROZEN = 60  # seconds for it on a machine that is busy, if the process is silent: 15 s where nothing else runs
 
 
 def test_every_call_that_changes_a_device_is_made_by_all_processes() -> None:
@@ -72,13 +75,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(commands: list[list[str]], folder: Path, environment: dict[str, str]) -> Iterator[list[subprocess.Popen]]:
-    """Processes with their output in files 0.out, 0.err, 1.out … of a folder. They are killed in the end."""
+def started(
+    commands: list[list[str]], folder: Path, environment: dict[str, str], places: list[Path] | None = None
+) -> Iterator[list[subprocess.Popen]]:
+    """Processes with their output in files 0.out, 0.err, 1.out … of a folder. They are killed in the end.
+
+    `places`: the directory that each works in.
+    """
     with contextlib.ExitStack() as stack:
         processes = []
         for i, command in enumerate(commands):
             out, err = (stack.enter_context(open(folder / f"{i}.{kind}", "w")) for kind in ("out", "err"))
-            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=environment)
+            where = places and places[i]
+            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=environment, cwd=where)
             stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
@@ -145,12 +154,12 @@ def test_processes_answer_as_one(
 
 def test_a_lost_worker_is_an_error_at_once(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
     victim = 2
-    commands = script("lose", 3, checkpoint, 0)
+    commands = script("lose", 3, checkpoint, "")
     with contextlib.ExitStack() as stack:
         # The victim's id is an argument of process 0, so the workers are started first.
         workers = stack.enter_context(started(commands[1:], tmp_path, environment))
         (tmp_path / "lead").mkdir()
-        leading = [*commands[0][:-1], str(workers[victim - 1].pid)]
+        leading = [*commands[0][:-1], f"{workers[victim - 1].pid},SIGKILL"]
         (lead,) = stack.enter_context(started([leading], tmp_path / "lead", environment))
         assert codes([lead], PATIENCE, tmp_path / "lead") == [1]
         assert codes(workers, SOON, tmp_path) == [1, -signal.SIGKILL]
@@ -161,14 +170,73 @@ def test_a_lost_worker_is_an_error_at_once(checkpoint: Path, environment: dict[s
         assert "is lost" in message
         assert seconds < SOON
     assert found["closed"] < SOON
-    assert "process 1 gives up" in (tmp_path / "0.err").read_text()
+    assert f"process 1 gives up: process {victim} on " in (tmp_path / "0.err").read_text()
 
 
 def test_workers_end_with_process_0(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    with started(script("lose", 2, checkpoint, 0), tmp_path, environment) as group:
+    """It says why, or JAX does, which notices as soon and then kills it."""
+    with started(script("lose", 2, checkpoint, "0,SIGKILL"), tmp_path, environment) as group:
         assert codes(group[:1], PATIENCE, tmp_path) == [-signal.SIGKILL]
         assert codes(group[1:], SOON, tmp_path)[0] != 0
-    assert "process 1 gives up: process 0 has ended" in (tmp_path / "1.err").read_text()
+
+
+def test_a_frozen_process_is_lost(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """One that is stopped, and goes on when the others have given it up: process 1 of a group, process 0 of another."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    commands = script("lose", 2, checkpoint, "")
+    with contextlib.ExitStack() as stack:
+        (worker,) = stack.enter_context(started(commands[1:], first, environment))
+        leading = [*commands[0][:-1], f"{worker.pid},SIGSTOP"]
+        (lead,) = stack.enter_context(started([leading], tmp_path, environment))
+        frozen, follower = stack.enter_context(started(script("load", 2, checkpoint, "stopped"), second, environment))
+        assert codes([lead], PATIENCE, tmp_path) == [1]
+        assert codes([follower], PATIENCE, second) == [1]
+        for process in (worker, frozen):
+            assert process.poll() is None
+            process.send_signal(signal.SIGCONT)
+        assert codes([worker], SOON, first) == [1]
+        assert codes([frozen], SOON, second) == [1]
+    found = last_line(tmp_path / "0.out")
+    assert len(found["errors"]) == 4
+    for message, seconds in found["errors"]:
+        assert message.startswith("process 1 on ")
+        assert "no sign of life" in message
+        assert seconds < FROZEN
+    assert "process 1 gives up" in (first / "0.err").read_text()
+    assert "process 1 gives up: process 0 on " in (second / "1.err").read_text()
+    assert "RuntimeError: process 1 on " in (second / "0.err").read_text()
+
+
+def test_weights_that_differ_between_hosts_are_an_error(
+    checkpoint: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One number differs: of a norm, as is seen before anything is read, or of a matrix that both processes hold."""
+    expected = {
+        "layers.2.pre_ffw_norm.scale": "layer_2/pre_ffw_norm/scale of process 1 on ",  # as it is stored
+        "embedder.table": "embedder.table[",  # the part
+    }
+    with contextlib.ExitStack() as stack:
+        groups = {}
+        for name in expected:
+            folder = tmp_path / name
+            places = [folder / "0", folder / "1"]
+            shutil.copytree(checkpoint, places[0] / "copy")
+            places[1].mkdir()
+            params = random_params(CONFIG)
+            save_params(params | {name: params[name].at[0].add(1)}, CONFIG, places[1] / "copy")
+            commands = script("load", 2, "copy", "2,1")
+            groups[folder] = stack.enter_context(started(commands, folder, environment, places))
+        for folder, group in groups.items():
+            assert codes(group, PATIENCE, folder) == [1, 1]
+    for folder, what in zip(groups, expected.values(), strict=True):
+        said = [(folder / f"{i}.err").read_text() for i in range(2)]
+        for text in said:
+            assert "the weights are not the same on all hosts: " in text
+            assert what in text
+            assert "process 1 on" in text
+        assert "process 1 gives up" in said[1]
 
 
 def test_the_command_line(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
@@ -194,6 +262,41 @@ def test_the_command_line(checkpoint: Path, environment: dict[str, str], tmp_pat
     assert together == alone != ""
 
 
+def test_commands_that_cannot_join_say_why_in_a_line(environment: dict[str, str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, other_that_answers(other):
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        generate = ["-m", "gemma_tpu", "generate", "gemma3-demo", "Hello", "--num-processes", "2"]
+        demo = ["-m", "demo", "--port", "0", "--no-load", "--num-processes", "2"]
+        commands = [
+            [*generate, "--distributed", "--coordinator", taken, "--process-id", "0"],
+            [*demo, "--distributed", "--coordinator", taken, "--process-id", "1"],
+            [*demo, "--distributed", "--coordinator", "nonsense", "--process-id", "0"],
+            [*generate, "--process-id", "0"],
+        ]
+        with started(commands, tmp_path, environment) as processes:
+            assert codes(processes, PATIENCE, tmp_path) == [1, 1, 1, 1]
+    said = [(tmp_path / f"{i}.err").read_text() for i in range(4)]
+    assert [text.count("\n") for text in said] == [1, 1, 1, 1], said
+    assert "in use by another program" in said[0]
+    assert "nobody waits at" in said[1]
+    assert "HOST:PORT" in said[2]
+    assert "--distributed" in said[3]
+
+
+@contextlib.contextmanager
+def other_that_answers(listener: socket.socket) -> Iterator[None]:
+    """A program that closes what is opened."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield
+    listener.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
 def group_of_two() -> Iterator[tuple[Group, socket.socket]]:
     """A group, and the far end of its only connection."""
@@ -208,7 +311,7 @@ def test_a_loss_is_noticed_while_nothing_is_said() -> None:
     with group_of_two() as (group, far):
         heard: queue.Queue[BaseException] = queue.Queue()
         group.watch(0, heard.put)
-        far.close()
+        far.shutdown(socket.SHUT_RDWR)
         assert "process 1 on there is lost" in str(heard.get(timeout=SOON))
         with pytest.raises(RuntimeError, match="process 1 on there is lost"), group.together("call"):
             pytest.fail("made a call without the other process")
@@ -250,5 +353,30 @@ def test_a_call_that_fails_here_ends_all() -> None:
         with pytest.raises(RuntimeError, match="call failed in process 0"), group.together("call"):
             pass
         far.settimeout(SOON)
-        while far.recv(4096):  # the message, then the end
+        said = b""
+        while new := far.recv(4096):  # the message, then why, then the end
+            said += new
+        assert b"call failed in process 0" in said
+
+
+def test_what_cannot_be_sent_is_nobody_else_s_error() -> None:
+    with group_of_two() as (group, _):
+        with pytest.raises((TypeError, AttributeError)), group.together("call", threading.Lock()):
+            pytest.fail("made a call that the other process cannot know of")
+        with group.together("call"):
             pass
+
+
+def test_a_device_starts_afresh_unless_a_program_failed() -> None:
+    """Then it may be running elsewhere. What fails before a program is called leaves all in step."""
+    with group_of_two() as (group, _):
+        device = object.__new__(LeadingDevice)
+        device._group, device._program_failed = group, False
+        resets = []
+        device._reset = lambda: resets.append(group.loss())
+        device.explained(KeyError("of the preparation"))
+        device.reset()
+        assert resets == [None]
+        device.explained(GLOO)
+        device.reset()
+        assert "a program failed" in str(resets[1])

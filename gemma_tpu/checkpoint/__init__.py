@@ -8,6 +8,7 @@ from gemma_tpu.checkpoint.convert import convert, save_params
 from gemma_tpu.checkpoint.download import download, resolve
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.load import load_params
+from gemma_tpu.checkpoint.sample import sample_digests
 from gemma_tpu.checkpoint.source import Checkpoint, open_checkpoint, open_tree
 from gemma_tpu.checkpoint.storage import read_file
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_companions",
     "read_file",
     "resolve",
+    "sample_digests",
     "save_params",
 ]

@@ -8,36 +8,46 @@ makes the call itself; the others do nothing but follow. When one is lost all en
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
 import itertools
 import os
-import queue
-import signal
+import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import jax
-import numpy as np
+from jax._src.distributed import global_state  # the key-value store of jax.distributed has no public name
 from jax.sharding import Mesh
 
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
-from gemma_tpu.runtime.channel import VERDICT, Group, Peer, connect, gather
+from gemma_tpu.runtime import rendezvous
 from gemma_tpu.runtime.device import Device
+from gemma_tpu.runtime.fingerprint import common_digests, differences, software
+from gemma_tpu.runtime.follower import Follower
+from gemma_tpu.runtime.group import Group
+from gemma_tpu.runtime.place import Place, locate, parse_address
+from gemma_tpu.runtime.shared_device import LeadingDevice, OnFailure
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-_OnFailure = Callable[[BaseException], None]
+_PORT = "gemma_tpu/port"  # in the key-value store: where process 0 listens, if JAX has the coordinator's port already
+_JAX_STARTS = 60  # seconds for JAX to connect processes that are all there
+_JAX_ENDS = 30  # seconds for JAX to let them go
+_NEVER = 1_000_000  # seconds: JAX's heartbeat kills without a word, so it must not come before our own
 
+_SHOWN = 3  # differences that an error names
+_JOINING = -1  # what watches the group until JAX has started
+
+_called = False
 _group: Group | None = None
 _keys = itertools.count()  # by which processes know what they hold in common
 
 
 def initialize(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 300,
 ) -> None:
     """Joins the processes of several hosts. To be called before anything that uses devices.
 
@@ -49,27 +59,83 @@ def initialize(
       coordinator_address: host:port of process 0. Found out by itself on a TPU, like the two below.
       num_processes: how many there are.
       process_id: which one this is.
+      timeout: seconds for all processes to come.
 
-    When a process is lost, requests in process 0 raise RuntimeError, and no process exits with code 0.
+    ValueError for an argument that cannot be right. RuntimeError, in every process that has come, if not all come or
+    they do not go together: two with one id, different numbers of processes, other versions or settings of XLA.
+
+    When a process is lost later, or has given no sign of life for 15 s, requests in process 0 raise RuntimeError, and
+    no process exits with code 0.
     """
-    global _group
-    if _group is not None:
+    global _called, _group
+    if _called:
         raise RuntimeError("gemma_tpu.initialize was called before")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"timeout must be a number of seconds, got {timeout!r}")
     quiet_libtpu()
+    if jax.distributed.is_initialized():
+        place = _place_beside_jax()
+    else:
+        place = locate(coordinator_address, num_processes, process_id)
+    peers, bind = rendezvous.join(place, software(), timeout)
+    _called = True
+    if place.process > 0:
+        follower = Follower(peers[0], place.process)
+        try:
+            _start_jax(place, bind)
+        except Exception as error:
+            follower.give_up(error)
+        follower.run()
+    group = Group(peers)
+    # From here on the loss of a process is noticed. JAX would wait for it, and then kill this one.
+    group.watch(_JOINING, _give_up)
+    atexit.register(group.end)
+    try:
+        _start_jax(place, bind)
+    except Exception as error:
+        group.forget(_JOINING)
+        group.fail(f"JAX did not start in process 0: {error}", raised=True)
+        raise
+    group.forget(_JOINING)
+    if peers:
+        _group = group
+
+
+def _place_beside_jax() -> Place:
+    """Where to meet if the script has called `jax.distributed.initialize`: at a port that process 0 chooses."""
+    host, _ = parse_address("coordinator", global_state.coordinator_address)
+    store: Any = global_state.client
+    if global_state.process_id == 0:
+        with socket.create_server(("", 0)) as listener:
+            port = listener.getsockname()[1]
+        store.key_value_set(_PORT, str(port))
+    else:
+        port = int(store.blocking_key_value_get(_PORT, _JAX_STARTS * 1000))
+    return Place(host, port, global_state.num_processes, global_state.process_id)
+
+
+def _start_jax(place: Place, bind: str | None) -> None:
+    """And finds its devices, for which every process waits."""
     if not jax.distributed.is_initialized():
         # It would take SIGTERM for itself, and a server could not be stopped by it any more.
         jax.config.update("jax_enable_preemption_service", False)
-        try:
-            jax.distributed.initialize(coordinator_address, num_processes, process_id)
-        except ValueError as error:
-            wanted = "coordinator, number of processes and process id are to be given where no TPU slice tells them"
-            raise ValueError(f"{wanted}: {error}") from error
-    if jax.process_count() == 1:
-        return
-    if jax.process_index() > 0:
-        _follow(connect())
-    _group = Group(gather())
-    atexit.register(_group.end)
+        jax.distributed.initialize(
+            place.address,
+            place.processes,
+            place.process,
+            initialization_timeout=_JAX_STARTS,
+            heartbeat_timeout_seconds=_NEVER,
+            shutdown_timeout_seconds=_JAX_ENDS,
+            coordinator_bind_address=bind,
+        )
+    if jax.process_count() != place.processes:
+        found = f"JAX has devices of {jax.process_count()} processes on {jax.default_backend()}"
+        raise RuntimeError(f"{found}, and {place.processes} have come: their devices must be of one kind")
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    print(f"gemma_tpu: process 0 gives up: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Shared(dict[str, jax.Array]):
@@ -78,32 +144,79 @@ class _Shared(dict[str, jax.Array]):
     key: int
 
 
+def require_same(
+    here: Callable[[], Mapping[str, str]], mesh: Mesh, function: Callable[..., Mapping[str, str]], *args: Any
+) -> None:
+    """RuntimeError, and the end of all processes, if digests of one thing differ between the processes of a mesh.
+
+    This process calls `here`, the others `function(*args)`. Errors of all are raised here.
+    """
+    if _group is None or _is_local(mesh):
+        return
+    with _group.together("compare", next(_keys), function, args):
+        found, error = _digests_of_all(_group, here)
+    _raise_any(found, error)
+    _end_if_different(_group, found)
+
+
 def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., Params], *args: Any) -> Params:
     """Parameters on a mesh, made by every process that has a part in it.
 
     This process calls `here`, the others `function(*args)`, which has to do the same. Errors of all are raised here.
+    RuntimeError, and the end of all processes, if parts that several of them hold differ.
     """
     if _group is None or _is_local(mesh):
         return here()
-    key = next(_keys)
-    with _group.together("make", key, function, args):
-        made, error = _Shared(), None
-        try:
-            made.update(here())
-        except Exception as failed:
-            error = failed
-        errors = _group.replies()
-    made.key = key
-    if error is None and not errors:
-        return made
-    with _group.together("drop", key):
-        made.clear()
-    if error is not None:
-        raise error
-    raise RuntimeError("; ".join(errors))
+    made = _Shared()
+    made.key = next(_keys)
+
+    def make() -> Mapping[str, str]:
+        made.update(here())
+        return common_digests(made)
+
+    with _group.together("make", made.key, function, args):
+        found, error = _digests_of_all(_group, make)
+    try:
+        _raise_any(found, error)
+    except Exception:
+        with _group.together("drop", made.key):
+            made.clear()
+        raise
+    _end_if_different(_group, found)
+    return made
 
 
-def open_device(params: Params, on_failure: _OnFailure, *, mesh: Mesh, **options: Any) -> Device:
+_Answers = dict[str, dict[str, Any]]  # by process: "digests", or an "error"
+
+
+def _digests_of_all(group: Group, here: Callable[[], Mapping[str, str]]) -> tuple[_Answers, Exception | None]:
+    """Within `together`; with the error of this process, if there is one."""
+    try:
+        own, failed = {"digests": here()}, None
+    except Exception as error:
+        own, failed = {}, error
+    return {"process 0": own, **group.answers()}, failed
+
+
+def _raise_any(found: _Answers, own: Exception | None) -> None:
+    if own is not None:
+        raise own
+    if errors := [f"{who}: {answer['error']}" for who, answer in found.items() if "error" in answer]:
+        raise RuntimeError("; ".join(errors))
+
+
+def _end_if_different(group: Group, found: _Answers) -> None:
+    different = differences({who: answer["digests"] for who, answer in found.items()})
+    if not different:
+        return
+    shown = ", ".join(f"{name} of {two} is not that of {one}" for name, (one, _), (two, _) in different[:_SHOWN])
+    more = f", nor are {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+    why = f"the weights are not the same on all hosts: {shown}{more}: give every host the same files"
+    group.fail(why, raised=True)
+    raise RuntimeError(why)
+
+
+def open_device(params: Params, on_failure: OnFailure, *, mesh: Mesh, **options: Any) -> Device:
     """A device for an engine; shared with the other processes if the mesh has devices of theirs.
 
     `on_failure` is called, from another thread, when a process has been lost and calls may never end.
@@ -116,137 +229,8 @@ def open_device(params: Params, on_failure: _OnFailure, *, mesh: Mesh, **options
         raise ValueError("parameters on a mesh of several processes must be made by all of them: use load()")
     if len({device.process_index for device in mesh.devices.flat}) != jax.process_count():
         raise ValueError("a mesh needs devices of every process, or of process 0 alone")
-    return LeadingDevice(_group, params, on_failure, mesh=mesh, **options)
+    return LeadingDevice(_group, params.key, params, on_failure, mesh=mesh, **options)
 
 
 def _is_local(mesh: Mesh) -> bool:
     return all(device.process_index == jax.process_index() for device in mesh.devices.flat)
-
-
-class SharedDevice(Device):
-    """What each process has of a device that they share."""
-
-    _whole_logits = True
-
-
-def _by_all(method: _Method) -> _Method:
-    @functools.wraps(method)
-    def call(self: LeadingDevice, *args: Any, **kwargs: Any) -> Any:
-        with self._group.together("call", self._key, method.__name__, args, kwargs):
-            return method(self, *args, **kwargs)
-
-    return cast(_Method, call)
-
-
-class LeadingDevice(SharedDevice):
-    """Process 0's: each call is made by all processes. What is for a caller lies on one device of this process."""
-
-    def __init__(self, group: Group, params: _Shared, on_failure: _OnFailure, **options: Any) -> None:
-        self._group, self._key, self._used = group, params.key, False
-        with group.together("open", self._key, options):
-            super().__init__(params, **options)
-        group.watch(self._key, on_failure)
-
-    def reset(self) -> None:
-        if self._used:  # a program that failed here may be running elsewhere, waiting for this process
-            self._group.fail("a program failed, and several processes cannot start afresh: restart them all")
-        self._used = True
-        self._reset()
-
-    def explained(self, error: Exception) -> Exception:
-        loss = self._group.loss() if isinstance(error, jax.errors.JaxRuntimeError) else None
-        return loss or super().explained(error)
-
-    def logits(
-        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]
-    ) -> tuple[jax.Array, jax.Array]:
-        logits, good = self._logits(tokens, lengths, kept, images)
-        return logits.addressable_data(0), good.addressable_data(0)
-
-    def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
-        with self._group.together("call", self._key, "compile_logits", (rows, tokens, kept, images), {}):
-            pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
-        super().compile_logits(rows, tokens, kept, images)
-
-    def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
-        return [array.addressable_data(0) for array in super().soft_tokens(digests)]
-
-    def close(self) -> None:
-        self._group.forget(self._key)
-        with contextlib.suppress(RuntimeError), self._group.together("drop", self._key):
-            super().close()
-
-    _reset = _by_all(SharedDevice.reset)
-    _logits = _by_all(SharedDevice.logits)
-    encode = _by_all(SharedDevice.encode)
-    forget = _by_all(SharedDevice.forget)
-    prefill = _by_all(SharedDevice.prefill)
-    admit = _by_all(SharedDevice.admit)
-    release = _by_all(SharedDevice.release)
-    clear = _by_all(SharedDevice.clear)
-    decode = _by_all(SharedDevice.decode)
-
-
-def _follow(leader: Peer) -> NoReturn:
-    """Does what process 0 says until it ends. A process that cannot go on exits at once: programs may be stuck."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # process 0's to handle: it may need its followers a while longer
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(name, signal.SIG_IGN)
-    messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-
-    def listen() -> None:
-        while True:
-            try:
-                message = leader.receive()
-            except (EOFError, OSError):
-                _exit("process 0 has ended or lost another process")
-            messages.put(message)
-            if message[0] == "end":
-                return
-
-    # A thread of its own: the main thread may be waiting for programs of processes that are gone.
-    threading.Thread(target=listen, name="gemma-leader", daemon=True).start()
-    held: dict[int, Any] = {}  # parameters, then the device made of them, by key
-    while True:
-        kind, *rest = messages.get()
-        if kind == "end":
-            for one in held.values():
-                if isinstance(one, Device):
-                    one.wait()  # process 0 may need this process to finish a program
-            sys.exit(0)
-        try:
-            _obey(kind, rest, held, leader)
-        except BaseException as error:
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                time.sleep(VERDICT)  # if it is because another process is lost, process 0 ends this one meanwhile
-            with contextlib.suppress(OSError):
-                leader.send(("failed", _one_line(error)))
-            _exit(_one_line(error))
-
-
-def _obey(kind: str, rest: list[Any], held: dict[int, Any], leader: Peer) -> None:
-    key, *args = rest
-    if kind == "make":
-        function, arguments = args
-        try:
-            held[key] = function(*arguments)
-        except Exception as error:  # process 0 may want something else then
-            leader.send(("made", _one_line(error)))
-        else:
-            leader.send(("made", None))
-    elif kind == "open":
-        held[key] = SharedDevice(held[key], **args[0])
-    elif kind == "call":
-        name, arguments, keywords = args
-        getattr(held[key], name)(*arguments, **keywords)
-    else:
-        held.pop(key, None)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _exit(why: str) -> NoReturn:
-    print(f"gemma_tpu: process {jax.process_index()} gives up: {why}", file=sys.stderr, flush=True)
-    os._exit(1)

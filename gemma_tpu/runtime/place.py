@@ -1,0 +1,72 @@
+"""Where the processes of several hosts meet, how many they are, and which one this is."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+from typing import Any
+
+from jax._src import clusters  # what jax.distributed finds out by itself has no public name
+
+_DETECTION = 60  # seconds for a TPU's coordinator to be known by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """`host`:`port` is the coordinator's, which process 0 listens at."""
+
+    host: str
+    port: int
+    processes: int
+    process: int
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def locate(coordinator_address: Any, num_processes: Any, process_id: Any) -> Place:
+    """As `jax.distributed.initialize` does: what is None is found out. ValueError if that fails, or makes no sense."""
+    coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if None in (coordinator_address, num_processes, process_id):
+        coordinator_address, num_processes, process_id, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator_address, num_processes, process_id, None, None, _DETECTION
+        )
+    given = {"coordinator": coordinator_address, "number of processes": num_processes, "process id": process_id}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise ValueError(
+            "coordinator, number of processes and process id are to be given where no TPU slice tells them: there is "
+            f"no {', no '.join(missing)}"
+        )
+    host, port = parse_address("coordinator", coordinator_address)
+    processes, process = _integer("number of processes", num_processes), _integer("process id", process_id)
+    if processes < 1:
+        raise ValueError(f"the number of processes must be at least 1, got {processes}")
+    if not 0 <= process < processes:
+        raise ValueError(f"the process id must be from 0 to {processes - 1}, as there are {processes}, got {process}")
+    return Place(host, port, processes, process)
+
+
+def parse_address(name: str, address: Any) -> tuple[str, int]:
+    """Host and port of "host:port" or "[IPv6]:port"."""
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    good = colon and host and not set(host) & set("/[]@ \t\n") and (":" in host) == bracketed
+    if not good or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"{name} must be HOST:PORT, such as 10.0.0.2:8482 or [fd00::2]:8482, got {address!r}")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{name} has a host that cannot be: {error}, got {address!r}") from error
+    return host, int(port)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"the {name} must be an integer, got {value!r}")

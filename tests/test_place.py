@@ -1,0 +1,69 @@
+"""Where processes meet: what cannot be is said at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemma_tpu.runtime.place import Place, locate
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [("10.0.0.2:8482", "10.0.0.2", 8482), ("host-0.pool:1", "host-0.pool", 1), ("[fd00::2]:65535", "fd00::2", 65535)],
+)
+def test_addresses(address: str, host: str, port: int) -> None:
+    place = locate(address, 2, 1)
+    assert place == Place(host, port, 2, 1)
+    assert place.address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "host:",
+        ":8482",
+        "host:x",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "http://host:80",
+        "::1:80",
+        "[::1]",
+        "a b:1",
+        "host:8482/",
+        "a..b:80",
+        "[host]:80",
+        "host:²",
+        8482,
+        b"host:80",
+        ["host", 80],
+    ],
+)
+def test_what_is_no_address(address: Any) -> None:
+    with pytest.raises(ValueError, match="coordinator"):
+        locate(address, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "process", "match"),
+    [
+        (2, 2, "from 0 to 1"),
+        (2, -1, "from 0 to 1"),
+        (0, 0, "at least 1"),
+        (2.0, 0, "number of processes must be an integer"),
+        (2, "0", "process id must be an integer"),
+        (2, True, "process id must be an integer"),
+        (2, None, "no process id"),
+    ],
+)
+def test_what_are_no_numbers(processes: Any, process: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        locate("host:80", processes, process)
+
+
+def test_numbers_of_numpy() -> None:
+    assert locate("host:80", np.int64(2), np.int32(1)) == Place("host", 80, 2, 1)
