@@ -3,9 +3,10 @@
     python benchmarks/load_memory.py DIRECTORY [--size gemma3-4b] [--layout orbax-flat|safetensors] [--dtype bfloat16]
 
 Writes random bfloat16 weights of that size into DIRECTORY (8.6 GB for 4B), unless an earlier run left them there, and
-loads them in a fresh process onto a CPU device. There the parameters end up in host memory too, so that what is
-reported, sampled every 5 ms, is resident memory less the arrays that are loaded so far and less what the process held
-before: the memory that loading itself needs, as on a host whose devices have a memory of their own.
+loads them in a fresh process onto a CPU device, compared with their checksums or, with --no-verify, as they are. There
+the parameters end up in host memory too, so that what is reported, sampled every 5 ms, is resident memory less the
+arrays that are loaded so far and less what the process held before: the memory that loading itself needs, as on a host
+whose devices have a memory of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from gemma_tpu.checkpoint import convert, hf, hf_names, lazy, load_params, names, open_checkpoint
+from gemma_tpu.checkpoint import checksums, convert, hf, hf_names, lazy, load_params, names, open_checkpoint
 from gemma_tpu.checkpoint.config_io import to_json
 from gemma_tpu.config import CONFIGS, GemmaConfig
 
@@ -45,6 +46,7 @@ def write(path: Path, config: GemmaConfig, layout: str) -> None:
     rows = config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0)
     hf.write_directory(hf_path, hf_names.hf_from_canonical(canonical, config, rows))
     (hf_path / "config.json").write_text(to_json(config))
+    checksums.write(hf_path)
     if layout != "safetensors":
         start, before = time.perf_counter(), memory("VmRSS")
         convert(hf_path, path, to=layout)
@@ -75,27 +77,41 @@ class Sampler(threading.Thread):
             self.peak = max(self.peak, memory("VmRSS") - arrays)
 
 
-def measure(path: Path, dtype: str, concurrency: int) -> None:
+def forget(path: Path) -> None:
+    """Takes the files out of memory, so that they come from the disk."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(path: Path, dtype: str, concurrency: int, verify: bool, cold: bool) -> None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    checkpoint = open_checkpoint(path)
+    if cold:
+        forget(path)
+    checkpoint = open_checkpoint(path, verify=verify)
     jax.device_put(np.zeros(8), device).block_until_ready()
     before = memory("VmRSS")
     sampler = Sampler()
     sampler.start()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     params = load_params(
         checkpoint, checkpoint.config, dtype=dtype, sharding=lambda *_: device, concurrency=concurrency
     )
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     sampler.done.set()
     sampler.join()
     largest = max(array.nbytes for array in params.values())
     result = {
         "checkpoint": checkpoint.kind,
         "dtype": dtype,
+        "verified": bool(checkpoint.unchecked),
+        "from": "disk" if cold else "memory, perhaps",
         "concurrency": concurrency,
         "stored_gb": round(checkpoint.nbytes / 1e9, 2),
         "seconds": round(seconds, 1),
+        "processor_seconds": round(busy, 2),
         "gb_per_second": round(checkpoint.nbytes / 1e9 / seconds, 2),
         "host_gb": round((sampler.peak - before) / 1e9, 2),
         "bound_gb": round((largest * concurrency + 1e9) / 1e9, 2),
@@ -110,16 +126,19 @@ def main() -> None:
     parser.add_argument("--layout", choices=("orbax", "orbax-flat", "safetensors"), default="orbax-flat")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="without comparing checksums")
+    parser.add_argument("--cold", action="store_true", help="from the disk, not from the system's cache of it")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.dtype, arguments.concurrency)
+        measure(arguments.measure, arguments.dtype, arguments.concurrency, arguments.verify, arguments.cold)
         return
     path = arguments.directory / f"{arguments.size}-{arguments.layout}"
     if not path.exists():
         write(path, CONFIGS[arguments.size], arguments.layout)
     command = [sys.executable, __file__, str(arguments.directory), "--measure", str(path)]
     command += ["--dtype", arguments.dtype, "--concurrency", str(arguments.concurrency)]
+    command += ["--no-verify"] * (not arguments.verify) + ["--cold"] * arguments.cold
     subprocess.run(command, check=True, env={"JAX_PLATFORMS": "cpu"} | os.environ)
 
 

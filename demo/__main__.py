@@ -8,12 +8,14 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import gemma_tpu
+from demo.auth import BasicAuth, is_account, read_accounts
+from demo.uploads import own_upload_folder
 
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
 _GRACE = 2  # seconds that open pages have when the server is stopped
@@ -27,13 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         gemma_tpu.use_compilation_cache()  # before jax is imported, which the loader does
         try:
             source = _find(arguments.checkpoint)
+            if arguments.auth_file:
+                arguments.auth += read_accounts(arguments.auth_file)
             if arguments.distributed:
                 gemma_tpu.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
             listener = _listen(arguments.host, arguments.port)
         except (ValueError, OSError, RuntimeError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
-        with listener:
+        with listener, own_upload_folder():
             return _serve(arguments, source, listener)
 
 
@@ -53,6 +57,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
     parser.add_argument(
         "--allow-urls",
         action="store_true",
@@ -70,6 +75,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="a page of this origin may use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
         "means every page opened as a file, and others that hide where they are from. May be repeated",
     )
+    parser.add_argument(
+        "--root-path",
+        type=_root_path,
+        metavar="PATH",
+        help="where a reverse proxy that strips it has the page, such as /gemma",
+    )
+    parser.add_argument(
+        "--auth",
+        action="append",
+        default=[],
+        type=_account,
+        metavar="USER:PASSWORD",
+        help="let in nobody else; other users of this machine can see it. May be repeated",
+    )
+    parser.add_argument("--auth-file", metavar="FILE", help="the same from a file, one USER:PASSWORD a line")
     hosts = parser.add_argument_group("several hosts", "The same command on each; the first one serves the page.")
     hosts.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
@@ -96,6 +116,18 @@ def _origin(value: str) -> str:
     named = parts.scheme in ("http", "https") and parts.netloc and value == f"{parts.scheme}://{parts.netloc}"
     if value != "null" and not named:
         raise argparse.ArgumentTypeError(f"{value!r} is not an origin such as http://127.0.0.1:8000, or null for files")
+    return value
+
+
+def _root_path(value: str) -> str:
+    if not value.startswith(("/", "http://", "https://")) or value.strip("/") == "":
+        raise argparse.ArgumentTypeError(f"{value!r} is not a path such as /gemma")
+    return value.rstrip("/")
+
+
+def _account(value: str) -> str:
+    if not is_account(value):  # which may be a password, and is not shown
+        raise argparse.ArgumentTypeError("it is not of the form USER:PASSWORD")
     return value
 
 
@@ -143,20 +175,31 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             max_rows=arguments.max_rows,
             tokenizer=arguments.tokenizer,
             text_only=arguments.text_only,
+            verify=not arguments.no_verify,
             progress=progress,
         )
 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    how: dict[str, Any] = {"lang": arguments.lang, "allow_urls": arguments.allow_urls}
-    app = mount(fastapi.FastAPI(title="gemma_tpu"), loader, **how, origins=arguments.allow_origin)
+    # Without FastAPI's pages about its routes: they have none to show, and load their scripts from elsewhere.
+    app = mount(
+        fastapi.FastAPI(title="gemma_tpu", docs_url=None, redoc_url=None, openapi_url=None),
+        loader,
+        lang=arguments.lang,
+        allow_urls=arguments.allow_urls,
+        origins=arguments.allow_origin,
+        root_path=arguments.root_path,
+    )
+    if arguments.auth:
+        app.add_middleware(BasicAuth, accounts=arguments.auth)
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
     if arguments.share:
-        print(f"It is public at {_share(port)}", flush=True)
+        local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
     try:
         # As Ctrl-C. Uvicorn shuts down on it and then raises it again, which would end us before the model is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -168,10 +211,18 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     return 0
 
 
-def _share(port: int) -> str:
+def _share(host: str, port: int) -> None:
+    """Says at which public address the page is. It may take a while, or fail, while the page is used here."""
     from gradio.networking import setup_tunnel
 
-    return setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None)
+    from demo.state import explain
+
+    try:
+        address = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+    except Exception as error:  # of the network, of the program that Gradio fetches for it, of that program's output
+        print(f"demo: --share: no public address, only the one above: {explain(error)}", file=sys.stderr, flush=True)
+    else:
+        print(f"It is public at {address}", flush=True)
 
 
 if __name__ == "__main__":

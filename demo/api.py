@@ -2,8 +2,9 @@
 
 GET  status  the header (`demo.facts.Head`) by language
 POST load    the same, once loading has begun
-POST answer  takes `Asked`; gives lines of JSON while the answer is written: {"id", "forgotten"} first, then
-             {"piece"} after {"piece"}, and {"statistics", "error"} by language last (`error` is null if all went well)
+POST answer  takes `Asked`; gives lines of JSON while the answer is written: {"id", "forgotten"} first, {"waiting"} by
+             language while others come before it, then {"piece"} after {"piece"}, and {"statistics", "error"} by
+             language last (`error` is null if all went well)
 POST stop    takes {"id"}: that answer soon ends
 
 What is refused has {"error"} by language and a status of 400 or above (422, with FastAPI's own words, if malformed).
@@ -12,6 +13,7 @@ What is refused has {"error"} by language and a status of 400 or above (422, wit
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,7 +26,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo.chat import Answer, Exchange, Readers, drawn_seed, statistics, submit
+from demo.chat import Answer, Exchange, Readers, in_line, submit
 from demo.facts import Facts, head, unfit, unready
 from demo.settings import options
 from demo.state import Loader, explain
@@ -65,7 +67,10 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
     api = fastapi.FastAPI(title="gemma_tpu demo", docs_url=None, redoc_url=None, openapi_url=None)
     api.add_middleware(_Gate, origins=origins)
     api.add_middleware(
-        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["content-type"]
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
     )
     readers = Readers()
 
@@ -94,7 +99,7 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
         except (ValueError, RuntimeError) as error:
             message = explain(error)
             return _refusal(400, lambda lang: text("refused", lang, error=message))
-        lines = _write(Answer(stream), readers, forgotten, drawn_seed(chosen))
+        lines = _write(Answer(stream, chosen, model.waiting_before, forgotten=forgotten), readers)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @api.post("/stop")
@@ -104,12 +109,15 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
     return api
 
 
-async def _write(answer: Answer, readers: Readers, forgotten: int, seed: int | None) -> AsyncIterator[str]:
+async def _write(answer: Answer, readers: Readers) -> AsyncIterator[str]:
     """The lines of an answer. It is stopped if nobody waits for them any more."""
-    name, sent = secrets.token_urlsafe(), 0
+    name, sent, before = secrets.token_urlsafe(), 0, None
     with readers.reading(name, answer):
-        yield _line(id=name, forgotten=forgotten)
+        yield _line(id=name, forgotten=answer.forgotten)
         while True:
+            told, before = before, answer.waiting_for
+            if before is not None and before != told:
+                yield _line(waiting=_by_language(functools.partial(in_line, before)))
             done, written = answer.done, answer.text  # in this order, or the last piece could be missed
             if len(written) > sent:
                 yield _line(piece=written[sent:])
@@ -119,7 +127,7 @@ async def _write(answer: Answer, readers: Readers, forgotten: int, seed: int | N
             await asyncio.sleep(_LOOK_EVERY)
     error = answer.error and explain(answer.error)
     yield _line(
-        statistics=_by_language(lambda lang: statistics(answer.completion, seed, forgotten, lang)),
+        statistics=_by_language(answer.statistics),
         error=error and _by_language(lambda lang: text("broke", lang, error=error)),
     )
 

@@ -14,18 +14,23 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 import fastapi
 import gradio as gr
 import uvicorn
+from starlette.middleware import Middleware
 
 from demo.api import build_api
 from demo.chat import Conversation, Readers
 from demo.header import controls, header
 from demo.page import Page
+from demo.security import ContentSecurityPolicy
 from demo.state import Loader
 from demo.tab import EXAMPLES, ChatTab
 from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
-_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; return lang; }"
+_SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "keep.js"))
+_HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{_SCRIPTS}</script>"
+_SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; demoPage.write('language', lang); return lang; }"
+_SPOKEN = "() => demoPage.read('language') || null"
 _KEEP_UPLOADS = (3600, 24 * 3600)  # look every hour, delete after a day (seconds)
 _MAX_UPLOAD = "64mb"
 
@@ -36,6 +41,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
     With `allow_urls` it takes pictures' http(s) addresses, any that this machine can reach.
     """
     page, readers = Page(lang or "en"), Readers()
+    gr.set_static_paths([EXAMPLES])  # else Gradio copies them into its folder of uploads, which are deleted after a day
     with gr.Blocks(title="gemma_tpu", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as blocks:
         with gr.Row(elem_classes="top"):
             head = gr.HTML(header(loader, page.lang), elem_id="head")
@@ -67,11 +73,15 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
 
         async def translate(lang: str, *conversations: Conversation) -> list[Any]:
             talks = [value for one in conversations for value in (one.shown(lang), one.footer(lang))]
+            for one in conversations:
+                one.lang = lang
             return [*page.say(lang), *talks, *await look(lang)]
 
-        async def greet(lang_now: str, request: gr.Request) -> str:
+        async def greet(spoken: str | None, request: gr.Request) -> str:
+            if spoken in LANGUAGES:  # before the page was loaded anew
+                return spoken
             wanted = request.headers.get("accept-language", "")
-            return lang_now if lang else "zh" if wanted.lower().startswith("zh") else "en"
+            return lang or ("zh" if wanted.lower().startswith("zh") else "en")
 
         together: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(begin, language, shown, **together)
@@ -79,7 +89,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         language.change(
             translate,
             [language, *(tab.conversation for tab in tabs)],
-            [*page.outputs, *(output for tab in tabs for output in (tab.chat, tab.stats)), *shown],
+            [*page.outputs, *(output for tab in tabs for output in (tab.talk.chat, tab.talk.stats)), *shown],
             **together,
         )
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
@@ -88,7 +98,10 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
             readers.leave(request.session_hash or "")
 
         blocks.unload(leave)
-        looked.append(blocks.load(greet, language, language, **quiet).then(look, language, shown, **quiet))
+        greeted = blocks.load(greet, language, language, js=_SPOKEN, **quiet)
+        for tab in tabs:
+            tab.restore_on(greeted.then, language)
+        looked.append(greeted.then(look, language, shown, **quiet))
         for event in looked:
             for tab in tabs:
                 event = event.then(tab.show_defaults, tab.sliders, tab.sliders, **together)
@@ -103,10 +116,12 @@ def mount(
     path: str = "/",
     allow_urls: bool = False,
     origins: Sequence[str] = (),
+    root_path: str | None = None,
 ) -> fastapi.FastAPI:
     """Puts the page (see `build`) on `app` at `path`; at "/" it must come after all other routes.
 
-    Pages of `origins` may use its model too, through the API of `demo.api` at `path`/api.
+    `root_path` is where a proxy that strips it from the addresses has the page. Pages of `origins` may use its model
+    too, through the API of `demo.api` at `path`/api.
     """
     if origins:
         app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
@@ -118,11 +133,12 @@ def mount(
         app,
         blocks,
         path,
+        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
+        root_path=root_path,
         theme=theme(),
         css_paths=_STATIC / "style.css",
-        head=f"<style>{(_STATIC / 'frame.css').read_text()}</style>",
+        head=_HEAD,
         favicon_path=str(_STATIC / "favicon.png") if path == "/" else None,
-        allowed_paths=[str(EXAMPLES)],
         footer_links=[],
         max_file_size=_MAX_UPLOAD,
         ssr_mode=False,

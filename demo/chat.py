@@ -6,30 +6,39 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
+from demo import markdown
 from demo.texts import text
 
 if TYPE_CHECKING:
     from gemma_tpu import Completion, Model, TextStream
 
 _LOG = logging.getLogger(__name__)
-# What Markdown takes for more than itself: anywhere, and at the beginning of a line.
-_MARKUP = re.compile(r"([\\`*_\[\]<>#~|$&])|^([-+=]|\d+(?=[.)]))")
+_CUT = ("length", "cancelled")  # how an answer ends before its end
 
 
 class Answer:
     """An answer being written, read on a thread of its own, so that many can wait without one each in the web server.
 
-    `text` grows until `done`, from what an earlier answer has `begun`; then `error` says if it broke off.
+    `text` grows until `done`, from what an earlier answer has `begun`; then `error` says if it broke off. `options` are
+    those it is written with; `waiting_before` is the model's. `forgotten` counts the turns before it that the model is
+    no longer told.
     """
 
-    def __init__(self, stream: TextStream, begun: str = "") -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: TextStream,
+        options: dict[str, Any],
+        waiting_before: Callable[[TextStream], int | None],
+        begun: str = "",
+        forgotten: int = 0,
+    ) -> None:
+        self._stream, self._waiting_before, self.forgotten = stream, waiting_before, forgotten
         self._pieces = [begun]
+        self._most, self._seed = options.get("max_new_tokens", 0), drawn_seed(options)
         self.done = False
         self.error: Exception | None = None
         threading.Thread(target=self._read, name="demo-answer", daemon=True).start()
@@ -43,13 +52,23 @@ class Answer:
         return self._stream.completion
 
     @property
+    def waiting_for(self) -> int | None:
+        """How many other answers are begun before it; None if the model is at work on it."""
+        return None if self.done else self._waiting_before(self._stream)
+
+    @property
     def cut(self) -> bool:
         """Whether it ended before its end, so that the model could go on with it."""
-        return self.done and bool(self.text) and self.completion.finish_reason in ("length", "cancelled")
+        ended = self.completion
+        return self.done and bool(self.text) and ended.finish_reason in _CUT and not context_full(ended, self._most)
 
     def stop(self) -> None:
         """Stops the model's work; `done` follows soon."""
-        self._stream.close()
+        self._stream.cancel()
+
+    def statistics(self, lang: str) -> str:
+        """The line about it once it is done."""
+        return statistics(self.completion, self._seed, self.forgotten, lang, self._most)
 
     def _read(self) -> None:
         try:
@@ -62,14 +81,32 @@ class Answer:
             self.done = True
 
 
+class Written(Protocol):
+    """What a conversation knows of an answer: an `Answer`, or one that was written in an earlier visit."""
+
+    error: Exception | None
+    forgotten: int
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def cut(self) -> bool: ...
+    @property
+    def waiting_for(self) -> int | None: ...
+    def stop(self) -> None: ...
+    def statistics(self, lang: str) -> str: ...
+
+
 class Readers:
     """Who waits for which answer, so that it can be stopped when he leaves the page."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, list[Answer]] = {}
+        self._answers: dict[str, list[Written]] = {}
 
     @contextlib.contextmanager
-    def reading(self, session: str, answer: Answer) -> Iterator[None]:
+    def reading(self, session: str, answer: Written) -> Iterator[None]:
         """Stops `answer` in the end, in case that it has not come to its own."""
         self._answers.setdefault(session, []).append(answer)
         try:
@@ -113,21 +150,22 @@ def submit(
         wanted = _shown(forgotten) | wanted
         if wanted.keys() <= {*_shown(told), *new}:
             return stream, new, before - len(told)
-        stream.close()  # it was not shown what this is about
+        stream.cancel()  # it was not shown what this is about
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question with the pictures shown in it (paths), and its answer. `seed` is None if nothing was drawn.
+    """A question with the pictures shown in it (paths), and its answer.
 
-    `forgotten` counts the turns before it that the model is no longer told.
+    `fresh`: the model is not told the turns before it, which were about another picture. `lost` counts pictures that
+    were shown in it and are no longer here.
     """
 
     question: str
     pictures: tuple[str, ...]
-    answer: Answer
-    seed: int | None
-    forgotten: int
+    answer: Written
+    fresh: bool = False
+    lost: int = 0
 
     @property
     def exchange(self) -> Exchange:
@@ -147,6 +185,7 @@ class Conversation:
         self._picture: str | None = None
         self._start = 0
         self._lock = threading.Lock()
+        self.lang = "en"  # of the page, which may change while an answer is being written
 
     def __deepcopy__(self, memo: dict) -> Conversation:
         return Conversation()  # gr.State copies the one that it is given for each visitor
@@ -154,6 +193,11 @@ class Conversation:
     @property
     def writing(self) -> bool:
         return bool(self._turns) and not self._turns[-1].answer.done
+
+    @property
+    def question(self) -> str:
+        """The last one."""
+        return self._turns[-1].question if self._turns else ""
 
     def has_picture(self, pictures: Sequence[str | None]) -> bool:
         """Whether a question with `pictures` would have one to be about."""
@@ -170,7 +214,8 @@ class Conversation:
             told = [] if fresh else self._told()
             exchanges = [turn.exchange for turn in told]
             stream, new, forgotten = submit(model, exchanges, question, pictures, options)
-            turn = Turn(question, new, Answer(stream), drawn_seed(options), forgotten)
+            answer = Answer(stream, options, model.waiting_before, forgotten=forgotten)
+            turn = Turn(question, new, answer, fresh and bool(self._turns))
             self._start = self._turns.index(told[forgotten]) if forgotten < len(told) else len(self._turns)
             if fresh:
                 self._picture = first
@@ -193,7 +238,7 @@ class Conversation:
             messages = [message for turn in told for message in _exchange(turn.exchange)]
             messages += [_question(last.question, last.pictures), {"role": "assistant", "content": begun}]
             stream = model.stream(messages, continue_final=True, **(options | {"drop_oldest": False}))
-            turn = dataclasses.replace(last, answer=Answer(stream, begun), seed=drawn_seed(options))
+            turn = dataclasses.replace(last, answer=Answer(stream, options, model.waiting_before, begun))
             self._turns[-1] = turn
             return turn
 
@@ -208,24 +253,43 @@ class Conversation:
             self.stop()
             self._turns, self._picture, self._start = [], None, 0
 
+    @property
+    def picture(self) -> str | None:
+        """The first picture when last asked about."""
+        return self._picture
+
+    @property
+    def state(self) -> tuple[list[Turn], int, str | None]:
+        """The turns, the number of the first that the model is told, and `picture`."""
+        return self._turns, self._start, self._picture
+
+    def restore(self, turns: Sequence[Turn], start: int, picture: str | None) -> None:
+        """Takes up a conversation where its `state` was this, unless it goes on already."""
+        with self._lock:
+            if not self._turns:
+                self._turns, self._start, self._picture = list(turns), start, picture
+
     def shown(self, lang: str) -> list[dict[str, Any]]:
         """The conversation for gr.Chatbot."""
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
-            pictures = [{"path": path, "alt_text": text("picture", lang)} for path in turn.pictures]
-            messages.append({"role": "user", "content": [*pictures, _part(literal(turn.question))]})
+            about: list[dict[str, Any]] = [_part("***\n" + text("fresh", lang))] if turn.fresh else []
+            about += [_picture(path, text("picture", lang)) for path in turn.pictures]
+            about += [_part("*" + text("lost_picture", lang) + "*")] * turn.lost
+            messages.append({"role": "user", "content": [*about, _part(markdown.literal(turn.question))]})
             nothing = text("no_answer", lang) if turn.answer.done else "…"
-            messages.append({"role": "assistant", "content": [_part(turn.answer.text or nothing)]})
+            messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or nothing)]})
         return messages
 
     def footer(self, lang: str) -> str:
         """The line under the conversation: about its last answer, if it has one."""
         if not self._turns:
             return text("prompt_keys", lang)
-        turn = self._turns[-1]
-        if not turn.answer.done:
-            return text("writing" if turn.answer.text else "waiting", lang)
-        return statistics(turn.answer.completion, turn.seed, turn.forgotten, lang)
+        answer = self._turns[-1].answer
+        if answer.done:
+            return answer.statistics(lang)
+        before = answer.waiting_for
+        return text("writing" if answer.text else "waiting", lang) if before is None else in_line(before, lang)
 
     def _told(self) -> list[Turn]:
         """An unanswered question has left no trace in the model's memory."""
@@ -251,22 +315,32 @@ def _exchange(one: Exchange) -> list[dict[str, Any]]:
     return [_question(one.question, one.pictures), {"role": "assistant", "content": one.answer}]
 
 
+def _picture(path: str, alternative: str) -> dict[str, Any]:
+    """A picture for gr.Chatbot, which shows the alternative text of components alone, not of mere files."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    props = {"alt_text": alternative}
+    return {"type": "component", "component": "image", "value": file, "constructor_args": {}, "props": props}
+
+
 def _part(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
 
 
-def literal(content: str) -> str:
-    """Text as Markdown that shows it as it was typed: 2*3*4 is no emphasis, and <b> is not bold."""
-    lines = []
-    for line in content.split("\n"):
-        bare = line.lstrip(" ")
-        escaped = _MARKUP.sub(lambda found: f"\\{found[1]}" if found[1] else f"&#8203;{found[2]}", bare)
-        lines.append("&nbsp;" * (len(line) - len(bare)) + escaped)
-    return "\n".join(lines)
+def in_line(before: int, lang: str) -> str:
+    """That `before` other answers are begun first."""
+    return text({0: "queued_next", 1: "queued_one"}.get(before, "queued"), lang, count=before)
 
 
-def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str) -> str:
-    """One line about an answer: its length, speed, what was cached or forgotten, how it ended if not by itself."""
+def context_full(completion: Completion, most: int) -> bool:
+    """Whether an answer of `most` tokens at most ended because the context has no room for more."""
+    return completion.finish_reason == "length" and completion.usage.completion_tokens < most
+
+
+def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str, most: int = 0) -> str:
+    """One line about an answer: its length, speed, what was cached or forgotten, how it ended if not by itself.
+
+    `most` is the number of tokens that it was allowed.
+    """
     usage, timings = completion.usage, completion.timings
     count = usage.completion_tokens
     parts = [text("stat_token", lang) if count == 1 else text("stat_tokens", lang, count=f"{count:,}")]
@@ -281,6 +355,7 @@ def statistics(completion: Completion, seed: int | None, forgotten: int, lang: s
         parts.append(text("stat_forgotten", lang, count=forgotten))
     if seed is not None:
         parts.append(text("stat_seed", lang, seed=seed))
-    if completion.finish_reason in ("cancelled", "length"):
-        parts.append(text(f"ended_{completion.finish_reason}", lang))
+    if completion.finish_reason in _CUT:
+        full = context_full(completion, most)
+        parts.append(text("ended_context" if full else f"ended_{completion.finish_reason}", lang))
     return " · ".join(parts)

@@ -10,6 +10,7 @@ import gradio as gr
 
 from demo.facts import Facts, Head, head, load_button
 from demo.state import Loader, Status
+from demo.texts import text
 
 LOGO = (Path(__file__).parent / "static" / "logo.svg").read_text()
 _POLL_BUSY, _POLL_IDLE = 0.4, 1.5  # seconds
@@ -28,7 +29,10 @@ def header(loader: Loader, lang: str) -> str:
     state = escape(said.state)
     if said.aside:
         state += f' <span class="aside">{escape(said.aside)}</span>'
-    items += f'<div class="fact"><dt></dt><dd class="state" data-phase="{said.phase}" role="status">{state}</dd></div>'
+    items += (
+        f'<div class="fact"><dt></dt><dd class="state" data-phase="{said.phase}" role="status">{state}</dd>'
+        f'<dd class="away" role="status">{escape(text("lost", lang))}</dd></div>'
+    )
     title = f"<h1>{escape(said.title)}</h1><p>{escape(said.tagline)}</p>"
     return (
         f'<header class="head"><div class="brand">{LOGO}<div>{title}</div></div>'

@@ -62,6 +62,12 @@ def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: Opti
     return updates
 
 
+def chosen(*values: Any) -> dict[str, Any]:
+    """`options` of what the controls hold, where a number that has been taken away is the default."""
+    numbers = [default if value is None else value for value, default in zip(values, DEFAULTS.values(), strict=False)]
+    return options(*numbers, *values[len(DEFAULTS) :])
+
+
 def options(
     max_tokens: float,
     temperature: float,

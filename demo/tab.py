@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import functools
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ import gradio as gr
 
 from demo.chat import Conversation, Readers, Turn
 from demo.facts import unfit, unready
+from demo.kept import pack, unpack
 from demo.page import Page
 from demo.pictures import check, fetch, picture
-from demo.settings import DEFAULTS, options, own_defaults, settings_panel
+from demo.settings import DEFAULTS, chosen, own_defaults, settings_panel
 from demo.state import Loader, explain
+from demo.talk import Talk, Updates, notice
 from demo.texts import text
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent / "examples"
 _LOOK_EVERY = 0.05  # seconds between two looks at an answer that is being written
+_KEEP_EVERY = 1.0  # seconds after which the browser is given what is written since
 
 
 def examples(name: str) -> list[dict[str, Any]]:
@@ -55,7 +58,9 @@ class ChatTab:
                     with gr.Column(elem_classes="examples"):
                         buttons = [self._example_button(page, example) for example in examples(name)]
                 with gr.Column(elem_classes="talk"):
-                    self._lay_talk(page)
+                    self.talk = Talk(page, name)
+                    self.settings = settings_panel(page, name)
+                    self.sliders = self.settings[: len(DEFAULTS)]
         self._wire(language, buttons)
 
     # Layout.
@@ -66,7 +71,10 @@ class ChatTab:
                 self.pictures.append(
                     page.add(
                         picture,
-                        says={"label": f"picture{suffix}", "placeholder": f"picture_drop{suffix}"},
+                        says={
+                            **dict.fromkeys(("label", "alt_text"), f"picture{suffix}"),
+                            "placeholder": f"picture_drop{suffix}",
+                        },
                         sources=["upload", "clipboard"] if number == 0 else ["upload"],
                         elem_id=f"picture-{number + 1}",
                     )
@@ -87,86 +95,41 @@ class ChatTab:
         says = {"value": {lang: example[lang] for lang in ("en", "zh")}}
         return page.add(gr.Button, says=says, icon=icon, size="sm", elem_classes=["example", f"{self.name}-example"])
 
-    def _lay_talk(self, page: Page) -> None:
-        self.chat = page.add(
-            gr.Chatbot,
-            says={"placeholder": f"chat_empty_{self.name}"},
-            show_label=False,
-            height=480,
-            layout="bubble",
-            buttons=["copy"],
-            feedback_options=None,
-            allow_tags=False,
-            elem_id=f"{self.name}-chat",
-        )
-        self.notice = gr.HTML(elem_id=f"{self.name}-notice", elem_classes="notice-place")
-        with gr.Row(elem_classes="ask"):
-            self.prompt = page.add(
-                gr.Textbox,
-                says={"placeholder": f"prompt_{self.name}", "label": f"prompt_{self.name}"},
-                lines=1,
-                max_lines=8,
-                container=False,
-                scale=1,
-                autofocus=self.name == "image",
-                elem_id=f"{self.name}-prompt",
-            )
-            button = {"scale": 0, "min_width": 96}
-            self.send = page.add(
-                gr.Button, says={"value": "send"}, variant="primary", elem_id=f"{self.name}-send", **button
-            )
-            self.stop = page.add(
-                gr.Button, says={"value": "stop"}, variant="stop", visible=False, elem_id=f"{self.name}-stop", **button
-            )
-        with gr.Row(elem_classes="under"):
-            self.stats = gr.HTML(text("prompt_keys", page.lang), elem_classes="stats", elem_id=f"{self.name}-stats")
-            self.go_on = page.add(
-                gr.Button,
-                says={"value": "go_on"},
-                size="sm",
-                scale=0,
-                min_width=140,
-                visible=False,
-                elem_id=f"{self.name}-continue",
-            )
-            self.clear = page.add(
-                gr.Button, says={"value": "clear"}, size="sm", scale=0, min_width=140, elem_id=f"{self.name}-clear"
-            )
-        self.settings = settings_panel(page, self.name)
-        self.sliders = self.settings[: len(DEFAULTS)]
-
     # Events.
 
     def _wire(self, language: gr.Radio, buttons: list[gr.Button]) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         together: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        talk = self.talk
         gr.on(
-            [self.prompt.submit, self.send.click],
+            [talk.prompt.submit, talk.send.click],
             self._answer,
-            [self.conversation, language, self.prompt, *self.pictures, *self.settings],
-            [self.chat, self.prompt, self.send, self.stop, self.go_on, self.stats, self.notice],
+            [self.conversation, language, talk.prompt, *self.pictures, *self.settings],
+            [*talk.changing, talk.prompt],
             trigger_mode="once",
             **together,
         )
-        self.go_on.click(
+        talk.prompt.submit(self._hint, [self.conversation, language, talk.prompt], talk.notice, queue=False, **quiet)
+        talk.go_on.click(
             self._continue,
             [self.conversation, language, *self.settings],
-            [self.chat, self.send, self.stop, self.go_on, self.stats, self.notice],
+            talk.changing,
             trigger_mode="once",
             **together,
         )
-        self.stop.click(_stop, self.conversation, None, queue=False, **quiet)
-        self.clear.click(
+        talk.stop.click(_stop, self.conversation, None, queue=False, **quiet)
+        talk.clear.click(
             self._clear,
             [self.conversation, language],
-            [self.chat, self.prompt, self.send, self.stop, self.go_on, self.stats, self.notice, *self.pictures],
+            [*talk.changing, talk.prompt, *self.pictures],
             **together,
         )
+        talk.kept.change(None, talk.kept, None, js=f"(kept) => demoPage.keep('{self.name}', kept)", **quiet)
         for place in self.pictures:
-            place.upload(check, [place, language], [place, self.notice], **together)
-            place.clear(lambda: "", None, self.notice, queue=False, **quiet)
+            place.upload(check, [place, language], [place, talk.notice], **together)
+            place.clear(lambda: "", None, talk.notice, queue=False, **quiet)
         if self.address is not None:
-            self.address.submit(fetch, [self.address, language], [self.pictures[0], self.notice], **together)
+            self.address.submit(fetch, [self.address, language], [self.pictures[0], talk.notice], **together)
         for button, example in zip(buttons, examples(self.name), strict=True):
             files = [str(EXAMPLES / file) for file in example.get("pictures", ())]
             files += [None] * (len(self.pictures) - len(files))
@@ -174,89 +137,109 @@ class ChatTab:
             def fill(lang: str, example: dict[str, Any] = example, files: list[str | None] = files) -> list[Any]:
                 return [example[lang], "", *files]
 
-            button.click(fill, language, [self.prompt, self.notice, *self.pictures], **together)
+            button.click(fill, language, [talk.prompt, talk.notice, *self.pictures], **together)
+
+    def restore_on(self, load: Callable[..., Any], language: gr.Radio) -> None:
+        """Takes up, when the page is loaded, the conversation that the visitor's browser has kept."""
+        load(
+            self._restore,
+            [self.conversation, language, self.talk.kept],
+            [*self.talk.changing, self.talk.prompt, *self.pictures],
+            js=f"(own, lang) => [own, lang, demoPage.stored('{self.name}')]",
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=None,
+        )
 
     async def show_defaults(self, *shown: float) -> list[Any]:
         """For `sliders`: the defaults of the checkpoint, once it is loaded."""
         model = self._loader.model  # until there is one, the sliders stay as they are
         return [gr.skip()] * len(shown) if model is None else own_defaults(self.sliders, shown, model.defaults)
 
-    async def _clear(self, conversation: Conversation, lang: str) -> dict[Any, Any]:
+    async def _restore(self, conversation: Conversation, lang: str, stored: str) -> Updates:
+        conversation.lang = lang
+        draft, remade, whole = await asyncio.to_thread(unpack, stored, conversation)
+        problem = "" if whole else text("unrestorable", lang)
+        # Nothing else: by now the visitor may have begun.
+        updates: Updates = {self.talk.kept: gr.skip()}
+        if conversation.question:
+            updates |= self.talk.resting(conversation, problem)
+            updates |= dict(zip(self.pictures[:1], [conversation.picture], strict=False))
+            updates[self.talk.kept] = await asyncio.to_thread(pack, conversation, remade)
+        if problem:
+            updates[self.talk.notice] = notice(problem)
+        if draft:
+            updates[self.talk.prompt] = draft
+        return updates
+
+    async def _clear(self, conversation: Conversation, lang: str) -> Updates:
+        conversation.lang = lang
         await asyncio.to_thread(conversation.clear)
         return {
-            self.chat: [],
-            self.prompt: "",
-            **self._idle(conversation),
-            self.stats: conversation.footer(lang),
-            self.notice: "",
+            **self.talk.resting(conversation),
+            self.talk.kept: pack(conversation),
+            self.talk.prompt: "",
             **dict.fromkeys(self.pictures),
         }
 
+    async def _hint(self, conversation: Conversation, lang: str, prompt: str) -> Any:
+        """Why Enter does not send while an answer is being written, if it is not that of this very question."""
+        busy = conversation.writing and prompt.strip() and prompt != conversation.question
+        return notice(text("busy", lang)) if busy else gr.skip()
+
     async def _answer(
         self, request: gr.Request, conversation: Conversation, lang: str, prompt: str, *rest: Any
-    ) -> AsyncIterator[dict[Any, Any]]:
-        pictures, settings = rest[: len(self.pictures)], options(*rest[len(self.pictures) :])
+    ) -> AsyncIterator[Updates]:
+        pictures, settings = rest[: len(self.pictures)], chosen(*rest[len(self.pictures) :])
         model = self._loader.model
         problem = self._problem(model, conversation, prompt, pictures, lang)
         if model is None or problem:
-            yield {self.notice: _notice(problem)}
+            yield {self.talk.notice: notice(problem)}
             return
+        conversation.lang = lang
         begin = functools.partial(conversation.ask, model, prompt, pictures, settings)
-        async with contextlib.aclosing(self._write(request, conversation, lang, begin, {self.prompt: ""})) as updates:
+        async with contextlib.aclosing(self._write(request, conversation, begin, {self.talk.prompt: ""})) as updates:
             async for update in updates:
                 yield update
 
     async def _continue(
         self, request: gr.Request, conversation: Conversation, lang: str, *settings: Any
-    ) -> AsyncIterator[dict[Any, Any]]:
+    ) -> AsyncIterator[Updates]:
         model = self._loader.model
+        conversation.lang = lang
         if model is None or not conversation.cut:
-            yield self._idle(conversation)
+            yield self.talk.resting(conversation, unready(self._loader.status, lang) if model is None else "")
             return
-        begin = functools.partial(conversation.go_on, model, options(*settings))
-        async with contextlib.aclosing(self._write(request, conversation, lang, begin, {})) as updates:
+        begin = functools.partial(conversation.go_on, model, chosen(*settings))
+        async with contextlib.aclosing(self._write(request, conversation, begin, {})) as updates:
             async for update in updates:
                 yield update
 
     async def _write(
-        self,
-        request: gr.Request,
-        conversation: Conversation,
-        lang: str,
-        begin: Callable[[], Turn],
-        once_begun: dict[Any, Any],
-    ) -> AsyncGenerator[dict[Any, Any], None]:
+        self, request: gr.Request, conversation: Conversation, begin: Callable[[], Turn], once_begun: Updates
+    ) -> AsyncGenerator[Updates, None]:
         """The page while the answer that `begin` begins is being written."""
+        talk = self.talk
         try:
             # Reading and resizing pictures takes a while, which other visitors should not notice.
             turn = await asyncio.to_thread(begin)
         except (ValueError, RuntimeError) as error:
-            yield {self.notice: _notice(text("refused", lang, error=explain(error)))}
+            yield {talk.notice: notice(text("refused", conversation.lang, error=explain(error)))}
             return
-        answer, seen = turn.answer, ""
+        answer, seen, kept_at = turn.answer, {}, time.monotonic()
         with self._readers.reading(request.session_hash or "", answer):
-            yield {
-                self.chat: conversation.shown(lang),
-                self.send: gr.update(visible=False),
-                self.stop: gr.update(visible=True),
-                self.go_on: gr.update(visible=False),
-                self.stats: conversation.footer(lang),
-                self.notice: "",
-                **once_begun,
-            }
+            kept = await asyncio.to_thread(pack, conversation, turn.pictures)
+            yield {**talk.writing(conversation), talk.kept: kept, **once_begun}
             while not answer.done:
                 await asyncio.sleep(_LOOK_EVERY)
-                if answer.text != seen:
-                    seen = answer.text
-                    yield {self.chat: conversation.shown(lang), self.stats: conversation.footer(lang)}
+                if (said := talk.said(conversation)) != seen:
+                    seen = said
+                    if time.monotonic() > kept_at + _KEEP_EVERY:
+                        kept_at, said = time.monotonic(), {**said, talk.kept: pack(conversation)}
+                    yield said
         # Always: if the conversation has been cleared, what was shown of it since must go.
-        broken = text("broke", lang, error=explain(answer.error)) if answer.error else ""
-        yield {
-            self.chat: conversation.shown(lang),
-            **self._idle(conversation),
-            self.stats: conversation.footer(lang),
-            self.notice: _notice(broken) if broken else "",
-        }
+        broken = text("broke", conversation.lang, error=explain(answer.error)) if answer.error else ""
+        yield {**talk.resting(conversation, broken), talk.kept: pack(conversation)}
 
     def _problem(
         self,
@@ -281,17 +264,6 @@ class ChatTab:
             return text("no_picture", lang)
         return ""
 
-    def _idle(self, conversation: Conversation) -> dict[Any, Any]:
-        return {
-            self.send: gr.update(visible=True),
-            self.stop: gr.update(visible=False),
-            self.go_on: gr.update(visible=conversation.cut),
-        }
-
 
 async def _stop(conversation: Conversation) -> None:
     conversation.stop()
-
-
-def _notice(message: str) -> str:
-    return f'<p class="notice" role="alert">{escape(message)}</p>'

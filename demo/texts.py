@@ -79,6 +79,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Under an answer.
     "waiting": ("Reading the prompt…", "正在读取提示…"),
     "writing": ("Writing…", "正在生成…"),
+    "queued": ("Waiting: {count} answers are before yours", "正在排队：前面还有 {count} 个回答"),
+    "queued_one": ("Waiting: 1 answer is before yours", "正在排队：前面还有 1 个回答"),
+    "queued_next": ("Waiting: yours is the next answer", "正在排队：下一个就是您的回答"),
     "no_answer": ("(no answer)", "（没有回答）"),
     "stat_tokens": ("{count} tokens", "{count} 个 token"),
     "stat_token": ("1 token", "1 个 token"),
@@ -92,7 +95,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stat_forgotten": ("oldest turns forgotten: {count}", "已忘记最早的 {count} 轮对话"),
     "stat_seed": ("seed {seed}", "随机种子 {seed}"),
     "ended_cancelled": ("stopped", "已停止"),
-    "ended_length": ("cut at the length limit", "达到长度上限"),
+    "ended_length": ("cut at the longest answer that is set", "达到设置的最大长度"),
+    "ended_context": ("cut because the context is full", "上下文已满，回答中断"),
+    "fresh": ("A new picture: a new conversation", "换了图片：新的对话"),
+    "lost_picture": ("a picture that is no longer here", "图片已不存在"),
+    # A refresh of the page, or a server that is gone.
+    "lost": ("Connection lost, trying again…", "连接已断开，正在重试…"),
+    "unrestorable": (
+        "Not all that was said here before could be kept by this browser.",
+        "浏览器未能保留此前的全部对话。",
+    ),
     # What goes wrong.
     "not_loaded": ("The model is not loaded yet: press “Load model” first.", "模型尚未加载：请先点击“加载模型”。"),
     "still_loading": ("The model is still loading; please try again in a moment.", "模型仍在加载，请稍后再试。"),
@@ -120,7 +132,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
     "broke": ("The answer broke off: {error}", "回答中断：{error}"),
-    "busy": ("An answer is still being written: stop it first.", "正在生成回答：请先停止。"),
+    "busy": (
+        "An answer is still being written. What you have typed stays here, to be sent after it.",
+        "正在生成回答。您输入的内容会保留，请在回答结束后发送。",
+    ),
     # The page that replays recordings (demo/webui).
     "recording": ("Recording", "录制"),
     "recording_about": (

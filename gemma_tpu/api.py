@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,18 +16,17 @@ from jax.sharding import Mesh
 
 from gemma_tpu import prompts
 from gemma_tpu.chat import Chat
-from gemma_tpu.checks import check_flag, check_progress
+from gemma_tpu.checks import check_flag, check_progress, shown
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.runtime.engine import Engine, Progress
 from gemma_tpu.runtime.request import ImageInput, Options, Request
-from gemma_tpu.stream import Completion, TextStream
+from gemma_tpu.stream import Completion, TextStream, stop_watch
 from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
-_LOGITS_BUCKET = 64  # sequences given to `logits` are padded to a multiple, so that few lengths compile
 
 
 class Model:
@@ -69,7 +70,7 @@ class Model:
             eos_tokens=ends,
         )
         self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
-        self._closer = weakref.finalize(self, self.engine.close)
+        weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,7 +87,7 @@ class Model:
 
     def close(self) -> None:
         """Stops the engine and lets go of the device memory."""
-        self._closer()
+        self.engine.close()
         self.params = {}
 
     def __enter__(self) -> Model:
@@ -136,8 +137,9 @@ class Model:
             return self.stream(cast(SinglePrompt, prompt), images=images, **how).finish()
         if prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
-        streams = [self.stream(one, **how) for one in batch]
-        return [stream.finish() for stream in streams]
+        with contextlib.ExitStack() as stack:  # on any way out, the work for all of them ends
+            streams = [stack.enter_context(contextlib.closing(self.stream(one, **how))) for one in batch]
+            return [stream.finish() for stream in streams]
 
     def stream(
         self,
@@ -162,7 +164,12 @@ class Model:
         rendered, dropped = self._render(plain, images, reading), 0
         if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
             _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
-        return TextStream(self._submit(rendered, settings), self.tokenizer, dropped)
+        tokenizer = self.tokenizer
+        return TextStream(self._submit(rendered, settings), tokenizer, dropped)
+
+    def waiting_before(self, stream: TextStream) -> int | None:
+        """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
+        return self.engine.waiting_before(stream._request)
 
     def chat(
         self,
@@ -182,36 +189,39 @@ class Model:
         self._options(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
-    def logits(self, tokens: Any, images: Images = None, *, allow_urls: bool = False) -> jax.Array:
-        """Teacher-forced logits: int[B, T] → float32[B, T, V].
+    def logits(
+        self,
+        tokens: Any,
+        images: Images = None,
+        *,
+        positions: Any = None,
+        allow_urls: bool = False,
+    ) -> jax.Array:
+        """Teacher-forced logits: int[B, T] → float32[B, T, V]; with `positions`, K of the T, float32[B, K, V].
 
         Each `<start_of_image>` is expanded into the block of the next image of its row (`images`: a list per row). The
         result has one row per token given; that of a `<start_of_image>` belongs to the first token of its block, as in
-        Google's implementation.
+        Google's implementation. A row with its images may have as many tokens as the context (`max_context`), and a
+        result 2 GiB; ValueError otherwise. A new length compiles, on the caller's thread; lengths are padded to powers
+        of two for that.
         """
         tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
+        at = _indices("positions", positions, tokens.shape[1])
+        self.engine.check_logits(tokens.shape[1], len(tokens) * len(at))
         expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
         rows, kept = zip(*expanded, strict=True)
         markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
         shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
         if len(shown) != markers:
             raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
-        longest = -(-max(map(len, rows)) // _LOGITS_BUCKET) * _LOGITS_BUCKET
-        padded = np.zeros((len(rows), longest), np.int32)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        lengths = np.array([len(row) for row in rows])
         inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
-        return self.engine.logits(padded, lengths, np.array(kept, np.int32), inputs)
+        return self.engine.logits(rows, np.array(kept, np.int32)[:, at], inputs)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
         prompt = self._render(prompts.read_messages(messages), None, Reading())
-        self.engine.check_length(len(prompt.tokens))
-        tokens = np.zeros((1, -(-len(prompt.tokens) // _LOGITS_BUCKET) * _LOGITS_BUCKET), np.int32)
-        tokens[0, : len(prompt.tokens)] = prompt.tokens
         last = np.array([[len(prompt.tokens) - 1]], np.int32)
-        return self.engine.logits(tokens, last[0] + 1, last, self._image_inputs(prompt.images))[0, 0]
+        return self.engine.logits([prompt.tokens], last, self._image_inputs(prompt.images))[0, 0]
 
     def classify(
         self, images: Images, policies: Sequence[str] | Mapping[str, str] | None = None
@@ -267,13 +277,30 @@ class Model:
         context = self.engine.max_context
         limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
         turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        kept, dropped = messages, 0
-        while len(prompt.tokens) > limit and dropped + 1 < len(turns):
-            dropped += 1
+
+        def without(dropped: int) -> tuple[Sequence[Message], Prompt]:
             kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
-            prompt = self._render(kept, None, reading)
-        return kept, prompt, dropped
+            return kept, self._render(kept, None, reading)
+
+        if len(prompt.tokens) <= limit or len(turns) < 2:
+            return messages, prompt, 0
+        fewer = range(1, len(turns) - 1)  # than all but the last turn; the fewest that leave room
+        dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
+        return *without(dropped), dropped
 
     def _submit(self, prompt: Prompt, options: Options) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
-        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options)
+        watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
+        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options, watch)
+
+
+def _indices(name: str, given: Any, size: int) -> np.ndarray:
+    """What of `size` things is meant by `given`: all by None."""
+    everything = np.arange(size)
+    try:
+        chosen = everything if given is None else everything[np.asarray(given)]
+    except Exception:  # it may be anything that NumPy asks for its elements
+        chosen = np.zeros((), int)
+    if chosen.ndim != 1 or not chosen.size:
+        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {shown(given)}")
+    return chosen

@@ -19,6 +19,7 @@ import PIL.Image
 from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
+from gemma_tpu.arguments import add_verify_argument, mesh_shape
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.devices import available_devices
 from gemma_tpu.loading import load, resolve_dtype
@@ -102,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=256, help="tokens to decode (default: 256)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--mesh", type=lambda text: tuple(map(int, text.split(","))), help="data,model")
+    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
+    add_verify_argument(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -119,7 +121,9 @@ def main(args: argparse.Namespace) -> int:
             make = functools.partial(random_params, config, dtype, mesh)
             model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
         else:
-            model = load(args.checkpoint, mesh=args.mesh, dtype=args.dtype, progress=False, **options)
+            model = load(
+                args.checkpoint, mesh=args.mesh, dtype=args.dtype, verify=args.verify, progress=False, **options
+            )
         shape = {"rows": rows, "prompt": args.prompt, "tokens": args.tokens}
         with model:
             begin = time.perf_counter()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.checks import as_tuple
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
 class Chat:
     """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got.
 
-    `dropped_turns` counts the oldest turns that have left the history for lack of room.
+    `dropped_turns` counts the oldest turns that have left the history for lack of room. One answer is written at a
+    time: asking for another one before it has ended, or was closed, is a RuntimeError.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Chat:
         self._model, self._options, self._drop_oldest, self._reading = model, options, drop_oldest, reading
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.dropped_turns = 0
+        self._answering = threading.Lock()  # held from the question to the end of its answer
 
     def send(
         self, text: str | None = None, *, images: Images = None, continue_final: bool = False, **options: Any
@@ -45,12 +50,13 @@ class Chat:
         self, text: str | None = None, *, images: Images = None, continue_final: bool = False, **options: Any
     ) -> TextStream:
         """Like `send`, as pieces of text."""
-        if not continue_final:
-            return self._answer([*self.messages, self._question(text, images)], options)
-        if text is not None or images is not None:
-            raise ValueError("continue_final goes on with the last answer, and takes neither text nor images")
-        before, begun = self._reopened()
-        return self._answer([*before, {"role": "assistant", "content": begun}], options, begun)
+        with self._turn():
+            if not continue_final:
+                return self._answer([*self.messages, self._question(text, images)], options)
+            if text is not None or images is not None:
+                raise ValueError("continue_final goes on with the last answer, and takes neither text nor images")
+            before, begun = self._reopened()
+            return self._answer([*before, {"role": "assistant", "content": begun}], options, begun)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -60,16 +66,31 @@ class Chat:
     def respond(self, responses: Sequence[Any], **options: Any) -> TextStream:
         """Gives the response to each of `calls`, as text or a mapping, and streams what the model says to it."""
         responses = as_tuple("responses", responses)
-        if len(responses) != len(self.calls):
-            raise ValueError(f"{len(responses)} responses given to {len(self.calls)} calls")
-        answers = [
-            {
-                "name": call["function"]["name"],
-                "response": dict(response) if isinstance(response, Mapping) else response,
-            }
-            for call, response in zip(self.calls, responses, strict=True)
-        ]
-        return self._answer([*self.messages, {"role": "tool", "content": answers}], options)
+        with self._turn():
+            if len(responses) != len(self.calls):
+                raise ValueError(f"{len(responses)} responses given to {len(self.calls)} calls")
+            answers = [
+                {
+                    "name": call["function"]["name"],
+                    "response": dict(response) if isinstance(response, Mapping) else response,
+                }
+                for call, response in zip(self.calls, responses, strict=True)
+            ]
+            return self._answer([*self.messages, {"role": "tool", "content": answers}], options)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Begins a turn, which ends with its answer (`_ChatStream`), or here if there will be none."""
+        if not self._answering.acquire(blocking=False):
+            raise RuntimeError(
+                "this chat is still answering: read that answer to its end, or close it; threads that talk at the same "
+                "time need a chat each"
+            )
+        try:
+            yield
+        except BaseException:
+            self._answering.release()
+            raise
 
     def _answer(self, said: Sequence[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
         """Streams the answer to `said`, or what comes to the answer in it that was `begun`."""
@@ -103,18 +124,30 @@ class Chat:
 
 
 class _ChatStream(TextStream):
-    """Puts question and answer into the history when the answer ends, however it ends; no answer leaves no trace."""
+    """Puts question and answer into the history when the answer ends, however it ends.
+
+    Without an answer there is no trace of the question; but turns that were dropped for one that is empty have left.
+    """
 
     def __init__(self, chat: Chat, messages: list[Message], begun: str, request: Request, dropped: int) -> None:
-        self._chat, self._messages = chat, messages
+        self._chat = weakref.ref(chat)  # which has the model; a history that nobody can read needs no answer
+        self._messages = messages
         super().__init__(request, chat._model.tokenizer, dropped, begun)
 
-    def _run(self) -> Generator[str, None, None]:
+    def _keep(self) -> None:
+        chat, text = self._chat(), self._begun + self._answer.text
+        if chat is None:
+            return
         try:
-            yield from super()._run()
+            completion = self.completion
+            if not completion.text and completion.finish_reason not in ("stop", "length"):
+                return
+            chat.dropped_turns += self.dropped_turns
+            if not text:
+                chat.messages = self._messages[:-1]
+                return
+            calls = completion.tool_calls
+            answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
+            chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
         finally:
-            if self._text:
-                text, calls = self._begun + "".join(self._text), self.completion.tool_calls
-                answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
-                self._chat.dropped_turns += self.dropped_turns
-                self._chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
+            chat._answering.release()

@@ -14,6 +14,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from gemma_tpu import signals
+from gemma_tpu.arguments import (
+    Parser,
+    add_format_arguments,
+    add_prompt_arguments,
+    add_sampling_arguments,
+    add_verify_argument,
+    answer_options,
+    mesh_shape,
+)
 from gemma_tpu.environment import quiet_libtpu, use_compilation_cache
 
 
@@ -25,7 +35,11 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = _print_warning
             use_compilation_cache()
             quiet_libtpu()
-            args = _parser(argv[:1]).parse_args(argv)
+            parser = _parser(argv[:1])
+            if not argv:
+                parser.print_help()
+                return 0
+            args = parser.parse_args(argv)
             _join_processes(args)
             return args.run(args)
     except KeyboardInterrupt:
@@ -34,8 +48,14 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # else the interpreter's last flush fails too
         return 141
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"gemma-tpu: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"gemma-tpu: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:  # as Python has it, the errno comes first
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _print_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
@@ -43,19 +63,10 @@ def _print_warning(message: Warning | str, category: type[Warning], filename: st
     print(f"gemma-tpu: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def mesh_shape(text: str) -> tuple[int, int]:
-    """Of an argument such as "1,8": the sizes of the data and model axes."""
-    try:
-        data, model = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form DATA,MODEL, such as 1,8") from None
-    return data, model
-
-
 def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     from gemma_tpu import __version__
 
-    parser = argparse.ArgumentParser(prog="gemma-tpu", description="Gemma 3 on TPUs, GPUs and CPUs, from JAX.")
+    parser = Parser(prog="gemma-tpu", description="Gemma 3 on TPUs, GPUs and CPUs, from JAX.")
     parser.add_argument("--version", action="version", version=f"gemma-tpu {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -66,9 +77,9 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "Talk with a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     _add_model_arguments(chat)
-    _add_sampling_arguments(chat)
-    _add_format_arguments(chat)
-    _add_prompt_arguments(chat)
+    add_sampling_arguments(chat)
+    add_format_arguments(chat)
+    add_prompt_arguments(chat)
     chat.add_argument(
         "--drop-oldest", action="store_true", help="forget the oldest turns of a conversation that outgrows the context"
     )
@@ -76,15 +87,21 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     generate = command("generate", _generate, "Answer one prompt.")
     _add_model_arguments(generate)
     generate.add_argument("prompt", help="the prompt; - reads it from standard input")
-    generate.add_argument("--image", action="append", default=[], metavar="FILE", help="shown before the prompt")
-    _add_prompt_arguments(generate)
+    generate.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="shown before the prompt; - reads it from standard input",
+    )
+    add_prompt_arguments(generate)
     generate.add_argument(
         "--continue", dest="begun", metavar="TEXT", help="begin the answer with TEXT; printed is what follows it"
     )
     generate.add_argument("--raw", action="store_true", help="no chat format; <start_of_image> marks the images")
     generate.add_argument("--json", action="store_true", help="the whole completion as JSON")
-    _add_sampling_arguments(generate)
-    _add_format_arguments(generate)
+    add_sampling_arguments(generate)
+    add_format_arguments(generate)
 
     info = command("info", _info, "What a checkpoint holds, without loading it.")
     info.add_argument("checkpoint", help="a directory, gs:// path, name or hub id")
@@ -96,6 +113,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=("orbax", "orbax-flat", "safetensors"))
     convert.add_argument("--dtype", choices=("bfloat16", "bf16", "float32"), help="by default as it is")
     convert.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
+    add_verify_argument(convert)
 
     download = command("download", _download, "Fetch released weights into the local cache.")
     download.add_argument("name", help="such as gemma3-4b-it, or google/medgemma-4b-it of Hugging Face")
@@ -113,7 +131,8 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             if name == "bench":
                 _add_distributed_arguments(sub)
-            sub.set_defaults(run=module.main)
+            # While it runs, verify may have a copy of the checkpoint on disk.
+            sub.set_defaults(run=signals.raised()(module.main) if name == "verify" else module.main)
     return parser
 
 
@@ -127,6 +146,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    add_verify_argument(parser)
     _add_distributed_arguments(parser)
 
 
@@ -147,63 +167,6 @@ def _join_processes(args: argparse.Namespace) -> None:
         gemma_tpu.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
-def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "sampling",
-        "What is left out is as the checkpoint's generation_config.json has it, which `gemma-tpu info` shows; "
-        "without one: at most 1,024 tokens, greedy, and top-k 64 and top-p 0.95 where a temperature is given.",
-    )
-    for flag, kind, help in (
-        ("--max-new-tokens", int, "longest answer"),
-        ("--temperature", float, "0 is greedy"),
-        ("--top-k", int, "0 is off"),
-        ("--top-p", float, "1 is off"),
-        ("--min-p", float, "0 is off"),
-        ("--seed", int, "for the same answer again"),
-    ):
-        group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=help)
-    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help="ends the answer")
-
-
-def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--system", help="a system message")
-    parser.add_argument("--pan-and-scan", action="store_true", help="show crops of images far from square after them")
-    parser.add_argument("--allow-urls", action="store_true", help="fetch images given as http(s) addresses")
-
-
-_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-
-
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for of an answer: sampling, and the options of the checkpoint's prompt format."""
-    given = {name: getattr(args, name) for name in (*_SAMPLING, *_FORMAT) if hasattr(args, name)}
-    if "tools" in given:
-        given["tools"] = _read_tools(given["tools"])
-    return given
-
-
-def _add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models of their own prompt format")
-    for flag, metavar, help in (
-        ("--source-lang", "CODE", "TranslateGemma: the language of the text or picture, such as cs"),
-        ("--target-lang", "CODE", "TranslateGemma: the language to translate into, such as pt-BR"),
-        ("--tools", "FILE", "FunctionGemma: a JSON file with a list of functions as JSON schemas"),
-    ):
-        group.add_argument(flag, metavar=metavar, help=help, default=argparse.SUPPRESS)
-
-
-_FORMAT = ("source_lang", "target_lang", "tools")
-
-
-def _read_tools(path: str) -> list[Any]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            tools = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from error
-    return tools if isinstance(tools, list) else [tools]
-
-
 def _load(args: argparse.Namespace):
     import gemma_tpu
 
@@ -217,6 +180,7 @@ def _load(args: argparse.Namespace):
         max_rows=1,
         tokenizer=args.tokenizer,
         text_only=args.text_only,
+        verify=args.verify,
         progress=progress,
     )
     if progress and model.dtype_reason:
@@ -230,11 +194,17 @@ def _generate(args: argparse.Namespace) -> int:
     for flag, given in (("--system", args.system), ("--continue", args.begun), ("--pan-and-scan", args.pan_and_scan)):
         if args.raw and given not in (None, False):
             raise ValueError(f"{flag} is part of the chat format, which --raw leaves out")
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    images = [gemma_tpu.load_image(image, allow_urls=args.allow_urls) for image in args.image]
+    if [args.prompt, *args.image].count("-") > 1:
+        raise ValueError("only one of the prompt and the images can be -, which is standard input")
+    options = answer_options(args)
+    prompt = _read_prompt() if args.prompt == "-" else args.prompt
+    images = [
+        gemma_tpu.load_image(sys.stdin.buffer if image == "-" else image, allow_urls=args.allow_urls)
+        for image in args.image
+    ]
     with _load(args) as model:
         if args.raw:
-            stream = model.stream(prompt, images=images, raw=True, **_sampling(args))
+            stream = model.stream(prompt, images=images, raw=True, **options)
         else:
             parts = [{"type": "image", "image": image} for image in images]
             messages: list[dict[str, Any]] = [
@@ -244,12 +214,19 @@ def _generate(args: argparse.Namespace) -> int:
             if args.system is not None:
                 messages.insert(0, {"role": "system", "content": args.system})
             how = {"pan_and_scan": args.pan_and_scan, "continue_final": args.begun is not None}
-            stream = model.stream(messages, **how, **_sampling(args))
+            stream = model.stream(messages, **how, **options)
         for piece in stream:
             if not args.json:
                 print(piece, end="", flush=True)
         print(_as_json(stream.completion) if args.json else "")
     return 0
+
+
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on standard input is no text in {error.encoding}: {error.reason}") from error
 
 
 def _as_json(completion: Any) -> str:
@@ -260,80 +237,13 @@ def _as_json(completion: Any) -> str:
 
 
 def _chat(args: argparse.Namespace) -> int:
+    from gemma_tpu.terminal import converse
+
+    options = answer_options(args)
     with _load(args) as model:
         how = {"drop_oldest": args.drop_oldest, "pan_and_scan": args.pan_and_scan, "allow_urls": args.allow_urls}
-        new_chat = functools.partial(model.chat, args.system, **how, **_sampling(args))
-        chat = new_chat()
-        print(
-            "/image FILE shows a picture with the next message, /continue goes on with an answer that was cut, /reset "
-            "starts over, Ctrl-D ends.",
-            file=sys.stderr,
-        )
-        images: list[str] = []
-        while True:
-            try:
-                line = input("> ").strip()
-            except EOFError:
-                print()
-                return 0
-            except KeyboardInterrupt:
-                print()
-                continue
-            if line == "/reset":
-                chat, images = new_chat(), []
-            elif line == "/continue":
-                _answer(functools.partial(chat.stream, continue_final=True))
-                _respond(chat)
-            elif line.startswith("/image "):
-                images.append(line.removeprefix("/image ").strip())
-            elif line.startswith("/"):
-                print("commands: /image FILE, /continue, /reset", file=sys.stderr)
-            elif line:
-                _answer(functools.partial(chat.stream, line, images=images))
-                images = []
-                _respond(chat)
-
-
-def _respond(chat: Any) -> None:
-    """Asks for the responses to the functions that the model calls, and prints what it makes of them."""
-    try:
-        answered = True
-        while answered and chat.calls:
-            typed = [input(f"response of {call['function']['name']}> ") for call in chat.calls]
-            answered = _answer(functools.partial(chat.respond, [_from_json(text) for text in typed]))
-    except (EOFError, KeyboardInterrupt):
-        print("\n(no response: /reset starts over)", file=sys.stderr)
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _answer(ask: Callable[[], Any]) -> bool:
-    """Prints an answer as it comes. A mistake in the question (False) or Ctrl-C ends the answer, not the chat."""
-    try:
-        stream = ask()
-    except ValueError as error:
-        print(f"gemma-tpu: {error}", file=sys.stderr)
-        return False
-    if stream.dropped_turns:
-        print(
-            f"(the context is full: the oldest turns were forgotten, {stream.dropped_turns} of them)", file=sys.stderr
-        )
-    try:
-        for piece in stream:
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        stream.close()
-        print(" …", end="")
-    print()
-    if stream.completion.finish_reason == "length":
-        way = "/continue goes on" if stream.completion.text else "no answer yet, which takes more --max-new-tokens"
-        print(f"(cut at the length limit: {way})", file=sys.stderr)
-    return True
+        new_chat = functools.partial(model.chat, args.system, **how, **options)
+        return converse(model, new_chat, allow_urls=args.allow_urls)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -374,16 +284,19 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
+@signals.raised()
 def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
     dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
     adapter = None if args.adapter is None else resolve(args.adapter)
-    convert(resolve(args.source), args.target, to=args.to, dtype=dtype, adapter=adapter, progress=sys.stderr.isatty())
+    how = {"dtype": dtype, "adapter": adapter, "verify": args.verify, "progress": sys.stderr.isatty()}
+    convert(resolve(args.source), args.target, to=args.to, **how)
     print(args.target)
     return 0
 
 
+@signals.raised()
 def _download(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 

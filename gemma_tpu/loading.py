@@ -47,6 +47,7 @@ def load(
     max_rows: int = 8,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
+    verify: bool = True,
     progress: bool | Any = True,
 ) -> Model:
     """Loads a checkpoint onto a mesh.
@@ -64,6 +65,8 @@ def load(
       max_rows: requests that run at once, a multiple of the mesh's data axis.
       tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
+      verify: compares the files with their checksums while they are read, where those are known: what `convert` and
+        `download` have written, and Hugging Face's cache. Each process does so with the files on its own disks.
       progress: a progress bar, or a function of (bytes done, bytes in all).
 
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
@@ -71,15 +74,16 @@ def load(
     """
     config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
     check_flag("text_only", text_only)
+    check_flag("verify", verify)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
-    base = _open(as_path("source", source), config, text_only, progress)
-    checkpoint = _merged(base, adapter, text_only, progress)
+    base = _open(as_path("source", source), config, text_only, progress, verify)
+    checkpoint = _merged(base, adapter, text_only, progress, verify)
 
     def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
         def here() -> Params:
             return _read(checkpoint, dtype, mesh, progress)
 
-        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, dtype, mesh)
+        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, dtype, mesh, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -196,14 +200,18 @@ def _text_side(
     return tokenizer, defaults, companions.format
 
 
-def _open(source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any) -> Checkpoint:
-    return open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only)
+def _open(
+    source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any, verify: bool
+) -> Checkpoint:
+    return open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only, verify=verify)
 
 
-def _merged(base: Checkpoint, adapter: str | Path | None, text_only: bool, progress: bool | Any) -> Checkpoint:
+def _merged(
+    base: Checkpoint, adapter: str | Path | None, text_only: bool, progress: bool | Any, verify: bool
+) -> Checkpoint:
     if adapter is None:
         return base
-    return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only)
+    return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only, verify=verify)
 
 
 def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool | Any) -> Params:
@@ -217,13 +225,18 @@ def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool |
 
 
 def _open_and_read(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, dtype: jnp.dtype, mesh: Mesh
+    source: str | Path,
+    config: GemmaConfig,
+    adapter: str | Path | None,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    verify: bool = True,
 ) -> Params:
     """What another process does when process 0 loads a model. The config says whether with a vision tower."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
-        base = _open(source, config, config.vision is None, False)
-        return _read(_merged(base, adapter, config.vision is None, False), dtype, mesh, False)
+        base = _open(source, config, config.vision is None, False, verify)
+        return _read(_merged(base, adapter, config.vision is None, False, verify), dtype, mesh, False)
 
 
 def resolve_dtype(

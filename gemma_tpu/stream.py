@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gemma_tpu.runtime.request import Request, Timings, Usage
+from gemma_tpu.runtime.process import check_process
+from gemma_tpu.runtime.request import Request, StopWatch, Timings, Usage
 from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
 from gemma_tpu.text.special import FUNCTION_PIECES
 
@@ -16,9 +18,10 @@ from gemma_tpu.text.special import FUNCTION_PIECES
 class Completion:
     """An answer. `tokens` are without the stop token, and up to the one that completed a stop string.
 
-    `finish_reason` is "stop", "length" or "cancelled". `dropped_turns` are those that the model was not told, for lack
-    of room. `thinking` is what MedGemma thought before it answered, which `text` is without. `tool_calls` are
-    FunctionGemma's calls in `text`, as messages have them; where a `Chat` continues an answer, those in all of it.
+    `finish_reason` is "stop", "length", "cancelled" (its reader left it) or "error" (its reader got one instead of the
+    rest). `dropped_turns` are those that the model was not told, for lack of room. `thinking` is what MedGemma thought
+    before it answered, which `text` is without. `tool_calls` are FunctionGemma's calls in `text`, as messages have
+    them; where a `Chat` continues an answer, those in all of it.
     """
 
     text: str
@@ -31,68 +34,155 @@ class Completion:
     tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
+class AnswerText:
+    """Tokens of an answer → its text, up to the token that completes a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(stop)
+        self._thoughts = Thoughts(tokenizer)
+        self._pieces: list[str] = []
+        self.tokens: list[int] = []
+        self.stopped = False
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """The text that became certain with them."""
+        piece = ""
+        for token in tokens:  # one by one: the answer ends with the token that completes a stop string
+            if self.stopped:
+                break
+            self.tokens.append(token)
+            text, self.stopped = self._stops.push(self._detokenizer.push(self._thoughts.split([token])))
+            piece += text
+        self._pieces.append(piece)
+        return piece
+
+    def flush(self) -> str:
+        """The rest of the text, when no more tokens come."""
+        if self.stopped:
+            return ""
+        piece, self.stopped = self._stops.push(self._detokenizer.flush())
+        piece += "" if self.stopped else self._stops.flush()
+        self._pieces.append(piece)
+        return piece
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    @property
+    def thinking(self) -> str:
+        return self._thoughts.text
+
+
+def stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> StopWatch:
+    """Has the engine end an answer where a stop string is complete, whether or not it is being read by then."""
+    answer = AnswerText(tokenizer, stop)
+
+    def watch(tokens: list[int]) -> int | None:
+        before = len(answer.tokens)
+        answer.push(tokens)
+        return len(answer.tokens) - before if answer.stopped else None
+
+    return watch
+
+
 class TextStream(Iterator[str]):
     """An answer as it is written: iterate for pieces of text, then read `completion`.
 
-    Leaving it early (`close`, or letting go of it) stops the work; `completion` then holds what there is.
+    Leaving it early (`close`, `cancel`, or letting go of it) stops the work; `completion` then holds what there is. It
+    does not keep its model: one that is let go of ends its streams with a RuntimeError.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
         self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._hit_stop = False
-        self._thoughts = Thoughts(tokenizer)
-        self._pieces: Generator[str, None, None] = self._run()
+        self._events = iter(request)
+        self._answer = AnswerText(tokenizer, request.options.stop)
+        self._reading = threading.Lock()
+        self._ended = False
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        check_process(self._request.pid)  # before the lock, which a forked child may have inherited as taken
+        with self._reading:
+            while not self._ended:
+                if piece := self._read():
+                    return piece
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Stops the work and returns at once, from any thread. What was written by then can still be read."""
+        self._request.cancel()
 
     def close(self) -> None:
-        """Stops the work. From any thread: one that waits for the next piece sees the end soon after."""
-        self._request.cancel()  # also when iteration never began
-        with contextlib.suppress(ValueError):  # another thread is inside the generator, and will leave it
-            self._pieces.close()
+        """Stops the work. From any thread: one that waits for the next piece sees the end soon after.
 
-    __del__ = close
+        What the model had written by then belongs to `completion`, unless nothing of the answer was read: it is in the
+        cache, and a conversation goes on from there without reading anything again.
+        """
+        self.cancel()
+        if self._reading.acquire(blocking=False):  # otherwise a thread is reading, and will come to the end
+            try:
+                self._take_rest()
+            finally:
+                self._reading.release()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ended"):
+            self.cancel()
+            self._end()  # without waiting: this may be the engine's thread
 
     def finish(self) -> Completion:
         """Waits for the end; returns the whole answer."""
-        for _ in self:
-            pass
+        try:
+            for _ in self:
+                pass
+        finally:
+            self.close()
         return self.completion
 
     @property
     def completion(self) -> Completion:
         """The answer so far; whole once the iteration has ended."""
-        reason = "stop" if self._hit_stop else self._request.finish_reason or "cancelled"
-        usage = dataclasses.replace(self._request.usage, completion_tokens=len(self._tokens))
-        text, timings = "".join(self._text), self._request.timings
+        answer = self._answer
+        reason = "stop" if answer.stopped else self._request.finish_reason or "cancelled"
+        usage = dataclasses.replace(self._request.usage, completion_tokens=len(answer.tokens))
+        text, timings = answer.text, self._request.timings
         calls = parse_calls(self._begun + text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
-        return Completion(
-            text, list(self._tokens), reason, usage, timings, self.dropped_turns, self._thoughts.text, calls
-        )
+        return Completion(text, list(answer.tokens), reason, usage, timings, self.dropped_turns, answer.thinking, calls)
 
-    def _run(self) -> Generator[str, None, None]:
-        detokenizer, stops = Detokenizer(self._tokenizer), StopStrings(self._request.options.stop)
-        events = iter(self._request)
-        for tokens in events:
-            piece = ""
-            for token in tokens:  # one by one: the answer ends with the token that completes a stop string
-                self._tokens.append(token)
-                text, self._hit_stop = stops.push(detokenizer.push(self._thoughts.split([token])))
-                piece += text
-                if self._hit_stop:
-                    break
-            if piece:
-                self._text.append(piece)
-                yield piece
-            if self._hit_stop:
+    def _read(self) -> str:
+        """The next piece, perhaps an empty one; after the last, the stream has ended."""
+        try:
+            tokens = next(self._events, None)
+            piece = self._answer.flush() if tokens is None else self._answer.push(tokens)
+            if self._answer.stopped:
                 self._request.cancel()
-                for _ in events:  # until the engine has let go of the row
+                for _ in self._events:  # until the engine has let go of the row
                     pass
-                return
-        piece, self._hit_stop = stops.push(detokenizer.flush())
-        if piece := piece + ("" if self._hit_stop else stops.flush()):
-            self._text.append(piece)
-            yield piece
+                tokens = None
+        except Exception:
+            self._end()
+            raise
+        except BaseException:  # Ctrl-C is another way to leave it
+            self.cancel()
+            self._take_rest()
+            raise
+        if tokens is None:
+            self._end()
+        return piece
+
+    def _take_rest(self) -> None:
+        try:
+            if not self._ended and self._answer.tokens:
+                with contextlib.suppress(RuntimeError):  # the request failed: nobody waits for it, `completion` says so
+                    self._answer.push(self._request.rest())
+                self._answer.flush()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._keep()
+
+    def _keep(self) -> None:
+        """Called once, when no more will be read; for who keeps what was said."""

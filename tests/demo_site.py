@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import http.server
 import os
 import re
@@ -25,6 +26,7 @@ from playwright.sync_api import Browser, Locator, expect
 
 import gemma_tpu
 from demo.app import Server, mount
+from demo.auth import BasicAuth
 from demo.state import Loader
 from gemma_tpu.model import param_shapes
 from gemma_tpu.sharding import make_mesh
@@ -83,17 +85,29 @@ def tiny_model() -> Iterator[gemma_tpu.Model]:
 
 
 @contextlib.contextmanager
-def serve(model: gemma_tpu.Model, scripted: Scripted, origins: Sequence[str] = ()) -> Iterator[str]:
+def serve(
+    model: gemma_tpu.Model,
+    scripted: Scripted | None = None,
+    origins: Sequence[str] = (),
+    *,
+    port: int = 0,
+    root_path: str | None = None,
+    accounts: Sequence[str] = (),
+) -> Iterator[str]:
     """The page on a ready model at /, and at /fresh one whose loading is scripted, and that takes addresses.
 
-    `origins` may use their API.
+    `origins` may use their API. With `accounts`, nobody else is let in.
     """
     loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    fresh = mount(fastapi.FastAPI(), scripted, path="/fresh", allow_urls=True, origins=origins)
-    app = mount(fresh, loader, origins=origins)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    app = fastapi.FastAPI()
+    if scripted is not None:
+        app = mount(app, scripted, path="/fresh", allow_urls=True, origins=origins)
+    app = mount(app, loader, origins=origins, root_path=root_path)
+    if accounts:
+        app.add_middleware(BasicAuth, accounts=accounts)
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -121,6 +135,59 @@ def serve_folder(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+class _Strip(http.server.BaseHTTPRequestHandler):
+    """Hands requests under `prefix` on to `port`, without it, and answers piece by piece."""
+
+    prefix, port = "", 0
+    connections: set[socket.socket]
+
+    def setup(self) -> None:
+        super().setup()
+        self.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.connections.discard(self.connection)
+        with contextlib.suppress(OSError):  # it was cut
+            super().finish()
+
+    def forward(self) -> None:
+        if not self.path.startswith(self.prefix + "/"):
+            return self.send_error(404)
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        server = http.client.HTTPConnection("127.0.0.1", self.port)
+        headers = dict(self.headers) | {"X-Forwarded-Host": self.headers["host"]}
+        server.request(self.command, self.path.removeprefix(self.prefix), body, headers)
+        answer = server.getresponse()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # a page that was left
+            while piece := answer.read1():
+                self.wfile.write(piece)
+        server.close()
+
+    do_GET = do_POST = forward
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def proxy(url: str, prefix: str, port: int = 0) -> Iterator[str]:
+    """A reverse proxy that has the server at `url` under `prefix`. It ends at once, as if it were killed."""
+    connections: set[socket.socket] = set()
+    known = {"prefix": prefix, "port": urlsplit(url).port, "connections": connections}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Strip,), known)) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+        server.shutdown()
+        for connection in list(connections):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
 class Visit:
     """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see."""
 
@@ -138,7 +205,7 @@ class Visit:
 
     def _console(self, message: Any) -> None:
         if message.type == "error":
-            self.problems.append(f"console: {message.text}")
+            self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _request(self, url: str, home: str) -> None:
         host = urlsplit(home).netloc
@@ -147,7 +214,7 @@ class Visit:
 
     def close(self) -> None:
         self.context.close()
-        assert not self.problems
+        assert not self.problems, self.problems
 
     # What visitors do.
 
@@ -224,7 +291,7 @@ class Reader:
 
     def close(self) -> None:
         self.context.close()
-        assert not self.problems
+        assert not self.problems, self.problems
 
     def load(self) -> list[str]:
         """The phases that loading goes through, from now on."""

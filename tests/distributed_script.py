@@ -1,5 +1,6 @@
 """What tests/test_distributed.py starts in every process: a script as a user would write it, on a checkpoint."""
 
+import functools
 import json
 import os
 import signal
@@ -9,8 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 
 import gemma_tpu
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.runtime.request import ImageInput
 
 SETTINGS: dict[str, Any] = {"max_context": 128, "max_rows": 2, "progress": False}
 ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
@@ -35,11 +39,55 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
     }
 
 
+class Unprepared(ImageInput):
+    """A picture whose pixels cannot be made."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        raise MemoryError("no room for the pixels")
+
+
+def mistakes(model: gemma_tpu.Model) -> list[str]:
+    """What is wrong with one request, before the devices know of it, is that request's error and ends nothing."""
+    vision = model.config.vision
+    image = Unprepared(PIL.Image.new("RGB", (9, 9)), vision.image_size)
+    prompt = [2, *[SOFT_TOKEN] * vision.num_soft_tokens, 70]
+
+    def unsendable(*_: Any) -> None:
+        raise TypeError("cannot be sent")
+
+    def ask() -> None:
+        for _ in model.engine.submit(prompt, [image], gemma_tpu.Options(max_new_tokens=3)):
+            pass
+
+    def ask_with(method: str) -> None:
+        real = getattr(model.engine._device, method)
+        setattr(model.engine._device, method, unsendable)
+        try:
+            model.generate("Hello", **ANSWER)
+        finally:
+            setattr(model.engine._device, method, real)
+
+    said = []
+    for call in (
+        ask,
+        lambda: model.engine.encode_images([image]),
+        *(functools.partial(ask_with, name) for name in ("prefill", "admit", "decode")),
+    ):
+        try:
+            call()
+        except Exception as error:
+            said.append(str(error))
+    return said
+
+
 def compare(checkpoint: str, mesh: str) -> None:
     """Writes the answers of a DATA,MODEL mesh, of the checkpoint with an adapter that every process has to merge."""
     data, width = map(int, mesh.split(","))
     with gemma_tpu.load(checkpoint, mesh=(data, width), adapter=f"{checkpoint}-adapter", **SETTINGS) as model:
         found = answers(model)
+        found["mistakes"] = mistakes(model)
+        found["after them"] = model.generate("Hello", **ANSWER).tokens
     try:
         gemma_tpu.load("no/such/checkpoint")
     except ValueError as error:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -53,3 +59,24 @@ def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | 
     }
     settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
     return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)
+
+
+@contextlib.contextmanager
+def waiting_for_a_cancel(engine: Engine, calls: int = 3) -> Iterator[None]:
+    """From that many decode calls on, each waits for a cancelled request: none can end before its reader leaves."""
+    decode, left, seen = engine._device.decode, calls, threading.Event()
+
+    def gated(*args: Any) -> jax.Array:
+        nonlocal left
+        left -= 1
+        while left < 0 and not seen.is_set():
+            if any(row.request and row.request.cancelled for row in engine._rows):
+                seen.set()
+            time.sleep(0.001)
+        return decode(*args)
+
+    with mock.patch.object(engine._device, "decode", gated):
+        try:
+            yield
+        finally:
+            seen.set()

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import json
+import threading
 from pathlib import Path
 
 import format_samples
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, mesh_of, random_params
+from small_models import TEXT, VISION, mesh_of, random_params, waiting_for_a_cancel
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
@@ -121,7 +122,8 @@ def test_a_cut_answer_goes_on(model: gemma_tpu.Model) -> None:
     stream = chat.stream(continue_final=True)
     said = next(stream)
     stream.close()
-    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + said
+    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + stream.completion.text
+    assert stream.completion.text.startswith(said)
     with pytest.raises(ValueError, match="there is no answer to continue"):
         model.chat().send(continue_final=True)
     with pytest.raises(ValueError, match="takes neither text nor images"):
@@ -194,14 +196,36 @@ def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(
 
 def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Model) -> None:
     chat = model.chat(max_new_tokens=100, stop_tokens=())
-    stream = chat.stream("Hello")
-    said = next(stream)
-    stream.close()
-    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    with waiting_for_a_cancel(model.engine):
+        stream = chat.stream("Hello")
+        said = next(stream)
+        stream.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": stream.completion.text}
+    assert stream.completion.text.startswith(said)
     assert stream.completion.finish_reason == "cancelled"
     unheard = model.chat(**FREE)
     unheard.stream("Hello").close()
     assert unheard.messages == []
+
+
+def test_after_a_stop_the_next_turn_is_read_from_the_cache(model: gemma_tpu.Model) -> None:
+    """Digits are tokens of their own, so that this random model's answer is written in the tokens it came in."""
+    (one,) = set(TOKENIZER.encode("1111")) - set(TOKENIZER.encode("a"))
+    others = [token for token in range(TOKENIZER.vocab_size) if token != one]
+
+    stream = gemma_tpu.TextStream
+    for stop in (stream.close, stream.cancel, lambda first: threading.Thread(target=first.close).start()):
+        chat = model.chat(max_new_tokens=100, stop_tokens=(), forbidden_tokens=others)
+        with waiting_for_a_cancel(model.engine):
+            first = chat.stream("Hello")
+            next(first)
+            stop(first)
+            first.finish()
+        assert first.completion.finish_reason == "cancelled"
+        assert first.completion.text == "1" * len(first.completion.tokens)
+        assert len(first.completion.tokens) < 100
+        usage = chat.send("And now?", max_new_tokens=2).usage
+        assert usage.cached_tokens == first.completion.usage.prompt_tokens + len(first.completion.tokens) - 1
 
 
 def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,21 @@ def test_orbax_to_safetensors_in_shards_and_back(tmp_path):
     assert_equal_arrays(restored(back), flat_leaves(samples.nested_tree(sample.canonical)))
 
 
+@pytest.mark.parametrize("to", ["orbax", "orbax-flat", "safetensors"])
+def test_what_a_progress_callback_raises_comes_back_as_it_is(to, tmp_path):
+    sample = samples.sample(CONFIGS["grouped-8"])
+    src = samples.save_hf(tmp_path / "hf", sample.hf, samples.hf_config(sample.config))
+    error = LookupError("no window to draw in")
+
+    def draw(done: int, total: int) -> None:
+        raise error
+
+    with pytest.raises(LookupError) as raised:
+        convert(src, tmp_path / "out", to=to, progress=draw)
+    assert raised.value is error
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_dtypes_are_kept_apart_and_changed_when_asked(tmp_path):
     sample = samples.sample(CONFIGS["grouped-8"])
     mixed = {name: array.astype(np.float32) if "vision" in name else array for name, array in sample.canonical.items()}

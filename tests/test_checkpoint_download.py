@@ -16,7 +16,7 @@ import huggingface_hub  # gradio depends on it
 import pytest
 from huggingface_hub import errors
 
-from gemma_tpu.checkpoint import CheckpointError, availability, download, hubs, open_checkpoint, resolve
+from gemma_tpu.checkpoint import CheckpointError, availability, checksums, download, hubs, open_checkpoint, resolve
 
 REPOSITORY = {
     "model.safetensors": b"weights",
@@ -104,7 +104,9 @@ def error(name: str, message: str = "", status: int | None = None, base: type[Ex
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    """All that was fetched: without the checksums, which `test_checkpoint_checksums` has."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != checksums.NAME]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def test_paths_are_taken_as_they_are(cache, tmp_path, monkeypatch):
@@ -171,6 +173,21 @@ def test_damaged_files_are_not_kept(cache, bucket):
     assert contents(download("gemma3-4b-it", progress=False)) == FILES | {"tokenizer.model": b"pieces"}
 
 
+def test_what_changed_in_the_cache_is_fetched_again(cache, bucket):
+    path = download("gemma3-4b-it", progress=False)
+    before = contents(path)
+    (path / "d" / "0123").write_bytes(bytes(1_024_000))
+    (path / "manifest.ocdbt").unlink()
+    bucket.requests.clear()
+    assert download("gemma3-4b-it", progress=False) == path
+    assert contents(path) == before
+    fetched = [request.split("/o/")[1].split("?")[0] for request, _ in bucket.requests if "/o/" in request]
+    assert sorted(name.rsplit("%2F")[-1] for name in fetched) == ["0123", "manifest.ocdbt"]
+    bucket.requests.clear()
+    assert download("gemma3-4b-it", progress=False) == path
+    assert bucket.requests == []
+
+
 def test_kaggle_after_the_bucket(cache, tmp_path, monkeypatch):
     found = tmp_path / "kaggle" / "gemma3-1b"
     sample = samples.sample(samples.CONFIGS["one-kv-14"])
@@ -178,12 +195,18 @@ def test_kaggle_after_the_bucket(cache, tmp_path, monkeypatch):
     (found / "tokenizer.model").write_bytes(b"pieces")
     calls = hub(monkeypatch, "kagglehub", "model_download", found)
     path = resolve("gemma3-1b-it")
+    assert len(checksums.listed(path)) == len(contents(found))
     assert calls == [(("google/gemma-3/flax/gemma3-1b-it",), {})]
     assert resolve("gemma3-1b-it") == path == str(found)
     assert len(calls) == 1
-    checkpoint = open_checkpoint(path, config=sample.config)
+    checkpoint = open_checkpoint(path, config=sample.config, verify=True)
     assert checkpoint.path == str(found / "gemma3-1b-it")
     assert checkpoint.tokenizer_path == str(found / "tokenizer.model")
+    (found / "tokenizer.model").write_bytes(b"changed")
+    download("gemma3-1b-it")
+    assert calls.pop() == (("google/gemma-3/flax/gemma3-1b-it",), {})
+    assert not found.exists(), "which makes Kaggle's client fetch it again"
+    found.mkdir()
     download("gemma3-27b-pt")
     download("gemma3-270m-it")
     assert calls[1:] == [(("google/gemma-3/flax/gemma3-27b",), {}), (("google/gemma-3/flax/gemma-3-270m-it",), {})]
@@ -224,6 +247,24 @@ def test_a_download_asks_again_for_what_has_changed(hugging_face, cache):
     assert resolve("unsloth/gemma-3-4b-it") == str(first)
     assert (download("unsloth/gemma-3-4b-it") / "config.json").read_bytes() == b'{"newer": 1}'
     assert resolve("unsloth/gemma-3-4b-it") != str(first)
+
+
+def test_hugging_faces_links_name_checksums(hugging_face, cache):
+    """SHA-256 of large files, Git's SHA-1 of small ones; `download` fetches again what is not that any more."""
+    path = download("unsloth/gemma-3-4b-it")
+    files = checksums.listed(str(path))
+    assert {os.path.basename(file.path): len(file.digest) for file in files} == {
+        "model.safetensors": 64, "config.json": 40, "tokenizer.model": 40, "chat_template.jinja": 40
+    }  # fmt: skip
+    checksums.compare(files)
+    for name in ("model.safetensors", "config.json"):
+        (path / name).write_bytes(b"changed")
+        with pytest.raises(
+            CheckpointError, match=rf"/{name}: changed or .* `gemma-tpu download unsloth/gemma-3-4b-it`"
+        ):
+            checksums.compare(files)
+        assert contents(download("unsloth/gemma-3-4b-it")) == {name: REPOSITORY[name] for name in NEEDED}
+        checksums.compare(files)
 
 
 def test_what_another_program_has_downloaded_needs_no_network(hugging_face, cache, monkeypatch):

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import pty
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -125,24 +120,6 @@ def test_an_answer_without_a_token_is_json_too(checkpoint: Path, capsys) -> None
     assert (answer["tokens"], answer["timings"]["first_token"]) == ([], None)
 
 
-def test_chat_goes_on_with_an_answer_that_was_cut(checkpoint: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = iter(["/continue", "Hello", "/continue"])
-
-    def read(_: str) -> str:
-        if (line := next(typed, None)) is None:
-            raise EOFError
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
-    assert main(["chat", str(checkpoint), "--max-new-tokens", "5", "--mesh", "1,8"]) == 0
-    said = capsys.readouterr()
-    assert "gemma-tpu: there is no answer to continue yet\n" in said.err
-    assert said.err.count("(cut at the length limit: /continue goes on)") == 2
-    with gemma_tpu.load(checkpoint, mesh=(1, 8), max_rows=1, progress=False) as model:
-        chat = model.chat(max_new_tokens=5)
-        assert said.out == f"{chat.send('Hello').text}\n{chat.send(continue_final=True).text}\n\n"
-
-
 def test_a_checkpoint_of_another_prompt_format(checkpoint: Path, tmp_path: Path, capsys) -> None:
     """The chat template beside the weights says that this is TranslateGemma."""
     relative = shutil.copytree(checkpoint, tmp_path / "relative")
@@ -156,32 +133,75 @@ def test_a_checkpoint_of_another_prompt_format(checkpoint: Path, tmp_path: Path,
     assert (answer["thinking"], answer["tool_calls"]) == ("", [])
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint: Path) -> None:
-    """In a terminal of its own: a long answer, Ctrl-C, then another question, then Ctrl-D."""
-    terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "gemma_tpu", "chat", str(checkpoint), "--max-new-tokens", "150"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
-    chat = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment, start_new_session=True)
-    os.close(end)
+def test_alone_it_shows_help(capsys) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: gemma-tpu [-h] [--version] COMMAND")
+    assert "convert" in said.out
+    assert said.err == ""
 
-    def read_until(wanted: str, seconds: float = 120) -> str:
-        text, give_up = "", time.monotonic() + seconds
-        while wanted not in text:
-            assert time.monotonic() < give_up, text
-            text += os.read(terminal, 4096).decode(errors="replace")
-        return text
 
-    try:
-        read_until("> ")
-        os.write(terminal, b"Hello\n")
-        read_until("Hello")
-        time.sleep(0.5)
-        os.kill(chat.pid, signal.SIGINT)
-        read_until("> ")
-        os.write(terminal, b"/reset\n")
-        read_until("> ")
-        os.write(terminal, b"\x04")
-        assert chat.wait(timeout=30) == 0
-    finally:
-        chat.kill()
-        os.close(terminal)
+@pytest.mark.parametrize(
+    "arguments",
+    ["chat X", "generate X Y", "info X", "convert X Y --to orbax", "download X", "plan X --chips v5e", "bench --model "
+     "gemma3-1b", "verify X --against gemma"],
+)  # fmt: skip
+def test_an_unknown_option_shows_the_usage_of_its_command(arguments: str, capsys) -> None:
+    command = arguments.split()[0]
+    with pytest.raises(SystemExit) as raised:
+        main([*arguments.split(), "--nonsense"])
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: gemma-tpu {command} ")
+    assert said.endswith(f"gemma-tpu {command}: error: unrecognized arguments: --nonsense\n")
+
+
+def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def test_a_picture_from_standard_input(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    file = tmp_path / "noise.png"
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(file)
+    shared = ["generate", str(checkpoint), "Hello", "--max-new-tokens", "5", "--mesh", "1,8", "--json", "--image"]
+    assert main([*shared, str(file)]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    give(monkeypatch, file.read_bytes())
+    assert main([*shared, "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["usage"]) == (expected["tokens"], expected["usage"])
+    assert found["usage"]["image_tokens"] > 0
+    give(monkeypatch, b"no picture")
+    assert main([*shared, "-"]) == 1
+    assert "image file: a text file, not an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["-", "--image", "-"], ["x", "--image", "-", "--image", "-"]])
+def test_standard_input_is_read_once(more: list[str], capsys) -> None:
+    assert main(["generate", "gemma3-demo", *more]) == 1
+    assert "only one of the prompt and the images can be -" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_no_text(capsys, monkeypatch) -> None:
+    give(monkeypatch, b"caf\xe9")
+    assert main(["generate", "gemma3-demo", "-"]) == 1
+    assert "the prompt on standard input is no text in utf-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "X", "x", "--tools", "/nothere"], "--tools /nothere: No such file or directory"),
+        (["chat", "X", "--tools", "/"], "--tools /: Is a directory"),
+        (["generate", "X", "x", "--tools", __file__], f"--tools {__file__}: is no JSON"),
+    ],
+)
+def test_a_wrong_file_is_said_before_anything_is_loaded(arguments: list[str], message: str, capsys) -> None:
+    """X is no checkpoint, which is said of it when it is loaded."""
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"gemma-tpu: {message}")
+
+
+def test_an_adapter_that_is_a_file(capsys) -> None:
+    assert main(["generate", "gemma3-demo", "x", "--adapter", __file__]) == 1
+    assert f"{__file__}: no adapter: a file; give a directory" in capsys.readouterr().err

@@ -91,6 +91,19 @@ def test_an_answer_that_is_stopped_ends(client: TestClient, model: FakeModel) ->
         assert "statistics" in json.loads(list(lines)[-1])
 
 
+def test_who_waits_is_told_his_place_in_the_line(client: TestClient, model: FakeModel) -> None:
+    model.pieces, model.before = ["So", None], 1
+    with client.stream("POST", "/answer", json=asked("Why?")) as answer:
+        lines = map(json.loads, answer.iter_lines())
+        name = next(lines)["id"]
+        places = [next(line["waiting"] for line in lines if "waiting" in line)]
+        model.before = 0
+        places.append(next(line["waiting"] for line in lines if "waiting" in line))
+        client.post("/stop", json={"id": name}).raise_for_status()
+        assert not [line for line in lines if "waiting" in line]
+    assert [place["en"] for place in places] == [text(key, "en") for key in ("queued_one", "queued_next")]
+
+
 def test_files_of_the_server_cannot_be_named(client: TestClient, model: FakeModel) -> None:
     for path in ("demo/static/favicon.png", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.png"):
         assert client.post("/answer", json=asked("What?", pictures=[path])).status_code == 422

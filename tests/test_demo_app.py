@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from demo_site import CHROMIUM, FLAGS, Reader, Scripted, Visit, busy, serve, serve_folder, tiny_model, wait_for
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 import gemma_tpu
+from demo.chat import Answer
 from demo.state import Status
 from demo.tab import examples
 from demo.texts import text
@@ -27,6 +29,13 @@ from demo.webui.build import PAGE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 ENDLESS = 8000  # tokens
+# The RGBA values of the picture at an address.
+PIXELS = """async (address) => {
+    const bitmap = await createImageBitmap(await (await fetch(address)).blob());
+    const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+    context.drawImage(bitmap, 0, 0);
+    return [...context.getImageData(0, 0, bitmap.width, bitmap.height).data];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +279,122 @@ def test_files_of_the_server_cannot_be_named(server: str, red_png: Path, marked:
             events = client.get("/queue/data", params={"session_hash": asked["session_hash"]}).text
             assert ('"success":true' in events.replace(" ", "")) == (path == uploaded), events
             assert ("uploaded" in events) == (path != uploaded)  # each of the two that look says so
+
+
+def test_the_model_is_shown_the_picture_that_the_page_shows(
+    visit: Visit, model: gemma_tpu.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an answer and a change of language, at both of which Gradio makes the page's components anew."""
+    seen: list[Any] = []
+    submit = model.engine.submit
+
+    def watch(tokens: Any, images: Any = (), *rest: Any) -> Any:
+        seen.extend(np.asarray(image.image) for image in images)
+        return submit(tokens, images, *rest)
+
+    monkeypatch.setattr(model.engine, "submit", watch)
+    rgba = np.full((40, 60, 4), (200, 30, 30, 255), np.uint8)
+    rgba[:, 20:40, 3], rgba[:, 40:] = 90, 0
+    red, clear, deep = (tmp_path / f"{name}.png" for name in ("red", "clear", "deep"))
+    Image.fromarray(rgba[..., :3]).save(red)
+    Image.fromarray(rgba).save(clear)
+    Image.fromarray(np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)).save(deep)
+    page, place = visit.page, visit.page.locator("#picture-1 img")
+    visit.set("image", max_new_tokens=2)
+    for language, file in (("English", red), ("中文", clear), ("English", deep), ("English", clear)):
+        page.click(f"text={language}")
+        expect(page.locator("#image-send")).to_have_text(text("send", {"English": "en"}.get(language, "zh")))
+        before = place.get_attribute("src") if place.count() else None
+        page.set_input_files("#picture-1 input[type=file]", file)
+        expect(place).not_to_have_attribute("src", before or "")
+        # The place shows the file at first, and what the model sees of it as soon as that is known.
+        expect(place).to_have_attribute("src", re.compile(r"red\.png$" if file == red else r"/image\.png$"))
+        visit.ask("image", "What?")
+        expected = np.asarray(gemma_tpu.load_image(file))
+        np.testing.assert_array_equal(seen.pop(), expected)
+        drawn = page.evaluate(PIXELS, place.get_attribute("src"))
+        np.testing.assert_array_equal(np.array(drawn, np.uint8).reshape(40, 60, 4)[..., :3], expected)
+        assert not seen
+
+
+def test_what_is_no_picture_is_refused_in_the_same_words(visit: Visit, tmp_path: Path) -> None:
+    """The first file, too, and even though Gradio knows some of them for no pictures by their names."""
+    page = visit.page
+    page.click("text=中文")
+    expect(page.locator("#image-send")).to_have_text(text("send", "zh"))
+    broken = b"\x89PNG\r\n\x1a\n" + bytes(100)
+    for name, content in {"broken.png": broken, "notes.txt": b"hello", "page.pdf": b"%PDF-1.7"}.items():
+        (tmp_path / name).write_bytes(content)
+        page.set_input_files("#picture-1 input[type=file]", tmp_path / name)
+        expect(visit.notice("image")).to_have_text(re.compile("^无法用作图片：" + re.escape(name) + ": [^/]+$"))
+        expect(page.locator("#picture-1 img")).to_have_count(0)
+    page.evaluate(
+        """() => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["%PDF-1.7"], "dropped.pdf", { type: "application/pdf" }));
+            const target = document.querySelector("#picture-1 button");
+            target.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+        }"""
+    )
+    expect(visit.notice("image")).to_contain_text("dropped.pdf: a PDF document")
+    expect(page.locator(".toast-body")).to_have_count(0)
+
+
+def test_places_keep_their_size_and_pictures_have_names(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    heights = [page.locator("#picture-1").bounding_box()["height"]]
+    for name, size in (("point", (1, 1)), ("line", (8000, 20)), ("column", (20, 3000))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+        page.set_input_files("#picture-1 input[type=file]", tmp_path / f"{name}.png")
+        expect(page.locator(f'#picture-1 img[src$="{name}.png"]')).to_be_visible()
+        heights.append(page.locator("#picture-1").bounding_box()["height"])
+    assert set(heights) == {250}
+    visit.set("image", max_new_tokens=2)
+    visit.ask("image", "What?")
+    shown = page.locator("#image-chat img")
+    expect(shown).to_have_attribute("alt", text("picture", "en"))
+    assert min(shown.bounding_box()[side] for side in ("width", "height")) >= 40
+    expect(page.locator("#picture-1 img")).to_have_attribute("alt", text("picture", "en"))
+    page.click("text=中文")
+    expect(shown).to_have_attribute("alt", text("picture", "zh"))
+
+
+def test_answers_are_shown_as_they_were_said(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Gradio's own renderer; what it is given is tested in test_demo_markdown.py."""
+    tags = ["<div>x</div>", "a<b c>d", "List<int>", "<thinking>hm</thinking>", "</s>", "<img src=x onerror=alert(1)>"]
+    image = "![remote](https://example.com/a.png)"
+    said = [*tags, "`<p>` `$c$`", "```\n<code> \\(d\\)\n```", "$5 and $10", image, "[link](https://example.com/b)"]
+    said += ["$x^2$", "\\(y<z\\)", "$$\\frac{1}{2}$$", "\\[E\\]", "**مرحبا** بالعالم", "- שלום"]
+    monkeypatch.setattr(Answer, "text", property(lambda _: "\n\n".join(said)))
+    page = visit.page
+    visit.go("text")
+    visit.set("text", max_new_tokens=1)
+    visit.ask("text", "\n".join(tags))
+    answer = visit.answers("text").last
+    expect(answer.locator(".katex")).to_have_count(4)
+    shown = answer.inner_text()
+    for line in (*tags, "<p> $c$", "<code> \\(d\\)", "$5 and $10", image.split("(")[0], "link"):
+        assert line in shown
+    assert page.locator("#text-chat [data-testid=user]").inner_text().strip().split("\n") == tags
+    assert answer.locator("img, div div").count() == answer.locator(".code_wrap, .code_wrap div").count()
+    assert answer.locator(".katex-display").count() == 2
+    assert answer.locator(".katex-error").count() == 0
+    for link in answer.locator("a").all():
+        assert "noopener" in link.get_attribute("rel")
+    sides = "(e) => [getComputedStyle(e).direction, getComputedStyle(e).textAlign]"
+    assert answer.locator("p", has_text="مرحبا").evaluate(sides) == ["rtl", "start"]
+    assert answer.locator("ul", has_text="שלום").evaluate(sides) == ["rtl", "start"]
+    assert answer.locator("p", has_text="List").evaluate(sides) == ["ltr", "start"]
+
+    # Whatever should make the page ask for it, pictures of other hosts are not loaded.
+    blocked = page.evaluate(
+        """() => new Promise((resolve) => {
+            document.addEventListener("securitypolicyviolation", (event) => resolve(event.blockedURI));
+            new Image().src = "https://example.com/a.png";
+        })"""
+    )
+    assert blocked == "https://example.com/a.png"
+    visit.problems = [problem for problem in visit.problems if blocked not in problem]
 
 
 def test_examples_fill_the_form(visit: Visit) -> None:

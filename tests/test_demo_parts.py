@@ -16,8 +16,9 @@ import pytest
 
 import demo
 from demo import __main__ as command
-from demo.chat import Conversation, Readers, Turn, literal, statistics
-from demo.settings import DEFAULTS, own_defaults
+from demo.auth import read_accounts
+from demo.chat import Conversation, Readers, Turn, statistics
+from demo.settings import DEFAULTS, chosen, options, own_defaults
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
@@ -46,7 +47,7 @@ class FakeStream:
             elif not self.closed.wait(10):
                 raise TimeoutError("nobody closed the stream")
 
-    def close(self) -> None:
+    def cancel(self) -> None:
         self.closed.set()
 
 
@@ -57,6 +58,7 @@ class FakeModel:
         self.told: list[list[dict[str, Any]]] = []
         self.pieces: list[str | None] = ["Yes", "."]
         self.room = 99
+        self.before: int | None = None
         self.format = GEMMA3
 
     def stream(self, messages: list[dict[str, Any]], **options: Any) -> FakeStream:
@@ -66,6 +68,9 @@ class FakeModel:
         self.told.append(messages[2 * dropped :])
         self.asked = options
         return FakeStream(self.pieces, dropped)
+
+    def waiting_before(self, stream: FakeStream) -> int | None:
+        return self.before
 
 
 def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: str | None) -> Turn:
@@ -135,11 +140,11 @@ def test_what_there_is_no_room_for_is_forgotten_but_not_the_picture() -> None:
     conversation, model = Conversation(), FakeModel()
     model.room = 5
     for question in ("1", "2", "3"):
-        assert ask(conversation, model, question, "a.png", "b.png").forgotten == 0
+        assert ask(conversation, model, question, "a.png", "b.png").answer.forgotten == 0
     turn = ask(conversation, model, "4", "a.png", "b.png")
     kept = ["user: 3", "assistant: Yes.", "user: [a.png] [b.png] 4"]
     assert outline(model.told[-1])[-3:] == kept
-    assert turn.forgotten == 1
+    assert turn.answer.forgotten == 1
     assert turn.pictures == ("a.png", "b.png")
     ask(conversation, model, "5", None, None)  # taken away
     assert outline(model.told[-1]) == [*kept, "assistant: Yes.", "user: 5"]
@@ -169,6 +174,38 @@ def test_a_cut_answer_goes_on_in_its_place() -> None:
     assert outline(model.told[-1])[3:] == ["assistant: It is a house.", "user: So?"]
 
 
+def test_those_who_wait_read_how_many_are_before_them() -> None:
+    conversation, model = Conversation(), FakeModel()
+    model.pieces, said = [None], {}
+    turn = ask(conversation, model, "What?")
+    for model.before in (2, 1, 0, None):
+        said[model.before] = conversation.footer("en")
+    assert said == {
+        2: "Waiting: 2 answers are before yours",
+        1: "Waiting: 1 answer is before yours",
+        0: "Waiting: yours is the next answer",
+        None: "Reading the prompt…",
+    }
+    conversation.stop()
+    wait_for(lambda: turn.answer.done)
+
+
+def test_a_full_context_is_not_the_limit_that_was_set() -> None:
+    conversation, model = Conversation(), FakeModel()
+    model.pieces = ["It ", "is "]  # tokens
+    for most, why, cut in ((2, "cut at the longest answer", True), (3, "cut because the context is full", False)):
+        turn = conversation.ask(model, "What?", [], GREEDY | {"max_new_tokens": most})  # type: ignore[arg-type]
+        wait_for(lambda turn=turn: turn.answer.done)
+        assert why in conversation.footer("en")
+        assert conversation.cut == cut
+
+
+def test_a_number_that_was_taken_away_is_the_default() -> None:
+    given = options(*DEFAULTS.values(), False, 3, False, False)
+    assert chosen(*[None] * len(DEFAULTS), False, 3, False, False) == given
+    assert chosen(5, *[None] * (len(DEFAULTS) - 1), False, 3, False, False) == given | {"max_new_tokens": 5}
+
+
 def test_stop_clear_and_leaving_close_the_stream() -> None:
     model = FakeModel()
     model.pieces = ["So", None]
@@ -192,24 +229,13 @@ def test_stop_clear_and_leaving_close_the_stream() -> None:
     assert readers._answers == {}
 
 
-def test_markup_that_was_typed_is_escaped() -> None:
-    """That this suffices is seen in the browser (test_demo_app.py)."""
-    assert literal("2*3 <b> a_b [x] `c` a\\*b") == r"2\*3 \<b\> a\_b \[x\] \`c\` a\\\*b"
-    assert literal("- x\n1. y") == "&#8203;- x\n&#8203;1. y"
-    assert literal("你好, it's 3 - 1 = 2.") == "你好, it's 3 - 1 = 2."
-
-
-def test_indents_and_empty_lines_are_kept() -> None:
-    assert literal("if x:\n    y\n\nz") == "if x:\n&nbsp;&nbsp;&nbsp;&nbsp;y\n\nz"
-
-
 def test_statistics_line() -> None:
     usage = Usage(prompt_tokens=1284, image_tokens=256, cached_tokens=270, completion_tokens=128)
     timings = Timings(queue=0.1, prefill=0.2, first_token=0.352, decode=3.0, tokens_per_second=42.33)
     completion = Completion("…", [0] * 128, "length", usage, timings)
     assert statistics(completion, 7, 2, "en") == (
         "128 tokens · 42.3 tokens/s · first token after 0.35 s · 270 of 1,284 prompt tokens from the cache · "
-        "oldest turns forgotten: 2 · seed 7 · cut at the length limit"
+        "oldest turns forgotten: 2 · seed 7 · cut at the longest answer that is set"
     )
     nan = float("nan")
     never = Completion("", [], "cancelled", Usage(10, 0, 0, 0), Timings(nan, nan, nan, nan, 0.0))
@@ -333,6 +359,39 @@ def test_port_in_use(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err == (
         f"demo: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port\n"
     )
+
+
+def test_sharing_without_a_network_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("Could not get share link\nfrom Gradio API Server.")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", fail)
+    command._share("127.0.0.1", 7860)
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda host, port, *_: f"https://{host}-{port}.example")
+    command._share("127.0.0.1", 7860)
+    said = capsys.readouterr()
+    assert said.err.startswith("demo: --share: no public address, only the one above: RuntimeError: Could not get ")
+    assert said.err.count("\n") == 1
+    assert said.out == "It is public at https://127.0.0.1-7860.example\n"
+
+
+def test_accounts_and_paths_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "accounts"
+    file.write_text("ann:s:cret\n\n李:密码\n", "utf-8")
+    assert read_accounts(str(file)) == ["ann:s:cret", "李:密码"]
+    given = command._parse(["--auth", "a:b", "--auth", "c:d", "--root-path", "/gemma/"])
+    assert (given.auth, given.root_path) == (["a:b", "c:d"], "/gemma")
+    for wrong in (["--auth", "secret"], ["--auth", ":secret"], ["--root-path", "gemma"], ["--root-path", "/"]):
+        with pytest.raises(SystemExit):
+            command._parse(wrong)
+        assert "secret" not in capsys.readouterr().err
+    for content, said in ((b"ann:x\nsecret", "entry 2"), (b"\n", "empty"), (b"\xff\xfe:", "UTF-8")):
+        file.write_bytes(content)
+        assert command.main(["--checkpoint", ".", "--auth-file", str(file)]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert str(file) in error
+        assert "secret" not in error
 
 
 def test_origins_are_named_as_browsers_name_them(capsys: pytest.CaptureFixture) -> None:

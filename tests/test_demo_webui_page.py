@@ -202,13 +202,28 @@ def test_answers_are_shown_as_text(reader: Reader) -> None:
     for given, shown in {
         '<div>a<b & "c"</div>': '<p>&lt;div&gt;a&lt;b &amp; "c"&lt;/div&gt;</p>',
         "<img src=x onerror=alert(1)>": "<p>&lt;img src=x onerror=alert(1)&gt;</p>",
+        "List<int> <thinking> </s> &lt;": "<p>List&lt;int&gt; &lt;thinking&gt; &lt;/s&gt; &amp;lt;</p>",
+        "![a](https://x.org/a.png)": "<p>![a](https://x.org/a.png)</p>",
+        "$5 and $10, $x^2$, \\(a<b\\)": "<p>$5 and $10, $x^2$, \\(a&lt;b\\)</p>",
         "2*3*4 = a_b_c\n\n**so** `x<y`": "<p>2*3*4 = a_b_c</p><p><strong>so</strong> <code>x&lt;y</code></p>",
+        "``a`<b>`` ` `": "<p><code>a`&lt;b&gt;</code> <code> </code></p>",
         "# One\n- a\n- b\n3. c": '<p class="heading">One</p><ul><li>a</li><li>b</li></ul><ol start="3"><li>c</li></ol>',
         "```html\n<p>**x**\n```\nend": "<pre><code>&lt;p&gt;**x**</code></pre><p>end</p>",
+        "~~~\n```\n~~~": "<pre><code>```</code></pre>",
         "```\nnot ended": "<pre><code>not ended</code></pre>",
         "[1, 2]\n  indented": "<p>[1, 2]\n  indented</p>",
     }.items():
-        assert reader.page.evaluate(rendered, given) == shown
+        assert reader.page.evaluate(rendered, given).replace(' dir="auto"', "") == shown
+
+
+def test_each_paragraph_has_its_own_direction(reader: Reader) -> None:
+    directions = reader.page.evaluate("""() => {
+        const box = document.createElement("div");
+        box.append(...renderMarkdown("# שלום\\n\\n**مرحبا** a\\n\\nabc\\n\\n- שלום"));
+        document.querySelector(".chat").append(box);
+        return [...box.children].map((block) => getComputedStyle(block).direction);
+    }""")
+    assert directions == ["rtl", "rtl", "ltr", "rtl"]
 
 
 def test_keyboard_alone(reader: Reader) -> None:

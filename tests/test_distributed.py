@@ -139,6 +139,8 @@ def test_processes_answer_as_one(
             assert found[name] == value, name
     assert found["chat"][1]  # the second turn continued from a cache
     assert "no/such/checkpoint" in found["error"]
+    assert found["mistakes"] == ["no room for the pixels"] * 2 + ["cannot be sent"] * 3
+    assert found["after them"] == found["text"]
 
 
 def test_a_lost_worker_is_an_error_at_once(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:

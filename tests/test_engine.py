@@ -12,7 +12,7 @@ import jax.monitoring
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of, random_params
+from small_models import TEXT, VISION, make_engine, mesh_of, random_params, waiting_for_a_cancel
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.runtime import encode_images, forward, programs
@@ -132,6 +132,64 @@ def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
     assert all(row.request is None for row in engine._rows)
 
 
+def test_a_progress_callback_may_use_the_engine_or_fail(engine: Engine) -> None:
+    answers: list[list[int]] = []
+    error = LookupError("no window to draw in")
+
+    def ask(label: str, done: int, total: int) -> None:
+        if done == 1:
+            answers.append(run(engine.submit(prompt(5, seed=3), (), NO_STOP)))
+
+    def fail(label: str, done: int, total: int) -> None:
+        raise error
+
+    with pytest.raises(LookupError) as raised:
+        engine.warmup(fail)
+    assert raised.value is error
+    assert engine.warmup(ask) > 3
+    assert answers == [run(engine.submit(prompt(5, seed=3), (), NO_STOP))]
+
+
+def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> None:
+    """Calls under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
+    others = [engine.submit(prompt(3, seed=n), (), Options(max_new_tokens=100, stop_tokens=())) for n in range(2)]
+    for seed, company in ((30, True), (31, True), (32, False)):
+        tokens = prompt(20, seed=seed)
+        with waiting_for_a_cancel(engine):
+            request = engine.submit(tokens, (), Options(max_new_tokens=100, stop_tokens=()))
+            said = next(iter(request))
+            request.cancel()
+            answer = said + run(request)
+        assert request.finish_reason == "cancelled"
+        assert len(answer) < 100
+        follow_up = tokens + answer + prompt(5, seed=seed)
+        second = engine.submit(follow_up, (), NO_STOP)
+        assert is_greedy(follow_up, run(second))
+        assert second.usage.cached_tokens == len(tokens) + len(answer) - 1
+        if company:
+            others.pop().cancel()
+
+
+def test_those_who_wait_are_told_how_many_come_before_them(engine: Engine) -> None:
+    endless = Options(max_new_tokens=100, stop_tokens=())
+    # Nobody is given a row while the engine's thread is busy with this.
+    hold, held = threading.Event(), threading.Event()
+    waiting = ThreadPoolExecutor(1).submit(engine._call, lambda: (held.set(), hold.wait(60)))
+    assert held.wait(60)
+    requests = [engine.submit(prompt(4, seed=n), (), endless) for n in range(5)]
+    assert [engine.waiting_before(request) for request in requests] == [0, 1, 2, 3, 4]
+    requests[1].cancel()
+    hold.set()
+    waiting.result(60)
+    for request in requests[:1] + requests[2:]:
+        next(iter(request))
+        assert engine.waiting_before(request) is None
+        request.cancel()
+    for request in requests:
+        run(request)
+        assert engine.waiting_before(request) is None
+
+
 def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> None:
     engine.warmup()
     compiled: list[str] = []
@@ -165,7 +223,7 @@ def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit(tokens, shown, NO_STOP)
-    with pytest.raises(ValueError, match=r"must be in \[0, 64\), got \[64\]"):
+    with pytest.raises(ValueError, match=r"must be ids in \[0, 64\), got \[64\]"):
         engine.submit([1], (), Options(forbidden_tokens=[64]))
 
 
@@ -226,7 +284,7 @@ def test_logits_that_are_not_finite_are_one_requests_error() -> None:
                 assert tokens[-1] == bad
         assert errors
         with pytest.raises(NotFiniteError, match="NaN or infinity in row 1: "):
-            engine.logits(np.array([[1, 2, 3], [4, bad, 5]]), np.array([3, 3]), np.tile(np.arange(3), (2, 1)))
+            engine.logits([[1, 2, 3], [4, bad, 5]], np.tile(np.arange(3), (2, 1)))
     finally:
         engine.close()
 
@@ -266,7 +324,7 @@ def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -
     monkeypatch.setattr(engine._device, "decode", hang)
     request, later = (engine.submit(prompt(4), (), NO_STOP) for _ in range(2))
     assert stuck.wait(60)
-    waiting = ThreadPoolExecutor(1).submit(engine.logits, np.ones((1, 4), int), np.array([4]), np.zeros((1, 1), int))
+    waiting = ThreadPoolExecutor(1).submit(engine.logits, [[1] * 4], np.zeros((1, 1), int))
     while not engine._tasks:
         time.sleep(0.01)
     engine._abort(RuntimeError("host 2 is gone"))

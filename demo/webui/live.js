@@ -8,15 +8,16 @@ class Live {
   static async connect(address) {
     const server = serverAt(address);
     if (server === null) throw new Refusal(() => say("server_malformed", { server: address }));
-    const live = new Live(server);
+    const live = new Live(server, accountIn(address));
     live.heads = await live.request("status").catch(() => null);
     if (!live.heads?.[language]?.facts) throw await live.explain(); // also for what answers and is no demo
     live.poll();
     return live;
   }
 
-  constructor(server) {
+  constructor(server, account) {
     this.server = server;
+    this.account = account; // of a demo with --auth
     this.onHeads = () => {};
     this.onLost = () => {};
     this.closed = new AbortController();
@@ -43,6 +44,7 @@ class Live {
   async *events(lines) {
     for await (const line of lines) {
       if ("piece" in line) yield line;
+      else if ("waiting" in line) yield { waiting: () => line.waiting[language] };
       else yield { statistics: () => line.statistics[language], error: line.error && (() => line.error[language]) };
     }
   }
@@ -76,8 +78,11 @@ class Live {
 
   // The response to GET, or to POST of `body`. Throws a Refusal for what the demo refuses.
   async send(path, body) {
-    const post = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-    const response = await fetch(`${this.server}/api/${path}`, { ...(body && post), signal: this.closed.signal });
+    const headers = { ...(this.account && { authorization: `Basic ${this.account}` }) };
+    const post = { method: "POST", body: JSON.stringify(body) };
+    if (body) headers["content-type"] = "application/json";
+    const options = { ...(body && post), headers, signal: this.closed.signal };
+    const response = await fetch(`${this.server}/api/${path}`, options);
     if (response.ok) return response;
     const said = await response.json().catch(() => ({}));
     const plain = `${response.status} ${response.statusText}`;
@@ -96,10 +101,20 @@ class Live {
   }
 }
 
+// What a header says of the user and the password in http://user:password@host; null if it has none.
+function accountIn(address) {
+  const { username, password } = new URL(withScheme(address));
+  if (!password) return null;
+  const bytes = new TextEncoder().encode(`${decodeURIComponent(username)}:${decodeURIComponent(password)}`);
+  return btoa(String.fromCharCode(...bytes));
+}
+
+const withScheme = (address) => (/^\w+:\/\//.test(address) ? address : `http://${address}`);
+
 // "http://host:port" of an address, with its path if it has one; null if it is none.
 function serverAt(address) {
   try {
-    const url = new URL(/^\w+:\/\//.test(address) ? address : `http://${address}`);
+    const url = new URL(withScheme(address));
     return /^https?:$/.test(url.protocol) ? (url.origin + url.pathname).replace(/\/+$/, "") : null;
   } catch {
     return null;

@@ -1,4 +1,5 @@
-// Answers: a little Markdown (paragraphs, headings, lists, fenced code, `code`, **bold**), all else as it was written.
+// Answers: a little Markdown (paragraphs, headings, lists, fenced code, `code`, **bold**), all else as it was written:
+// tags, pictures' addresses, formulas.
 
 const LIST_ITEM = /^\s*([-*]|\d+[.)]) +(.*)$/;
 
@@ -8,22 +9,22 @@ function renderMarkdown(text) {
   const lines = text.split("\n");
   for (let i = 0; i < lines.length; i++) {
     const line = lines[i];
-    const fence = line.match(/^\s*```/);
+    const fence = line.match(/^\s*(```|~~~)/)?.[1];
     const heading = line.match(/^(#{1,6}) +(.*)$/);
     const item = line.match(LIST_ITEM);
     if (fence) {
       let end = i + 1;
-      while (end < lines.length && !/^\s*```/.test(lines[end])) end++;
+      while (end < lines.length && !lines[end].trimStart().startsWith(fence)) end++;
       blocks.push(make("pre", {}, make("code", {}, lines.slice(i + 1, end).join("\n"))));
       open = null;
       i = end;
     } else if (heading) {
-      blocks.push(make("p", { class: "heading" }, ...renderInline(heading[2])));
+      blocks.push(make("p", { class: "heading", dir: "auto" }, ...renderInline(heading[2])));
       open = null;
     } else if (item) {
       const tag = /\d/.test(item[1]) ? "OL" : "UL";
       if (open?.tagName !== tag) {
-        open = make(tag);
+        open = make(tag, { dir: "auto" });
         if (tag === "OL") open.start = parseInt(item[1]);
         blocks.push(open);
       }
@@ -31,7 +32,7 @@ function renderMarkdown(text) {
     } else if (!line.trim()) {
       open = null;
     } else {
-      if (open?.tagName !== "P") blocks.push((open = make("p")));
+      if (open?.tagName !== "P") blocks.push((open = make("p", { dir: "auto" })));
       else open.append("\n");
       open.append(...renderInline(line));
     }
@@ -40,8 +41,9 @@ function renderMarkdown(text) {
 }
 
 function renderInline(text) {
-  return text.split(/(`[^`]+`|\*\*[^*]+\*\*)/).map((part) => {
-    if (part.length > 2 && part.startsWith("`") && part.endsWith("`")) return make("code", {}, part.slice(1, -1));
+  return text.split(/((?<!`)`[^`]+`(?!`)|(?<!`)``(?!`).+?(?<!`)``(?!`)|\*\*[^*]+\*\*)/).map((part) => {
+    const ticks = part.length > 2 && part.match(/^(``?).+\1$/s)?.[1];
+    if (ticks) return make("code", {}, part.slice(ticks.length, -ticks.length));
     if (part.length > 4 && part.startsWith("**") && part.endsWith("**")) return make("strong", {}, part.slice(2, -2));
     return part;
   });

@@ -43,7 +43,7 @@ class Tab {
       "div",
       { class: "desk" },
       make("div", { class: "side" }, ...(this.places.length ? pictures : []), caption, examples),
-      make("div", { class: "talk" }, this.chat, this.next, this.notice, ...talk, this.settings.element),
+      make("div", { class: "talk" }, make("div", { class: "stage" }, this.chat, this.notice), this.next, ...talk, this.settings.element),
     );
   }
 
@@ -133,8 +133,9 @@ class Tab {
     return null;
   }
 
-  write(turn, { piece, statistics, error }) {
-    if (piece !== undefined) {
+  write(turn, { piece, waiting, statistics, error }) {
+    if (waiting) this.footer = waiting;
+    else if (piece !== undefined) {
       turn.answer += piece;
       this.footer = () => say("writing");
     } else {

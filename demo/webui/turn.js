@@ -8,7 +8,7 @@ class TurnView {
     this.copy.append(document.getElementById("copy-icon").content.cloneNode(true));
     this.pictures = turn.pictures.map((src) => make("img", { src }));
     const pictures = this.pictures.map((picture) => make("div", { class: "message" }, picture));
-    const question = make("div", { class: "message typed" }, turn.question);
+    const question = make("div", { class: "message typed", dir: "auto" }, turn.question);
     const user = make("div", { class: "user", "data-testid": "user" }, ...pictures, question);
     this.anew = turn.fresh ? make("p", { class: "anew" }) : null;
     this.elements = [

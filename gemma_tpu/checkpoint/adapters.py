@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 
-from gemma_tpu.checkpoint import flax_lora, hf, hf_names, names, orbax, peft, redundant, storage, trees
+from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, names, orbax, peft, redundant, storage, trees
 from gemma_tpu.checkpoint.arithmetic import Sum
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.hf_names import HEAD, TABLE
@@ -15,17 +15,24 @@ from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.source import Checkpoint
 
 
-def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False) -> Checkpoint:
+def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False, verify: bool = False) -> Checkpoint:
     """`checkpoint` with a low-rank adapter merged: each weight W becomes W + scale·B·A as it is read.
 
     The sum is formed in float32 and rounded to the dtype in which W is stored. `path`: a directory of peft, or an Orbax
     checkpoint of gemma's or qwix's LoRA parameters. With `text_only`, what adapts the vision tower is left out with it.
+    With `verify`, its files are first compared with their checksums, where those are known.
 
     Raises `CheckpointError` if `path` is no adapter, if its kind of LoRA is not known, and if any of it has no place in
     this checkpoint. Files of a tokenizer and a chat template that lie beside an adapter of peft come before the base's:
     it was trained with them.
     """
     path = storage.normalise(path)
+    if storage.is_file(path):
+        raise CheckpointError(
+            f"{path}: no adapter: a file; give a directory, with adapter_config.json and the weights, or an Orbax one"
+        )
+    if verify:
+        checksums.compare(checksums.listed(path))
     found = storage.entries(path)
     located = path if peft.is_adapter(found) else locate(path, found)
     entries = storage.entries(located) if located else set()

@@ -7,10 +7,8 @@ import email.utils
 import errno
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ def explain(error: Exception, page: str, login: str | None = None) -> Unavailabl
     if isinstance(error, ConnectionError | TimeoutError) or named("Connect", "Timeout", "LocalEntry"):
         return Unavailable("cannot be reached: is there a network?")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Unavailable(f"no space left on the disk ({shutil.disk_usage(Path.home()).free / 1e9:.1f} GB free)")
+        return Unavailable("no space left on the disk of its cache: make room, or move it with GEMMA_TPU_CACHE")
     lines = str(error).strip().splitlines() or [""]
     return Unavailable(f"{names[0]}: {lines[0]}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import os
 import urllib.error
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gemma_tpu.checkpoint import checksums, disk, locks
 from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
+from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.progress import Progress, reporter
 
 BUCKET = "gemma-data"
@@ -23,21 +26,49 @@ _BLOCK = 8 << 20
 
 
 def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
-    """Downloads a released checkpoint, and the tokenizer beside it, to `target`. Goes on where it was stopped."""
+    """Downloads a released checkpoint, and the tokenizer beside it, to `target`. Goes on where it was stopped.
+
+    Of several processes that want it one downloads, and the others wait for it.
+    """
     prefix = f"checkpoints/{name}/"
     objects = _list(prefix)
     if not objects:
         raise Unavailable(f"holds no {prefix}")
     objects += _list(_TOKENIZER)
-    part = target.with_name(f"{target.name}.part")
-    with reporter(progress, sum(int(item["size"]) for item in objects), f"Downloading {name}") as report:
-        for item in objects:
-            key = item["name"]
-            relative = key.removeprefix(prefix) if key.startswith(prefix) else "tokenizer.model"
-            if relative and not relative.endswith("/"):
-                _fetch(item, _inside(part, relative), report)
-    os.rename(part, target)
+    part = unfinished(target)
+    with locks.held(target.with_name(f"{target.name}.lock"), name):
+        if not target.exists():
+            _fetch_all({_relative(item, prefix): item for item in objects}, part, progress, f"Downloading {name}")
+            checksums.write(part)
+            disk.flush_tree(part)
+            os.rename(part, target)
+            disk.flush(target.parent)
     return target
+
+
+def unfinished(target: Path) -> Path:
+    """Where a download to `target` is kept until it is whole."""
+    return target.with_name(f"{target.name}.part")
+
+
+def _relative(item: dict[str, Any], prefix: str) -> str:
+    return item["name"].removeprefix(prefix) if item["name"].startswith(prefix) else "tokenizer.model"
+
+
+def _fetch_all(objects: dict[str, dict[str, Any]], part: Path, progress: Progress | bool, title: str) -> None:
+    files = {_inside(part, name): item for name, item in objects.items() if name and not name.endswith("/")}
+    total = sum(int(item["size"]) for item in files.values())
+    missing = total - sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+    free = disk.free_bytes(part)
+    disk.require(part, missing, str(part))
+    with reporter(progress, total, title) as report:
+        for path, item in files.items():
+            try:
+                _fetch(item, path, report)
+            except OSError as error:
+                if (failure := disk.failure(part, error, missing, free)) is None:
+                    raise
+                raise CheckpointError(f"{failure}; run it again then, and it goes on from there") from error
 
 
 def _inside(directory: Path, relative: str) -> Path:
@@ -76,6 +107,13 @@ def _open(url: str, start: int = 0):
         raise Unavailable(f"cannot be reached ({reason}): is there a network?") from error
 
 
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(_BLOCK)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"the connection broke ({error}): run it again, it goes on from there") from error
+
+
 def _fetch(item: dict[str, Any], path: Path, report: Callable[[int], None]) -> None:
     """Downloads one object, going on where an earlier attempt stopped; it has its name only when it is whole."""
     size = int(item["size"])
@@ -92,12 +130,9 @@ def _fetch(item: dict[str, Any], path: Path, report: Callable[[int], None]) -> N
     if start < size or not size:
         url = _url("/" + urllib.parse.quote(item["name"], safe=""), alt="media")
         with _open(url, start) as response, open(part, "ab" if start else "wb") as file:
-            try:
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    report(len(block))
-            except OSError as error:
-                raise Unavailable(f"the connection broke ({error}): run it again, it goes on from there") from error
+            while block := _read(response):
+                file.write(block)
+                report(len(block))
     if part.stat().st_size != size:
         raise Unavailable(f"{item['name']}: {part.stat().st_size} of {size} bytes came: run it again, it goes on")
     if expected := item.get("md5Hash"):

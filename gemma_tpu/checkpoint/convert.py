@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma_tpu.checkpoint import config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
+from gemma_tpu.checkpoint import checksums, config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.companions import special_ids
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
+from gemma_tpu.checkpoint.staging import staging
 from gemma_tpu.checks import as_path, shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
@@ -52,6 +51,7 @@ def convert(
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress | bool = True,
     max_shard_bytes: int = 5_000_000_000,
+    verify: bool = True,
 ) -> Path:
     """Writes the checkpoint at `src` as a new directory `dst`, which appears when it is complete.
 
@@ -59,14 +59,16 @@ def convert(
     Face). `dtype`: "bfloat16" or "float32"; by default every parameter keeps its own, and converting back gives the
     same bits. config.json, tokenizer and chat template go along; for "safetensors", what transformers' AutoTokenizer
     and AutoProcessor need is made if `src` has none (`hf_companions`). `adapter`: a directory with a LoRA adapter to
-    merge, see `merge_adapter`. `max_shard_bytes` is for safetensors.
+    merge, see `merge_adapter`. `max_shard_bytes` is for safetensors. `verify`: compare `src` with its checksums, where
+    they are known. The checksums of what is written lie beside it, in SHA256SUMS.
 
     Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
-    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint.
+    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint,
+    and that the next one to `dst` removes.
     """
-    checkpoint = open_checkpoint(src, config=config)
+    checkpoint = open_checkpoint(src, config=config, verify=verify)
     if adapter is not None:
-        checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter))
+        checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter), verify=verify)
     files = {}
     for name in _CARRIED:
         for directory in checkpoint.directories:
@@ -76,8 +78,9 @@ def convert(
     if checkpoint.tokenizer_path:
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)
+    arrays, source = checkpoint.arrays, checkpoint.unchecked
     return _write(
-        dst, checkpoint.arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, max_shard_bytes
+        dst, arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, source, max_shard_bytes
     )
 
 
@@ -114,8 +117,10 @@ def _write(
     layout: str,
     dtype: Any,
     progress: Progress | bool,
+    source: Sequence[checksums.Listed] = (),
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
+    """`source`: files that `arrays` are read from, to be compared with their checksums."""
     if layout not in LAYOUTS:
         raise CheckpointError(f"{shown(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
@@ -126,8 +131,10 @@ def _write(
         config_json = config_io.to_json(config, stored, _special_ids(files))
     else:
         config_json = config_io.updated(config_json, stored, config.tied_head)
-    with _staging(dst) as path:
-        with reporter(progress, sum(array.nbytes for array in arrays.values()), "Writing") as report:
+    total = sum(array.nbytes for array in arrays.values())
+    needed = total + sum(map(len, files.values()))
+    with staging(dst, needed, exact=layout == "safetensors") as path:  # Orbax compresses
+        with checksums.meanwhile(source), reporter(progress, total, "Writing") as report:
             if layout == "safetensors":
                 path.mkdir()
                 prefix = family.hf_prefix(config_json)
@@ -142,6 +149,7 @@ def _write(
             (path / name).write_bytes(content)
         # Last, because transformers does not take a directory without it for a model.
         (path / "config.json").write_text(config_json)
+        checksums.write(path)
     return Path(storage.normalise(dst))
 
 
@@ -167,26 +175,3 @@ def _special_ids(files: Mapping[str, bytes]) -> dict[str, int]:
             controls = vocabulary.controls | control_ids(vocabulary.pieces)
             return find_special_ids(vocabulary.pieces, controls, vocabulary.roles, {})[0]
     return {}
-
-
-@contextlib.contextmanager
-def _staging(dst: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `dst` to write to, which becomes `dst` at the end, or vanishes if there is an error."""
-    target = storage.normalise(dst)
-    if storage.is_remote(target):
-        raise CheckpointError(f"{target}: write to a local path first, then copy it with gcloud storage cp -r")
-    path = Path(target)
-    if path.exists():
-        raise CheckpointError(f"{path}: exists already; remove it or choose another destination")
-    work = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        work.mkdir(parents=True)
-        yield work / path.name
-        os.rename(work / path.name, path)
-        work.rmdir()
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    except BaseException:  # Ctrl-C too must leave nothing half-written
-        shutil.rmtree(work, ignore_errors=True)
-        raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from gemma_tpu.checkpoint import bucket, hubs, shipped, storage
+from gemma_tpu.checkpoint import bucket, checksums, hubs, shipped, storage
 from gemma_tpu.checkpoint.availability import Unavailable
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.model_names import KaggleModel, Name, Released, Repository, parse, raise_unknown, suggestion
@@ -52,9 +53,10 @@ def cached(name: Name) -> Path | None:
 def download(text: str, *, progress: Progress | bool = True) -> Path:
     """Downloads a model by name (see `resolve`) into the cache and returns its directory.
 
-    What an earlier attempt fetched is kept. A released model is tried at gs://gemma-data, then on Kaggle, then on
-    Hugging Face, and taken from the cache once it is there; a repository of Hugging Face is asked again for what has
-    changed. Raises `CheckpointError` that says of each source why it failed and what to do.
+    What an earlier attempt fetched is kept, unless it is not any more what was fetched. A released model is tried at
+    gs://gemma-data, then on Kaggle, then on Hugging Face, and taken from the cache once it is there; a repository of
+    Hugging Face is asked again for what has changed. Raises `CheckpointError` that says of each source why it failed
+    and what to do.
     """
     text = as_path("the name of a model", text)
     if text == shipped.NAME:
@@ -64,9 +66,31 @@ def download(text: str, *, progress: Progress | bool = True) -> Path:
         raise CheckpointError(f"{text}: is here already, and no name of what could be downloaded: give it as it is")
     if name is None:
         raise_unknown(text)
-    if isinstance(name, Released) and (path := cached(name)) is not None:
-        return path
+    whole = _remove_changed(name)
+    if isinstance(name, Released) and whole is not None:
+        return whole
     return _download(name, text, progress)
+
+
+def _remove_changed(name: Name) -> Path | None:
+    """Where a model lies in the cache, if it is whole. What is not as it was downloaded is removed, to come again."""
+    if (path := cached(name)) is None:
+        return None
+    if not (changed := checksums.changed(checksums.listed(str(path)))):
+        return path
+    place = cache_dir() / name.key
+    if not place.is_symlink():
+        for file in changed:
+            Path(file.path).unlink(missing_ok=True)
+        os.rename(place, bucket.unfinished(place))
+    elif (path / checksums.NAME).exists():  # Kaggle's client fetches all of it or nothing
+        shutil.rmtree(path)
+    else:  # Hugging Face's fetches what is not there; its links lead to a blob, which may be a link itself
+        for file in changed:
+            blob = os.path.join(os.path.dirname(file.path), os.readlink(file.path))
+            for found in (os.path.realpath(blob), blob):
+                Path(found).unlink(missing_ok=True)
+    return None
 
 
 def _download(name: Name, text: str, progress: Progress | bool) -> Path:
@@ -81,8 +105,9 @@ def _download(name: Name, text: str, progress: Progress | bool) -> Path:
             continue
         if path != target:
             # The hubs keep their own caches, which other programs share: only a link to them is kept here.
-            target.unlink(missing_ok=True)
-            target.symlink_to(path, target_is_directory=True)
+            link = target.with_name(f"{target.name}.link-{os.getpid()}")
+            link.symlink_to(path, target_is_directory=True)
+            os.replace(link, target)
         return path
     if isinstance(name, Repository) and "://" not in text:
         reason = failures[0].removeprefix("Hugging Face: ")

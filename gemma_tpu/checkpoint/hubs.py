@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_tpu.checkpoint import checksums
 from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
 
 HUGGING_FACE, KAGGLE = "https://huggingface.co", "https://www.kaggle.com/models"
@@ -80,7 +81,11 @@ def needed(files: Sequence[str]) -> list[str]:
 
 
 def from_kaggle(handle: str, cache: Path | None) -> Path:
-    """The directory of a model by its handle, "owner/model/framework/variation" and perhaps "/version"."""
+    """The directory of a model by its handle, "owner/model/framework/variation" and perhaps "/version".
+
+    Kaggle's client compares the archive that it unpacks with its checksum; those of the files are put beside them,
+    unless that is a place that cannot be written, as in a notebook there.
+    """
     try:
         import kagglehub  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -88,10 +93,13 @@ def from_kaggle(handle: str, cache: Path | None) -> Path:
     owner, model, *_ = handle.split("/")
     try:
         with _kaggle_cache(cache):
-            return Path(patiently(lambda: kagglehub.model_download(handle), "Kaggle"))
+            path = Path(patiently(lambda: kagglehub.model_download(handle), "Kaggle"))
     except Exception as error:
         login = "kagglehub.login(), or KAGGLE_USERNAME and KAGGLE_KEY"
         raise explain(error, f"{KAGGLE}/{owner}/{model}", login) from error
+    if not (path / checksums.NAME).exists() and os.access(path, os.W_OK):
+        checksums.write(path)
+    return path
 
 
 @contextlib.contextmanager

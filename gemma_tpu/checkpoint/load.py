@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy, names, values
+from gemma_tpu.checkpoint import checksums, lazy, names, values
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import Box, LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -44,8 +44,9 @@ def load_params(
     `concurrency` parameters are read at a time, and fewer if they are large. `progress` is called with bytes read and
     bytes in all, or True for a bar on standard error.
 
-    Raises `CheckpointError` naming the file and the parameter if anything cannot be read or is not finite; no array is
-    left behind. A `CheckpointWarning` names matrices that are all zeros.
+    Raises `CheckpointError` naming the file and the parameter if anything cannot be read or is not finite, and the file
+    if one that is to be verified (`open_checkpoint`) is not what its checksum says; no array is left behind. A
+    `CheckpointWarning` names matrices that are all zeros.
     """
     if text_only or config.vision is None:
         config = dataclasses.replace(config, vision=None)
@@ -73,13 +74,14 @@ def load_params(
                     raise CheckpointError(f"{checkpoint.path}: {name} cannot be loaded: {error}") from error
 
         try:
-            # The largest first, so that the rest need not wait for it to be alone at the end.
-            order = sorted(plans, key=lambda name: -plans[name].host_bytes)
-            futures = [pool.submit(load, name) for name in order]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
+            with checksums.meanwhile(checkpoint.unchecked):
+                # The largest first, so that the rest need not wait for it to be alone at the end.
+                order = sorted(plans, key=lambda name: -plans[name].host_bytes)
+                futures = [pool.submit(load, name) for name in order]
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():
+                        future.result()
             values.report_zeros(arrays, checkpoint.path)
             return {name: loaded[name] for name in plans}
         except BaseException:  # Ctrl-C too: what has been loaded must leave the devices

@@ -7,9 +7,12 @@ restores whole trees; writing goes through Orbax, so that what is written is an 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +141,32 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             if held < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
             arrays = [lazy.contiguous(value.read_all()) for value in values[start:stop]]
-            for future in await super().serialize(arrays, infos[start:stop], args[start:stop]):
-                future.result()
+            writing = await super().serialize(arrays, infos[start:stop], args[start:stop])
+            try:
+                for future in writing:
+                    future.result()
+            except BaseException:  # Ctrl-C: until its thread is done, it makes files anew that are cleaned up
+                for future in writing:
+                    with contextlib.suppress(Exception):
+                        future.result()
+                raise
             self.progress(held)
             start = stop
         return []
+
+    async def _background_serialize(
+        self,
+        values: Sequence[np.ndarray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
+    ) -> None:
+        """Orbax's, which is done only when every array is, written or not. Its own is done when the first one fails."""
+        before = asyncio.all_tasks()
+        try:
+            await super()._background_serialize(values, infos, args)
+        finally:
+            if others := asyncio.all_tasks() - before:
+                await asyncio.wait(others)
 
 
 def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
@@ -151,10 +175,25 @@ def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = la
     handlers = (LazyArray, _LazyHandler(progress)), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(path, args=args)
+    with _without_error_log(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as saver:
+        saver.save(path, args=args)
     if (note := path / "commit_success.txt").exists():
         note.write_text("Checkpoint commit was successful")  # without the path: that of this machine, and not final
+
+
+@contextlib.contextmanager
+def _without_error_log() -> Iterator[None]:
+    """Orbax logs an error of its threads, with a traceback, and then raises it."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "raised an exception" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _save_args(path: tuple[Any, ...], _: LazyArray) -> ocp.SaveArgs:

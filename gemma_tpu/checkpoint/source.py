@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint import (
     added_tokens,
+    checksums,
     config_io,
     flax_lora,
     foreign,
@@ -32,7 +34,7 @@ from gemma_tpu.checks import check_flag, check_number
 from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
 
 # In the path of what a conversion or a download is still writing, or never finished.
-_PARTIAL = re.compile(r"\.part(ial-\d+)?(/|$)")
+_PARTIAL = re.compile(r"\.part(ial-\w+)?(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
 _GOOGLE_BUCKET = "gs://gemma-data"
 _LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they are
@@ -50,6 +52,7 @@ class Checkpoint:
     tower that the parameters lack, or have.
     `tokenizer_path`: a SentencePiece model or a tokenizer.json, local or at gs:// (`storage.read_file` reads either).
     `directories`: where files beside the arrays may lie, nearest first.
+    `unchecked`: files that are to be compared with their checksums while the arrays are read (`load_params`).
     """
 
     path: str
@@ -59,6 +62,7 @@ class Checkpoint:
     config_json: str | None
     tokenizer_path: str | None
     directories: tuple[str, ...]
+    unchecked: tuple[checksums.Listed, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +71,11 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, config: GemmaConfig | str | None = None, text_only: bool = False
+    path: str | os.PathLike[str],
+    *,
+    config: GemmaConfig | str | None = None,
+    text_only: bool = False,
+    verify: bool = False,
 ) -> Checkpoint:
     """Opens an Orbax or Hugging Face checkpoint, local or at gs://, in any layout in which Gemma 3 exists.
 
@@ -79,6 +87,9 @@ def open_checkpoint(
     Where config and parameters disagree about an output head or a vision tower, what is stored is taken, and a
     `CheckpointWarning` says so. An output head is read here only to see whether it repeats the embedding table.
 
+    With `verify`, files whose checksums are known (`checksums`) are compared with them: what lies beside the weights
+    here, before it is read, the weights while `load_params` or `convert` reads them.
+
     Raises `CheckpointError` if there is no checkpoint, if it is of another model, if it is damaged, and if parameters
     are missing, unexpected or wrongly shaped.
     """
@@ -87,7 +98,9 @@ def open_checkpoint(
     if _PARTIAL.search(path):
         raise CheckpointError(f"{path}: left behind by a conversion or a download that was stopped; run that again")
     if storage.is_file(path):
-        return _open_hf(path, path, config, text_only)
+        with _verified(path, (storage.parent(path),), verify) as unchecked:
+            opened = _open_hf(path, path, config, text_only)
+        return dataclasses.replace(opened, unchecked=unchecked)
     found = storage.entries(path)
     if not found and not os.path.isdir(path):
         access = ", or you have no access to it" if storage.is_remote(path) else ""
@@ -106,9 +119,23 @@ def open_checkpoint(
             CheckpointWarning,
             stacklevel=2,
         )
-    if hf.is_hf(entries):
-        return _open_hf(located, path, config, text_only)
-    return _open_orbax(located, path, config, text_only)
+    with _verified(located, storage.upward(located, path), verify) as unchecked:
+        opened = (_open_hf if hf.is_hf(entries) else _open_orbax)(located, path, config, text_only)
+    return dataclasses.replace(opened, unchecked=unchecked)
+
+
+@contextlib.contextmanager
+def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Iterator[tuple[checksums.Listed, ...]]:
+    """Compares the small files in `directories` with their checksums; yields those of `located` that are yet to be."""
+    files = [file for directory in directories for file in checksums.listed(directory)] if verify else []
+    beside = [f for f in files if storage.parent(f.path) in directories and not f.path.endswith(".safetensors")]
+    weights = [f for f in files if f not in beside and f"{f.path}/".startswith(f"{located}/")]
+    checksums.compare(beside)
+    try:
+        yield tuple(weights)
+    except CheckpointError:
+        checksums.compare(weights)  # that one of them changed would be why
+        raise
 
 
 def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:

@@ -7,21 +7,24 @@ processes that share a mesh are in step if they make the same calls in the same 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
 from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.forward import forward, in_32_bits
-from gemma_tpu.runtime.programs import Controls
+from gemma_tpu.runtime.forward import in_32_bits, number_soft_tokens
+from gemma_tpu.runtime.programs import Controls, State
 
 
 class Device:
     """One model on a mesh. To be `reset` before anything else, and called by one thread at a time."""
+
+    _whole_logits = False  # whether each process of a mesh is to have all of them
 
     def __init__(
         self,
@@ -38,13 +41,20 @@ class Device:
         # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
         self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
         self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
+        self._abstract_params = {
+            name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
+            for name, value in self._text_params.items()
+        }
+        self._num_soft = config.vision.num_soft_tokens if config.vision else 0
         self._config, self._mesh, self._rows, self._context, self._dtype = config, mesh, rows, context, dtype
         self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
         self._decode_static = {"max_steps": max_steps, "min_rows": min_rows, **self._static}
+        self._state: State | None = None
 
     @in_32_bits
     def reset(self) -> None:
-        """An empty state, and no image known."""
+        """An empty state in the place of the old one, and no image known."""
+        self._free_state()
         self._state = programs.init_state(self._config, self._rows, self._context, self._dtype, self._mesh)
         self._soft_tokens: dict[bytes, jax.Array] = {}
         if vision := self._config.vision:
@@ -103,16 +113,38 @@ class Device:
         return tokens
 
     @in_32_bits
-    def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
-        """float32[B, K, V]: the plain path's logits at positions int[B, K]. `images` have been encoded."""
-        shown = tuple(self._soft_tokens[digest] for digest in images)
-        soft = programs.stack(shown, mesh=self._mesh) if shown else None
-        logits = forward(self._config, self._text_params, tokens, lengths, soft_tokens=soft)
-        return programs.pick(logits, kept)
+    def logits(
+        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]
+    ) -> tuple[jax.Array, jax.Array]:
+        """float32[B, K, V]: the plain path's logits at positions int32[B, K]; bool[B]: whether a row's are finite.
+
+        `tokens` int32[B, T], `lengths` int32[B]; the `images` have been encoded.
+        """
+        soft = tuple(self._soft_tokens[digest] for digest in images)
+        args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens))
+        x = programs.whole_sequences(*args, **self._static)
+        return programs.head(self._text_params, x, kept, whole=self._whole_logits, **self._static)
+
+    @in_32_bits
+    def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
+        """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
+        whole, D = NamedSharding(self._mesh, PartitionSpec()), self._config.embed_dim
+        shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+        one = jax.ShapeDtypeStruct((self._num_soft, D), self._dtype, sharding=whole)
+        args = (shape((rows, tokens)), shape((rows,)), (one,) * images, shape((rows, tokens)))
+        programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
+        x = jax.ShapeDtypeStruct((rows, tokens, D), self._dtype, sharding=whole)
+        args = (x, shape((rows, kept)))
+        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
         jax.block_until_ready((self._state, self._soft_tokens))
+
+    @property
+    def intact(self) -> bool:
+        """Whether there is a state; a program that failed may have consumed it."""
+        return self._state is not None and not any(x.is_deleted() for x in jax.tree.leaves(self._state))
 
     def explained(self, error: Exception) -> Exception:
         """Too little memory, as a compiler or device says it, in a line and with the way out; the rest as it is."""
@@ -129,4 +161,10 @@ class Device:
     def close(self) -> None:
         """Lets go of the device's memory."""
         self._text_params, self._vision_params, self._soft_tokens = {}, {}, {}
-        del self._state
+        self._free_state()
+
+    def _free_state(self) -> None:
+        """At once, though an error that is still held may refer to it: two have no room."""
+        for array in jax.tree.leaves(self._state):
+            array.delete()
+        self._state = None

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
@@ -126,14 +126,7 @@ def _is_local(mesh: Mesh) -> bool:
 class SharedDevice(Device):
     """What each process has of a device that they share."""
 
-    def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
-        return _whole(super().logits(tokens, lengths, kept, images), mesh=self._mesh)
-
-
-@functools.partial(jax.jit, static_argnames=("mesh",))
-def _whole(x: jax.Array, *, mesh: Mesh) -> jax.Array:
-    """The same on every device, so that each process can read it."""
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    _whole_logits = True
 
 
 def _by_all(method: _Method) -> _Method:
@@ -164,8 +157,16 @@ class LeadingDevice(SharedDevice):
         loss = self._group.loss() if isinstance(error, jax.errors.JaxRuntimeError) else None
         return loss or super().explained(error)
 
-    def logits(self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]) -> jax.Array:
-        return self._logits(tokens, lengths, kept, images).addressable_data(0)
+    def logits(
+        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]
+    ) -> tuple[jax.Array, jax.Array]:
+        logits, good = self._logits(tokens, lengths, kept, images)
+        return logits.addressable_data(0), good.addressable_data(0)
+
+    def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
+        with self._group.together("call", self._key, "compile_logits", (rows, tokens, kept, images), {}):
+            pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
+        super().compile_logits(rows, tokens, kept, images)
 
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         return [array.addressable_data(0) for array in super().soft_tokens(digests)]

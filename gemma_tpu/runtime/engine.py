@@ -9,31 +9,31 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
+from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import Params
+from gemma_tpu.runtime.arrival import Arrival, arrive, check_length
+from gemma_tpu.runtime.chunk import make_chunk
 from gemma_tpu.runtime.distributed import open_device
 from gemma_tpu.runtime.finite import NotFiniteError, require_finite
 from gemma_tpu.runtime.images import SoftTokens
-from gemma_tpu.runtime.programs import NO_TOKEN, NOT_FINITE
-from gemma_tpu.runtime.request import ImageInput, Options, Request, row_controls
-from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
+from gemma_tpu.runtime.programs import NO_TOKEN, NOT_FINITE, Controls
+from gemma_tpu.runtime.request import ImageInput, Options, Request, StopWatch, row_controls
+from gemma_tpu.runtime.rows import Row, choose_row, chunk_end
+from gemma_tpu.runtime.sequences import check_logits, pad
 from gemma_tpu.runtime.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
-
-_FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck in a program
+from gemma_tpu.runtime.worker import Worker
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 
 
-class Engine:
+class Engine(Worker):
     """Runs requests on one model. Thread-safe; `close` ends the thread."""
 
     def __init__(
@@ -50,6 +50,7 @@ class Engine:
         chunks: Sequence[int] | None = None,
         batch_always: bool | None = None,
     ) -> None:
+        super().__init__("gemma-engine")
         self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
         self._dtype = np.dtype(dtype)
         self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
@@ -60,14 +61,9 @@ class Engine:
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
         self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
 
-        self._wake = threading.Condition()
-        self._pending: collections.deque[Request] = collections.deque()
-        self._tasks: collections.deque[tuple[Callable[[], object], Future]] = collections.deque()
-        self._waiting: set[Future] = set()
-        self._closed = False
-        self._failure: BaseException | None = None  # of the kind that leaves nothing to go on with
+        self._pending: collections.deque[Arrival] = collections.deque()
         self._turn = 0
-        self._rows = [Row(i) for i in range(max_rows)]
+        self._rows: list[Row] = []
         self._device = open_device(
             params,
             self._abort,
@@ -80,150 +76,136 @@ class Engine:
             min_rows=min_rows(platform),
         )
         self._reset()
-        self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
-        self._thread.start()
+        self._start()
 
     # What callers use, from any thread.
 
-    def submit(self, tokens: Sequence[int], images: Sequence[ImageInput] = (), options: Options = Options()) -> Request:
+    def submit(
+        self,
+        tokens: Sequence[int],
+        images: Sequence[ImageInput] = (),
+        options: Options = Options(),
+        stop_watch: StopWatch | None = None,
+    ) -> Request:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
-        if not tokens:
-            raise ValueError("the prompt is empty")
-        self.check_length(len(tokens))
-        if (spans := len(image_spans(tokens, self._num_soft))) != len(images):
-            raise ValueError(f"the prompt has places for {spans} images, and {len(images)} were given")
-        vocabulary = range(self.config.vocab_size)
-        if not all(token in vocabulary or token == SOFT_TOKEN for token in tokens) or tokens[-1] == SOFT_TOKEN:
-            raise ValueError(f"a prompt is ids in [0, {len(vocabulary)}) and cannot end within an image")
-        ids = (*(options.stop_tokens or ()), *options.forbidden_tokens)
-        if bad := [token for token in ids if token not in vocabulary]:
-            raise ValueError(f"stop_tokens and forbidden_tokens must be in [0, {len(vocabulary)}), got {bad}")
-        request = Request(tokens, images, options)
+        self.check_open()
+        limits = {"vocab_size": self.config.vocab_size, "max_context": self.max_context}
+        arrival = arrive(tokens, images, options, stop_watch, num_soft_tokens=self._num_soft, **limits)
         with self._wake:
-            self._check_open()
-            self._pending.append(request)
+            self.check_open()
+            self._pending.append(arrival)
             self._wake.notify()
-        return request
+        return arrival.request
 
     def check_length(self, tokens: int) -> None:
         """ValueError if a prompt of so many tokens leaves no room for an answer."""
-        if tokens >= self.max_context:
-            raise ValueError(
-                f"the prompt has {tokens} tokens, and the context of {self.max_context} must hold the answer too: "
-                "shorten it, or load the model with a larger max_context"
-            )
+        check_length(tokens, self.max_context)
+
+    def waiting_before(self, request: Request) -> int | None:
+        """How many requests are given a row before this one; None if it does not wait for one (any more)."""
+        with self._wake:
+            waiting = [arrival.request for arrival in self._pending]
+        return waiting.index(request) if request in waiting else None
 
     def warmup(self, progress: Progress | None = None) -> int:
-        """Compiles every program there is, so that no request has to; returns how many calls that took."""
-        return self._call(lambda: self._warmup(progress or (lambda *_: None)))
+        """Compiles every program there is, so that no request has to; returns how many calls that took.
+
+        `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
+        """
+        calls = self._warmup_calls()
+        for done, (label, call) in enumerate(calls):
+            if progress:
+                progress(label, done, len(calls))
+            self._call(lambda call=call: (call(), self._device.wait()))
+        if progress:
+            progress("ready", len(calls), len(calls))
+        return len(calls)
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""
         return self._call(lambda: self._device.soft_tokens(self._soft_tokens.of(images)))
 
-    def logits(
-        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[ImageInput] = ()
-    ) -> jax.Array:
-        """float32[B, K, V] of expanded tokens int[B, T] at positions int[B, K], by the plain path."""
+    def logits(self, rows: Sequence[Sequence[int]], kept: np.ndarray, images: Sequence[ImageInput] = ()) -> jax.Array:
+        """float32[B, K, V] of rows of expanded tokens at positions int32[B, K], by the plain path."""
+        self.check_open()
+        self.check_logits(max(map(len, rows)), kept.size)
+        tokens, lengths = pad(rows, len(images) * self._num_soft, self.max_context)
+        try:
+            # Here, on the caller's thread: the engine's goes on with everybody's requests meanwhile.
+            self._device.compile_logits(len(rows), tokens.shape[1], kept.shape[1], len(images))
+            run = self._device.logits
+            logits, finite = self._call(lambda: run(tokens, lengths, kept, self._soft_tokens.of(images)))
+            finite = np.asarray(finite)
+        except jax.errors.JaxRuntimeError as error:
+            raise self._explained(error)  # as one of the engine's thread is
+        require_finite(finite, self._dtype)
+        return logits
 
-        def run() -> jax.Array:
-            logits = self._device.logits(tokens, lengths, kept, self._soft_tokens.of(images))
-            return require_finite(logits, self._dtype)
-
-        return self._call(run)
+    def check_logits(self, tokens: int, positions: int) -> None:
+        """ValueError for rows of more tokens, or logits at more positions of all rows together, than can be given."""
+        check_logits(tokens, positions, max_context=self.max_context, vocab_size=self.config.vocab_size)
 
     def knows_image(self, digest: bytes) -> bool:
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
-        self._check_open()
+        self.check_open()
         return digest in self._soft_tokens
-
-    def close(self) -> None:
-        """Ends the thread and lets go of the device memory; requests under way fail."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join(_FAILED_JOIN if self._failure else None)
-        if not self._thread.is_alive():
-            self._device.close()
-
-    def _check_open(self) -> None:
-        if self._failure:
-            raise RuntimeError(str(self._failure)) from self._failure
-        if self._closed:
-            raise RuntimeError("this model has been closed")
-
-    def _call(self, function: Callable[[], object]):
-        future: Future = Future()
-        with self._wake:
-            self._check_open()
-            self._tasks.append((function, future))
-            self._waiting.add(future)
-            self._wake.notify()
-        try:
-            return future.result()
-        finally:
-            self._waiting.discard(future)
-
-    def _abort(self, error: BaseException) -> None:
-        """Ends everything now, from another thread: the engine's own may be stuck in a program for good."""
-        with self._wake:
-            self._closed, self._failure = True, error
-            self._wake.notify()
-        self._fail_all(error)
-        for future in list(self._waiting):
-            _settle(future, error=error)
 
     # Everything below runs on the engine's thread.
 
     def _reset(self) -> None:
         self._device.reset()
+        self._soft_tokens = SoftTokens(self._device, self._num_soft)
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
         self._rows = [Row(i) for i in range(self.max_rows)]
         self._unread: collections.deque[tuple[list[Row], bool, jax.Array]] = collections.deque()
-        self._soft_tokens = SoftTokens(self._device, self._num_soft)
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._closed or self._pending or self._tasks or self._unread or self._busy()):
-                    self._wake.wait()
-                tasks, self._tasks = self._tasks, collections.deque()
-                if self._closed:
-                    break
-            for function, future in tasks:
-                try:
-                    _settle(future, function())
-                except Exception as error:  # the caller's to handle: it waits on the future
-                    _settle(future, error=self._device.explained(error))
-            try:
-                self._turn_once()
-            except Exception as error:  # a failed program may have consumed the state: tell everyone, start afresh
-                self._fail_all(self._device.explained(error))
-                self._restart()
-        closed = RuntimeError("the model was closed")
-        self._fail_all(closed)
-        for _, future in tasks:
-            _settle(future, error=closed)
+    def _has_work(self) -> bool:
+        return bool(self._pending or self._unread) or self._busy()
 
-    def _restart(self) -> None:
+    def _work(self) -> None:
         try:
+            self._turn_once()
+        except Exception as error:  # of all in a row: what concerns one of them alone has been caught (`_only`)
+            self._fail_requests(self._explained(error))
+            self._recover(error)
+
+    def _recover(self, error: Exception) -> None:
+        """Starts afresh if a program failed, which may have consumed or spoiled the state; or lets all rows rest."""
+        if isinstance(error, jax.errors.JaxRuntimeError) or not self._device.intact:
             self._reset()
-        except Exception as error:  # no memory for a new state, say: nothing can run any more
-            self._abort(error)
+            return
+        for row in self._rows:
+            if row.decoding:
+                self._device.release(row.index)
+        self._forget_rows()
+
+    def _after_failed_task(self, error: Exception) -> None:
+        if not self._device.intact:
+            self._fail_requests(self._explained(error))
+            self._reset()
+
+    def _explained(self, error: Exception) -> Exception:
+        return self._device.explained(error)
+
+    def _free(self) -> None:
+        self._device.close()
 
     def _busy(self) -> bool:
         return any(row.request for row in self._rows)
 
-    def _fail_all(self, error: BaseException) -> None:
+    def _fail_requests(self, error: BaseException) -> None:
         with self._wake:
-            requests = [*self._pending, *(row.request for row in self._rows if row.request)]
+            waiting = [arrival.request for arrival in self._pending]
             self._pending.clear()
-        for request in requests:
+        for request in [*waiting, *(row.request for row in self._rows if row.request)]:
             request.fail(error)
 
     def _turn_once(self) -> None:
         self._turn += 1
         self._drop_cancelled()
-        self._admit_pending()
+        self._assign_pending()
         self._prefill_chunk()
         dispatched = self._decode()
         while len(self._unread) > (1 if dispatched else 0):
@@ -231,89 +213,92 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         for row in self._rows:
-            if row.request and row.request.cancelled.is_set():
+            if row.request and row.request.cancelled:
                 if row.decoding:
                     self._device.release(row.index)
-                self._leave(row, "cancelled")
+                # The calls under way still write into the cache, which cannot be rewound. What they write is delivered,
+                # so that a conversation with this answer in it can go on from there.
+                row.decoding, row.halted = False, True
+                if not row.unread:
+                    self._vacate(row).finish("cancelled")
         with self._wake:  # those that wait for a row need not wait for it to be told
-            given_up = [request for request in self._pending if request.cancelled.is_set()]
-            for request in given_up:
-                self._pending.remove(request)
-        for request in given_up:
-            request.finish("cancelled")
+            given_up = [arrival for arrival in self._pending if arrival.request.cancelled]
+            for arrival in given_up:
+                self._pending.remove(arrival)
+        for arrival in given_up:
+            arrival.request.finish("cancelled")
 
-    def _leave(self, row: Row, reason: str) -> None:
-        request, row.request, row.decoding, row.last_used = row.occupant, None, False, self._turn
-        row.cancelled = reason == "cancelled"
-        request.finish(reason)
+    def _vacate(self, row: Row, *, resting: bool = False) -> Request:
+        """Takes the request out of a row, which the device has put to rest already or is told to."""
+        request = row.occupant
+        if row.decoding and not resting:
+            self._device.release(row.index)
+        row.request, row.decoding, row.halted, row.last_used = None, False, not resting, self._turn
+        return request
 
-    def _admit_pending(self) -> None:
+    @contextlib.contextmanager
+    def _only(self, row: Row) -> Iterator[None]:
+        """What the host does for one request: an error is that request's, and the device knows nothing of it."""
+        try:
+            yield
+        except Exception as error:
+            self._vacate(row).fail(error)
+
+    def _assign_pending(self) -> None:
         while self._pending:
-            request = self._pending[0]
-            if request.cancelled.is_set():
-                self._pending.popleft()
-                request.finish("cancelled")
-                continue
-            spans = image_spans(request.tokens, self._num_soft)
-            keys = cache_keys(request.tokens, spans, [image.digest for image in request.images])
-            choice = choose_row(self._rows, keys)
+            arrival = self._pending[0]
+            choice = choose_row(self._rows, arrival.keys)
             if choice is None:
                 return
             self._pending.popleft()
             row, cached = choice
-            row.request, row.spans, row.prompt_keys, row.keys = request, spans, keys, keys[:cached]
-            request.cached_tokens = cached
-            request.image_tokens = sum(span.end - span.start for span in spans)
-            request.clock.admitted = time.perf_counter()
+            row.request, row.spans, row.prompt_keys = arrival.request, arrival.spans, arrival.keys
+            row.keys, row.halted = arrival.keys[:cached], False
+            row.request.cached_tokens = cached
+            row.request.clock.admitted = time.perf_counter()
 
     # Prefill.
 
     def _prefill_chunk(self) -> None:
-        rows = [row for row in self._rows if row.prefilling]
-        unfinished = [row for row in rows if len(row.keys) < row.prefill_target]
-        for group in [unfinished] if self._batch_always else [[row] for row in unfinished]:
+        ends: dict[int, int] = {}
+        for row in self._rows:
+            if row.prefilling and len(row.keys) < row.prefill_target:
+                with self._only(row):
+                    end = chunk_end(len(row.keys), row.prefill_target, self._chunks[-1], row.spans)
+                    self._soft_tokens.prepare([image for _, image in row.images_until(end)])
+                    ends[row.index] = end
+        rows = [self._rows[index] for index in ends]
+        for group in [rows] if self._batch_always else [[row] for row in rows]:
             if group:
-                self._dispatch_prefill(group)
-        for row in rows:
-            if len(row.keys) >= row.prefill_target:
+                self._dispatch_prefill(group, ends)
+        for row in self._rows:
+            if row.prefilling and len(row.keys) >= row.prefill_target:
                 self._start_decoding(row)
 
-    def _dispatch_prefill(self, rows: Sequence[Row]) -> None:
-        ends = {row.index: chunk_end(len(row.keys), row.prefill_target, self._chunks[-1], row.spans) for row in rows}
-        longest = max(ends[row.index] - len(row.keys) for row in rows)
-        size = next(size for size in self._chunks if size >= longest)
-        whole = len(rows) > 1 or self.max_rows == 1
-        B = self.max_rows if whole else 1
-        tokens, soft_index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
-        start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
-        images: list[ImageInput] = []
+    def _dispatch_prefill(self, rows: Sequence[Row], ends: dict[int, int]) -> None:
+        sizes = {"sizes": self._chunks, "max_rows": self.max_rows, "num_soft_tokens": self._num_soft}
+        chunk = make_chunk(rows, ends, **sizes)
+        places = self._soft_tokens.for_chunk(chunk.images, *chunk.tokens.shape)
         for row in rows:
-            at = row.index if whole else 0
-            begin, end = len(row.keys), ends[row.index]
-            start[at], count[at] = begin, end - begin
-            tokens[at, : end - begin] = row.occupant.tokens[begin:end]
-            for span in row.spans:
-                if begin <= span.start and span.end <= end:
-                    first = len(images) * self._num_soft
-                    soft_index[at, span.start - begin : span.end - begin] = first + np.arange(self._num_soft)
-                    images.append(row.occupant.images[span.image])
-            row.keys = row.prompt_keys[:end]
-        places = self._soft_tokens.for_chunk(images, B, size)
-        picked = None if whole else np.array([rows[0].index], np.int32)
-        self._device.prefill(picked, tokens, start, count, places, soft_index, fresh=not start.any())
+            row.keys = row.prompt_keys[: ends[row.index]]
+        arrays = chunk.rows, chunk.tokens, chunk.start, chunk.count, places, chunk.soft_index
+        self._device.prefill(*arrays, fresh=not chunk.start.any())
 
     # Decode.
 
     def _start_decoding(self, row: Row) -> None:
-        request = row.occupant
+        request, controls = row.occupant, None
+        with self._only(row):
+            controls = self._controls(request.options)
+        if controls is None:
+            return
         row.decoding, row.dispatched, row.last_key = True, False, row.prompt_keys[-1]
-        row.limit = min(request.options.max_new_tokens, self.max_context - len(request.tokens))
-        self._admit(row.index, row.prefill_target, request.tokens[-1], row.limit, request.options)
+        row.remaining = min(request.options.max_new_tokens, self.max_context - len(request.tokens))
+        self._device.admit(row.index, row.prefill_target, request.tokens[-1], row.remaining, controls)
         request.clock.prefilled = time.perf_counter()
 
-    def _admit(self, index: int, length: int, last: int, remaining: int, options: Options) -> None:
-        controls = row_controls(options, self._stop_tokens(options), self.config.vocab_size)
-        self._device.admit(index, length, last, remaining, controls)
+    def _controls(self, options: Options) -> Controls:
+        return row_controls(options, self._stop_tokens(options), self.config.vocab_size)
 
     def _stop_tokens(self, options: Options) -> Sequence[int]:
         return self._eos_tokens if options.stop_tokens is None else options.stop_tokens
@@ -352,28 +337,35 @@ class Engine:
         # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
         row.keys += [row.last_key, *new[:-1]]
         row.last_key = new[-1]
+        row.remaining -= len(new)
         request = row.request
-        if request is None:  # cancelled while this call was under way
+        if request is None:  # it has left while this call was under way
             return
         stopped = new[-1] in self._stop_tokens(request.options)
+        complete = False  # a stop string
         if visible := new[:-1] if stopped else new:
-            request.push(visible)
-        if stopped or len(request.generated) >= row.limit:
-            self._leave(row, "stop" if stopped else "length")
+            with self._only(row):
+                complete = request.push(visible)
+        if row.request and (stopped or complete or not row.remaining):
+            resting = stopped or not row.remaining
+            self._vacate(row, resting=resting).finish("stop" if stopped or complete else "length")
 
     def _drop_spoiled(self, row: Row, good: list[int]) -> None:
         """Ends a request after the last tokens that could be drawn, and cleans its row for the next one."""
         self._device.clear(row.index)
-        request, row.request, row.decoding, row.keys, row.last_used = row.request, None, False, [], self._turn
-        if request is None:  # as in _deliver
+        row.keys = []
+        if row.request is None:  # as in _deliver
             return
         if good:
-            request.push(good)
-        request.fail(NotFiniteError(f"after {len(request.generated)} tokens of an answer", self._dtype))
+            with self._only(row):
+                row.request.push(good)
+        if row.request:
+            request = self._vacate(row, resting=True)
+            request.fail(NotFiniteError(f"after {len(request.generated)} tokens of an answer", self._dtype))
 
     # Warm-up: every program runs once on inputs that change nothing.
 
-    def _warmup(self, progress: Progress) -> int:
+    def _warmup_calls(self) -> list[tuple[str, Callable[[], object]]]:
         calls: list[tuple[str, Callable[[], object]]] = []
         if vision := self.config.vision:
             for batch in IMAGE_BATCHES:
@@ -383,17 +375,12 @@ class Engine:
                 for fresh in (True, False):
                     calls.append((f"prefill {B}×{size}", functools.partial(self._warm_prefill, B, size, fresh)))
         # A row past the end is none: the write is dropped.
-        calls.append(("admit", lambda: self._admit(self.max_rows, 0, 0, 0, Options())))
+        calls.append(("admit", lambda: self._device.admit(self.max_rows, 0, 0, 0, self._controls(Options()))))
         calls.append(("release", lambda: self._device.release(self.max_rows)))
         calls.append(("clear", lambda: self._device.clear(self.max_rows)))
         for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:
             calls.append(("decode", functools.partial(self._dispatch_decode, picked, 0)))
-        for done, (label, call) in enumerate(calls):
-            progress(label, done, len(calls))
-            call()
-            self._device.wait()
-        progress("ready", len(calls), len(calls))
-        return len(calls)
+        return calls
 
     def _warm_encode(self, batch: int, side: int) -> None:
         digests = [b"warm-up %d" % i for i in range(batch)]
@@ -406,9 +393,3 @@ class Engine:
         nothing = np.zeros(B, np.int32)
         rows = None if self.max_rows == B else nothing
         self._device.prefill(rows, np.zeros((B, size), np.int32), nothing, nothing, places, soft_index, fresh=fresh)
-
-
-def _settle(future: Future, result: object = None, error: BaseException | None = None) -> None:
-    """Gives a future its end, unless `_abort` has done so."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(result) if error is None else future.set_exception(error)

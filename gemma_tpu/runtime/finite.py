@@ -24,9 +24,7 @@ def finite(logits: Float[Array, "*batch V"]) -> Bool[Array, "*batch"]:
     return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
-def require_finite(logits: Float[Array, "B K V"], dtype: np.dtype) -> Float[Array, "B K V"]:
-    """The same logits; `NotFiniteError` naming the first row that has others."""
-    bad = np.flatnonzero(~np.asarray(finite(logits)).all(axis=1))
-    if bad.size:
+def require_finite(rows: Bool[np.ndarray, "B"], dtype: np.dtype) -> None:
+    """`NotFiniteError` naming the first row whose logits are not."""
+    if bad := np.flatnonzero(~rows).tolist():
         raise NotFiniteError(f"in row {bad[0]}", dtype)
-    return logits

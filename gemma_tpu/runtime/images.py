@@ -22,6 +22,12 @@ class SoftTokens:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._known
 
+    def prepare(self, images: Sequence[ImageInput]) -> None:
+        """Has the pixels of images at hand that `of` will need; raises what is wrong with them."""
+        for image in images:
+            if image.digest not in self._known:
+                image.prepare()
+
     def of(self, images: Sequence[ImageInput]) -> list[bytes]:
         """The digests of images, after having them encoded if need be."""
         new = {image.digest: image for image in images if image.digest not in self._known}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
@@ -22,7 +22,7 @@ from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.runtime.finite import finite
-from gemma_tpu.runtime.forward import image_ids, precision
+from gemma_tpu.runtime.forward import hidden_states, image_ids, precision
 from gemma_tpu.runtime.shapes import cache_length
 from gemma_tpu.sampling import Leaf, Sampling, sample
 from gemma_tpu.sharding import partition
@@ -288,7 +288,33 @@ def decode(
     return _pin(picked, mesh), jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, PartitionSpec()))
 
 
-@jax.jit
-def pick(logits: Float[Array, "B T V"], at: Int[Array, "B K"]) -> Float[Array, "B K V"]:
-    """The logits at some positions of each row."""
-    return jnp.take_along_axis(logits, at[:, :, None], axis=1)
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def whole_sequences(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    images: tuple[Float[Array, "soft D"], ...],
+    soft_index: Int[Array, "B T"],
+    *,
+    config: GemmaConfig,
+    mesh: Mesh,
+) -> Float[Array, "B T D"]:
+    """Final hidden states of whole sequences by the plain path, without a cache; whole on every device."""
+    with precision(params):
+        x = hidden_states(config, params, tokens, lengths, jnp.stack(images) if images else None, soft_index)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "whole"))
+def head(
+    params: Params, x: Float[Array, "B T D"], at: Int[Array, "B K"], *, config: GemmaConfig, mesh: Mesh, whole: bool
+) -> tuple[Float[Array, "B K V"], Bool[Array, "B"]]:
+    """float32 logits at some positions of each row alone, and which rows have finite ones.
+
+    `whole`: the same on every device, so that each process of a mesh can read them.
+    """
+    with precision(params):
+        logits = text_model(config, params).embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    good = jax.lax.with_sharding_constraint(jnp.all(finite(logits), axis=1), everywhere)
+    return jax.lax.with_sharding_constraint(logits, everywhere) if whole else logits, good

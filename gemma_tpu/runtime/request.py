@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import queue
 import secrets
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import PIL.Image
 
 from gemma_tpu.checks import as_ids, as_tuple, check_integer, check_number, shown
 from gemma_tpu.picture import Picture
+from gemma_tpu.runtime.process import check_process
 from gemma_tpu.runtime.programs import MAX_STOP_TOKENS, NO_TOKEN, Controls
 from gemma_tpu.sampling import Sampling
 
@@ -127,27 +129,46 @@ class _Clock:
     finished: float = math.nan
 
 
+_LOOK_EVERY = 0.05  # seconds between two looks at whether a cancelled request has ended
+
+# Is told an answer's tokens as the engine reads them: how many of these belong to the answer if they complete a stop
+# string, None if they do not.
+StopWatch = Callable[[list[int]], int | None]
+
+
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
     Leaving the iteration early (break, an exception, a garbage-collected generator) cancels the work.
     """
 
-    def __init__(self, tokens: Sequence[int], images: Sequence[ImageInput], options: Options) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        images: Sequence[ImageInput],
+        options: Options,
+        stop_watch: StopWatch | None = None,
+    ) -> None:
         self.tokens = list(tokens)
         self.images = list(images)
         self.options = options
         self.generated: list[int] = []
-        self.finish_reason: str | None = None  # "stop", "length" or "cancelled"
+        self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
         self.image_tokens = 0
         self.clock = _Clock(time.perf_counter())
-        self.cancelled = threading.Event()
+        self.cancelled = False
+        self.pid = os.getpid()
+        self._stop_watch = stop_watch
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
 
     def __iter__(self) -> Iterator[list[int]]:
         try:
-            while (event := self._events.get()) is not None:
+            while True:
+                check_process(self.pid)
+                event = self._events.get()
+                if event is None:
+                    return
                 if isinstance(event, BaseException):
                     raise event
                 yield event
@@ -156,24 +177,41 @@ class Request:
 
     def cancel(self) -> None:
         """Asks the engine to stop; the row is free a step later. Harmless after the end."""
-        self.cancelled.set()
+        self.cancelled = True
+
+    def rest(self) -> list[int]:
+        """The tokens that were not read, once a cancelled request has come to its end. The iteration is over then."""
+        tokens: list[int] = []
+        while self.finish_reason is None or not self._events.empty():
+            check_process(self.pid)
+            # An interrupted reader may have taken the last event with it.
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=_LOOK_EVERY)
+                tokens += event if isinstance(event, list) else []
+        return tokens
 
     # The engine's end.
 
-    def push(self, tokens: list[int]) -> None:
+    def push(self, tokens: list[int]) -> bool:
+        """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
+        count = self._stop_watch(tokens) if self._stop_watch else None
         if not self.generated:
             self.clock.first = time.perf_counter()
+        tokens = tokens[:count]
         self.generated += tokens
         self._events.put(tokens)
+        return count is not None
 
     def finish(self, reason: str) -> None:
+        self._end(reason, None)
+
+    def fail(self, error: BaseException) -> None:
+        self._end("error", error)
+
+    def _end(self, reason: str, error: BaseException | None) -> None:
         self.images = []  # who keeps an answer need not keep what it was about
         self.finish_reason = reason
         self.clock.finished = time.perf_counter()
-        self._events.put(None)
-
-    def fail(self, error: BaseException) -> None:
-        self.images = []
         self._events.put(error)
 
     @property

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.request import Request
+from gemma_tpu.runtime.request import ImageInput, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ def chunk_end(start: int, target: int, longest: int, spans: Sequence[ImageSpan])
 class Row:
     """A row of the cache. `keys` are those of the tokens in it.
 
-    A row that the device itself put to rest (stop token, length) is known to be as read. One that was cancelled may
-    have gone on in the calls that were under way: it is free only when they have been read.
+    A row that the device itself put to rest (stop token, length) is known to be as read. One that the host put to rest
+    (`halted`) goes on in the calls that are under way: it is free only when they have been read.
     """
 
     index: int
@@ -67,10 +67,10 @@ class Row:
     keys: list[int | bytes] = dataclasses.field(default_factory=list)
     decoding: bool = False
     last_key: int | bytes = 0  # of the token to be fed next
-    limit: int = 0  # tokens the request may produce
+    remaining: int = 0  # tokens the request may still produce, as far as they have been read
     dispatched: bool = False  # whether a decode call for the request has been dispatched
     unread: int = 0  # dispatched decode calls whose tokens have not been read
-    cancelled: bool = False
+    halted: bool = False
     last_used: int = 0
 
     @property
@@ -82,7 +82,12 @@ class Row:
 
     @property
     def free(self) -> bool:
-        return self.request is None and not (self.cancelled and self.unread)
+        return self.request is None and not (self.halted and self.unread)
+
+    def images_until(self, end: int) -> list[tuple[ImageSpan, ImageInput]]:
+        """The images that a chunk from the end of what is cached up to `end` holds."""
+        begin, images = len(self.keys), self.occupant.images
+        return [(span, images[span.image]) for span in self.spans if begin <= span.start and span.end <= end]
 
     @property
     def prefill_target(self) -> int:
@@ -91,7 +96,7 @@ class Row:
 
     @property
     def prefilling(self) -> bool:
-        return self.request is not None and not self.decoding
+        return self.request is not None and not self.decoding and not self.halted
 
 
 def choose_row(rows: Sequence[Row], prompt_keys: Sequence[int | bytes]) -> tuple[Row, int] | None:

@@ -28,6 +28,11 @@ def cache_length(context: int, mesh: Mesh) -> int:
     return -(-context // unit) * unit
 
 
+def sequence_length(tokens: int, max_context: int) -> int:
+    """Tokens that whole sequences are padded to for the plain path: 64, 128, 256 …, at most the context."""
+    return min(max_context, max(64, 1 << (tokens - 1).bit_length()))
+
+
 def min_rows(platform: str) -> int:
     """Rows a decode step is padded to.
 

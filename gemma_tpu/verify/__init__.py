@@ -17,6 +17,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from gemma_tpu.arguments import mesh_shape
 from gemma_tpu.checks import check_integer, check_number, shown
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
@@ -105,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, help="largest |Δlogit| that passes (float32: 0.01, bfloat16: 1)")
     parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of this side (default: float32)")
     parser.add_argument("--new-tokens", type=int, default=32, help="to go on greedily after each prompt (default: 32)")
-    parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="default: 1, all devices")
+    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
@@ -129,9 +130,3 @@ def main(args: argparse.Namespace) -> int:
     )
     print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())
     return 0 if report.passed else 1
-
-
-def _mesh(text: str) -> tuple[int, int]:
-    from gemma_tpu.cli import mesh_shape
-
-    return mesh_shape(text)

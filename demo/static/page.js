@@ -1,0 +1,34 @@
+// What Gradio's page does not do by itself.
+{
+  // Each paragraph of a conversation has the direction of its first letter. Gradio gives all of them one.
+  const blocks = ".message :is(p, ul, ol, blockquote, table, h1, h2, h3, h4, h5, h6):not([dir])";
+  new MutationObserver(() => document.querySelectorAll(blocks).forEach((block) => (block.dir = "auto"))).observe(document, {
+    childList: true,
+    subtree: true,
+  });
+
+  // A file that is no picture goes to the server too, which says what it is. Gradio refuses it by the name of its type.
+  const isPicture = (file) => file.type.startsWith("image/");
+  const asPictures = (files) => {
+    const transfer = new DataTransfer();
+    for (const file of files) {
+      transfer.items.add(isPicture(file) ? file : new File([file], file.name, { type: "image/unknown" }));
+    }
+    return transfer;
+  };
+  const isOther = (event, files) => event.target.closest?.(".pictures") && files && ![...files].every(isPicture);
+  const onChange = (event) => {
+    const input = event.target;
+    if (isOther(event, input.files)) input.files = asPictures(input.files).files;
+  };
+  const onDrop = (event) => {
+    const { target, dataTransfer } = event;
+    if (!isOther(event, dataTransfer?.files)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const dropped = { bubbles: true, cancelable: true, dataTransfer: asPictures(dataTransfer.files) };
+    target.dispatchEvent(new DragEvent("drop", dropped));
+  };
+  addEventListener("change", onChange, { capture: true });
+  addEventListener("drop", onDrop, { capture: true });
+}

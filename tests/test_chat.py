@@ -1,0 +1,109 @@
+"""Conversations: what is forgotten when the context is full, answers that are empty, many threads in one chat."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from test_api import FREE, TOKENIZER, make_model
+
+import gemma_tpu
+from gemma_tpu import prompts
+from gemma_tpu.text import render_messages
+
+
+@pytest.fixture(scope="module")
+def model():
+    with make_model() as model:
+        yield model
+
+
+def talk(turns: int) -> list[dict[str, str]]:
+    """Turns of differing lengths after a system message, and a last question."""
+    messages = [{"role": "system", "content": "Be brief."}]
+    for turn in range(turns):
+        messages.append({"role": "user", "content": "a word " * (1 + turn % 3)})
+        messages.append({"role": "assistant", "content": "another " * (1 + turn % 2)})
+    return [*messages, {"role": "user", "content": "And now?"}]
+
+
+def without(messages: list[dict[str, str]], dropped: int) -> list[dict[str, str]]:
+    return [messages[0], *messages[1 + 2 * dropped :]]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5, 23, 40, 41])
+def test_the_fewest_turns_are_forgotten_in_few_renders(
+    turns: int, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = talk(turns)
+    room = model.engine.max_context - FREE["max_new_tokens"]
+    lengths = [len(render_messages(without(messages, n), TOKENIZER, None).tokens) for n in range(turns + 1)]
+    expected = next(n for n, length in enumerate(lengths) if length <= room)
+    rendered: list[object] = []
+    render = prompts.render
+    monkeypatch.setattr(prompts, "render", lambda *args: rendered.append(args) or render(*args))
+    answer = model.stream(messages, drop_oldest=True, **FREE).finish()
+    assert (answer.dropped_turns, answer.usage.prompt_tokens) == (expected, lengths[expected])
+    assert len(rendered) <= 3 + math.log2(turns + 1)
+    assert (turns < 23) == (expected == 0)
+
+
+def test_turns_dropped_for_an_empty_answer_are_counted_once(model: gemma_tpu.Model) -> None:
+    chat = model.chat(drop_oldest=True, **FREE)
+    answers = [chat.send("a word " * 8) for _ in range(8)]
+    before = chat.messages
+    (first, *_) = model.generate([*before, {"role": "user", "content": "a word " * 8}], drop_oldest=True, **FREE).tokens
+    empty = chat.send("a word " * 8, stop_tokens=[first])
+    assert (empty.text, empty.finish_reason) == ("", "stop")
+    assert empty.dropped_turns > 0
+    assert chat.messages == before[2 * empty.dropped_turns :]  # and no trace of the question
+    answers += [empty, chat.send("a word " * 8)]
+    assert chat.dropped_turns == sum(answer.dropped_turns for answer in answers)
+
+
+@pytest.mark.parametrize("ask", ["send", "stream"])
+def test_threads_in_one_chat_lose_no_turn(ask: str, model: gemma_tpu.Model) -> None:
+    chat = model.chat(max_new_tokens=2, stop_tokens=())
+    start, refused = threading.Barrier(4), []
+
+    def talk(number: int) -> list[str]:
+        said = []
+        start.wait()
+        for turn in range(2):
+            text = f"{number}.{turn}"
+            try:
+                answer = chat.send(text) if ask == "send" else chat.stream(text).finish()
+            except RuntimeError as error:
+                refused.append(str(error))
+            else:
+                said.append((text, answer.text))
+        return said
+
+    with ThreadPoolExecutor(4) as pool:
+        said = [turn for turns in pool.map(talk, range(4)) for turn in turns]
+    kept = [
+        (question["content"], answer["content"]) for question, answer in zip(*[iter(chat.messages)] * 2, strict=True)
+    ]
+    assert sorted(kept) == sorted(said)
+    assert said
+    assert all("still answering" in error for error in refused)
+    assert len(said) + len(refused) == 8
+
+
+def test_an_answer_that_is_left_or_refused_lets_the_chat_go_on(model: gemma_tpu.Model) -> None:
+    chat = model.chat(**FREE)
+    unread = chat.stream("One")
+    with pytest.raises(RuntimeError, match="still answering"):
+        chat.send("Two")
+    unread.close()
+    for piece in chat.stream("Three"):
+        assert piece
+        break  # and with it goes the last reference
+    with pytest.raises(ValueError, match="max_context"):
+        chat.send("a word " * 300)
+    with pytest.raises(ValueError, match="takes neither text"):
+        chat.send("Four", continue_final=True)
+    assert chat.send("Five").text
+    assert [message["content"] for message in chat.messages[::2]] == ["Three", "Five"]
