@@ -52,8 +52,7 @@ def load_image(
     check_integer("max_pixels", max_pixels, 1)
     check_flag("allow_urls", allow_urls)
     base_dir = base_dir if base_dir is None else as_path("base_dir", base_dir)
-    data, name = read_source(source, base_dir=base_dir, allow_urls=allow_urls)
-    return decode(data, name, max_pixels)
+    return decode(*read_source(source, base_dir=base_dir, allow_urls=allow_urls), max_pixels)
 
 
 def read_source(

@@ -200,8 +200,9 @@ def entries(bench: Bench) -> dict[str, tuple[int, st.SearchStrategy[Any], Callab
             st.tuples(
                 mostly(st.lists(st.lists(st.integers(0, 255), min_size=2, max_size=2), min_size=1, max_size=2)),
                 mostly(st.none(), IMAGES),
+                mostly(st.none() | st.lists(st.integers(-2, 1), min_size=1, max_size=2)),
             ),
-            lambda g: model.logits(*g),
+            lambda g: model.logits(*g[:2], positions=g[2]),
         ),
         "Model.last_logits": (3, MESSAGES | PROMPTS, model.last_logits),
         "Model.encode_images": (4, IMAGES, model.encode_images),
