@@ -32,6 +32,7 @@ class Reading:
     continue_final: bool = False
     allow_urls: bool = False
     format_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _pictures: dict[Any, tuple[Any, Picture]] = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name in ("raw", "pan_and_scan", "continue_final", "allow_urls"):
@@ -39,6 +40,13 @@ class Reading:
 
     def picture(self, source: Any) -> Picture:
         return Picture.of(source, allow_urls=self.allow_urls)
+
+    def picture_once(self, source: Any) -> Picture:
+        """`picture`, and the same one again for the same source: a conversation may be rendered several times."""
+        key = source if isinstance(source, str) else id(source)
+        if key not in self._pictures:
+            self._pictures[key] = source, self.picture(source)  # with the source, whose id is nobody else's meanwhile
+        return self._pictures[key][1]
 
     def images(self, images: Images) -> list[Picture]:
         """What was given as `images`; None is none."""
@@ -169,7 +177,7 @@ def render(
         if reading.raw:
             raise ValueError("raw goes with a string: messages are written in the chat format")
         return format.render(
-            prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=reading.picture, **options
+            prompt, require_tokenizer(tokenizer), num_soft_tokens, load_image=reading.picture_once, **options
         )
     if reading.continue_final:
         raise ValueError("continue_final goes with messages of which the last is the assistant's")

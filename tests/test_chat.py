@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_api import FREE, TOKENIZER, make_model
+from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
 from gemma_tpu import prompts
@@ -48,6 +49,22 @@ def test_the_fewest_turns_are_forgotten_in_few_renders(
     assert (answer.dropped_turns, answer.usage.prompt_tokens) == (expected, lengths[expected])
     assert len(rendered) <= 3 + math.log2(turns + 1)
     assert (turns < 23) == (expected == 0)
+
+
+def test_a_picture_is_read_once_however_many_turns_are_forgotten(model: gemma_tpu.Model) -> None:
+    file = io.BytesIO()
+    PICTURE.save(file, "PNG")
+    reads: list[int] = []
+
+    class Upload(io.BytesIO):
+        def read(self, *size: int) -> bytes:
+            reads.append(1)
+            return super().read(*size)
+
+    part = {"type": "image", "image": Upload(file.getvalue())}
+    question = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    assert model.stream([*talk(40)[:-1], question], drop_oldest=True, **FREE).finish().dropped_turns > 0
+    assert len(reads) == 1
 
 
 def test_turns_dropped_for_an_empty_answer_are_counted_once(model: gemma_tpu.Model) -> None:
