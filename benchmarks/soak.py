@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import gc
 import io
 import os
 import random
@@ -191,6 +192,7 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
+        gc.collect()  # errors that were caught may hold each other, and what their frames held
         arrays = jax.live_arrays()
         status = Path("/proc/self/status").read_text()
         return cls(
