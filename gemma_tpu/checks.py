@@ -80,11 +80,11 @@ def one_line(text: object) -> str:
 
 
 def as_path(name: str, value: Any) -> str:
-    """A path, or a name, as a string. ValueError for what is neither a string nor a path."""
+    """A path, or a name, as a string. ValueError for what is neither a string nor a path, or has several lines."""
     try:
         text = os.fspath(value)
     except Exception:
         text = None
-    if not isinstance(text, str) or "\0" in text:
+    if not isinstance(text, str) or any(letter in text for letter in "\0\n\r"):
         raise ValueError(f"{name} must be a string or a path, got {shown(value)}")
     return text

@@ -67,7 +67,9 @@ class Ours:
         markers = () if tokenizer is None else (tokenizer.start_of_image, tokenizer.end_of_image)
         forbidden = [marker for marker in markers if marker is not None]
         options = Options(max_new_tokens=question.new_tokens, stop_tokens=(), forbidden_tokens=forbidden)
-        images = [ImageInput(Image.fromarray(self._image), vision.image_size)] * question.images if vision else []
+        images = []
+        if question.images and vision:
+            images = [ImageInput(Image.fromarray(self._image), vision.image_size)] * question.images
         return [token for piece in self.model.engine.submit(question.expanded, images, options) for token in piece]
 
 
