@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import io
@@ -35,7 +37,7 @@ import gemma_tpu
 
 PAGE = 1 << 20
 _SETTLE = 30  # seconds that the engine has to come to rest
-_GROWTH = 96  # MiB of resident memory that allocators may keep
+_GROWTH = 256  # MiB of resident memory that allocators may keep, however many requests there were
 
 
 class Injected(RuntimeError):
@@ -193,6 +195,8 @@ class Held:
     @classmethod
     def now(cls) -> Held:
         gc.collect()  # errors that were caught may hold each other, and what their frames held
+        with contextlib.suppress(AttributeError, OSError):  # glibc's: what was freed need not have been given back
+            ctypes.CDLL(None).malloc_trim(0)
         arrays = jax.live_arrays()
         status = Path("/proc/self/status").read_text()
         return cls(
@@ -233,24 +237,28 @@ class Soak:
         self._solo = [item.ask() for item in self._items]
         for mistake in self._mistakes:
             self._err(mistake)
+        self._all_at_once(threads, max(threads, self._requests // 20))  # after which allocators hold what they need
         self.counts.clear()
         before = Held.now()
         self._failures.active = True
-        left = iter(tqdm(range(self._requests), desc="requests", disable=not sys.stderr.isatty()))
-        workers = [threading.Thread(target=self._visit, args=(left, n), name=f"visitor {n}") for n in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        self._all_at_once(threads, self._requests)
         self._failures.active = False
         self.counts["failures injected"] = self._failures.injected
-        self._rest()
         after = Held.now()
         self.wrong += after.left_over(before)
         self.held = before, after
         for item, answer in zip(self._items, self._solo, strict=True):
             if not equal(item.ask(), answer):
                 self.wrong.append(f"{item.name}: another answer after the soak")
+
+    def _all_at_once(self, threads: int, requests: int) -> None:
+        left = iter(tqdm(range(requests), desc="requests", disable=not sys.stderr.isatty()))
+        workers = [threading.Thread(target=self._visit, args=(left, n), name=f"visitor {n}") for n in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self._rest()
 
     def _rest(self) -> None:
         """Waits until every row is free: by itself, without the garbage collector's help."""
@@ -336,13 +344,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=24)
     parser.add_argument("--max-rows", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", help="answers in bfloat16 depend on who shares a batch")
     parser.add_argument("--failures", type=int, default=40, help="at most so many programs fail (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    start = time.perf_counter()
+    start, size = time.perf_counter(), {"max_context": 1024, "progress": False}
     with (
         tempfile.TemporaryDirectory() as tempfile.tempdir,  # of its own, so that nobody else's files are counted
-        gemma_tpu.load(args.checkpoint, max_rows=args.max_rows, max_context=1024, progress=False) as model,
+        gemma_tpu.load(args.checkpoint, dtype=args.dtype, max_rows=args.max_rows, **size) as model,
     ):
         soak = Soak(model, args.requests, args.failures, args.seed)
         soak.run(args.threads)
