@@ -98,19 +98,22 @@ def _save_orbax(config: GemmaConfig, path: Path, *, use_ocdbt: bool) -> None:
         checkpointer.save(path, samples.flat_tree(canonical))
 
 
+_LAYER = re.compile(r"layer_0/|model\.layers\.0\.")  # of the text
+
+
 def _arrays(config: GemmaConfig, names: str) -> Arrays:
     """Parameters one layer at a time, under the "canonical" or the "hf" names of `checkpoint_samples.Sample`.
 
     Of a size at which an answer is neither flat nor all one token.
     """
     std = config.embed_dim**-0.5
-    around = getattr(samples.sample(dataclasses.replace(config, num_layers=0), std=std), names)
-    yield from around.items()
+    around = getattr(samples.sample(dataclasses.replace(config, num_layers=1), std=std), names)
+    yield from ((name, array) for name, array in around.items() if not _LAYER.search(name))
     text = "language_model.model." if config.vision else "model."
     alone = dataclasses.replace(config, num_layers=1, vocab_size=1, vision=None)
     for i in range(config.num_layers):
         for name, array in getattr(samples.sample(alone, seed=1 + i, std=std), names).items():
-            if re.search(r"layer_0/|layers\.0\.", name):
+            if _LAYER.search(name):
                 name = name.replace("layer_0/", f"layer_{i}/").replace("model.layers.0.", f"{text}layers.{i}.")
                 yield name, array
 

@@ -62,15 +62,16 @@ def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | 
 
 
 @contextlib.contextmanager
-def waiting_for_a_cancel(engine: Engine, calls: int = 3) -> Iterator[None]:
-    """From that many decode calls on, each waits for a cancelled request: none can end before its reader leaves."""
-    decode, left, seen = engine._device.decode, calls, threading.Event()
+def waiting_for_a_cancel(engine: Engine) -> Iterator[None]:
+    """Once every answer has begun, none goes on before one is cancelled: none can end before its reader leaves."""
+    decode, seen = engine._device.decode, threading.Event()
 
     def gated(*args: Any) -> jax.Array:
-        nonlocal left
-        left -= 1
-        while left < 0 and not seen.is_set():
-            if any(row.request and row.request.cancelled for row in engine._rows):
+        while not seen.is_set():
+            requests = [row.request for row in engine._rows if row.request]
+            if engine._pending or not all(request.generated for request in requests):
+                break
+            if any(request.cancelled for request in requests):
                 seen.set()
             time.sleep(0.001)
         return decode(*args)

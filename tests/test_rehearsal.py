@@ -123,7 +123,7 @@ def test_commands(
             case "generate":
                 answers.append(out)
             case "chat":
-                assert re.fullmatch(r"> > .+\n> .+\n> \n", out, re.DOTALL)  # the picture, two messages, the end
+                assert re.fullmatch(r".+\n.+\n", out, re.DOTALL)  # two answers: no prompts where nobody types
     for key in ("text", "tokens"):
         assert len({json.dumps(json.loads(answer)[key]) for answer in answers}) == 1
     assert len(json.loads(answers[0])["tokens"]) == 8
