@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
@@ -98,11 +97,13 @@ class TextStream(Iterator[str]):
         self._events = iter(request)
         self._answer = AnswerText(tokenizer, request.options.stop)
         self._reading = threading.Lock()
+        self._reader: int | None = None  # the thread that has the lock
         self._ended = False
 
     def __next__(self) -> str:
         check_process(self._request.pid)  # before the lock, which a forked child may have inherited as taken
         with self._reading:
+            self._reader = threading.get_ident()
             while not self._ended:
                 if piece := self._read():
                     return piece
@@ -113,17 +114,17 @@ class TextStream(Iterator[str]):
         self._request.cancel()
 
     def close(self) -> None:
-        """Stops the work. From any thread: one that waits for the next piece sees the end soon after.
+        """Stops the work, and returns when it has ended. From any thread, also while another one reads.
 
         What the model had written by then belongs to `completion`, unless nothing of the answer was read: it is in the
         cache, and a conversation goes on from there without reading anything again.
         """
         self.cancel()
-        if self._reading.acquire(blocking=False):  # otherwise a thread is reading, and will come to the end
-            try:
-                self._take_rest()
-            finally:
-                self._reading.release()
+        check_process(self._request.pid)  # as in __next__
+        if self._reading.locked() and self._reader == threading.get_ident():
+            return  # a signal's handler, say: this thread is reading, and will come to the end
+        with self._reading:
+            self._take_rest()
 
     def __del__(self) -> None:
         if hasattr(self, "_ended"):
@@ -171,11 +172,14 @@ class TextStream(Iterator[str]):
         return piece
 
     def _take_rest(self) -> None:
+        """Takes all that was written, from its beginning: a reader may have been interrupted between any two steps."""
         try:
             if not self._ended and self._answer.tokens:
-                with contextlib.suppress(RuntimeError):  # the request failed: nobody waits for it, `completion` says so
-                    self._answer.push(self._request.rest())
-                self._answer.flush()
+                self._request.wait()
+                answer = AnswerText(self._tokenizer, self._request.options.stop)
+                answer.push(self._request.generated)
+                answer.flush()
+                self._answer = answer
         finally:
             self._end()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from small_models import waiting_for_a_cancel
 from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
@@ -124,3 +126,42 @@ def test_an_answer_that_is_left_or_refused_lets_the_chat_go_on(model: gemma_tpu.
         chat.send("Four", continue_final=True)
     assert chat.send("Five").text
     assert [message["content"] for message in chat.messages[::2]] == ["Three", "Five"]
+
+
+def test_an_interrupt_leaves_no_hole_in_the_answer(model: gemma_tpu.Model) -> None:
+    """Ctrl-C may come when tokens have been taken from the queue and are nowhere else yet."""
+    options = {"max_new_tokens": 60, "stop_tokens": ()}
+    chat = model.chat(**options)
+    stream = chat.stream("Hello")
+    next(stream)
+
+    class Interrupted(queue.SimpleQueue):
+        def get(self, *args: object) -> object:
+            super().get(*args)
+            raise KeyboardInterrupt
+
+    events, stream._request._events = stream._request._events, Interrupted()
+    stream._request._events.put(events.get())
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    said = chat.messages[-1]["content"]
+    assert said == stream.completion.text == TOKENIZER.decode(stream._request.generated)
+    assert model.generate("Hello", **options).text.startswith(said)
+
+
+def test_a_chat_goes_on_when_another_thread_has_closed_its_answer(model: gemma_tpu.Model) -> None:
+    chat = model.chat(max_new_tokens=100, stop_tokens=())
+    begun = threading.Event()
+
+    def read() -> None:
+        for _ in stream:
+            begun.set()
+
+    with waiting_for_a_cancel(model.engine), ThreadPoolExecutor(1) as pool:
+        stream = chat.stream("One")
+        reading = pool.submit(read)
+        assert begun.wait(60)
+        stream.close()
+        assert chat.send("Two", max_new_tokens=2).tokens
+        reading.result(60)
+    assert [message["content"] for message in chat.messages[::2]] == ["One", "Two"]

@@ -115,7 +115,7 @@ def test_another_process_merges_what_process_0_does():
     for text_only in (False, True):
         merged = merge_adapter(open_checkpoint(base, text_only=text_only), str(adapter), text_only=text_only)
         mesh = make_mesh(merged.config, (1, 1), jax.devices()[:1])
-        params = _open_and_read(base, merged.config, adapter, jnp.dtype("float32"), mesh)
+        params = _open_and_read(base, merged.config, adapter, jnp.dtype("float32"), mesh, True)
         expected = names.ours_from_canonical(merged.arrays, merged.config)
         assert params.keys() == expected.keys()
         for name, array in params.items():

@@ -96,7 +96,7 @@ def test_special_pieces_get_the_names_that_the_settings_beside_them_use(tmp_path
     model = sentencepiece_model_pb2.ModelProto.FromString((src / "tokenizer.model").read_bytes())
     model.pieces[tokenizer.end_of_image].piece = "<unused99>"
     (src / "tokenizer.model").write_bytes(model.SerializeToString())
-    made = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    made = convert(src, tmp_path / "hf", to="safetensors", progress=False, verify=False)
     theirs = transformers.AutoProcessor.from_pretrained(made).tokenizer
     assert theirs.convert_tokens_to_ids("<end_of_image>") == theirs.eoi_token_id == tokenizer.end_of_image
     assert len(theirs) == DEMO.vocab_size + 1, "with the stand-in for soft tokens, and no token of its own"
@@ -107,7 +107,7 @@ def test_a_tokenizer_json_alone(converted: Path, tokenizer: Tokenizer, tmp_path:
     src = shutil.copytree(CHECKPOINT, tmp_path / "src")
     (src / "tokenizer.model").unlink()
     shutil.copy(converted / "tokenizer.json", src)
-    made = convert(src, tmp_path / "hf", to="safetensors", progress=False)
+    made = convert(src, tmp_path / "hf", to="safetensors", progress=False, verify=False)
     theirs = transformers.AutoProcessor.from_pretrained(made).tokenizer
     assert theirs.eoi_token_id == tokenizer.end_of_image
     for messages in CONVERSATIONS:

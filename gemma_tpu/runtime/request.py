@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import queue
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -129,8 +129,6 @@ class _Clock:
     finished: float = math.nan
 
 
-_LOOK_EVERY = 0.05  # seconds between two looks at whether a cancelled request has ended
-
 # Is told an answer's tokens as the engine reads them: how many of these belong to the answer if they complete a stop
 # string, None if they do not.
 StopWatch = Callable[[list[int]], int | None]
@@ -160,6 +158,7 @@ class Request:
         self.cancelled = False
         self.pid = os.getpid()
         self._stop_watch = stop_watch
+        self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -179,16 +178,10 @@ class Request:
         """Asks the engine to stop; the row is free a step later. Harmless after the end."""
         self.cancelled = True
 
-    def rest(self) -> list[int]:
-        """The tokens that were not read, once a cancelled request has come to its end. The iteration is over then."""
-        tokens: list[int] = []
-        while self.finish_reason is None or not self._events.empty():
-            check_process(self.pid)
-            # An interrupted reader may have taken the last event with it.
-            with contextlib.suppress(queue.Empty):
-                event = self._events.get(timeout=_LOOK_EVERY)
-                tokens += event if isinstance(event, list) else []
-        return tokens
+    def wait(self) -> None:
+        """Until the end, of which `finish_reason` tells; `generated` then holds all tokens."""
+        check_process(self.pid)
+        self._ended.wait()
 
     # The engine's end.
 
@@ -212,6 +205,7 @@ class Request:
         self.images = []  # who keeps an answer need not keep what it was about
         self.finish_reason = reason
         self.clock.finished = time.perf_counter()
+        self._ended.set()
         self._events.put(error)
 
     @property
