@@ -289,7 +289,7 @@ def test_the_model_is_shown_the_picture_that_the_page_shows(
     submit = model.engine.submit
 
     def watch(tokens: Any, images: Any = (), *rest: Any) -> Any:
-        seen.extend(np.asarray(image.image) for image in images)
+        seen.extend(images)
         return submit(tokens, images, *rest)
 
     monkeypatch.setattr(model.engine, "submit", watch)
@@ -310,10 +310,10 @@ def test_the_model_is_shown_the_picture_that_the_page_shows(
         # The place shows the file at first, and what the model sees of it as soon as that is known.
         expect(place).to_have_attribute("src", re.compile(r"red\.png$" if file == red else r"/image\.png$"))
         visit.ask("image", "What?")
-        expected = np.asarray(gemma_tpu.load_image(file))
-        np.testing.assert_array_equal(seen.pop(), expected)
+        expected, shown = gemma_tpu.load_image(file), seen.pop()
+        np.testing.assert_array_equal(shown.pixels, gemma_tpu.image.to_pixels(expected, shown.side))
         drawn = page.evaluate(PIXELS, place.get_attribute("src"))
-        np.testing.assert_array_equal(np.array(drawn, np.uint8).reshape(40, 60, 4)[..., :3], expected)
+        np.testing.assert_array_equal(np.array(drawn, np.uint8).reshape(40, 60, 4)[..., :3], np.asarray(expected))
         assert not seen
 
 

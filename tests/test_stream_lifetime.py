@@ -222,7 +222,7 @@ def test_a_reader_is_told_that_its_model_was_closed() -> None:
 # In processes of their own: what is said at exit, and what a forked child may do.
 
 LOAD = """
-import sys, gemma_tpu
+import os, sys, gemma_tpu
 model = gemma_tpu.load(sys.argv[1], progress=False, max_context=128, max_rows=2, text_only=True)
 stream = model.stream("Hello", max_new_tokens=100, stop_tokens=())
 print(len(next(stream)) > 0, len(next(stream)) > 0, flush=True)
