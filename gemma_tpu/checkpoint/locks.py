@@ -15,13 +15,14 @@ _LOG = logging.getLogger(__name__)
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of network file systems without locks
 
 
-def take(path: Path, *, wait: bool = False) -> IO[bytes] | None:
+def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | None:
     """The lock file `path`, made and locked until it is closed; None if another holds it, or removed it meanwhile.
 
-    `wait`: until it is free. OSError where the file system has no locks.
+    `wait`: until it is free. Without `create`, None if there is no such file. OSError where the file system has no
+    locks.
     """
     try:
-        file = open(path, "ab")  # noqa: SIM115
+        file = open(path, "ab" if create else "rb+")  # noqa: SIM115
     except FileNotFoundError:
         return None
     try:

@@ -15,7 +15,8 @@ from typing import IO
 from gemma_tpu.checkpoint import disk, locks, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-_LOCK = ".lock"  # held by the process that writes
+PARTIAL = ".partial-gemma_tpu_"  # in the name of a directory that is being written, before a random end
+_LOCK = ".lock"  # first file in it, held by the process that writes
 
 
 @contextlib.contextmanager
@@ -76,7 +77,7 @@ def _rename(work: Path, path: Path) -> None:
 def _claim(path: Path) -> tuple[Path, IO[bytes] | None]:
     """A directory to work in, and the lock that shows that somebody does."""
     while True:
-        work = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+        work = Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL}", dir=path.parent))
         try:
             lock = locks.take(work / _LOCK)
         except OSError as error:
@@ -88,9 +89,10 @@ def _claim(path: Path) -> tuple[Path, IO[bytes] | None]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for old in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+    """Of killed runs. A directory without the lock that they make first is somebody's own, whatever its name."""
+    for old in path.parent.glob(f"{glob.escape(path.name + PARTIAL)}*"):
         try:
-            lock = locks.take(old / _LOCK)
+            lock = locks.take(old / _LOCK, create=False)
         except OSError:  # no locks on this file system, or not ours to remove
             continue
         if lock is not None:
