@@ -131,7 +131,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             if name == "bench":
                 _add_distributed_arguments(sub)
-            # While it runs, verify may have a copy of the checkpoint on disk.
+            # While it runs, verify may have a copy of the checkpoint on disk, and a process of the reference.
             sub.set_defaults(run=signals.raised()(module.main) if name == "verify" else module.main)
     return parser
 
@@ -289,7 +289,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-@signals.raised()
+@signals.ending()
 def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
@@ -301,7 +301,7 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-@signals.raised()
+@signals.ending()
 def _download(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 

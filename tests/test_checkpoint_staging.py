@@ -44,12 +44,27 @@ def start(program: str, *arguments: object, **options) -> subprocess.Popen:
 
 
 COMMAND = """
+import gc
 from pathlib import Path
 from gemma_tpu.checkpoint import hf
 from gemma_tpu.cli import main
 src, dst, to, where = sys.argv[1:]
 if where == "amid the arrays":
     hf.SafetensorsArray.read = wait
+elif where == "in a garbage collection":  # where what is raised is dropped, as it is in callbacks of C code
+    read = hf.SafetensorsArray.read
+    def collect(self, *index):
+        gc.callbacks.append(wait)
+        gc.collect()
+        return read(self, *index)
+    hf.SafetensorsArray.read = collect
+elif where == "before it has a directory":
+    mkdir = Path.mkdir
+    def make(self, *arguments, **options):
+        mkdir(self, *arguments, **options)
+        if "partial" in self.name:
+            wait()
+    Path.mkdir = make
 else:
     Path.write_text = wait
 sys.exit(main(["convert", src, dst, "--to", to]))
@@ -61,6 +76,9 @@ sys.exit(main(["convert", src, dst, "--to", to]))
     [
         ("orbax-flat", "amid the arrays", signal.SIGTERM, 143),
         ("safetensors", "before config.json", signal.SIGHUP, 129),
+        ("orbax", "amid the arrays", signal.SIGINT, 130),
+        ("orbax", "in a garbage collection", signal.SIGTERM, 143),
+        ("orbax", "before it has a directory", signal.SIGTERM, 143),
     ],
 )
 def test_a_signal_ends_a_conversion_cleanly(to, where, sent, code, source, tmp_path):
@@ -77,10 +95,10 @@ def test_a_signal_that_is_ignored_stays_so():
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.raised():
+        with signals.raised(), signals.ending():
             signal.raise_signal(signal.SIGHUP)
-            with pytest.raises(SystemExit, match="143"):
-                signal.raise_signal(signal.SIGTERM)
+        with signals.raised(), pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:

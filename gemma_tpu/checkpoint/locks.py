@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from gemma_tpu import signals
+
 _LOG = logging.getLogger(__name__)
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of network file systems without locks
 
@@ -56,8 +58,8 @@ def held(path: Path, what: str) -> Iterator[None]:
             raise
         yield
         return
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.close()
+    with lock, signals.unfinished(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
