@@ -141,6 +141,8 @@ def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Itera
 
 def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:
     said = f"{path}: no checkpoint: neither Orbax files nor *.safetensors"
+    if lost := checksums.missing(path):
+        return CheckpointError(f"{said}; {checksums.NAME} there lists {lost}, missing: download or convert it again")
     for name in sorted(found)[:_LOOKED_AT]:
         file = storage.join(path, name)
         head = storage.read_head(file) if storage.is_file(file) else b""
