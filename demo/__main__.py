@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             source = _find(arguments.checkpoint)
             if arguments.auth_file:
-                arguments.auth += read_accounts(arguments.auth_file)
+                arguments.auth += _read_accounts(arguments.auth_file)
             who = (arguments.coordinator, arguments.num_processes, arguments.process_id)
             if arguments.distributed:
                 gemma_tpu.initialize(*who)
@@ -132,6 +132,14 @@ def _account(value: str) -> str:
     if not is_account(value):  # which may be a password, and is not shown
         raise argparse.ArgumentTypeError("it is not of the form USER:PASSWORD")
     return value
+
+
+def _read_accounts(path: str) -> list[str]:
+    try:
+        return read_accounts(path)
+    except (ValueError, OSError) as error:
+        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
+        raise ValueError(f"--auth-file {reason}") from error
 
 
 def _find(checkpoint: str) -> str:

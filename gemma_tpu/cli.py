@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from gemma_tpu import signals
+from gemma_tpu import signals, standard_streams
 from gemma_tpu.arguments import (
     Parser,
     add_format_arguments,
@@ -30,6 +30,7 @@ from gemma_tpu.environment import quiet_libtpu, use_compilation_cache
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code. An error is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
+    standard_streams.occupy()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -40,15 +41,19 @@ def main(argv: list[str] | None = None) -> int:
                 parser.print_help()
                 return 0
             args = parser.parse_args(argv)
+            if args.run not in (_convert, _download):  # which answer with files
+                standard_streams.require_stdout()
             _join_processes(args)
-            return args.run(args)
+            code = args.run(args)
+            print(end="", flush=True)  # an answer that was not written is an error
+            return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone: `gemma-tpu generate … | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # else the interpreter's last flush fails too
+        standard_streams.failure()
         return 141
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"gemma-tpu: {_one_line(error)}", file=sys.stderr)
+        print(f"gemma-tpu: {_one_line(standard_streams.failure() or error)}", file=sys.stderr)
         return 1
 
 
@@ -131,7 +136,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             if name == "bench":
                 _add_distributed_arguments(sub)
-            # While it runs, verify may have a copy of the checkpoint on disk.
+            # While it runs, verify may have a copy of the checkpoint on disk, and a process of the reference.
             sub.set_defaults(run=signals.raised()(module.main) if name == "verify" else module.main)
     return parser
 
@@ -175,7 +180,7 @@ def _join_processes(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace):
     import gemma_tpu
 
-    progress = sys.stderr.isatty()
+    progress = standard_streams.is_terminal(sys.stderr)
     model = gemma_tpu.load(
         args.checkpoint,
         mesh=args.mesh,
@@ -204,7 +209,7 @@ def _generate(args: argparse.Namespace) -> int:
     options = answer_options(args)
     prompt = _read_prompt() if args.prompt == "-" else args.prompt
     images = [
-        gemma_tpu.load_image(sys.stdin.buffer if image == "-" else image, allow_urls=args.allow_urls)
+        gemma_tpu.load_image(standard_streams.stdin().buffer if image == "-" else image, allow_urls=args.allow_urls)
         for image in args.image
     ]
     with _load(args) as model:
@@ -229,7 +234,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _read_prompt() -> str:
     try:
-        return sys.stdin.read()
+        return standard_streams.stdin().read()
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt on standard input is no text in {error.encoding}: {error.reason}") from error
 
@@ -289,21 +294,26 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-@signals.raised()
+@signals.ending()
 def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
     dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
     adapter = None if args.adapter is None else resolve(args.adapter)
-    how = {"dtype": dtype, "adapter": adapter, "verify": args.verify, "progress": sys.stderr.isatty()}
+    how = {
+        "dtype": dtype,
+        "adapter": adapter,
+        "verify": args.verify,
+        "progress": standard_streams.is_terminal(sys.stderr),
+    }
     convert(resolve(args.source), args.target, to=args.to, **how)
     print(args.target)
     return 0
 
 
-@signals.raised()
+@signals.ending()
 def _download(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 
-    print(download(args.name, progress=sys.stderr.isatty()))
+    print(download(args.name, progress=standard_streams.is_terminal(sys.stderr)))
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemma_tpu.image import load_image
+from gemma_tpu.standard_streams import is_terminal
 
 HELP = """\
 /image FILE …  shows pictures with the next message; a file can be dropped here after it
@@ -59,8 +60,8 @@ class _Lines:
     """Standard input by lines, asked for only where somebody is there to answer."""
 
     def __init__(self) -> None:
-        self.interactive = sys.stdin is not None and sys.stdin.isatty()
-        self._edited = self.interactive and sys.stdout.isatty()
+        self.interactive = is_terminal(sys.stdin)
+        self._edited = self.interactive and is_terminal(sys.stdout)
         if self._edited:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  # gives `input` arrow keys and a history
@@ -104,6 +105,10 @@ class _Conversation:
                 break
             try:
                 self._take(line)
+            except KeyboardInterrupt:  # while a picture is read; what was chosen and said before is kept
+                if not self._lines.interactive:
+                    raise
+                self._hint("")
             except ValueError as error:
                 self._refused = True
                 print(f"gemma-tpu: {error}", file=sys.stderr)

@@ -45,6 +45,8 @@ def test_no_checkpoint(tmp_path):
     assert "no checkpoint: neither Orbax files nor *.safetensors; it has nothing" in failure(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     assert "it has notes.txt" in failure(tmp_path)
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n{'0' * 64}  notes.txt\n")
+    assert "*.safetensors; SHA256SUMS there lists model.safetensors, missing: download or conv" in failure(tmp_path)
     with pytest.raises(CheckpointError, match=r"s3://bucket/c: only local paths and gs:// can be read"):
         open_checkpoint("s3://bucket/c")
 

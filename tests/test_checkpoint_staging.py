@@ -19,7 +19,7 @@ from checkpoint_samples import CONFIGS
 
 from gemma_tpu import signals
 from gemma_tpu.checkpoint import CheckpointError, bucket, convert, disk, locks, open_checkpoint
-from gemma_tpu.checkpoint.staging import staging
+from gemma_tpu.checkpoint.staging import PARTIAL, staging
 
 LAYOUTS = ["orbax-flat", "safetensors"]
 
@@ -44,12 +44,27 @@ def start(program: str, *arguments: object, **options) -> subprocess.Popen:
 
 
 COMMAND = """
+import gc
 from pathlib import Path
 from gemma_tpu.checkpoint import hf
 from gemma_tpu.cli import main
 src, dst, to, where = sys.argv[1:]
 if where == "amid the arrays":
     hf.SafetensorsArray.read = wait
+elif where == "in a garbage collection":  # where what is raised is dropped, as it is in callbacks of C code
+    read = hf.SafetensorsArray.read
+    def collect(self, *index):
+        gc.callbacks.append(wait)
+        gc.collect()
+        return read(self, *index)
+    hf.SafetensorsArray.read = collect
+elif where == "before it has a directory":
+    mkdir = Path.mkdir
+    def make(self, *arguments, **options):
+        mkdir(self, *arguments, **options)
+        if "partial" in self.name:
+            wait()
+    Path.mkdir = make
 else:
     Path.write_text = wait
 sys.exit(main(["convert", src, dst, "--to", to]))
@@ -61,6 +76,9 @@ sys.exit(main(["convert", src, dst, "--to", to]))
     [
         ("orbax-flat", "amid the arrays", signal.SIGTERM, 143),
         ("safetensors", "before config.json", signal.SIGHUP, 129),
+        ("orbax", "amid the arrays", signal.SIGINT, 130),
+        ("orbax", "in a garbage collection", signal.SIGTERM, 143),
+        ("orbax", "before it has a directory", signal.SIGTERM, 143),
     ],
 )
 def test_a_signal_ends_a_conversion_cleanly(to, where, sent, code, source, tmp_path):
@@ -77,10 +95,10 @@ def test_a_signal_that_is_ignored_stays_so():
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.raised():
+        with signals.raised(), signals.ending():
             signal.raise_signal(signal.SIGHUP)
-            with pytest.raises(SystemExit, match="143"):
-                signal.raise_signal(signal.SIGTERM)
+        with signals.raised(), pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
@@ -106,14 +124,27 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     process = start(STAGE, tmp_path / "dst")
     process.kill()
     process.communicate()
-    (tmp_path / "dst.partial-4321").mkdir()  # of a version that had no locks
     (tmp_path / "dst.partial.txt").touch()
-    (tmp_path / "other.partial-4321").mkdir()
-    assert len(list(tmp_path.glob("dst.partial-*"))) == 2
+    (left,) = tmp_path.glob("dst.partial-*")
+    shutil.copytree(left, other := tmp_path / left.name.replace("dst", "other"))
     with pytest.raises(CheckpointError, match="left behind by a conversion"):
-        open_checkpoint(next(tmp_path.glob("dst.partial-*")) / "dst")
+        open_checkpoint(left / "dst")
     stage(tmp_path / "dst")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "dst.partial.txt", "other.partial-4321"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "dst.partial.txt", other.name]
+
+
+def test_nothing_but_leftovers_is_removed(source, tmp_path):
+    """Not a checkpoint of a similar name, not notes, not a program's own lock, not what has our name and no lock."""
+    version = convert(source, tmp_path / "dst.partial-v2", to="safetensors", progress=False)
+    kept = [tmp_path / name for name in ("dst.partial-notes", f"dst{PARTIAL}mine", "dst.partial-4321")]
+    for path in kept:
+        path.mkdir()
+        (path / "file").touch()
+    (kept[-1] / ".lock").touch()
+    before = sorted(tmp_path.rglob("*"))
+    stage(tmp_path / "dst")
+    assert sorted(set(tmp_path.rglob("*")) - {tmp_path / "dst", tmp_path / "dst" / "file"}) == before
+    assert open_checkpoint(version).kind == "safetensors"
 
 
 def test_two_at_once(tmp_path):
@@ -157,11 +188,13 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    (tmp_path / "dst.partial-4321").mkdir()
+    left = tmp_path / f"dst{PARTIAL}4321"
+    left.mkdir()
+    (left / ".lock").touch()
     stage(tmp_path / "dst")
     with locks.held(tmp_path / "lock", "x"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["dst", "dst.partial-4321"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["dst", left.name]
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

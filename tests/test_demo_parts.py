@@ -390,8 +390,10 @@ def test_accounts_and_paths_on_the_command_line(tmp_path: Path, capsys: pytest.C
         assert command.main(["--checkpoint", ".", "--auth-file", str(file)]) == 1
         error = capsys.readouterr().err
         assert said in error
-        assert str(file) in error
+        assert error.startswith(f"demo: --auth-file {file}: ")
         assert "secret" not in error
+    assert command.main(["--checkpoint", ".", "--auth-file", "/nope"]) == 1
+    assert capsys.readouterr().err == "demo: --auth-file /nope: No such file or directory\n"
 
 
 def test_origins_are_named_as_browsers_name_them(capsys: pytest.CaptureFixture) -> None:

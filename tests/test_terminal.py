@@ -21,6 +21,7 @@ from small_models import random_params
 from test_api import CONFIG
 
 import gemma_tpu
+from gemma_tpu import terminal
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.terminal import HELP, converse, read_paths
 
@@ -166,6 +167,26 @@ def test_piped_onwards_from_a_terminal(model, pictures, monkeypatch, capsys) -> 
     assert asked == f"> {CUT}"
     assert confirmed == "> (with the next message: a b.png, 14 × 7; 50% ü.png, 18 × 9)"
     assert last == "> "
+
+
+def test_ctrl_c_while_a_picture_is_read(model, pictures, monkeypatch, capsys) -> None:
+    """Ends the reading, not the chat of a person: pictures chosen before and the conversation are kept."""
+    real = terminal.load_image
+
+    def load_image(path: str, **options):
+        if path == "slow.png":
+            raise KeyboardInterrupt
+        return real(path, **options)
+
+    monkeypatch.setattr(terminal, "load_image", load_image)
+    with at_a_terminal(monkeypatch, f"Hello\n/image '{pictures[0]}'\n/image slow.png\nAnd now?\n\x04"):
+        assert converse(model, lambda: model.chat(max_new_tokens=4)) == 0
+    chat = model.chat(max_new_tokens=4)
+    expected = [chat.send("Hello").text, chat.send("And now?", images=[pictures[0]]).text]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/image slow.png\nHello\n"))
+    with pytest.raises(KeyboardInterrupt):
+        converse(model, model.chat)
 
 
 def test_a_model_of_text_alone(model, pictures, monkeypatch, capsys) -> None:

@@ -87,6 +87,13 @@ def _read(sums: str, directory: str) -> list[Listed]:
     return files
 
 
+def missing(directory: str) -> str:
+    """Names of the files that SHA256SUMS in `directory` lists and that are not there; empty if there are none."""
+    sums = storage.join(directory, NAME)
+    files = [] if storage.is_remote(directory) or not storage.is_file(sums) else _read(sums, directory)
+    return _names([os.path.relpath(file.path, directory) for file in files if not os.path.exists(file.path)])
+
+
 def changed(files: Sequence[Listed]) -> list[Listed]:
     """Those of `files` that are missing or are not what their checksums say."""
     with _Comparison(files) as comparison:

@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from gemma_tpu import signals
+
 _LOG = logging.getLogger(__name__)
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of network file systems without locks
 
 
-def take(path: Path, *, wait: bool = False) -> IO[bytes] | None:
+def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | None:
     """The lock file `path`, made and locked until it is closed; None if another holds it, or removed it meanwhile.
 
-    `wait`: until it is free. OSError where the file system has no locks.
+    `wait`: until it is free. Without `create`, None if there is no such file. OSError where the file system has no
+    locks.
     """
     try:
-        file = open(path, "ab")  # noqa: SIM115
+        file = open(path, "ab" if create else "rb+")  # noqa: SIM115
     except FileNotFoundError:
         return None
     try:
@@ -55,8 +58,8 @@ def held(path: Path, what: str) -> Iterator[None]:
             raise
         yield
         return
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.close()
+    with lock, signals.unfinished(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -30,11 +30,12 @@ from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.settle import GOOGLE, HUGGING_FACE, check, settle
+from gemma_tpu.checkpoint.staging import PARTIAL
 from gemma_tpu.checks import check_flag, check_number
 from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
 
 # In the path of what a conversion or a download is still writing, or never finished.
-_PARTIAL = re.compile(r"\.part(ial-\w+)?(/|$)")
+_PARTIAL = re.compile(rf"\.part(/|$)|{re.escape(PARTIAL)}\w+(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
 _GOOGLE_BUCKET = "gs://gemma-data"
 _LOOKED_AT = 32  # files of a directory that is no checkpoint, to say what they are
@@ -140,6 +141,8 @@ def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Itera
 
 def _no_checkpoint(path: str, found: set[str]) -> CheckpointError:
     said = f"{path}: no checkpoint: neither Orbax files nor *.safetensors"
+    if lost := checksums.missing(path):
+        return CheckpointError(f"{said}; {checksums.NAME} there lists {lost}, missing: download or convert it again")
     for name in sorted(found)[:_LOOKED_AT]:
         file = storage.join(path, name)
         head = storage.read_head(file) if storage.is_file(file) else b""

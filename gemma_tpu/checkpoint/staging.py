@@ -7,15 +7,15 @@ import errno
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from gemma_tpu import signals
 from gemma_tpu.checkpoint import disk, locks, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-_LOCK = ".lock"  # held by the process that writes
+PARTIAL = ".partial-gemma_tpu_"  # in the name of a directory that is being written, before a random end
+_LOCK = ".lock"  # first file in it, held by the process that writes
 
 
 @contextlib.contextmanager
@@ -33,18 +33,18 @@ def staging(dst: str | os.PathLike[str], needed: int, *, exact: bool) -> Iterato
     path = Path(target)
     if os.path.lexists(path):
         raise _exists(path)
-    work, lock, free = None, None, 0
+    free = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         free = disk.free_bytes(path)
         if exact:
             disk.require(path, needed, target)
-        work, lock = _claim(path)
-        yield work / path.name
-        disk.flush_tree(work / path.name)
-        _rename(work / path.name, path)
-        disk.flush(path.parent)
+        with _claimed(path) as work:
+            yield work / path.name
+            disk.flush_tree(work / path.name)
+            _rename(work / path.name, path)
+            disk.flush(path.parent)
     except CheckpointError:
         raise
     except Exception as error:
@@ -53,11 +53,6 @@ def staging(dst: str | os.PathLike[str], needed: int, *, exact: bool) -> Iterato
         if isinstance(error, OSError):
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
         raise
-    finally:  # after Ctrl-C too nothing half-written may stay
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-        if lock is not None:
-            lock.close()
 
 
 def _exists(path: Path) -> CheckpointError:
@@ -73,24 +68,29 @@ def _rename(work: Path, path: Path) -> None:
         raise _exists(path) from error
 
 
-def _claim(path: Path) -> tuple[Path, IO[bytes] | None]:
-    """A directory to work in, and the lock that shows that somebody does."""
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[Path]:
+    """A directory to work in, locked to show that somebody does; removed at the end."""
     while True:
-        work = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
-        try:
-            lock = locks.take(work / _LOCK)
-        except OSError as error:
-            if not locks.unsupported(error):
-                raise
-            return work, None
-        if lock is not None:  # else taken for a leftover before it was locked
-            return work, lock
+        with signals.temporary_directory(path.with_name(f"{path.name}{PARTIAL}")) as work:
+            try:
+                lock = locks.take(work / _LOCK)
+            except OSError as error:
+                if not locks.unsupported(error):
+                    raise
+                yield work
+                return
+            if lock is not None:  # else taken for a leftover before it was locked
+                with lock:
+                    yield work
+                return
 
 
 def _remove_leftovers(path: Path) -> None:
-    for old in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+    """Of killed runs. A directory without the lock that they make first is somebody's own, whatever its name."""
+    for old in path.parent.glob(f"{glob.escape(path.name + PARTIAL)}*"):
         try:
-            lock = locks.take(old / _LOCK)
+            lock = locks.take(old / _LOCK, create=False)
         except OSError:  # no locks on this file system, or not ours to remove
             continue
         if lock is not None:

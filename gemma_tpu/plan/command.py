@@ -14,6 +14,7 @@ from gemma_tpu.config import CONFIGS, GemmaConfig
 from gemma_tpu.plan import report
 from gemma_tpu.plan.chips import CHIPS, parse_slice
 from gemma_tpu.plan.planner import make_plan, smallest_plan
+from gemma_tpu.standard_streams import is_terminal
 
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "f32": "float32", "float32": "float32"}
 
@@ -86,5 +87,5 @@ def model_config(name: str) -> GemmaConfig:
 
 
 def _progress(what: str) -> None:
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         print(f"{what} …", file=sys.stderr)
