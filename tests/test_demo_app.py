@@ -536,7 +536,10 @@ def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     page.locator(".image-example").first.click()
     expect(page.locator("#picture-1 img")).to_be_visible()  # and with it the example's prompt, to be typed over
     visit.ask("image", "What?")
+    page.click("#image-send")
+    expect(visit.notice("image")).to_have_text(text("empty_prompt", "en"))
     page.click("text=中文")
+    expect(visit.notice("image")).to_have_count(0)  # none in the other language
     expect(page.locator("#load")).to_have_text(text("loaded", "zh"))
     expect(page.locator("#image-send")).to_have_text(text("send", "zh"))
     expect(page.locator("#image-tab-button")).to_have_text(text("tab_image", "zh"))
