@@ -177,6 +177,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "server_lost": ("The demo at {server} no longer answers.", "{server} 的演示不再响应。"),
     "remove_picture": ("Remove the picture", "移除图片"),
+    "drawing": (
+        "an SVG drawing, which is not made of pixels; export it as PNG first",
+        "SVG 图形不是由像素构成的，请先导出为 PNG",
+    ),
     "unshowable": ("this browser cannot show it", "此浏览器无法显示"),
     "conversation": ("Conversation", "对话"),
     "copy": ("Copy the answer", "复制回答"),

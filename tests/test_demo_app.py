@@ -558,6 +558,31 @@ def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     chinese.close()
 
 
+def test_long_words_and_wide_tables_stay_in_the_conversation(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [f"Heading{i}" for i in range(20)]
+    table = "\n".join(f"|{'|'.join(row)}|" for row in (columns, ["-"] * 20, ["1"] * 20))
+    monkeypatch.setattr(Answer, "text", property(lambda _: table))
+    page = visit.page
+    visit.set("image", max_new_tokens=1)
+    page.locator(".image-example").last.click()
+    expect(page.locator("#picture-2 img")).to_be_visible()
+    visit.ask("image", "W" * 100)
+    expect(visit.answers("image").locator("th")).to_have_count(20)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        right = "(e) => e.getBoundingClientRect().right"
+        edge = page.locator("#image-chat").evaluate(right)
+        for element in page.locator("#image-chat :is(.user, .bot, .user p, table)").all():
+            assert element.evaluate(right) <= edge, (width, element.evaluate("(e) => e.outerHTML.slice(0, 80)"))
+        heights = (
+            visit.answers("image")
+            .locator("th")
+            .evaluate_all("(all) => all.map((e) => e.getBoundingClientRect().height)")
+        )
+        assert max(heights) < 50, (width, heights)  # of one line
+        assert visit.answers("image").locator("table").evaluate("(e) => e.scrollWidth > e.clientWidth")
+
+
 def test_page_fits_a_phone(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 390, "height": 844})
     visit.page.locator(".image-example").last.click()
