@@ -93,6 +93,10 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
             **together,
         )
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
+        # A notice says what was wrong a moment ago, and goes rather than stay in the other language. Only when the
+        # visitor switches: what is said while the page is loaded must stay.
+        notices = [tab.talk.notice for tab in tabs]
+        language.input(lambda: [""] * len(notices), None, notices, queue=False, **quiet)
 
         async def leave(request: gr.Request) -> None:
             readers.leave(request.session_hash or "")

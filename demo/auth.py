@@ -29,7 +29,10 @@ class BasicAuth:
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})  # refused by policy
-        await PlainTextResponse("a name and a password are needed", 401, _ASK)(scope, receive, send)
+        # The page looks by itself whether the server is there (static/keep.js). A browser that asked for the password
+        # at each of these looks would do so over and over; the page is loaded anew instead, which asks once.
+        ask = {} if "x-requested-with" in Headers(scope=scope) else _ASK
+        await PlainTextResponse("a name and a password are needed", 401, ask)(scope, receive, send)
 
     def _lets_in(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)

@@ -157,7 +157,7 @@ def submit(
 class Turn:
     """A question with the pictures shown in it (paths), and its answer.
 
-    `fresh`: the model is not told the turns before it, which were about another picture. `lost` counts pictures that
+    `fresh`: the model is not told the turns before it, which were about other pictures. `lost` counts pictures that
     were shown in it and are no longer here.
     """
 
@@ -175,14 +175,14 @@ class Turn:
 class Conversation:
     """The conversation of one tab of the page, for one visitor; thread-safe.
 
-    All turns stay on the screen. The model is told those since the first picture was last changed: a new picture is a
-    new subject, and old ones would only be mistaken for it. What it has no room for it is told no more, if the options
-    say so (`drop_oldest`), but pictures are then shown to it again.
+    All turns stay on the screen. The model is told those since a picture was last changed or taken away: that is a new
+    subject, and old pictures would only be mistaken for it. A second picture may come to the first. What it has no room
+    for it is told no more, if the options say so (`drop_oldest`), but pictures are then shown to it again.
     """
 
     def __init__(self) -> None:
         self._turns: list[Turn] = []
-        self._picture: str | None = None
+        self._laid: tuple[str, ...] = ()
         self._start = 0
         self._lock = threading.Lock()
         self.lang = "en"  # of the page, which may change while an answer is being written
@@ -209,16 +209,16 @@ class Conversation:
         ValueError if the model cannot take it; the conversation is then as before.
         """
         with self._lock:
-            first = pictures[0] if pictures else None
-            fresh = first is not None and first != self._picture
+            laid = tuple(path for path in pictures if path)
+            kept = bool(self._laid) and laid[: len(self._laid)] == self._laid
+            fresh = bool(laid) and not kept
             told = [] if fresh else self._told()
             exchanges = [turn.exchange for turn in told]
             stream, new, forgotten = submit(model, exchanges, question, pictures, options)
             answer = Answer(stream, options, model.waiting_before, forgotten=forgotten)
             turn = Turn(question, new, answer, fresh and bool(self._turns))
             self._start = self._turns.index(told[forgotten]) if forgotten < len(told) else len(self._turns)
-            if fresh:
-                self._picture = first
+            self._laid = laid or self._laid
             self._turns.append(turn)
             return turn
 
@@ -251,23 +251,23 @@ class Conversation:
         """Forgets everything."""
         with self._lock:
             self.stop()
-            self._turns, self._picture, self._start = [], None, 0
+            self._turns, self._laid, self._start = [], (), 0
 
     @property
-    def picture(self) -> str | None:
-        """The first picture when last asked about."""
-        return self._picture
+    def laid(self) -> tuple[str, ...]:
+        """The pictures that were laid out when last asked about, in the order of their places."""
+        return self._laid
 
     @property
-    def state(self) -> tuple[list[Turn], int, str | None]:
-        """The turns, the number of the first that the model is told, and `picture`."""
-        return self._turns, self._start, self._picture
+    def state(self) -> tuple[list[Turn], int, tuple[str, ...]]:
+        """The turns, the number of the first that the model is told, and `laid`."""
+        return self._turns, self._start, self._laid
 
-    def restore(self, turns: Sequence[Turn], start: int, picture: str | None) -> None:
+    def restore(self, turns: Sequence[Turn], start: int, laid: Sequence[str]) -> None:
         """Takes up a conversation where its `state` was this, unless it goes on already."""
         with self._lock:
             if not self._turns:
-                self._turns, self._start, self._picture = list(turns), start, picture
+                self._turns, self._start, self._laid = list(turns), start, tuple(laid)
 
     def shown(self, lang: str) -> list[dict[str, Any]]:
         """The conversation for gr.Chatbot."""

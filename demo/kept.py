@@ -22,7 +22,7 @@ import gemma_tpu
 from demo.chat import Conversation, Turn
 from demo.texts import text
 
-_VERSION = 1
+_VERSION = 2
 _WHOLE = 200_000  # bytes of a file that is kept as it is
 _SIDE = 1024  # pixels of what is kept of a larger one: more than the model sees of a picture at once
 _EXAMPLES = Path(__file__).parent / "examples"
@@ -58,15 +58,16 @@ class _Turn(pydantic.BaseModel):
 
 
 class _Kept(pydantic.BaseModel):
-    """`pictures`: files in base64, by the path that they had; of those that the browser does not have yet.
+    """`laid`: paths, see `Conversation`. `pictures`: files in base64, by the path that they had; of those that the
+    browser does not have yet.
 
     `shortened`: the browser had no room for the oldest turns.
     """
 
-    version: Literal[1] = _VERSION
+    version: Literal[2] = _VERSION
     turns: list[_Turn]
     start: int
-    picture: str | None
+    laid: tuple[str, ...]
     pictures: dict[str, str]
     shortened: bool = False
 
@@ -80,7 +81,7 @@ class _Stored(pydantic.BaseModel):
 
 def pack(conversation: Conversation, new: Iterable[str] = ()) -> str:
     """What the browser is given to keep; with the pictures at the paths `new`, which it has not been given yet."""
-    turns, start, picture = conversation.state
+    turns, start, laid = conversation.state
     packed = [
         _Turn(
             question=turn.question,
@@ -95,7 +96,7 @@ def pack(conversation: Conversation, new: Iterable[str] = ()) -> str:
         for turn in turns
     ]
     pictures = {path: _small(path) for path in new}
-    return _Kept(turns=packed, start=start, picture=picture, pictures=pictures).model_dump_json()
+    return _Kept(turns=packed, start=start, laid=laid, pictures=pictures).model_dump_json()
 
 
 def unpack(stored: str, conversation: Conversation) -> tuple[str, list[str], bool]:
@@ -126,7 +127,7 @@ def unpack(stored: str, conversation: Conversation) -> tuple[str, list[str], boo
             Turn(turn.question, shown, answer, turn.fresh, max(0, turn.lost) + len(turn.pictures) - len(shown))
         )
     start = min(max(0, kept.start), len(turns))
-    conversation.restore(turns, start, paths.get(kept.picture or ""))
+    conversation.restore(turns, start, [paths[path] for path in kept.laid if path in paths])
     return given.draft, [here for path, here in paths.items() if here != path], not kept.shortened
 
 

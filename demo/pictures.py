@@ -50,8 +50,7 @@ async def check(path: str | None, lang: str) -> tuple[Any, str]:
     try:
         return await asyncio.to_thread(_as_seen, path), ""
     except ValueError as error:
-        # The library names the file by its path on the server, which says nothing to the visitor.
-        return None, _refusal(explain(error).replace(path, Path(path).name), lang)
+        return None, _refusal(explain(error).removeprefix("image file "), lang)
 
 
 async def fetch(address: str, lang: str) -> tuple[Any, str]:
@@ -65,9 +64,22 @@ async def fetch(address: str, lang: str) -> tuple[Any, str]:
         return gr.skip(), _refusal(explain(error), lang)  # the place stays as it is
 
 
+class _Upload:
+    """A file that errors call by its name alone: where the server keeps it says nothing to the visitor."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self.name = path, Path(path).name
+
+    def read(self) -> bytes:
+        try:
+            return Path(self._path).read_bytes()
+        except OSError as error:
+            raise OSError(error.strerror) from error  # without the path
+
+
 def _as_seen(path: str) -> Any:
     """What the place shows of the file at `path`: the picture that the model sees. ValueError if it is none."""
-    seen = gemma_tpu.load_image(path)
+    seen = gemma_tpu.load_image(_Upload(path))
     # The file itself is shown where it can be: the place stays as it is.
     return gr.skip() if _shown_alike(path) else seen
 

@@ -164,7 +164,7 @@ class ChatTab:
         updates: Updates = {self.talk.kept: gr.skip()}
         if conversation.question:
             updates |= self.talk.resting(conversation, problem)
-            updates |= dict(zip(self.pictures[:1], [conversation.picture], strict=False))
+            updates |= dict(zip(self.pictures, conversation.laid, strict=False))
             updates[self.talk.kept] = await asyncio.to_thread(pack, conversation, remade)
         if problem:
             updates[self.talk.notice] = notice(problem)

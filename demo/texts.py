@@ -97,7 +97,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "ended_cancelled": ("stopped", "已停止"),
     "ended_length": ("cut at the longest answer that is set", "达到设置的最大长度"),
     "ended_context": ("cut because the context is full", "上下文已满，回答中断"),
-    "fresh": ("A new picture: a new conversation", "换了图片：新的对话"),
+    "fresh": ("The picture has changed: a new conversation", "换了图片：新的对话"),
     "lost_picture": ("a picture that is no longer here", "图片已不存在"),
     # A refresh of the page, or a server that is gone.
     "lost": ("Connection lost, trying again…", "连接已断开，正在重试…"),
@@ -177,6 +177,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "server_lost": ("The demo at {server} no longer answers.", "{server} 的演示不再响应。"),
     "remove_picture": ("Remove the picture", "移除图片"),
+    "drawing": (
+        "an SVG drawing, which is not made of pixels; export it as PNG first",
+        "SVG 图形不是由像素构成的，请先导出为 PNG",
+    ),
     "unshowable": ("this browser cannot show it", "此浏览器无法显示"),
     "conversation": ("Conversation", "对话"),
     "copy": ("Copy the answer", "复制回答"),

@@ -536,7 +536,10 @@ def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     page.locator(".image-example").first.click()
     expect(page.locator("#picture-1 img")).to_be_visible()  # and with it the example's prompt, to be typed over
     visit.ask("image", "What?")
+    page.click("#image-send")
+    expect(visit.notice("image")).to_have_text(text("empty_prompt", "en"))
     page.click("text=中文")
+    expect(visit.notice("image")).to_have_count(0)  # none in the other language
     expect(page.locator("#load")).to_have_text(text("loaded", "zh"))
     expect(page.locator("#image-send")).to_have_text(text("send", "zh"))
     expect(page.locator("#image-tab-button")).to_have_text(text("tab_image", "zh"))
@@ -553,6 +556,31 @@ def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     chinese = Visit(browser, server, locale="zh-CN")
     expect(chinese.page.locator("#image-send")).to_have_text(text("send", "zh"))
     chinese.close()
+
+
+def test_long_words_and_wide_tables_stay_in_the_conversation(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [f"Heading{i}" for i in range(20)]
+    table = "\n".join(f"|{'|'.join(row)}|" for row in (columns, ["-"] * 20, ["1"] * 20))
+    monkeypatch.setattr(Answer, "text", property(lambda _: table))
+    page = visit.page
+    visit.set("image", max_new_tokens=1)
+    page.locator(".image-example").last.click()
+    expect(page.locator("#picture-2 img")).to_be_visible()
+    visit.ask("image", "W" * 100)
+    expect(visit.answers("image").locator("th")).to_have_count(20)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        right = "(e) => e.getBoundingClientRect().right"
+        edge = page.locator("#image-chat").evaluate(right)
+        for element in page.locator("#image-chat :is(.user, .bot, .user p, table)").all():
+            assert element.evaluate(right) <= edge, (width, element.evaluate("(e) => e.outerHTML.slice(0, 80)"))
+        heights = (
+            visit.answers("image")
+            .locator("th")
+            .evaluate_all("(all) => all.map((e) => e.getBoundingClientRect().height)")
+        )
+        assert max(heights) < 50, (width, heights)  # of one line
+        assert visit.answers("image").locator("table").evaluate("(e) => e.scrollWidth > e.clientWidth")
 
 
 def test_page_fits_a_phone(visit: Visit) -> None:

@@ -31,7 +31,7 @@ def example(*pictures: str) -> Conversation:
     conversation = Conversation()
     first = Turn("What?", pictures[:1], KeptAnswer("A <b>cat</b>.", False, {"en": "3 tokens", "zh": "3 个 token"}))
     second = Turn("And?", pictures[1:], KeptAnswer("It", True, {}), fresh=True)
-    conversation.restore([first, second], 1, pictures[-1])
+    conversation.restore([first, second], 1, pictures)
     return conversation
 
 
@@ -42,7 +42,7 @@ def test_a_conversation_comes_back_as_it_was(tmp_path: Path) -> None:
     for lang in ("en", "zh"):
         assert after.shown(lang) == before.shown(lang)
         assert after.footer(lang) == before.footer(lang)
-    assert (after.cut, after.picture, after.state[1]) == (True, pictures[1], 1)
+    assert (after.cut, after.laid, after.state[1]) == (True, tuple(pictures), 1)
     assert unpack(stored(pack(example(*pictures))), after) == ("", [], True)
     assert len(after.state[0]) == 2  # it goes on already
     assert unpack(stored(""), Conversation()) == ("", [], True)
@@ -65,7 +65,7 @@ def test_pictures_that_are_gone_are_made_again(tmp_path: Path, side: int) -> Non
     assert Image.open(io.BytesIO(again)).size == (min(side, 1024), min(side, 1024) // 2)
     assert (second.pictures, second.lost) == ((), 1)  # the browser did not have it
     assert "no longer here" in str(conversation.shown("en"))
-    assert conversation.picture is None
+    assert conversation.laid == tuple(remade)
 
 
 def test_nothing_that_is_handed_over_is_believed(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_nothing_that_is_handed_over_is_believed(tmp_path: Path) -> None:
         turns = [{**turn, "pictures": [path]} for turn in kept["turns"]]
         for data in ({}, {path: "no base64"}, {path: base64.b64encode(b"no picture").decode()}):
             conversation = Conversation()
-            assert unpack(stored({**kept, "turns": turns, "pictures": data, "picture": path}), conversation)[2]
+            assert unpack(stored({**kept, "turns": turns, "pictures": data, "laid": [path]}), conversation)[2]
             assert [turn.pictures for turn in conversation.state[0]] == [(), ()]
-            assert conversation.picture is None
+            assert conversation.laid == ()
     marked = [{**turn, "statistics": {"en": "<img src=x>"}} for turn in kept["turns"]]
     conversation = Conversation()
     unpack(stored({**kept, "turns": marked, "start": 10**9}), conversation)

@@ -122,6 +122,32 @@ def test_a_picture_is_shown_once_and_a_new_one_begins_anew() -> None:
     assert outline(model.told[-1]) == ["user: [c.png] What?"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "fresh", "shown"),
+    [
+        (("a.png", "b.png"), ("a.png", None), True, ["a.png"]),  # the second one is taken away
+        (("a.png", "b.png"), ("a.png", "c.png"), True, ["a.png", "c.png"]),
+        (("a.png", "b.png"), ("b.png", "a.png"), True, ["b.png", "a.png"]),
+        (("a.png", "b.png"), (None, "b.png"), True, ["b.png"]),
+        (("a.png", None), ("c.png", "a.png"), True, ["c.png", "a.png"]),
+        (("a.png", None), ("a.png", "b.png"), False, ["b.png"]),
+        (("a.png", "b.png"), ("a.png", "b.png"), False, []),
+        (("a.png", "b.png"), (None, None), False, []),  # a question without pictures can only be about those
+    ],
+)
+def test_a_picture_that_is_no_longer_laid_out_is_not_answered_from(
+    before: tuple[str | None, ...], after: tuple[str | None, ...], fresh: bool, shown: list[str]
+) -> None:
+    conversation, model = Conversation(), FakeModel()
+    assert not ask(conversation, model, "What?", *before).fresh
+    turn = ask(conversation, model, "Now?", *after)
+    assert (turn.fresh, list(turn.pictures)) == (fresh, shown)
+    assert len(model.told[-1]) == (1 if fresh else 3)
+    if fresh:  # and what comes after it is about the new ones
+        assert not ask(conversation, model, "So?", *after).fresh
+        assert len(model.told[-1]) == 3
+
+
 def test_a_question_without_answer_leaves_no_trace_in_the_prompt() -> None:
     conversation, model = Conversation(), FakeModel()
     model.pieces = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -243,6 +243,21 @@ def test_a_number_taken_away_stays_as_it_was(visit: Visit) -> None:
     expect(visit.stats("text")).to_contain_text("7 tokens")
 
 
+def test_a_whole_number_is_shown_as_it_is_used(visit: Visit) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=7, temperature=0.35)
+    visit.page.uncheck("#text-random-seed input")
+    for name, given, used in (("max_new_tokens", "3.7", "4"), ("seed", "1.5", "2"), ("temperature", "0.33", "0.33")):
+        field = visit.page.locator(f'#text-{name} input[type="number"]')
+        expect(field).to_be_enabled()
+        field.fill(given)
+        field.press("Tab")
+        expect(field).to_have_value(used)
+    visit.ask("text", "hello")
+    expect(visit.stats("text")).to_contain_text("4 tokens")
+    expect(visit.stats("text")).to_contain_text("seed 2")
+
+
 def test_a_new_picture_draws_a_line(visit: Visit, red_png: Path) -> None:
     visit.set("image", max_new_tokens=3)
     show(visit, red_png)
@@ -299,8 +314,8 @@ def test_what_comes_and_goes_moves_nothing(browser: Browser, server: str, script
 
 
 @contextlib.contextmanager
-def at_the_same_place(model: gemma_tpu.Model, url: str) -> Iterator[None]:
-    with serve(model, port=urlsplit(url).port or 0):
+def at_the_same_place(model: gemma_tpu.Model, url: str, accounts: Sequence[str] = ()) -> Iterator[None]:
+    with serve(model, port=urlsplit(url).port or 0, accounts=accounts):
         yield
 
 
@@ -327,6 +342,19 @@ def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.
         visit.set("image", max_new_tokens=20)
         assert visit.ask("image", "And where?") == chat.send("And where?").text
         visit.context.close()  # Chromium notes each request that failed
+
+
+def test_other_accounts_after_a_restart_are_asked_for(browser: Browser, model: gemma_tpu.Model) -> None:
+    with serve(model) as url:
+        visit = Visit(browser, url)
+    with at_the_same_place(model, url, accounts=["ann:s:cret"]):
+        with visit.page.expect_response(lambda response: response.request.is_navigation_request()) as loaded:
+            pass
+        assert loaded.value.status == 401
+        assert "www-authenticate" in loaded.value.headers  # at which a browser asks
+        look = httpx.get(f"{url}/gradio_api/app_id", headers={"x-requested-with": "fetch"})
+        assert (look.status_code, "www-authenticate" in look.headers) == (401, False)  # at which it does not
+    visit.context.close()  # Chromium notes each request that failed
 
 
 def test_behind_a_proxy_that_strips_its_prefix_and_breaks_down(

@@ -70,7 +70,9 @@
     const { root, api_prefix, app_id } = window.gradio_config;
     try {
       const signal = AbortSignal.timeout(PATIENCE);
-      const response = await fetch(`${root}${api_prefix}/app_id`, { cache: "no-store", signal });
+      const headers = { "x-requested-with": "fetch" }; // see demo/auth.py
+      const response = await fetch(`${root}${api_prefix}/app_id`, { cache: "no-store", headers, signal });
+      if (response.status === 401) return location.reload(); // other accounts: the browser asks for the password
       if (!response.ok) throw new Error(response.status);
       const now = await response.json();
       if (gone || now.app_id !== app_id) return location.reload();
@@ -89,15 +91,19 @@
   setTimeout(watch, CHECK);
   document.addEventListener("visibilitychange", check);
 
-  // A number that is taken away and not given anew stays as it was; Gradio takes the smallest.
+  // A number that is taken away and not given anew stays as it was; Gradio takes the smallest. One that has to be whole
+  // is rounded, so that what is shown is what is used.
   const numbers = new WeakMap();
   const isNumber = (element) => element.matches?.('input[type="number"]');
   addEventListener("focus", ({ target }) => isNumber(target) && numbers.set(target, target.value), true);
   addEventListener(
     "blur",
     ({ target }) => {
-      if (!isNumber(target) || target.value !== "" || !numbers.get(target)) return;
-      target.value = numbers.get(target);
+      if (!isNumber(target)) return;
+      const given = target.value || (numbers.get(target) ?? "");
+      const used = given && target.step === "1" ? String(Math.round(Number(given))) : given;
+      if (used === target.value) return;
+      target.value = used;
       target.dispatchEvent(new Event("input", { bubbles: true }));
     },
     true,

@@ -3,13 +3,14 @@
 class Conversation {
   constructor() {
     this.turns = []; // {question, pictures, answer, fresh}
-    this.picture = null; // the first picture, when last asked about
+    this.laid = []; // the pictures laid out when last asked about
     this.start = 0; // the turn from which on the model is told
   }
 
-  // The turns that a question with the pictures `laid` out would be told. A new first picture is a new subject.
+  // The turns that a question with the pictures `laid` out would be told. Other pictures are a new subject.
   told(laid) {
-    if (laid[0] && laid[0] !== this.picture) return [];
+    const now = laid.filter(Boolean);
+    if (now.length && this.laid.some((picture, i) => picture !== now[i])) return [];
     return this.turns.slice(this.start).filter((turn) => turn.answer);
   }
 
@@ -26,7 +27,7 @@ class Conversation {
     const wanted = [...new Set([...lost, ...laid.filter(Boolean)])];
     const turn = { question, pictures: withoutSeen(wanted, kept), answer: "", fresh: fresh && this.turns.length > 0 };
     this.start = kept.length ? this.turns.indexOf(kept[0]) : this.turns.length;
-    this.picture = laid[0] ?? this.picture;
+    if (laid.some(Boolean)) this.laid = laid.filter(Boolean);
     this.turns.push(turn);
     return turn;
   }

@@ -28,16 +28,23 @@ class PicturePlace {
 
   async read(file) {
     if (!file) return;
+    this.input.value = ""; // so that the same file can be chosen again
     try {
       const url = await readAsDataURL(file);
       const probe = make("img", { src: url });
       await probe.decode();
       if (!url.startsWith("data:image/")) throw new TypeError(`${file.name} is not named as a picture`);
+      if (url.startsWith("data:image/svg")) return this.refuse(file, "drawing"); // browsers show it, the model cannot see it
       this.set(url);
     } catch {
-      this.onProblem(() => say("bad_picture", { error: `${file.name}: ${say("unshowable")}` }));
+      this.refuse(file, "unshowable");
     }
-    this.input.value = "";
+  }
+
+  // The place is empty then: the picture that was there before is not what was asked to be shown.
+  refuse(file, why) {
+    this.set(null);
+    this.onProblem(() => say("bad_picture", { error: `${file.name}: ${say(why)}` }));
   }
 
   set(url) {

@@ -27,6 +27,10 @@ class Settings {
     }
     const number = make("input", { type: "number", ...limits, value });
     this.fields.set(name, number);
+    // What is shown is what is used.
+    number.addEventListener("change", () => {
+      if (limits.step === 1 && number.value !== "") number.value = Math.round(Number(number.value));
+    });
     const head = make("label", { class: "name" }, label, number);
     const info = says.info ? makeSaying(says.info, "small") : null;
     if (kind === "number") return make("div", { class: "setting", id, hidden: !visible }, head, info);
