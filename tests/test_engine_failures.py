@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import threading
@@ -11,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
-from small_models import TEXT, make_engine, mesh_of
+from small_models import TEXT, make_engine, mesh_of, waiting_for_a_cancel
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.runtime import programs
@@ -81,7 +83,9 @@ def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeyp
     for _ in range(3):
         others = [(alone[n], engine.submit(prompt(n), (), LONG)) for n in (4, 9)]
         (picture,) = images(1)
-        unprepared = engine.submit(prompt(17, 3), [Unprepared(picture.image, picture.side)], NO_STOP)
+        unprepared = engine.submit(
+            prompt(17, 3), [Unprepared(PIL.Image.new("RGB", (40, 60), "red"), picture.side)], NO_STOP
+        )
         unseen = object.__new__(Options)
         for field, value in (dataclasses.asdict(NO_STOP) | {"temperature": "hot"}).items():
             object.__setattr__(unseen, field, value)
@@ -103,7 +107,7 @@ def test_a_task_that_fails_is_its_callers_error(engine: Engine, monkeypatch: pyt
     beside = engine.submit(prompt(4), (), LONG)
     (picture,) = images(1)
     with pytest.raises(MemoryError):
-        engine.encode_images([Unprepared(picture.image, picture.side)])
+        engine.encode_images([Unprepared(PIL.Image.new("RGB", (40, 60), "red"), picture.side)])
     with pytest.raises(ValueError, match="0 places for soft tokens"):
         engine.logits([[1, 2, 3]], np.zeros((1, 1), int), images(1))
     assert len(run(beside)) == 60
@@ -143,15 +147,14 @@ def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
         for _ in range(2):
             with monkeypatch.context() as patch:
                 patch.setattr(programs, program, fail)
-                request = engine.submit(prompt(4), (), LONG)
-                if program == "release":
-                    next(events := iter(request))
-                    request.cancel()
-                    beside = engine.submit(prompt(4), (), LONG)
-                    with pytest.raises(RuntimeError, match="the program failed") as error:
-                        run(beside)
-                    del events
-                else:
+                held = waiting_for_a_cancel(engine) if program == "release" else contextlib.nullcontext()
+                with held:
+                    request = engine.submit(prompt(4), (), LONG)
+                    if program == "release":
+                        next(events := iter(request))
+                        request.cancel()
+                        request = engine.submit(prompt(4), (), LONG)
+                        del events
                     with pytest.raises(RuntimeError, match="the program failed") as error:
                         run(request)
                 errors.append(error)
@@ -225,13 +228,15 @@ class Own(BaseException):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), Own("of a user")])
 @pytest.mark.parametrize("where", ["decode", "task", "watch", "reset"])
 def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, error, where: str, monkeypatch) -> None:
-    engine, hold = failing_engine, threading.Event()
+    engine, stuck, hold = failing_engine, threading.Event(), threading.Event()
 
     def fail(*_):
+        stuck.set()
         hold.wait(SOON)
         raise error
 
     def out_of_memory(*_):
+        stuck.set()
         hold.wait(SOON)
         monkeypatch.setattr(engine._device, "reset", fail)
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
@@ -243,6 +248,7 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
         waiting = [pool.submit(run, request) for request in calls]
         if where == "task":
             waiting.append(pool.submit(engine._call, fail))
+        assert stuck.wait(SOON)
         waiting += [pool.submit(engine.encode_images, []) for _ in range(2)]
         while len(engine._waited_for) < 2 + (where == "task"):
             time.sleep(0.001)
