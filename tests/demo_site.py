@@ -204,7 +204,8 @@ class Visit:
         expect(self.page.locator("#image-prompt textarea")).to_be_visible()
 
     def _console(self, message: Any) -> None:
-        if message.type == "error":
+        # Gradio says so itself of the stream that it gives up when a page is left.
+        if message.type == "error" and "AbortError: signal is aborted" not in message.text:
             self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _request(self, url: str, home: str) -> None:

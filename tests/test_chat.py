@@ -141,7 +141,8 @@ def test_an_interrupt_leaves_no_hole_in_the_answer(model: gemma_tpu.Model) -> No
             raise KeyboardInterrupt
 
     events, stream._request._events = stream._request._events, Interrupted()
-    stream._request._events.put(events.get())
+    while not events.empty():
+        stream._request._events.put(events.get())
     with pytest.raises(KeyboardInterrupt):
         next(stream)
     said = chat.messages[-1]["content"]

@@ -32,7 +32,8 @@ def source(tmp_path: Path) -> Path:
 
 def start(program: str, *arguments: object, **options) -> subprocess.Popen:
     """Runs `program` until it prints "reached"; `wait` in it does that, and then waits for the signal that comes."""
-    wait = "import sys, time\ndef wait(*_, **__):\n    print('reached', flush=True)\n    time.sleep(600)\n"
+    wait = "import signal, sys, time\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored
+    wait += "def wait(*_, **__):\n    print('reached', flush=True)\n    time.sleep(600)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", wait + textwrap.dedent(program), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
