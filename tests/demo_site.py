@@ -188,11 +188,16 @@ def proxy(url: str, prefix: str, port: int = 0) -> Iterator[str]:
             connection.shutdown(socket.SHUT_RDWR)
 
 
+# What Gradio itself says of a stream that it gives up because its page is left.
+_LEFT = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
+
+
 class Visit:
     """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.problems: list[str] = []
+        self.leaves = False  # whether the page is loaded anew while it is in use
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT)
@@ -204,8 +209,7 @@ class Visit:
         expect(self.page.locator("#image-prompt textarea")).to_be_visible()
 
     def _console(self, message: Any) -> None:
-        # Gradio says so itself of the stream that it gives up when a page is left.
-        if message.type == "error" and "AbortError: signal is aborted" not in message.text:
+        if message.type == "error" and not (self.leaves and message.text.startswith(_LEFT)):
             self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _request(self, url: str, home: str) -> None:

@@ -86,6 +86,7 @@ def told(visit: Visit, tab: str) -> list[str]:
 
 
 def refresh(visit: Visit) -> None:
+    visit.leaves = True
     visit.page.reload()
     expect(visit.page.locator(".stage").locator("visible=true")).to_be_visible()
 
@@ -132,6 +133,7 @@ def test_tabs_of_a_browser_have_conversations_of_their_own(visit: Visit, server:
         one.go("text")
         one.set("text", max_new_tokens=3)
         one.ask("text", question)
+    visit.leaves = True
     for (_, page), question in ((mine, "mine"), (others, "yours")):
         page.reload()
         expect(page.locator("#text-chat [data-testid=user]")).to_have_text(question)  # in the tab that was open
