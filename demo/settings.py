@@ -57,7 +57,7 @@ def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: Opti
     updates = []
     for key, slider, value in zip(DEFAULTS, sliders, shown, strict=True):
         default = min(max(getattr(own, key), slider.minimum), slider.maximum)
-        # What a visitor has set, or is right already, stays as it is.
+        # gr.skip(): what a visitor has set, or is right already, stays as it is.
         updates.append(default if value == DEFAULTS[key] != default else gr.skip())
     return updates
 

@@ -153,14 +153,14 @@ class ChatTab:
 
     async def show_defaults(self, *shown: float) -> list[Any]:
         """For `sliders`: the defaults of the checkpoint, once it is loaded."""
-        model = self._loader.model  # until there is one, the sliders stay as they are
+        model = self._loader.model  # until there is one, the sliders stay as they are (gr.skip)
         return [gr.skip()] * len(shown) if model is None else own_defaults(self.sliders, shown, model.defaults)
 
     async def _restore(self, conversation: Conversation, lang: str, stored: str) -> Updates:
         conversation.lang = lang
         draft, remade, whole = await asyncio.to_thread(unpack, stored, conversation)
         problem = "" if whole else text("unrestorable", lang)
-        # Nothing else: by now the visitor may have begun.
+        # Nothing else, and gr.skip() where nothing was kept: by now the visitor may have begun.
         updates: Updates = {self.talk.kept: gr.skip()}
         if conversation.question:
             updates |= self.talk.resting(conversation, problem)
@@ -185,7 +185,7 @@ class ChatTab:
     async def _hint(self, conversation: Conversation, lang: str, prompt: str) -> Any:
         """Why Enter does not send while an answer is being written, if it is not that of this very question."""
         busy = conversation.writing and prompt.strip() and prompt != conversation.question
-        return notice(text("busy", lang)) if busy else gr.skip()
+        return notice(text("busy", lang)) if busy else gr.skip()  # another notice may stand there
 
     async def _answer(
         self, request: gr.Request, conversation: Conversation, lang: str, prompt: str, *rest: Any

@@ -88,7 +88,7 @@ class Chat:
             )
         try:
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no answer will end this turn
             self._answering.release()
             raise
 

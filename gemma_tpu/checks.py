@@ -83,7 +83,7 @@ def as_path(name: str, value: Any) -> str:
     """A path, or a name, as a string. ValueError for what is neither a string nor a path, or has several lines."""
     try:
         text = os.fspath(value)
-    except Exception:
+    except Exception:  # whatever a stranger's __fspath__ raises, it is no path
         text = None
     if not isinstance(text, str) or any(letter in text for letter in "\0\n\r"):
         raise ValueError(f"{name} must be a string or a path, got {shown(value)}")

@@ -24,7 +24,7 @@ def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | 
     locks.
     """
     try:
-        file = open(path, "ab" if create else "rb+")  # noqa: SIM115
+        file = open(path, "ab" if create else "rb+")  # noqa: SIM115  # the caller closes it, and with it the lock
     except FileNotFoundError:
         return None
     try:
@@ -33,7 +33,7 @@ def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | 
             return file
     except (BlockingIOError, FileNotFoundError):
         pass
-    except BaseException:
+    except BaseException:  # Ctrl-C while it waits, too: an open file would keep the lock
         file.close()
         raise
     file.close()
