@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,4 +14,4 @@ def test_every_answer_is_as_alone_and_nothing_is_left() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every answer as alone, nothing left over" in done.stdout
-    assert "5 failures injected" in done.stdout
+    assert re.search(r"[1-5] failures injected", done.stdout)  # by chance at each call: five are the most
