@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import threading
 import time
@@ -19,6 +20,7 @@ from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.runtime import programs
 from gemma_tpu.runtime.engine import Engine
+from gemma_tpu.runtime.process import ProcessesLostError
 from gemma_tpu.runtime.request import ImageInput, Options, Request
 
 LONG = dataclasses.replace(NO_STOP, max_new_tokens=60)
@@ -264,6 +266,19 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
         ):
             later()
     assert engine._device._state is None
+
+
+def test_a_lost_process_is_named_whichever_thread_notices_first(failing_engine: Engine, monkeypatch) -> None:
+    def lost(*_):
+        raise ProcessesLostError("process 2 on host is lost: restart all processes")
+
+    monkeypatch.setattr(failing_engine._device, "decode", lost)
+    monkeypatch.setattr(failing_engine._device, "release", lost)
+    waiting = [failing_engine.submit(prompt(4, seed=i), (), LONG) for i in range(2)]
+    for call in (*(functools.partial(run, one) for one in waiting), lambda: failing_engine.submit([1])):
+        with pytest.raises(RuntimeError, match=r"^process 2 on host is lost"):
+            call()
+        failing_engine._thread.join(SOON)
 
 
 def test_one_who_is_interrupted_while_he_waits_is_waited_for_no_more(failing_engine: Engine, monkeypatch) -> None:

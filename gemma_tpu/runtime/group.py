@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from gemma_tpu.runtime.channel import Peer, pack, unpack_answer
+from gemma_tpu.runtime.process import ProcessesLostError
 
 VERDICT = 2  # seconds to learn that a program failed because another process is lost, where that is why
 _LAST_CALL = 5  # seconds that process 0, when it ends, waits for a call that is being sent
@@ -79,7 +80,7 @@ class Group:
         with self._lock:
             self._watchers[key] = on_failure
         if self._failure:
-            on_failure(RuntimeError(self._failure))
+            on_failure(ProcessesLostError(self._failure))
 
     def forget(self, key: int) -> None:
         with self._lock:
@@ -101,12 +102,12 @@ class Group:
             self._answers.put(None)
         self._told |= raised or bool(watchers)
         for on_failure in watchers:
-            on_failure(RuntimeError(why))
+            on_failure(ProcessesLostError(why))
 
-    def loss(self) -> RuntimeError | None:
+    def loss(self) -> ProcessesLostError | None:
         """Why all has ended, if it has or is about to: a program fails before the loss of another process is known."""
         self._failed.wait(VERDICT)
-        return RuntimeError(self._failure) if self._failure else None
+        return ProcessesLostError(self._failure) if self._failure else None
 
     def end(self) -> None:
         """At the end of process 0: the others finish what they were told, and end too."""
@@ -143,7 +144,7 @@ class Group:
     def _check(self) -> None:
         if self._failure:
             self._told = True
-            raise RuntimeError(self._failure)
+            raise ProcessesLostError(self._failure)
         if self._ended:
             raise RuntimeError("this process is about to end")
 

@@ -1,8 +1,12 @@
-"""Use of a model in a child that was forked from its process: an error instead of a wait for ever."""
+"""Errors of the processes that a model runs in: one is lost, or is a forked child that cannot use it."""
 
 from __future__ import annotations
 
 import os
+
+
+class ProcessesLostError(RuntimeError):
+    """Several processes run a model and one is lost. The message says which, and what to do."""
 
 
 def check_process(pid: int) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
-from gemma_tpu.runtime.process import check_process
+from gemma_tpu.runtime.process import ProcessesLostError, check_process
 
 _FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck
 
@@ -93,8 +93,11 @@ class Worker:
             self._fail_everyone(RuntimeError("the model was closed, or let go of, before this was done"))
         except BaseException as error:  # of any class
             said = self._explained(error) if isinstance(error, Exception) else f"{type(error).__name__} {error}".strip()
-            failure = RuntimeError(f"the engine has failed for good: {said}")
-            failure.__cause__ = error
+            if isinstance(said, ProcessesLostError):  # callers read the same whichever thread notices it first
+                failure = said
+            else:
+                failure = RuntimeError(f"the engine has failed for good: {said}")
+                failure.__cause__ = error
             self._abort(failure)
         self._free()
 
