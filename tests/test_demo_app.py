@@ -7,7 +7,6 @@ import http.server
 import re
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from demo_site import CHROMIUM, FLAGS, Reader, Scripted, Visit, busy, serve, serve_folder, tiny_model, wait_for
+from demo_site import CHROMIUM, Reader, Scripted, Visit, busy, serve, serve_folder, tiny_model, wait_for
 from PIL import Image
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 import gemma_tpu
 from demo.chat import Answer
@@ -44,18 +43,6 @@ def model() -> Iterator[gemma_tpu.Model]:
         yield model
 
 
-@pytest.fixture
-def slow(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small a model is done before anybody could stop it: here it writes 400 tokens a second."""
-    decode = model.engine._dispatch_decode
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
-        return decode(*arguments)
-
-    monkeypatch.setattr(model.engine, "_dispatch_decode", slowly)
-
-
 @pytest.fixture(scope="module")
 def scripted() -> Scripted:
     return Scripted("path/to/gemma3-tiny")
@@ -72,14 +59,6 @@ def static() -> Iterator[str]:
 def server(model: gemma_tpu.Model, scripted: Scripted, static: str) -> Iterator[str]:
     with serve(model, scripted, origins=[static, "null"]) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from demo_site import CHROMIUM, FLAGS, Scripted, Visit, busy, proxy, serve, tiny_model, wait_for
+from demo_site import CHROMIUM, Scripted, Visit, busy, proxy, serve, tiny_model, wait_for
 from gradio.utils import get_upload_folder
 from PIL import Image
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 import gemma_tpu
 from demo.texts import text
@@ -30,17 +28,6 @@ def model() -> Iterator[gemma_tpu.Model]:
         yield model
 
 
-@pytest.fixture
-def slow(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = model.engine._dispatch_decode
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
-        return decode(*arguments)
-
-    monkeypatch.setattr(model.engine, "_dispatch_decode", slowly)
-
-
 @pytest.fixture(scope="module")
 def scripted() -> Scripted:
     return Scripted("path/to/gemma3-tiny")
@@ -50,14 +37,6 @@ def scripted() -> Scripted:
 def server(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
     with serve(model, scripted) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_site import CHROMIUM, FLAGS, LONG, Reader, serve_folder
+from demo_site import CHROMIUM, LONG, Reader, serve_folder
 from PIL import Image
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from demo.tab import EXAMPLES, examples
 from demo.texts import text
@@ -29,14 +29,6 @@ FILE = PAGE.as_uri()
 def served() -> Iterator[str]:
     with serve_folder(PAGE.parent) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
