@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import io
 import sys
@@ -72,6 +71,13 @@ def test_wrong_ones_are_one_clear_error(options_module, options: dict[str, Any],
         options_module.SamplingParams(**options)
 
 
+def row_controls(options: Any) -> Any:
+    """Of options that were made unchecked."""
+    same = object.__new__(gemma_tpu.SamplingParams)
+    vars(same).update(vars(options))
+    return checked.row_controls(same, options.stop_tokens, 9)
+
+
 def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
     plain = {"max_new_tokens": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.75, "min_p": 0.0, "seed": 7}
     kinds = (np.int64, np.float32, np.int8, np.float16, np.float64, np.uint32)
@@ -82,10 +88,7 @@ def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
     assert options == options_module.SamplingParams(**plain, **lists)
     assert options_module.SamplingParams(stop=[]) == options_module.SamplingParams()
     assert options_module.SamplingParams(stop="ab").stop == ("ab",)
-    controls, expected = (
-        checked.row_controls(gemma_tpu.SamplingParams(**dataclasses.asdict(one)), one.stop_tokens, 9)
-        for one in (options, options_module.SamplingParams(**plain, **lists))
-    )
+    controls, expected = (row_controls(one) for one in (options, options_module.SamplingParams(**plain, **lists)))
     np.testing.assert_array_equal(controls.forbidden, expected.forbidden)
     np.testing.assert_array_equal(controls.stop, expected.stop)
     assert controls.sampling == expected.sampling
