@@ -16,7 +16,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_sampling.py tests/test_rows.py tests/test_text_*.py
+	$(BIN)/python -m pytest -q tests/test_cache.py tests/test_ops_sampling.py tests/test_rows.py tests/test_text_*.py
 
 notebooks: .venv/installed-test
 	$(BIN)/python -m notebooks.execute

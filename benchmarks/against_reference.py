@@ -32,7 +32,7 @@ def main() -> None:
 
     import gemma_tpu
     from gemma_tpu.checkpoint import open_checkpoint
-    from gemma_tpu.runtime.request import Options
+    from gemma_tpu.options import SamplingParams
 
     config = dataclasses.asdict(open_checkpoint(args.checkpoint).config)
     request = {"checkpoint": str(Path(args.checkpoint).resolve()), "config": config, "tokens": args.tokens}
@@ -56,7 +56,7 @@ def main() -> None:
             # A first token of its own keeps this prompt from continuing the last one's cache.
             ours.turn += 1
             tokens = [*prompt[:1], 10 + ours.turn, *prompt[2:]]
-            for _ in model.engine.submit(tokens, (), Options(max_new_tokens=new, stop_tokens=())):
+            for _ in model.engine.submit(tokens, (), SamplingParams(max_new_tokens=new, stop_tokens=())):
                 pass
             return time.perf_counter() - begin
 

@@ -18,7 +18,7 @@ from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.loading import resolve_dtype
-from gemma_tpu.runtime.request import Options
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import make_mesh
 
 
@@ -38,7 +38,7 @@ def main() -> None:
 
     def run() -> None:
         prompts = np.random.default_rng(0).integers(4, config.vocab_size, (args.rows, 1024)).tolist()
-        options = Options(max_new_tokens=args.tokens, stop_tokens=())
+        options = SamplingParams(max_new_tokens=args.tokens, stop_tokens=())
         for request in [model.engine.submit(prompt, (), options) for prompt in prompts]:
             for _ in request:
                 pass

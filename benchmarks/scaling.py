@@ -27,10 +27,11 @@ import PIL.Image
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.request import ImageInput, row_controls
+from gemma_tpu.engine.shapes import STEPS_PER_CALL, min_rows
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.plan.hlo import COLLECTIVES, Hlo
-from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.request import ImageInput, Options, row_controls
-from gemma_tpu.runtime.shapes import STEPS_PER_CALL, min_rows
 from gemma_tpu.sharding import make_mesh
 
 TOLERANCE, ROUNDED = 1e-4, 5e-2  # of the largest float32 logit, of the largest bfloat16 soft token
@@ -57,7 +58,7 @@ def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
             prompts[1][700:700] = [SOFT_TOKEN] * model.config.vision.num_soft_tokens
             picture = PIL.Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
             images = [ImageInput(picture, model.config.vision.image_size)]
-        options = Options(max_new_tokens=ANSWER, stop_tokens=())
+        options = SamplingParams(max_new_tokens=ANSWER, stop_tokens=())
         requests = [model.engine.submit(prompts[0], (), options), model.engine.submit(prompts[1], images, options)]
         for request in requests:
             for _ in request:
@@ -103,7 +104,7 @@ def measure(name: str, devices: int, context: int, length: int, repeats: int) ->
     config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
     params = random_params(config, dtype, mesh)
-    controls = row_controls(Options(), (), config.vocab_size)
+    controls = row_controls(SamplingParams(), (), config.vocab_size)
     static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
     seconds, sent = [], 0
     for rows in ROWS:

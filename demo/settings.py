@@ -1,4 +1,4 @@
-"""The settings of an answer, and what they are called in `gemma_tpu.Options`."""
+"""The settings of an answer, and what they are called in `gemma_tpu.SamplingParams`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import gradio as gr
 from demo.page import Page
 
 if TYPE_CHECKING:
-    from gemma_tpu import Options
+    from gemma_tpu import SamplingParams
 
 MAX_TOKENS = 8192
-# As in gemma_tpu.Options, which is not imported here because that would make the page wait for jax.
+# As in gemma_tpu.SamplingParams, which is not imported here because that would make the page wait for jax.
 DEFAULTS = {"max_new_tokens": 1024, "temperature": 0.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}
 
 
@@ -52,7 +52,7 @@ def settings_panel(page: Page, name: str) -> list[Any]:
     return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop, pan_and_scan]
 
 
-def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: Options) -> list[Any]:
+def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: SamplingParams) -> list[Any]:
     """What the sliders (of `DEFAULTS`, in order) show next: a checkpoint's defaults where a visitor has set nothing."""
     updates = []
     for key, slider, value in zip(DEFAULTS, sliders, shown, strict=True):
@@ -79,7 +79,7 @@ def options(
     drop_oldest: bool,
     pan_and_scan: bool,
 ) -> dict[str, Any]:
-    """Options for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
+    """SamplingParams for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
     return {
         "max_new_tokens": int(max_tokens),
         "temperature": temperature,

@@ -12,16 +12,16 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.config import CONFIGS as CONFIGS
     from gemma_tpu.config import GemmaConfig as GemmaConfig
     from gemma_tpu.config import VisionConfig as VisionConfig
+    from gemma_tpu.distributed.processes import initialize as initialize
     from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
     from gemma_tpu.image import load_image as load_image
     from gemma_tpu.image import pan_and_scan as pan_and_scan
     from gemma_tpu.loading import from_params as from_params
     from gemma_tpu.loading import load as load
-    from gemma_tpu.runtime.distributed import initialize as initialize
-    from gemma_tpu.runtime.request import Options as Options
-    from gemma_tpu.runtime.request import Timings as Timings
-    from gemma_tpu.runtime.request import Usage as Usage
-    from gemma_tpu.stream import Completion as Completion
+    from gemma_tpu.options import Completion as Completion
+    from gemma_tpu.options import SamplingParams as SamplingParams
+    from gemma_tpu.options import Timings as Timings
+    from gemma_tpu.options import Usage as Usage
     from gemma_tpu.stream import TextStream as TextStream
     from gemma_tpu.text import Tokenizer as Tokenizer
 
@@ -36,9 +36,9 @@ _HOME = {
     "gemma_tpu.environment": ("use_compilation_cache",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),
-    "gemma_tpu.runtime.distributed": ("initialize",),
-    "gemma_tpu.runtime.request": ("Options", "Timings", "Usage"),
-    "gemma_tpu.stream": ("Completion", "TextStream"),
+    "gemma_tpu.distributed.processes": ("initialize",),
+    "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "Usage"),
+    "gemma_tpu.stream": ("TextStream",),
     "gemma_tpu.text": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -2,6 +2,6 @@
 
 import sys
 
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 
 sys.exit(main())

@@ -19,11 +19,12 @@ from gemma_tpu.chat import Chat
 from gemma_tpu.checks import check_flag, check_progress, shown
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine.engine import Engine, Progress
+from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.model import Params
+from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
-from gemma_tpu.runtime.engine import Engine, Progress
-from gemma_tpu.runtime.request import ImageInput, Options, Request
-from gemma_tpu.stream import Completion, TextStream, stop_watch
+from gemma_tpu.stream import TextStream, stop_watch
 from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
@@ -43,13 +44,13 @@ class Model:
         max_context: int,
         max_rows: int,
         dtype_reason: str = "",
-        defaults: Options | None = None,
+        defaults: SamplingParams | None = None,
         format: Format = GEMMA3,
     ) -> None:
         self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
         self.dtype_reason = dtype_reason  # why `load` has chosen it; "" where the caller did
         self._tokenizer, self.format = tokenizer, format
-        self.defaults = defaults or Options()  # of this checkpoint, for the options that a call does not give
+        self.defaults = defaults or SamplingParams()  # of this checkpoint, for the options that a call does not give
         ends = self.defaults.stop_tokens or ()
         self._never_written: list[int] = []
         if tokenizer is not None:
@@ -126,8 +127,8 @@ class Model:
           continue_final: the last message is the assistant's, and the model goes on with it.
           allow_urls: fetches images at http(s) addresses, which are otherwise refused.
           drop_oldest: see `stream`.
-          options: see `Options`; those not given are the checkpoint's own (`defaults`). For FunctionGemma `tools`,
-            functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs", "pt-BR".
+          options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For FunctionGemma
+            `tools`, functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs".
 
         ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
@@ -249,8 +250,8 @@ class Model:
             image.release()
         return inputs
 
-    def _options(self, options: dict[str, Any]) -> Options:
-        known = [field.name for field in dataclasses.fields(Options)]
+    def _options(self, options: dict[str, Any]) -> SamplingParams:
+        known = [field.name for field in dataclasses.fields(SamplingParams)]
         if unknown := sorted(options.keys() - {*known, *OPTIONS}):
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
@@ -267,7 +268,7 @@ class Model:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
-        self, messages: Sequence[Message], prompt: Prompt, options: Options, reading: Reading
+        self, messages: Sequence[Message], prompt: Prompt, options: SamplingParams, reading: Reading
     ) -> tuple[Sequence[Message], Prompt, int]:
         """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
@@ -288,7 +289,7 @@ class Model:
         dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
         return *without(dropped), dropped
 
-    def _submit(self, prompt: Prompt, options: Options) -> Request:
+    def _submit(self, prompt: Prompt, options: SamplingParams) -> Request:
         self.engine.check_length(len(prompt.tokens))  # before the work that images are
         watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
         return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options, watch)

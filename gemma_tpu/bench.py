@@ -19,13 +19,14 @@ import PIL.Image
 from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
-from gemma_tpu.arguments import add_verify_argument, mesh_shape
+from gemma_tpu.cli.arguments import add_verify_argument, mesh_shape
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.devices import available_devices
+from gemma_tpu.distributed.processes import everywhere
+from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
 from gemma_tpu.model import param_shapes
-from gemma_tpu.runtime.distributed import everywhere
-from gemma_tpu.runtime.request import ImageInput, Options
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 
@@ -63,7 +64,7 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
 
     def ask(count: int, new: int) -> list:
         prompts = [rng.integers(4, model.config.vocab_size, prompt).tolist() for _ in range(count)]
-        requests = [model.engine.submit(p, (), Options(max_new_tokens=new, stop_tokens=())) for p in prompts]
+        requests = [model.engine.submit(p, (), SamplingParams(max_new_tokens=new, stop_tokens=())) for p in prompts]
         for request in requests:
             for _ in request:
                 pass
@@ -86,7 +87,7 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
             ids = [2, *[SOFT_TOKEN] * model.config.vision.num_soft_tokens, *rng.integers(4, 99, 20).tolist()]
             start = time.perf_counter()
             image = ImageInput(picture, model.config.vision.image_size)
-            for _ in model.engine.submit(ids, [image], Options(max_new_tokens=1, stop_tokens=())):
+            for _ in model.engine.submit(ids, [image], SamplingParams(max_new_tokens=1, stop_tokens=())):
                 pass
             times.append(time.perf_counter() - start)
         results.append(Measurement("one 1024×768 image to first token", statistics.median(times) * 1e3, "ms"))

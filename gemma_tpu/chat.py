@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.checks import as_tuple
+from gemma_tpu.engine.request import Request
+from gemma_tpu.options import Completion
 from gemma_tpu.prompts import Images, Message, Reading
-from gemma_tpu.runtime.request import Request
-from gemma_tpu.stream import Completion, TextStream
+from gemma_tpu.stream import TextStream
 from gemma_tpu.text import before_calls
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from gemma_tpu.checkpoint import (
 from gemma_tpu.checks import as_path, as_tuple, check_flag, check_integer, check_progress, shown
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.devices import choose_dtype
+from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.model import Params
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
-from gemma_tpu.runtime.distributed import everywhere, require_same
-from gemma_tpu.runtime.request import Options
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
 
@@ -189,12 +189,12 @@ def _deploy(
 
 def _text_side(
     checkpoint: Checkpoint, given: Tokenizer | str | Path | bytes | None
-) -> tuple[Tokenizer | None, Options, Format]:
+) -> tuple[Tokenizer | None, SamplingParams, Format]:
     """Tokenizer, defaults and prompt format; a `CheckpointWarning` says what of the files is not followed."""
     companions = read_companions(checkpoint)
     tokenizer = companions.open_tokenizer(given)
     try:
-        defaults = Options(**companions.options(tokenizer))
+        defaults = SamplingParams(**companions.options(tokenizer))
     except ValueError as error:
         raise CheckpointError(f"{companions.generation.path or companions.config_path}: {error}") from error
     for note in companions.notes(tokenizer):

@@ -5,32 +5,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from gemma_tpu.runtime.process import check_process
-from gemma_tpu.runtime.request import Request, StopWatch, Timings, Usage
+from gemma_tpu.engine.process import check_process
+from gemma_tpu.engine.request import Request, StopWatch
+from gemma_tpu.options import Completion
 from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
 from gemma_tpu.text.special import FUNCTION_PIECES
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """An answer. `tokens` are without the stop token, and up to the one that completed a stop string.
-
-    `finish_reason` is "stop", "length", "cancelled" (its reader left it) or "error" (its reader got one instead of the
-    rest). `dropped_turns` are those that the model was not told, for lack of room. `thinking` is what MedGemma thought
-    before it answered, which `text` is without. `tool_calls` are FunctionGemma's calls in `text`, as messages have
-    them; where a `Chat` continues an answer, those in all of it.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    usage: Usage
-    timings: Timings
-    dropped_turns: int = 0
-    thinking: str = ""
-    tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class AnswerText:

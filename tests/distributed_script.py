@@ -14,7 +14,7 @@ import PIL.Image
 
 import gemma_tpu
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.request import ImageInput
+from gemma_tpu.engine.request import ImageInput
 
 SETTINGS: dict[str, Any] = {"max_context": 128, "max_rows": 2, "progress": False}
 ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
@@ -57,7 +57,7 @@ def mistakes(model: gemma_tpu.Model) -> list[str]:
         raise TypeError("cannot be sent")
 
     def ask() -> None:
-        for _ in model.engine.submit(prompt, [image], gemma_tpu.Options(max_new_tokens=3)):
+        for _ in model.engine.submit(prompt, [image], gemma_tpu.SamplingParams(max_new_tokens=3)):
             pass
 
     def ask_with(method: str) -> None:

@@ -164,10 +164,10 @@ def entries(bench: Bench) -> dict[str, tuple[int, st.SearchStrategy[Any], Callab
     config_bytes = json.dumps(bench.config).encode()
     text = st.text(max_size=9)
     table: dict[str, tuple[int, Any, Callable[[Any], object]]] = {
-        "Options": (
+        "SamplingParams": (
             12,
             OPTIONS | kw({}, optional={"max_new_tokens": JUNK, "stop": JUNK}),
-            lambda o: gemma_tpu.Options(**o),
+            lambda o: gemma_tpu.SamplingParams(**o),
         ),
         "Model.generate": (
             8,

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.engine.engine import Engine
 from gemma_tpu.model import Params, param_shapes
-from gemma_tpu.runtime.engine import Engine
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 # A window of 8 wraps soon; eight layers are six local ones, a global one, and a seventh local one after it.

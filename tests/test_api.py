@@ -19,9 +19,9 @@ from small_models import TEXT, VISION, mesh_of, random_params, waiting_for_a_can
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
+from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.request import Request
 from gemma_tpu.prompts import Reading
-from gemma_tpu.runtime import encode_images, forward
-from gemma_tpu.runtime.request import Request
 from gemma_tpu.sharding import param_sharding
 from gemma_tpu.text import FUNCTION_GEMMA
 
@@ -234,7 +234,7 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
     )
 
-    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.Options) -> Request:
+    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.SamplingParams) -> Request:
         request = Request(prompt.tokens, [], options)
         request.push(tokenizer.encode(next(written), control=True))
         request.finish("length")
@@ -349,7 +349,7 @@ def test_a_checkpoint_brings_its_defaults(tmp_path: Path) -> None:
     with model:
         ends = sorted({1, 20, TOKENIZER.end_of_turn})
         assert dataclasses.asdict(model.defaults) == dataclasses.asdict(
-            gemma_tpu.Options(max_new_tokens=9, temperature=1.0, top_k=3, top_p=1.0, stop_tokens=ends)
+            gemma_tpu.SamplingParams(max_new_tokens=9, temperature=1.0, top_k=3, top_p=1.0, stop_tokens=ends)
         )
         # A call's own options come first, and the rest stay; sampling is as if all had been given.
         answer = model.generate("Hello", seed=4, stop_tokens=())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import TEXT
 
-from gemma_tpu.cache import append, cache_bytes, cache_slots, init_cache, slot_positions, write
+from gemma_tpu.cache.kv_cache import append, cache_bytes, cache_slots, init_cache, slot_positions, write
 from gemma_tpu.sharding import make_mesh, partition
 
 

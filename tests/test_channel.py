@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemma_tpu.runtime import channel
-from gemma_tpu.runtime.channel import Peer
+from gemma_tpu.distributed import channel
+from gemma_tpu.distributed.channel import Peer
 
 BOUND = 30  # seconds, far more than any of these takes
 

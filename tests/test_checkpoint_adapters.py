@@ -448,7 +448,7 @@ def test_a_tree_of_lora_has_to_fit(base, tmp_path):
 
 
 def test_the_command_line_merges(tmp_path, capsys):
-    from gemma_tpu.cli import main
+    from gemma_tpu.cli.main import main
 
     arguments = ["convert", str(GOLDENS / "base-text"), str(tmp_path / "out"), "--to", "safetensors"]
     assert main([*arguments, "--adapter", str(GOLDENS / "attention")]) == 0

@@ -24,7 +24,7 @@ from gemma_tpu.checkpoint import (
     save_params,
     shipped,
 )
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 
 LAYOUTS = ["orbax-flat", "safetensors"]
 SAMPLE = samples.sample(CONFIGS["grouped-8"])

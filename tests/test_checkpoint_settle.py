@@ -22,7 +22,7 @@ from gemma_tpu.checkpoint import (
     open_checkpoint,
 )
 from gemma_tpu.config import VisionConfig
-from gemma_tpu.runtime import forward
+from gemma_tpu.engine import forward
 
 SAMPLES = {
     "multimodal": samples.sample(samples.small(layers=6)),

@@ -48,7 +48,7 @@ COMMAND = """
 import gc
 from pathlib import Path
 from gemma_tpu.checkpoint import hf
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 src, dst, to, where = sys.argv[1:]
 if where == "amid the arrays":
     hf.SafetensorsArray.read = wait

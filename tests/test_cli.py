@@ -15,7 +15,7 @@ from test_api import CONFIG
 
 import gemma_tpu
 from gemma_tpu.checkpoint import open_checkpoint, save_params
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 
 
 @pytest.fixture(scope="module")

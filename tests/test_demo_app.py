@@ -452,7 +452,7 @@ def test_settings_reach_the_model(visit: Visit, model: gemma_tpu.Model) -> None:
 def test_a_checkpoints_own_defaults_are_shown_and_used(
     server: str, browser: Browser, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = gemma_tpu.Options(max_new_tokens=9, temperature=1.0, top_k=5, top_p=0.5, min_p=0.25)
+    own = gemma_tpu.SamplingParams(max_new_tokens=9, temperature=1.0, top_k=5, top_p=0.5, min_p=0.25)
     monkeypatch.setattr(model, "defaults", own)
     visitor = Visit(browser, server, locale="en")
     visitor.go("text")

@@ -30,9 +30,9 @@ from checkpoints.demo_model.tasks_compare import compare_turns, scene_pair
 from checkpoints.demo_model.tasks_image import Asker, scene_turns
 from checkpoints.demo_model.wording import CHINESE, ENGLISH
 from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes
-from gemma_tpu.runtime.forward import encode_images, forward
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 

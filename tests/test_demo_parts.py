@@ -22,7 +22,7 @@ from demo.settings import DEFAULTS, chosen, options, own_defaults
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
-from gemma_tpu import Completion, Options, Timings, Usage
+from gemma_tpu import Completion, SamplingParams, Timings, Usage
 from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent
@@ -325,13 +325,13 @@ def test_texts_exist_in_both_languages_and_all_are_used() -> None:
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    options = Options()
+    options = SamplingParams()
     assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
 
 
 def test_sliders_that_a_visitor_has_set_keep_their_value() -> None:
     sliders = [gr.Slider(minimum=0.01, maximum=256) for _ in DEFAULTS]
-    own = Options(max_new_tokens=9000, temperature=1.0, top_k=64, top_p=0.5)
+    own = SamplingParams(max_new_tokens=9000, temperature=1.0, top_k=64, top_p=0.5)
     shown = {**DEFAULTS, "temperature": 0.7}
     assert own_defaults(sliders, list(shown.values()), own) == [256, gr.skip(), gr.skip(), 0.5, 0.01]
 

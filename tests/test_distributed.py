@@ -27,10 +27,10 @@ from small_models import random_params
 from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.runtime.channel import Peer
-from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.group import Group
-from gemma_tpu.runtime.shared_device import LeadingDevice
+from gemma_tpu.distributed.channel import Peer
+from gemma_tpu.distributed.group import Group
+from gemma_tpu.distributed.shared_device import LeadingDevice
+from gemma_tpu.engine.device import Device
 
 CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent

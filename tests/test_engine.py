@@ -15,14 +15,15 @@ import pytest
 from small_models import TEXT, VISION, make_engine, mesh_of, random_params, waiting_for_a_cancel
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime import encode_images, forward, programs
-from gemma_tpu.runtime.engine import Engine
-from gemma_tpu.runtime.finite import NotFiniteError
-from gemma_tpu.runtime.request import ImageInput, Options, Request
+from gemma_tpu.engine import encode_images, forward, programs
+from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.finite import NotFiniteError
+from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.options import SamplingParams
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
 CONTEXT = 128
-NO_STOP = Options(max_new_tokens=20, stop_tokens=())
+NO_STOP = SamplingParams(max_new_tokens=20, stop_tokens=())
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["rows alone", "rows together"])
@@ -100,19 +101,19 @@ def test_stops(engine: Engine) -> None:
     tokens = prompt(20, seed=3)
     answer = run(engine.submit(tokens, (), NO_STOP))
     stop = answer[7]
-    request = engine.submit(tokens, (), Options(max_new_tokens=20, stop_tokens=[stop]))
+    request = engine.submit(tokens, (), SamplingParams(max_new_tokens=20, stop_tokens=[stop]))
     assert run(request) == answer[: answer.index(stop)]
     assert request.finish_reason == "stop"
-    request = engine.submit(tokens, (), Options(max_new_tokens=20, stop_tokens=(), forbidden_tokens=[answer[0]]))
+    request = engine.submit(tokens, (), SamplingParams(max_new_tokens=20, stop_tokens=(), forbidden_tokens=[answer[0]]))
     assert answer[0] not in run(request)
     long = prompt(CONTEXT - 3, seed=4)
-    request = engine.submit(long, (), Options(max_new_tokens=50, stop_tokens=()))
+    request = engine.submit(long, (), SamplingParams(max_new_tokens=50, stop_tokens=()))
     assert len(run(request)) == 3  # the context is full
     assert request.finish_reason == "length"
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(engine: Engine) -> None:
-    options = Options(max_new_tokens=30, temperature=1.5, top_k=0, top_p=1.0, seed=11, stop_tokens=())
+    options = SamplingParams(max_new_tokens=30, temperature=1.5, top_k=0, top_p=1.0, seed=11, stop_tokens=())
     tokens = prompt(10, seed=5)
     alone = run(engine.submit(tokens, (), options))
     others = [engine.submit(prompt(n), (), dataclasses.replace(options, seed=n)) for n in (3, 33)]
@@ -122,7 +123,7 @@ def test_a_seed_gives_the_same_answer_in_any_company(engine: Engine) -> None:
 
 
 def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
-    endless = Options(max_new_tokens=100, stop_tokens=())
+    endless = SamplingParams(max_new_tokens=100, stop_tokens=())
     for _ in range(3):
         stream = iter(engine.submit(prompt(5, seed=6), (), endless))
         next(stream)
@@ -152,11 +153,13 @@ def test_a_progress_callback_may_use_the_engine_or_fail(engine: Engine) -> None:
 
 def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> None:
     """Calls under way go on writing into the cache: what they write is delivered, and nothing is read twice."""
-    others = [engine.submit(prompt(3, seed=n), (), Options(max_new_tokens=100, stop_tokens=())) for n in range(2)]
+    others = [
+        engine.submit(prompt(3, seed=n), (), SamplingParams(max_new_tokens=100, stop_tokens=())) for n in range(2)
+    ]
     for seed, company in ((30, True), (31, True), (32, False)):
         tokens = prompt(20, seed=seed)
         with waiting_for_a_cancel(engine):
-            request = engine.submit(tokens, (), Options(max_new_tokens=100, stop_tokens=()))
+            request = engine.submit(tokens, (), SamplingParams(max_new_tokens=100, stop_tokens=()))
             said = next(iter(request))
             request.cancel()
             answer = said + run(request)
@@ -171,7 +174,7 @@ def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> N
 
 
 def test_those_who_wait_are_told_how_many_come_before_them(engine: Engine) -> None:
-    endless = Options(max_new_tokens=100, stop_tokens=())
+    endless = SamplingParams(max_new_tokens=100, stop_tokens=())
     # Nobody is given a row while the engine's thread is busy with this.
     hold, held = threading.Event(), threading.Event()
     waiting = ThreadPoolExecutor(1).submit(engine._call, lambda: (held.set(), hold.wait(60)))
@@ -200,7 +203,9 @@ def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> 
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        sampled = Options(max_new_tokens=9, temperature=0.7, top_k=5, top_p=0.8, min_p=0.01, seed=1, stop_tokens=[3])
+        sampled = SamplingParams(
+            max_new_tokens=9, temperature=0.7, top_k=5, top_p=0.8, min_p=0.01, seed=1, stop_tokens=[3]
+        )
         first = [engine.submit(prompt(n, seed=20), (), NO_STOP) for n in (1, 6, 12, 90)]
         answers = [run(request) for request in first]
         more = [engine.submit(prompt(n, 2, seed=21), images(n), sampled) for n in (8, 16, 31)]
@@ -224,7 +229,7 @@ def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
         with pytest.raises(ValueError, match=message):
             engine.submit(tokens, shown, NO_STOP)
     with pytest.raises(ValueError, match=r"must be ids in \[0, 64\), got \[64\]"):
-        engine.submit([1], (), Options(forbidden_tokens=[64]))
+        engine.submit([1], (), SamplingParams(forbidden_tokens=[64]))
 
 
 def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: Engine, monkeypatch) -> None:
@@ -305,7 +310,7 @@ def test_too_little_memory_is_one_line_with_the_way_out(engine: Engine, monkeypa
 
 def test_closing_ends_requests_with_an_error() -> None:
     engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
-    request = engine.submit(prompt(4), (), Options(max_new_tokens=100, stop_tokens=()))
+    request = engine.submit(prompt(4), (), SamplingParams(max_new_tokens=100, stop_tokens=()))
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         run(request)
@@ -356,4 +361,4 @@ def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -
 )
 def test_options_out_of_range_are_errors(name: str, bad: object) -> None:
     with pytest.raises(ValueError, match=name):
-        Options(**{name: bad})
+        SamplingParams(**{name: bad})

@@ -18,10 +18,11 @@ import pytest
 from small_models import TEXT, make_engine, mesh_of, waiting_for_a_cancel
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
-from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.engine import Engine
-from gemma_tpu.runtime.process import ProcessesLostError
-from gemma_tpu.runtime.request import ImageInput, Options, Request
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.process import ProcessesLostError
+from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.options import SamplingParams
 
 LONG = dataclasses.replace(NO_STOP, max_new_tokens=60)
 SOON = 60  # seconds for what must not hang
@@ -66,7 +67,7 @@ class Unprepared(ImageInput):
     ],
 )
 def test_ids_that_are_no_integers_are_refused_at_once(engine: Engine, tokens: list, options: dict) -> None:
-    request = object.__new__(Options)  # whatever its own checks let through
+    request = object.__new__(SamplingParams)  # whatever its own checks let through
     for field, value in (dataclasses.asdict(NO_STOP) | options).items():
         object.__setattr__(request, field, value)
     with pytest.raises(ValueError, match=r"ids in \[0, 64\), got"):
@@ -88,7 +89,7 @@ def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeyp
         unprepared = engine.submit(
             prompt(17, 3), [Unprepared(PIL.Image.new("RGB", (40, 60), "red"), picture.side)], NO_STOP
         )
-        unseen = object.__new__(Options)
+        unseen = object.__new__(SamplingParams)
         for field, value in (dataclasses.asdict(NO_STOP) | {"temperature": "hot"}).items():
             object.__setattr__(unseen, field, value)
         wrong = engine.submit(prompt(5), (), unseen)

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, VisionConfig
+from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.model import param_shapes
-from gemma_tpu.runtime import encode_images, forward
-from gemma_tpu.runtime.engine import Engine
-from gemma_tpu.runtime.request import ImageInput, Options
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
@@ -128,7 +129,7 @@ def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     engine = Engine(config, params_of(case, about), mesh=mesh, max_context=128, max_rows=1, dtype=jnp.float32)
     try:
         request = engine.submit(
-            inputs.expanded[0].tolist(), images, Options(temperature=0.0, max_new_tokens=case.new_tokens)
+            inputs.expanded[0].tolist(), images, SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)
         )
         tokens = [token for piece in request for token in piece]
     finally:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_tpu.runtime.fingerprint import _digest, common_digests, differences, software
+from gemma_tpu.distributed.fingerprint import _digest, common_digests, differences, software
 
 
 def test_software_names_versions_settings_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:

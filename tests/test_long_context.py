@@ -13,16 +13,17 @@ import pytest
 from small_models import VISION, mesh_of, random_params
 from test_programs import _record
 
-from gemma_tpu.cache import cache_bytes
+from gemma_tpu.cache.kv_cache import cache_bytes
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.engine import encode_images, programs
+from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.forward import image_ids, number_soft_tokens
+from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.params import text_model
-from gemma_tpu.runtime import encode_images, programs
-from gemma_tpu.runtime.engine import Engine
-from gemma_tpu.runtime.forward import image_ids, number_soft_tokens
-from gemma_tpu.runtime.request import ImageInput, Options
+from gemma_tpu.options import SamplingParams
 
 CONTEXT = 131_072
 # As 27B: five local layers to a global one, W 1,024, global positions divided by 8; ending on local layers.
@@ -112,7 +113,7 @@ def _engine(params: dict[str, jax.Array], config: GemmaConfig = CONFIG, **option
 
 
 def _tokens(engine: Engine, tokens: list[int], images: list[ImageInput], new: int = NEW) -> list[int]:
-    request = engine.submit(tokens, images, Options(max_new_tokens=new, stop_tokens=()))
+    request = engine.submit(tokens, images, SamplingParams(max_new_tokens=new, stop_tokens=()))
     return [token for event in request for token in event]
 
 

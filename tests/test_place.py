@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_tpu.runtime.place import Place, locate
+from gemma_tpu.distributed.place import Place, locate
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from small_models import TEXT, mesh_of, random_params
 
 import gemma_tpu
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner

@@ -13,9 +13,10 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 
 from plan_samples import CONTEXT, SMALL, compiled
 
-from gemma_tpu.model.blockwise import PREFIX
-from gemma_tpu.model.flash import flash
+from gemma_tpu.engine import programs
 from gemma_tpu.model.vision import split_attention
+from gemma_tpu.ops.attention import PREFIX
+from gemma_tpu.ops.flash_attention import flash
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
 from gemma_tpu.plan.chips import parse_slice
@@ -23,7 +24,6 @@ from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, s
 from gemma_tpu.plan.inspection import decode_problems
 from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.plan.roofline import decode_roofline, encode_roofline, prefill_roofline
-from gemma_tpu.runtime import programs
 from gemma_tpu.sharding import partition
 
 WHOLE = ("v5e:2x2", (1, 4), 4)  # all three programs

@@ -12,12 +12,12 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 from plan_samples import SMALL
 
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.engine.shapes import cache_length
 from gemma_tpu.plan import search
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import Deployment, Program, mesh_for, total_memory
 from gemma_tpu.plan.memory import resident_memory
 from gemma_tpu.plan.roofline import decode_roofline
-from gemma_tpu.runtime.shapes import cache_length
 
 SIZE = {"rows": 8, "context": 8192, "dtype": "bfloat16"}
 TEXT = dataclasses.replace(SMALL, vision=None)

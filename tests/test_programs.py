@@ -13,15 +13,15 @@ import pytest
 from small_models import TEXT, VISION, mesh_of, random_params
 
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
-from gemma_tpu.model import blockwise
+from gemma_tpu.engine import encode_images, forward, programs
+from gemma_tpu.engine.finite import finite
+from gemma_tpu.engine.forward import number_soft_tokens
+from gemma_tpu.engine.programs import Controls
+from gemma_tpu.engine.rows import chunk_end, image_spans
+from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.memory import abstract_params
-from gemma_tpu.runtime import encode_images, forward, programs
-from gemma_tpu.runtime.finite import finite
-from gemma_tpu.runtime.forward import number_soft_tokens
-from gemma_tpu.runtime.programs import Controls
-from gemma_tpu.runtime.rows import chunk_end, image_spans
-from gemma_tpu.sampling import Sampling
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -112,8 +112,8 @@ def test_prefill_then_decode_equals_the_plain_path(
     """
     seen: list[np.ndarray] = []
     monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
-    monkeypatch.setattr(blockwise, "BLOCK", block)
-    monkeypatch.setattr(blockwise, "PREFIX", block)
+    monkeypatch.setattr(attention_ops, "BLOCK", block)
+    monkeypatch.setattr(attention_ops, "PREFIX", block)
     jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
     cached = _Cached(mesh_of(*shape, config), config)
@@ -147,7 +147,7 @@ def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], mon
     """What is not read cannot spoil anything."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
-    monkeypatch.setattr(blockwise, "PREFIX", 8)
+    monkeypatch.setattr(attention_ops, "PREFIX", 8)
     jax.clear_caches()
     cached = _Cached(mesh_of(*mesh))
     row, resting, length = 2, 3, 6  # of one group where there are two

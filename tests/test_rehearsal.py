@@ -17,7 +17,7 @@ import released_layouts as layouts
 from test_verify import interpreter
 
 from gemma_tpu.checkpoint import config_io, open_checkpoint
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 from gemma_tpu.verify import verify
 
 TOKENIZER = (Path(__file__).parents[1] / "checkpoints" / "gemma3-demo" / "tokenizer.model").read_bytes()

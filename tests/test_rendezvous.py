@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from gemma_tpu.runtime import rendezvous
-from gemma_tpu.runtime.channel import Peer
-from gemma_tpu.runtime.place import Place
+from gemma_tpu.distributed import rendezvous
+from gemma_tpu.distributed.channel import Peer
+from gemma_tpu.distributed.place import Place
 
 BOUND = 60  # seconds, far more than any of these takes
 

@@ -1,4 +1,4 @@
-"""Options of a request, of any type that callers give."""
+"""SamplingParams of a request, of any type that callers give."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import gemma_tpu.runtime.request as checked
+import gemma_tpu.engine.request as checked
+import gemma_tpu.options
 from gemma_tpu.image import to_pixels
 from gemma_tpu.picture import Picture
 
 
 @pytest.fixture(scope="module")
-def request_module():
+def options_module():
     """The module as users have it: under pytest, annotations are checked before its own errors could be raised."""
-    name = "request_as_users_have_it"
-    spec = importlib.util.spec_from_file_location(name, Path(checked.__file__))
+    name = "options_as_users_have_it"
+    spec = importlib.util.spec_from_file_location(name, Path(gemma_tpu.options.__file__))
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
@@ -65,25 +66,29 @@ def request_module():
         ({"forbidden_tokens": "ab"}, "forbidden_tokens must be a list, got 'ab'"),
     ],
 )
-def test_wrong_ones_are_one_clear_error(request_module, options: dict[str, Any], message: str) -> None:
+def test_wrong_ones_are_one_clear_error(options_module, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        request_module.Options(**options)
+        options_module.SamplingParams(**options)
 
 
-def test_numbers_and_lists_of_numpy_are_those_of_python(request_module) -> None:
+def row_controls(options: Any) -> Any:
+    """Of options that were made unchecked."""
+    same = object.__new__(gemma_tpu.SamplingParams)
+    vars(same).update(vars(options))
+    return checked.row_controls(same, options.stop_tokens, 9)
+
+
+def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
     plain = {"max_new_tokens": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.75, "min_p": 0.0, "seed": 7}
     kinds = (np.int64, np.float32, np.int8, np.float16, np.float64, np.uint32)
     theirs = {name: kind(value) for (name, value), kind in zip(plain.items(), kinds, strict=True)}
     lists = {"stop": ("a", "b"), "stop_tokens": (1, 2), "forbidden_tokens": (3,)}
     arrays = {name: np.array(values) for name, values in lists.items()}
-    options = request_module.Options(**theirs, **arrays)
-    assert options == request_module.Options(**plain, **lists)
-    assert request_module.Options(stop=[]) == request_module.Options()
-    assert request_module.Options(stop="ab").stop == ("ab",)
-    controls, expected = (
-        request_module.row_controls(one, one.stop_tokens, 9)
-        for one in (options, request_module.Options(**plain, **lists))
-    )
+    options = options_module.SamplingParams(**theirs, **arrays)
+    assert options == options_module.SamplingParams(**plain, **lists)
+    assert options_module.SamplingParams(stop=[]) == options_module.SamplingParams()
+    assert options_module.SamplingParams(stop="ab").stop == ("ab",)
+    controls, expected = (row_controls(one) for one in (options, options_module.SamplingParams(**plain, **lists)))
     np.testing.assert_array_equal(controls.forbidden, expected.forbidden)
     np.testing.assert_array_equal(controls.stop, expected.stop)
     assert controls.sampling == expected.sampling
@@ -105,6 +110,6 @@ def test_an_image_holds_the_picture_or_its_pixels_and_a_finished_request_none() 
             assert (image._held == pixels).all()
             assert (image.pixels == pixels).all()
         for end in (lambda request: request.finish("stop"), lambda request: request.fail(ValueError())):
-            request = checked.Request([1], [whole, crop], checked.Options())
+            request = checked.Request([1], [whole, crop], gemma_tpu.SamplingParams())
             end(request)
             assert not request.images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.rows import Row, cache_keys, choose_row, chunk_end, image_spans
+from gemma_tpu.engine.rows import Row, cache_keys, choose_row, chunk_end, image_spans
 
 S = SOFT_TOKEN
 

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.engine.programs import abstract_state
 from gemma_tpu.model import param_shapes
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.plan.hlo import Hlo
-from gemma_tpu.runtime.programs import abstract_state
 from gemma_tpu.sharding import make_mesh, param_sharding, partition
 
 

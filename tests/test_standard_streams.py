@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tpu.cli import main
+from gemma_tpu.cli.main import main
 
 GENERATE = ["generate", "gemma3-demo", "Hello", "--max-new-tokens", "3", "--mesh", "1,8"]
 
@@ -25,7 +25,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     """Else what libraries write on standard error would be written into it."""
     program = """
 import os, sys
-from gemma_tpu import standard_streams
+from gemma_tpu.cli import standard_streams
 standard_streams.occupy()
 with open(sys.argv[1], "w") as file:
     os.write(2, b"a log")

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tpu.runtime.request import Options, Request
-from gemma_tpu.stream import Completion, TextStream
+from gemma_tpu.engine.request import Request
+from gemma_tpu.options import Completion, SamplingParams
+from gemma_tpu.stream import TextStream
 from gemma_tpu.text import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parent / "goldens" / "text" / "tokenizer.model")
 
 
 def answer(groups: list[list[int]], stop: list[str]) -> Completion:
-    request = Request([2], [], Options(stop=stop))
+    request = Request([2], [], SamplingParams(stop=stop))
     for group in groups:
         request.push(group)
     request.finish("length")

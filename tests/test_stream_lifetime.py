@@ -18,7 +18,7 @@ import pytest
 from test_api import CONFIG, FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
-from gemma_tpu.runtime.request import Request
+from gemma_tpu.engine.request import Request
 from gemma_tpu.stream import TextStream
 
 HERE = Path(__file__).parent

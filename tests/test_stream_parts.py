@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import format_samples
 
-from gemma_tpu.runtime.request import Options, Request
+from gemma_tpu.engine.request import Request
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.stream import TextStream
 from gemma_tpu.text import Tokenizer
 from gemma_tpu.text.special import FUNCTION_PIECES
@@ -12,7 +13,7 @@ from gemma_tpu.text.special import FUNCTION_PIECES
 
 def stream(tokenizer: Tokenizer, *events: list[int]) -> TextStream:
     """Of a request whose answer came in these lists of tokens."""
-    request = Request([2], [], Options())
+    request = Request([2], [], SamplingParams())
     for tokens in events:
         request.push(tokens)
     request.finish("stop")

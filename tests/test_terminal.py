@@ -21,9 +21,9 @@ from small_models import random_params
 from test_api import CONFIG
 
 import gemma_tpu
-from gemma_tpu import terminal
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.terminal import HELP, converse, read_paths
+from gemma_tpu.cli import terminal
+from gemma_tpu.cli.terminal import HELP, converse, read_paths
 
 CUT = "(cut at the length limit: /continue goes on)"
 

@@ -75,7 +75,7 @@ class Companions:
         return tokenizer
 
     def options(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """The defaults of this checkpoint, of `gemma_tpu.Options`.
+        """The defaults of this checkpoint, of `gemma_tpu.SamplingParams`.
 
         The end of a turn ends an answer also where `eos_token_id` does not say so: the prompts are in that format.
         """

@@ -27,7 +27,7 @@ _NO_MATTER = {
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """`options`: those of `gemma_tpu.Options` that `path` sets. `ignored`: what it asks for and is not done here."""
+    """`options`: what `path` sets of `gemma_tpu.SamplingParams`. `ignored`: what it sets without effect here."""
 
     path: str | None
     options: Mapping[str, Any]

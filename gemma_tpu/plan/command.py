@@ -10,11 +10,11 @@ from pathlib import Path
 
 import jax
 
+from gemma_tpu.cli.standard_streams import is_terminal
 from gemma_tpu.config import CONFIGS, GemmaConfig
 from gemma_tpu.plan import report
 from gemma_tpu.plan.chips import CHIPS, parse_slice
 from gemma_tpu.plan.planner import make_plan, smallest_plan
-from gemma_tpu.standard_streams import is_terminal
 
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "f32": "float32", "float32": "float32"}
 

@@ -19,11 +19,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine import programs, shapes
 from gemma_tpu.environment import LIBTPU_ALONE
 from gemma_tpu.plan.chips import Slice
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.memory import Memory, abstract_params, resident_memory, shard_bytes
-from gemma_tpu.runtime import programs, shapes
 from gemma_tpu.sharding import make_mesh
 
 PROGRAMS = ("decode", "prefill", "encode")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
+from gemma_tpu.engine import programs, shapes
 from gemma_tpu.plan.compiled import Deployment, Program, state_bytes
 from gemma_tpu.plan.memory import abstract_params, shard_size
-from gemma_tpu.runtime import programs, shapes
 
 
 def decode_problems(deployment: Deployment, decode: Program) -> list[str]:

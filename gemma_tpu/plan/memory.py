@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.shapes import REMEMBERED_IMAGES
 from gemma_tpu.model import param_shapes
-from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.shapes import REMEMBERED_IMAGES
 from gemma_tpu.sharding import param_sharding
 
 GIB = 2**30

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from gemma_tpu.checks import check_integer, shown
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.model.blockwise import PREFIX
+from gemma_tpu.engine import shapes
+from gemma_tpu.ops.attention import PREFIX
 from gemma_tpu.plan.chips import Chip, Slice, slices
 from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Collective
@@ -20,7 +21,6 @@ from gemma_tpu.plan.roofline import (
     prefill_roofline,
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
-from gemma_tpu.runtime import shapes
 
 Progress = Callable[[str], None]
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from gemma_tpu.engine import programs, shapes
 from gemma_tpu.plan.compiled import Deployment
 from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.memory import shard_size
-from gemma_tpu.runtime import programs, shapes
 
 _HOP = 1e-6  # seconds a message takes from a chip to its neighbour (jax-ml.github.io/scaling-book, "TPUs")
 _SOFTMAX_OPS = 10  # vector operations per score: mask, maximum, difference, exponential (4), sum, scale, rounding

@@ -17,8 +17,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gemma_tpu.arguments import mesh_shape
 from gemma_tpu.checks import check_integer, check_number, shown
+from gemma_tpu.cli.arguments import mesh_shape
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference

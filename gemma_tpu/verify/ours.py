@@ -14,11 +14,12 @@ from PIL import Image
 
 from gemma_tpu.api import Model
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.loading import load
 from gemma_tpu.model import Params
-from gemma_tpu.runtime import encode_images, forward
-from gemma_tpu.runtime.request import ImageInput, Options
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.verify.inputs import Question, spread
 
 Outputs = dict[str, np.ndarray]  # "0/layers.3" → rows of that module's output for the first question
@@ -66,7 +67,7 @@ class Ours:
         tokenizer, vision = self.model._tokenizer, self.model.config.vision
         markers = () if tokenizer is None else (tokenizer.start_of_image, tokenizer.end_of_image)
         forbidden = [marker for marker in markers if marker is not None]
-        options = Options(max_new_tokens=question.new_tokens, stop_tokens=(), forbidden_tokens=forbidden)
+        options = SamplingParams(max_new_tokens=question.new_tokens, stop_tokens=(), forbidden_tokens=forbidden)
         images = []
         if question.images and vision:
             images = [ImageInput(Image.fromarray(self._image), vision.image_size)] * question.images

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.request import ImageInput
-from gemma_tpu.runtime.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
+from gemma_tpu.engine.device import Device
+from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
 
 
 class SoftTokens:

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import jax
 
-from gemma_tpu.runtime.channel import Peer, pack_answer, unpack
-from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.fingerprint import common_digests
-from gemma_tpu.runtime.group import VERDICT
-from gemma_tpu.runtime.shared_device import SharedDevice
+from gemma_tpu.distributed.channel import Peer, pack_answer, unpack
+from gemma_tpu.distributed.fingerprint import common_digests
+from gemma_tpu.distributed.group import VERDICT
+from gemma_tpu.distributed.shared_device import SharedDevice
+from gemma_tpu.engine.device import Device
 
 
 class Follower:

@@ -22,7 +22,7 @@ def chunk_sizes(platform: str, max_context: int, soft_tokens: int, chunks: Seque
 def cache_length(context: int, mesh: Mesh) -> int:
     """Slots of a cache for so many tokens: the next number that the devices which share a cache divide evenly.
 
-    On a TPU each then has whole registers of 128, which the attention kernel needs (gemma_tpu.model.flash).
+    On a TPU each then has whole registers of 128, which the attention kernel needs (gemma_tpu.ops.flash_attention).
     """
     unit = mesh.shape["slots"] * (128 if mesh.devices.flat[0].platform == "tpu" else 1)
     return -(-context // unit) * unit

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small_models import TEXT, mesh_of
 
-from gemma_tpu.cache import slot_positions
-from gemma_tpu.model import blockwise
+from gemma_tpu.cache.kv_cache import slot_positions
 from gemma_tpu.model.attention import attend, attention_mask, by_head
-from gemma_tpu.model.flash import flash
+from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops.flash_attention import flash
 
 B, T, K, G, H = 2, 64, 2, 2, 16
 
@@ -53,11 +53,11 @@ CASES = [
 @pytest.mark.parametrize(("keys", "lengths", "window", "images"), CASES)
 @pytest.mark.parametrize("block", [48, 128])
 def test_blocks_equal_plain_attention(keys, lengths, window, images, block, monkeypatch) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK", block)
+    monkeypatch.setattr(attention_ops, "BLOCK", block)
     case = _case(keys, lengths, images=images)
     expected, seeing = _plain(*case, window)
-    part = blockwise._blocks(by_head(case[0]), *case[1:], window=window)
-    found = np.asarray(blockwise.finish(part, case[0]))
+    part = attention_ops._blocks(by_head(case[0]), *case[1:], window=window)
+    found = np.asarray(attention_ops.finish(part, case[0]))
     np.testing.assert_allclose(found[seeing], expected[seeing], atol=1e-5)
 
 
@@ -76,26 +76,26 @@ def _step(lengths: tuple[int, ...]) -> tuple:
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_the_shortest_prefix_with_all_keys_is_read(share, lengths, monkeypatch) -> None:
     """And nothing else, where something would spoil the answer."""
-    monkeypatch.setattr(blockwise, "PREFIX", 8)
+    monkeypatch.setattr(attention_ops, "PREFIX", 8)
     query, key, value, *rest = _step(lengths)
     expected, _ = _plain(query, key, value, *rest, None)
     sizes = [8, 16, 32, 64, 128] if share == 1 else [8, 16, 32, 128]
     read = next(size for size in sizes if size >= max(lengths))
     spoilt = jnp.where(jnp.arange(128)[:, None] < read, value, jnp.nan)
-    part = blockwise._prefix(by_head(query), key, spoilt, *rest, share=share, window=None)
-    np.testing.assert_allclose(blockwise.finish(part, query), expected, atol=1e-5)
+    part = attention_ops._prefix(by_head(query), key, spoilt, *rest, share=share, window=None)
+    np.testing.assert_allclose(attention_ops.finish(part, query), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_each_device_reads_a_prefix_of_its_own_slots(lengths, monkeypatch) -> None:
     """32 each: in a short row, some of them have nothing."""
-    monkeypatch.setattr(blockwise, "PREFIX", 8)
+    monkeypatch.setattr(attention_ops, "PREFIX", 8)
     mesh = mesh_of(1, 8, dataclasses.replace(TEXT, num_kv_heads=K))
     assert mesh.shape["slots"] == 4
     query, key, value, query_pos, key_pos, *rest = _step(lengths)
     expected, _ = _plain(query, key, value, query_pos, key_pos, *rest, None)
-    part = blockwise.attend_part(query, key, value, query_pos, key_pos, window=None, mesh=mesh)
-    np.testing.assert_allclose(blockwise.finish(part, query), expected, atol=1e-5)
+    part = attention_ops.attend_part(query, key, value, query_pos, key_pos, window=None, mesh=mesh)
+    np.testing.assert_allclose(attention_ops.finish(part, query), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("keys", "lengths", "window", "images"), CASES)
@@ -108,7 +108,7 @@ def test_the_kernel_equals_plain_attention(keys, lengths, window, images, dtype,
     queries = (jnp.tile(x, (1, G)) for x in (query_pos, query_image))
     position, image = queries
     sums = flash(by_head(query), key, value, position, key_pos, image, key_image, window=window, interpret=True)
-    found = np.asarray(blockwise.finish(blockwise.Part(*sums), query))
+    found = np.asarray(attention_ops.finish(attention_ops.Part(*sums), query))
     np.testing.assert_allclose(found[seeing].astype("f4"), expected[seeing].astype("f4"), atol=tolerance)
 
 
@@ -120,6 +120,6 @@ def test_parts_of_the_keys_join_to_the_whole() -> None:
     for cut in (1, 64, 200, 255):
         halves = [(key[:, :, s], value[:, :, s], query_pos, key_pos[:, s]) for s in (slice(cut), slice(cut, None))]
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "heads", "slots"))
-        parts = [blockwise.attend_part(query, *half, window=None, mesh=mesh) for half in halves]
-        found = np.asarray(blockwise.finish(blockwise.join(*parts), query))
+        parts = [attention_ops.attend_part(query, *half, window=None, mesh=mesh) for half in halves]
+        found = np.asarray(attention_ops.finish(attention_ops.join(*parts), query))
         np.testing.assert_allclose(found[seeing], expected[seeing], atol=1e-5)

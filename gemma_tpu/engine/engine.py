@@ -17,18 +17,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.distributed.processes import open_device
+from gemma_tpu.engine.arrival import Arrival, arrive, check_length
+from gemma_tpu.engine.chunk import make_chunk
+from gemma_tpu.engine.finite import NotFiniteError, require_finite
+from gemma_tpu.engine.images import SoftTokens
+from gemma_tpu.engine.programs import NO_TOKEN, NOT_FINITE, Controls
+from gemma_tpu.engine.request import ImageInput, Request, StopWatch, row_controls
+from gemma_tpu.engine.rows import Row, choose_row, chunk_end
+from gemma_tpu.engine.sequences import check_logits, pad
+from gemma_tpu.engine.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
+from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
-from gemma_tpu.runtime.arrival import Arrival, arrive, check_length
-from gemma_tpu.runtime.chunk import make_chunk
-from gemma_tpu.runtime.distributed import open_device
-from gemma_tpu.runtime.finite import NotFiniteError, require_finite
-from gemma_tpu.runtime.images import SoftTokens
-from gemma_tpu.runtime.programs import NO_TOKEN, NOT_FINITE, Controls
-from gemma_tpu.runtime.request import ImageInput, Options, Request, StopWatch, row_controls
-from gemma_tpu.runtime.rows import Row, choose_row, chunk_end
-from gemma_tpu.runtime.sequences import check_logits, pad
-from gemma_tpu.runtime.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
-from gemma_tpu.runtime.worker import Worker
+from gemma_tpu.options import SamplingParams
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 
@@ -84,7 +85,7 @@ class Engine(Worker):
         self,
         tokens: Sequence[int],
         images: Sequence[ImageInput] = (),
-        options: Options = Options(),
+        options: SamplingParams = SamplingParams(),
         stop_watch: StopWatch | None = None,
     ) -> Request:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
@@ -299,10 +300,10 @@ class Engine(Worker):
         self._device.admit(row.index, row.prefill_target, request.tokens[-1], row.remaining, controls)
         request.clock.prefilled = time.perf_counter()
 
-    def _controls(self, options: Options) -> Controls:
+    def _controls(self, options: SamplingParams) -> Controls:
         return row_controls(options, self._stop_tokens(options), self.config.vocab_size)
 
-    def _stop_tokens(self, options: Options) -> Sequence[int]:
+    def _stop_tokens(self, options: SamplingParams) -> Sequence[int]:
         return self._eos_tokens if options.stop_tokens is None else options.stop_tokens
 
     def _decode(self) -> bool:
@@ -377,7 +378,7 @@ class Engine(Worker):
                 for fresh in (True, False):
                     calls.append((f"prefill {B}×{size}", functools.partial(self._warm_prefill, B, size, fresh)))
         # A row past the end is none: the write is dropped.
-        calls.append(("admit", lambda: self._device.admit(self.max_rows, 0, 0, 0, self._controls(Options()))))
+        calls.append(("admit", lambda: self._device.admit(self.max_rows, 0, 0, 0, self._controls(SamplingParams()))))
         calls.append(("release", lambda: self._device.release(self.max_rows)))
         calls.append(("clear", lambda: self._device.clear(self.max_rows)))
         for picked in [None] if self._batch_always else [None, np.zeros(1, np.int32)]:

@@ -13,8 +13,8 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from gemma_tpu.cli.standard_streams import is_terminal
 from gemma_tpu.image import load_image
-from gemma_tpu.standard_streams import is_terminal
 
 HELP = """\
 /image FILE …  shows pictures with the next message; a file can be dropped here after it

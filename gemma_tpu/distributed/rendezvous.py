@@ -2,7 +2,7 @@
 
 JAX kills a process that cannot join the others: because its port is in use, two processes have one id, one never comes.
 Here each of these is an error that all processes hear of, in bounded time. What must be the same everywhere is compared
-on the way, and the connections to process 0 remain: they are the channel (gemma_tpu.runtime.channel).
+on the way, and the connections to process 0 remain: they are the channel (gemma_tpu.distributed.channel).
 
 The port answers with a line that says what it is. A process then says who it is and what it has, and is told the
 verdict when all have come: each in a line of JSON.
@@ -24,9 +24,9 @@ import threading
 import time
 from collections.abc import Mapping
 
-from gemma_tpu.runtime.channel import Peer
-from gemma_tpu.runtime.fingerprint import differences
-from gemma_tpu.runtime.place import Place, parse_address
+from gemma_tpu.distributed.channel import Peer
+from gemma_tpu.distributed.fingerprint import differences
+from gemma_tpu.distributed.place import Place, parse_address
 
 _GREETING = b"gemma_tpu 1\n"  # and the version of what is said after it
 _ANSWER = 10  # seconds in which process 0's port sends the greeting

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.model.attention import MASKED, Queries, by_head, sees
-from gemma_tpu.model.flash import fits, flash
+from gemma_tpu.ops.flash_attention import fits, flash
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go

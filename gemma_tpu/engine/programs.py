@@ -15,19 +15,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from gemma_tpu.cache import append, init_cache, slot_positions, write
+from gemma_tpu.cache.kv_cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine.finite import finite
+from gemma_tpu.engine.forward import hidden_states, image_ids, precision
+from gemma_tpu.engine.shapes import cache_length
 from gemma_tpu.model import Params, text_model, vision_model
-from gemma_tpu.model.blockwise import attend_part, finish, join
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
-from gemma_tpu.runtime.finite import finite
-from gemma_tpu.runtime.forward import hidden_states, image_ids, precision
-from gemma_tpu.runtime.shapes import cache_length
-from gemma_tpu.sampling import Leaf, Sampling, sample
+from gemma_tpu.ops.attention import attend_part, finish, join
+from gemma_tpu.ops.sampling import Leaf, Sampling, sample
+from gemma_tpu.options import MAX_STOP_TOKENS
 from gemma_tpu.sharding import partition
 
-MAX_STOP_TOKENS = 16
 NO_TOKEN = -1  # where a row produced nothing
 NOT_FINITE = -2  # where a row's logits were NaN or infinity: its end
 
@@ -234,7 +234,7 @@ def decode(
     A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
 
     `rows` picks rows of the state, None takes all. Matrix products run on at least `min_rows` rows of each device, see
-    gemma_tpu.runtime.shapes.
+    gemma_tpu.engine.shapes.
     """
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]

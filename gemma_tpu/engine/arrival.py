@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.request import ImageInput, Options, Request, StopWatch
-from gemma_tpu.runtime.rows import ImageSpan, cache_keys, image_spans
+from gemma_tpu.engine.request import ImageInput, Request, StopWatch
+from gemma_tpu.engine.rows import ImageSpan, cache_keys, image_spans
+from gemma_tpu.options import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Arrival:
 def arrive(
     tokens: Sequence[Any],
     images: Sequence[ImageInput],
-    options: Options,
+    options: SamplingParams,
     stop_watch: StopWatch | None,
     *,
     vocab_size: int,

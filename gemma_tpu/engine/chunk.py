@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from gemma_tpu.runtime.request import ImageInput
-from gemma_tpu.runtime.rows import Row
+from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.rows import Row
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Arguments of `gemma_tpu.runtime.programs.prefill`, and the images whose soft tokens `soft_index` counts."""
+    """Arguments of `gemma_tpu.engine.programs.prefill`, and the images whose soft tokens `soft_index` counts."""
 
     rows: Int[np.ndarray, "B"] | None
     tokens: Int[np.ndarray, "B T"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_tpu.sampling import Sampling, filter_logits, sample
+from gemma_tpu.ops.sampling import Sampling, filter_logits, sample
 
 V = 97
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.shapes import sequence_length
+from gemma_tpu.engine.shapes import sequence_length
 
 MAX_BYTES = 2 << 30  # of the logits that one call returns: 2,048 tokens over the vocabulary of the released models
 

@@ -1,7 +1,7 @@
 """Several processes, one model: process 0 has the requests, and every process makes the calls that they lead to.
 
 `jax.distributed` makes one mesh of all hosts' devices, whose programs every process has to run in the same order.
-Process 0 therefore sends each call on a device (gemma_tpu.runtime.device), with its arguments, to the others before it
+Process 0 therefore sends each call on a device (gemma_tpu.engine.device), with its arguments, to the others before it
 makes the call itself; the others do nothing but follow. When one is lost all end: none can go on alone.
 """
 
@@ -19,15 +19,15 @@ import jax
 from jax._src.distributed import global_state  # the key-value store of jax.distributed has no public name
 from jax.sharding import Mesh
 
+from gemma_tpu.distributed import rendezvous
+from gemma_tpu.distributed.fingerprint import common_digests, differences, software
+from gemma_tpu.distributed.follower import Follower
+from gemma_tpu.distributed.group import Group
+from gemma_tpu.distributed.place import Place, locate, parse_address
+from gemma_tpu.distributed.shared_device import LeadingDevice, OnFailure
+from gemma_tpu.engine.device import Device
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
-from gemma_tpu.runtime import rendezvous
-from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.fingerprint import common_digests, differences, software
-from gemma_tpu.runtime.follower import Follower
-from gemma_tpu.runtime.group import Group
-from gemma_tpu.runtime.place import Place, locate, parse_address
-from gemma_tpu.runtime.shared_device import LeadingDevice, OnFailure
 
 _PORT = "gemma_tpu/port"  # in the key-value store: where process 0 listens, if JAX has the coordinator's port already
 _JAX_STARTS = 60  # seconds for JAX to connect processes that are all there

@@ -1,4 +1,4 @@
-"""The device of an engine (gemma_tpu.runtime.device) where several processes share it: each call is made by all."""
+"""The device of an engine (gemma_tpu.engine.device) where several processes share it: each call is made by all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 
+from gemma_tpu.distributed.group import Group
+from gemma_tpu.engine.device import Device
 from gemma_tpu.model import Params
-from gemma_tpu.runtime.device import Device
-from gemma_tpu.runtime.group import Group
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 OnFailure = Callable[[BaseException], None]

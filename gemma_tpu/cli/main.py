@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from gemma_tpu import signals, standard_streams
-from gemma_tpu.arguments import (
+from gemma_tpu import signals
+from gemma_tpu.cli import standard_streams
+from gemma_tpu.cli.arguments import (
     Parser,
     add_format_arguments,
     add_prompt_arguments,
@@ -247,7 +248,7 @@ def _as_json(completion: Any) -> str:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from gemma_tpu.terminal import converse
+    from gemma_tpu.cli.terminal import converse
 
     options = answer_options(args)
     with _load(args) as model:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.runtime.request import ImageInput, Request
+from gemma_tpu.engine.request import ImageInput, Request
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention to a block of keys at a time inside the TPU's own memory: the kernel behind gemma_tpu.model.blockwise.
+"""Attention to a block of keys at a time inside the TPU's own memory: the kernel behind gemma_tpu.ops.attention.
 
 The masks come from positions and image ids, which are data: a ring holds its positions in any order, and a chunk begins
 anywhere. (The masks of jax.experimental.pallas's splash attention are fixed when a program is traced, or given as a

@@ -1,7 +1,7 @@
 """The device's side of an engine: parameters, state and soft tokens on a mesh, and the calls that change them.
 
 A call is given host values alone (numbers, numpy arrays, digests of images), and only tokens are ever read back. So
-processes that share a mesh are in step if they make the same calls in the same order (gemma_tpu.runtime.distributed).
+processes that share a mesh are in step if they make the same calls in the same order (gemma_tpu.distributed.processes).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
+from gemma_tpu.engine.programs import Controls, State
 from gemma_tpu.model import Params
-from gemma_tpu.runtime import programs
-from gemma_tpu.runtime.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.runtime.programs import Controls, State
 
 
 class Device:
