@@ -16,6 +16,9 @@ from jaxtyping import install_import_hook
 install_import_hook("gemma_tpu", "shape_check.check")
 
 
+pytest_plugins = ("hub_fixtures",)
+
+
 @pytest.fixture(scope="module")
 def browser():
     from demo_site import CHROMIUM, FLAGS

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gemma_tpu.checkpoint import CheckpointError, lazy
+from gemma_tpu.checkpoint import CheckpointError, boxes, lazy
 
 
 class Counted(lazy.Memory):
@@ -12,18 +12,18 @@ class Counted(lazy.Memory):
     elements = 0
 
     def read(self, box):
-        self.elements += int(np.prod(lazy.box_shape(box)))
+        self.elements += int(np.prod(boxes.box_shape(box)))
         return super().read(box)
 
     def cost(self, box):
-        return int(np.prod(lazy.box_shape(box))) * self.dtype.itemsize
+        return int(np.prod(boxes.box_shape(box))) * self.dtype.itemsize
 
 
 def leaf(*shape: int, seed: int = 0) -> Counted:
     return Counted(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), "a")
 
 
-def boxes(shape: tuple[int, ...], count: int = 40):
+def random_boxes(shape: tuple[int, ...], count: int = 40):
     rng = np.random.default_rng(1)
     for _ in range(count):
         starts = [int(rng.integers(size)) for size in shape]
@@ -55,7 +55,7 @@ def test_a_box_of_a_view_is_what_numpy_says(index):
     view, expected = list(views())[index]
     assert view.shape == expected.shape
     np.testing.assert_array_equal(view.read_all(), expected)
-    for box in boxes(view.shape):
+    for box in random_boxes(view.shape):
         np.testing.assert_array_equal(view.read(box), expected[box])
 
 
@@ -68,7 +68,7 @@ def test_a_shard_of_a_fused_view_reads_its_part_of_each_array_and_no_more():
 
 def test_cost_is_what_is_read():
     for view, _ in views():
-        for box in boxes(view.shape, 10):
+        for box in random_boxes(view.shape, 10):
             before = {id(part): part.elements for part in view.leaves()}
             view.read(box)
             read = sum(part.elements - before[key] for key, part in {id(p): p for p in view.leaves()}.items())
@@ -109,10 +109,10 @@ def test_views_that_cannot_be_are_errors():
 def test_copies_of_large_arrays(axes):
     values = np.random.default_rng(0).standard_normal((33, 70, 1100)).astype(np.float32).transpose(axes)
     out = np.zeros(values.shape, np.float32)
-    lazy.copy(out, values)
+    boxes.copy(out, values)
     np.testing.assert_array_equal(out, values)
-    assert lazy.contiguous(values).flags.c_contiguous
-    np.testing.assert_array_equal(lazy.contiguous(values), values)
+    assert boxes.contiguous(values).flags.c_contiguous
+    np.testing.assert_array_equal(boxes.contiguous(values), values)
     wide = np.zeros(values.shape, np.float64)
-    lazy.copy(wide, values)
+    boxes.copy(wide, values)
     np.testing.assert_array_equal(wide, values)

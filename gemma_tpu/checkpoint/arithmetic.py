@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy
-from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.checkpoint import boxes, lazy
+from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 
 
 class Product(LazyArray):
@@ -26,7 +27,7 @@ class Product(LazyArray):
         rank = self.right.shape[0]
         rows = self.left.read(left).astype(np.float32).reshape(-1, rank)
         columns = self.right.read(right).astype(np.float32).reshape(rank, -1)
-        return ((rows * np.float32(self.scale)) @ columns).reshape(lazy.box_shape(box))
+        return ((rows * np.float32(self.scale)) @ columns).reshape(boxes.box_shape(box))
 
     def cost(self, box: Box) -> int:
         left, right = self._boxes(box)

@@ -1,8 +1,7 @@
 """Arrays that stay on disk, and views of them.
 
 A checkpoint names, orders and fuses its parameters in its own way. Here each parameter becomes a view of what lies on
-disk, and reading a box of the view reads no more of the files than that box needs. Boxes are tuples of slices with
-step 1, one per axis.
+disk, and reading a box of the view (gemma_tpu.checkpoint.boxes) reads no more of the files than that box needs.
 """
 
 from __future__ import annotations
@@ -16,47 +15,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from gemma_tpu.checkpoint.boxes import Box, box_shape, copy, normalise_box, relative, whole
 from gemma_tpu.checkpoint.errors import CheckpointError
 
 _T = TypeVar("_T")
-Box = tuple[slice, ...]
 BLOCK_BYTES = 16 << 20  # what is read at a time, where a read can be divided
 FLOAT32 = np.dtype(np.float32)
-
-
-def whole(shape: Sequence[int]) -> Box:
-    return tuple(slice(0, size) for size in shape)
-
-
-def box_shape(box: Box) -> tuple[int, ...]:
-    return tuple(part.stop - part.start for part in box)
-
-
-def normalise_box(box: Sequence[slice], shape: Sequence[int]) -> Box:
-    """Fills in the None of a box, as `Sharding.devices_indices_map` returns them."""
-    return tuple(slice(*part.indices(size)[:2]) for part, size in zip(box, shape, strict=True))
-
-
-def copy(out: np.ndarray, values: np.ndarray) -> None:
-    """`out[...] = values`, five times as fast as NumPy for a large transposed array.
-
-    NumPy walks along the rows of `out`, so every element of `values` is in another memory page. Strips of 16 columns
-    use each cache line that was fetched.
-    """
-    if out.dtype == values.dtype and values.ndim > 1 and values.strides[-1] >= 2048 and values.size > 1 << 16:
-        for start in range(0, values.shape[-1], 16):
-            out[..., start : start + 16] = values[..., start : start + 16]
-    else:
-        out[...] = values
-
-
-def contiguous(values: np.ndarray) -> np.ndarray:
-    """`values` in row-major order, copied only if it is not."""
-    if values.flags.c_contiguous:
-        return values
-    out = np.empty(values.shape, values.dtype)
-    copy(out, values)
-    return out
 
 
 class LazyArray(abc.ABC):
@@ -226,11 +190,6 @@ def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator
                 return
         count //= 2
     yield box
-
-
-def relative(box: Box, origin: Box) -> Box:
-    """`box` counted from the start of `origin`."""
-    return tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, origin, strict=True))
 
 
 def _replace(items: Sequence[_T], axis: int, *new: _T) -> tuple[_T, ...]:

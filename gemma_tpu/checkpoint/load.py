@@ -12,9 +12,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint import checksums, lazy, names, values
+from gemma_tpu.checkpoint import boxes, checksums, lazy, names, values
+from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.lazy import Box, LazyArray
+from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import Checkpoint
 from gemma_tpu.config import GemmaConfig
@@ -103,7 +104,7 @@ class _Plan:
         self.array, self.sharding, self.dtype = array, sharding, dtype
         held: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(array.shape).items():
-            box = lazy.normalise_box(index or (), array.shape)
+            box = boxes.normalise_box(index or (), array.shape)
             held.setdefault(tuple((part.start, part.stop) for part in box), []).append(device)
         shards: list[_Shard] = [(tuple(slice(*part) for part in key), devices) for key, devices in held.items()]
         around = tuple(
@@ -118,12 +119,12 @@ class _Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of the elements that are read, as stored."""
-        return sum(math.prod(lazy.box_shape(around)) for around, _ in self.reads) * self.array.dtype.itemsize
+        return sum(math.prod(boxes.box_shape(around)) for around, _ in self.reads) * self.array.dtype.itemsize
 
     @property
     def host_bytes(self) -> int:
         """An upper estimate of the host memory that `load` needs: the result, and a block with copies of it."""
-        result = max(math.prod(lazy.box_shape(around)) for around, _ in self.reads) * self.dtype.itemsize
+        result = max(math.prod(boxes.box_shape(around)) for around, _ in self.reads) * self.dtype.itemsize
         return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
 
     def load(self, report: Callable[[int], None], stop: threading.Event) -> jax.Array:
@@ -132,7 +133,7 @@ class _Plan:
             for around, shards in self.reads:
                 read = self._read(around, report, stop)
                 for box, devices in shards:
-                    part = read[lazy.relative(box, around)]
+                    part = read[boxes.relative(box, around)]
                     parts += [jax.device_put(part, device) for device in devices]
                 # Only when the devices have it may the next host buffer be filled.
                 jax.block_until_ready(parts)
@@ -143,12 +144,12 @@ class _Plan:
             raise
 
     def _read(self, around: Box, report: Callable[[int], None], stop: threading.Event) -> np.ndarray:
-        out = _aligned(lazy.box_shape(around), self.dtype)
+        out = _aligned(boxes.box_shape(around), self.dtype)
         for block in lazy.read_blocks(self.array, around):
             if stop.is_set():
                 raise _Stopped
             read = self.array.read(block)
-            lazy.copy(out[lazy.relative(block, around)], read)
+            boxes.copy(out[boxes.relative(block, around)], read)
             report(read.nbytes)
         return out
 

@@ -21,9 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import foreign, lazy, storage
+from gemma_tpu.checkpoint import boxes, foreign, lazy, storage
+from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.environment import quiet_libtpu
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -140,7 +141,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             held = sum(value.nbytes for value in values[start:stop])
             if held < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
-            arrays = [lazy.contiguous(value.read_all()) for value in values[start:stop]]
+            arrays = [boxes.contiguous(value.read_all()) for value in values[start:stop]]
             writing = await super().serialize(arrays, infos[start:stop], args[start:stop])
             try:
                 for future in writing:

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy
-from gemma_tpu.checkpoint.lazy import Box, Leaf
+from gemma_tpu.checkpoint import boxes
+from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint.lazy import Leaf
 from gemma_tpu.checkpoint.source import Checkpoint
 
 _WHOLE_BYTES = 64 << 10  # arrays up to this size are read whole, of others one row
@@ -43,12 +44,12 @@ def sample_digests(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _sampled(leaf: Leaf) -> Box:
     if leaf.nbytes <= _WHOLE_BYTES:
-        return lazy.whole(leaf.shape)
+        return boxes.whole(leaf.shape)
     return (*(slice(size // 2, size // 2 + 1) for size in leaf.shape[:-1]), slice(0, leaf.shape[-1]))
 
 
 def _digest(leaf: Leaf, box: Box | None) -> str:
     digest = hashlib.blake2b(f"{leaf.shape} {leaf.dtype}".encode(), digest_size=8)
     if box is not None:
-        digest.update(lazy.contiguous(leaf.read(box)).reshape(-1).view(np.uint8).data)
+        digest.update(boxes.contiguous(leaf.read(box)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

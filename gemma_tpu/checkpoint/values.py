@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
-from gemma_tpu.checkpoint.lazy import Box, LazyArray, Leaf
+from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.checkpoint.names import some
 
 # Without these there is nothing to compute with; a layer of zeros only adds nothing.
