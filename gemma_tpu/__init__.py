@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.classify import Verdict as Verdict
     from gemma_tpu.config import CONFIGS as CONFIGS
     from gemma_tpu.config import GemmaConfig as GemmaConfig
+    from gemma_tpu.config import LayerSpec as LayerSpec
     from gemma_tpu.config import VisionConfig as VisionConfig
+    from gemma_tpu.config import gemma3_layers as gemma3_layers
     from gemma_tpu.distributed.processes import initialize as initialize
     from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
     from gemma_tpu.image import load_image as load_image
@@ -32,7 +34,7 @@ _HOME = {
     "gemma_tpu.api": ("Model",),
     "gemma_tpu.chat": ("Chat",),
     "gemma_tpu.classify": ("Verdict",),
-    "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "VisionConfig"),
+    "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "LayerSpec", "VisionConfig", "gemma3_layers"),
     "gemma_tpu.environment": ("use_compilation_cache",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),

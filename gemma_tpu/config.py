@@ -17,6 +17,7 @@ The dimension letters used by every annotation, einsum and sharding rule of this
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -26,7 +27,32 @@ MAX_LAYERS = 4096  # nothing is that deep; a number that is no number of layers 
 _MAX_SIZE = 2**31 - 1  # of a dimension
 
 SOFT_TOKEN = -1  # stands in token sequences for a soft token of an image; no vocabulary has it
-GLOBAL_EVERY = 6  # layer i is global iff (i + 1) % 6 == 0 (Gemma 3 report, section 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSpec:
+    """What differs between the layers of a decoder.
+
+    `window` is the W of sliding-window attention, None for attention to the whole context. Rotary angles are
+    `position / rope_scale * rope_base^(-2i/H)`.
+    """
+
+    window: int | None
+    rope_base: float
+    rope_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            check_integer("LayerSpec: window", self.window, 1, _MAX_SIZE)
+        for name in ("rope_base", "rope_scale"):
+            check_number(f"LayerSpec: {name}", getattr(self, name), 0, 2**53, low_open=True)
+
+
+def gemma3_layers(count: int, *, window: int, rope_scale: float = 1.0) -> tuple[LayerSpec, ...]:
+    """Gemma 3's pattern (its report, section 2): five local layers, then a global one, whose positions are scaled."""
+    check_integer("gemma3_layers: count", count, 1, MAX_LAYERS)
+    period = (*[LayerSpec(window, 10_000.0)] * 5, LayerSpec(None, 1_000_000.0, rope_scale))
+    return tuple(itertools.islice(itertools.cycle(period), count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,23 +100,19 @@ class VisionConfig:
 class GemmaConfig:
     """A Gemma 3 text decoder, with a vision tower if `vision` is set.
 
-    `query_scale` multiplies queries after their norm and rotary embedding. `global_rope_scale` divides positions on
-    global layers. `max_context` is the longest context the weights were trained for, in tokens. `tied_head`: logits
-    are products with the embedding table, as in every released Gemma 3; otherwise with a head of its own.
+    `query_scale` multiplies queries after their norm and rotary embedding. `max_context` is the longest context the
+    weights were trained for, in tokens. `tied_head`: logits are products with the embedding table, as in every released
+    Gemma 3; otherwise with a head of its own.
     """
 
     vocab_size: int
     embed_dim: int
     hidden_dim: int
-    num_layers: int
+    layers: tuple[LayerSpec, ...]
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    sliding_window: int
     query_scale: float
-    local_rope_base: float = 10_000.0
-    global_rope_base: float = 1_000_000.0
-    global_rope_scale: float = 1.0
     max_context: int = 131_072
     tied_head: bool = True
     vision: VisionConfig | None = None
@@ -99,9 +121,14 @@ class GemmaConfig:
         for field in dataclasses.fields(self):
             name, value = f"GemmaConfig: {field.name}", getattr(self, field.name)
             if field.type == "int":
-                check_integer(name, value, 1, MAX_LAYERS if field.name == "num_layers" else _MAX_SIZE)
+                check_integer(name, value, 1, _MAX_SIZE)
             elif field.type == "float":
                 check_number(name, value, 0, 2**53, low_open=True)
+        are_layers = isinstance(self.layers, tuple) and all(isinstance(layer, LayerSpec) for layer in self.layers)
+        if not are_layers or not 1 <= len(self.layers) <= MAX_LAYERS:
+            raise ValueError(
+                f"GemmaConfig: layers must be a tuple of 1 to {MAX_LAYERS} LayerSpecs, got {shown(self.layers)}"
+            )
         check_flag("GemmaConfig: tied_head", self.tied_head)
         if not isinstance(self.vision, VisionConfig | None):
             raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {shown(self.vision)}")
@@ -118,9 +145,24 @@ class GemmaConfig:
         """G: query heads that share one kv head."""
         return self.num_heads // self.num_kv_heads
 
-    def is_global(self, layer: int) -> bool:
-        """Whether `layer` (from 0) attends to the whole context instead of a sliding window."""
-        return (layer + 1) % GLOBAL_EVERY == 0
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def summary(self) -> dict[str, Any]:
+        """The config as JSON's own types, with the number of layers and the shortest pattern that they repeat.
+
+        The pattern is a list of runs of equal layers: {"count": 5, "window": 512, …}, {"count": 1, "window": None, …}.
+        """
+        layers, values = self.layers, dataclasses.asdict(self)
+        del values["layers"]
+        period = next(n for n in range(1, len(layers) + 1) if layers[n:] == layers[:-n])
+        runs = [(len(list(run)), layer) for layer, run in itertools.groupby(layers[:period])]
+        pattern = [{"count": count, **dataclasses.asdict(layer)} for count, layer in runs]
+        return {"num_layers": len(layers), "layer_pattern": pattern, **values}
+
+    def __repr__(self) -> str:
+        return f"GemmaConfig({', '.join(f'{name}={value}' for name, value in self.summary().items())})"
 
 
 def _gemma3(
@@ -132,13 +174,11 @@ def _gemma3(
         vocab_size=262_144,
         embed_dim=embed,
         hidden_dim=hidden,
-        num_layers=layers,
+        layers=gemma3_layers(layers, window=1024, rope_scale=8.0) if multimodal else gemma3_layers(layers, window=512),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        sliding_window=1024 if multimodal else 512,
         query_scale=query_dim**-0.5,
-        global_rope_scale=8.0 if multimodal else 1.0,
         max_context=131_072 if multimodal else 32_768,
         vision=VisionConfig() if multimodal else None,
     )
@@ -156,11 +196,10 @@ DEMO = GemmaConfig(
     vocab_size=2048,
     embed_dim=256,
     hidden_dim=768,
-    num_layers=8,
+    layers=gemma3_layers(8, window=512),
     num_heads=4,
     num_kv_heads=2,
     head_dim=64,
-    sliding_window=512,
     query_scale=64**-0.5,
     max_context=8192,
     vision=VisionConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=28),

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
 
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 VISION = VisionConfig(width=8, depth=2, mlp_dim=12, num_heads=2, image_size=28, patch_size=7, num_soft_tokens=4)
@@ -26,13 +26,11 @@ def small(layers: int = 8, heads: int = 4, kv_heads: int = 2, vision: VisionConf
         vocab_size=96,
         embed_dim=16,
         hidden_dim=24,
-        num_layers=layers,
+        layers=gemma3_layers(layers, window=8, rope_scale=8.0 if vision else 1.0),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=6,
-        sliding_window=8,
         query_scale=10**-0.5,
-        global_rope_scale=8.0 if vision else 1.0,
         max_context=1024,
         vision=vision,
     )
@@ -285,13 +283,13 @@ def hf_config(config: GemmaConfig) -> dict:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "query_pre_attn_scalar": round(config.query_scale**-2),
-        "sliding_window": config.sliding_window,
+        "sliding_window": config.layers[0].window,
         "max_position_embeddings": config.max_context,
         "vocab_size": config.vocab_size + (64 if config.vision else 0),
     }
     if config.vision is None:
         return text
-    text["rope_scaling"] = {"factor": config.global_rope_scale, "rope_type": "linear"}
+    text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
     v = config.vision
     vision = {
         "model_type": "siglip_vision_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import PROGRAMS, Deployment, Program, compile_programs
 
@@ -13,11 +13,10 @@ SMALL = GemmaConfig(
     vocab_size=32_768,
     embed_dim=1024,
     hidden_dim=4096,
-    num_layers=6,
+    layers=gemma3_layers(6, window=512),
     num_heads=8,
     num_kv_heads=4,
     head_dim=128,
-    sliding_window=512,
     query_scale=128**-0.5,
     vision=VisionConfig(width=512, depth=1, mlp_dim=1024, num_heads=4, image_size=448),
 )

@@ -18,19 +18,17 @@ import checkpoint_samples as samples
 import numpy as np
 import sentencepiece
 
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 
 SMALL = GemmaConfig(
     vocab_size=2048,  # the demo checkpoint's tokenizer
     embed_dim=64,
     hidden_dim=96,
-    num_layers=7,  # ends on a local layer, as 4B and 27B do
+    layers=gemma3_layers(7, window=32, rope_scale=8.0),  # ends on a local layer, as 4B and 27B do
     num_heads=4,
     num_kv_heads=2,
     head_dim=16,
-    sliding_window=32,
     query_scale=16**-0.5,
-    global_rope_scale=8.0,
     max_context=1024,
     vision=VisionConfig(width=32, depth=2, mlp_dim=48, num_heads=2, image_size=56, num_soft_tokens=4),
 )
@@ -107,10 +105,10 @@ def _arrays(config: GemmaConfig, names: str) -> Arrays:
     Of a size at which an answer is neither flat nor all one token.
     """
     std = config.embed_dim**-0.5
-    around = getattr(samples.sample(dataclasses.replace(config, num_layers=1), std=std), names)
+    around = getattr(samples.sample(dataclasses.replace(config, layers=config.layers[:1]), std=std), names)
     yield from ((name, array) for name, array in around.items() if not _LAYER.search(name))
     text = "language_model.model." if config.vision else "model."
-    alone = dataclasses.replace(config, num_layers=1, vocab_size=1, vision=None)
+    alone = dataclasses.replace(config, layers=config.layers[:1], vocab_size=1, vision=None)
     for i in range(config.num_layers):
         for name, array in getattr(samples.sample(alone, seed=1 + i, std=std), names).items():
             if _LAYER.search(name):

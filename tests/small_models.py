@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -25,15 +25,22 @@ TEXT = GemmaConfig(
     vocab_size=64,
     embed_dim=32,
     hidden_dim=64,
-    num_layers=8,
+    layers=gemma3_layers(8, window=8),
     num_heads=8,
     num_kv_heads=4,
     head_dim=8,
-    sliding_window=8,
     query_scale=0.3,
     max_context=512,
 )
 VISION = VisionConfig(width=32, depth=2, mlp_dim=48, num_heads=8, image_size=56, num_soft_tokens=4)
+
+
+def config_of(values: dict[str, Any], **others: Any) -> GemmaConfig:
+    """The config of one of tests/reference/models.py; `others` are what those do not say."""
+    values = values | {"vision": VisionConfig(**values["vision"]) if values["vision"] else None}
+    layers, window, scale = (values.pop(name) for name in ("num_layers", "sliding_window", "global_rope_scale"))
+    assert (values.pop("local_rope_base"), values.pop("global_rope_base")) == (10_000, 1_000_000)
+    return GemmaConfig(**values, layers=gemma3_layers(layers, window=window, rope_scale=scale), **others)
 
 
 @functools.cache

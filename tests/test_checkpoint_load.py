@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.checkpoint import lazy, load_params, open_checkpoint, orbax, save_params
 from gemma_tpu.checkpoint.load import _Memory, _Plan
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import GemmaConfig, gemma3_layers
 
 
 def divided(mesh: Mesh):
@@ -68,8 +68,8 @@ def bytes_read_by_this_process() -> int:
 
 
 LARGE = GemmaConfig(
-    vocab_size=8192, embed_dim=512, hidden_dim=64, num_layers=1, num_heads=8, num_kv_heads=8, head_dim=64,
-    sliding_window=8, query_scale=1.0,
+    vocab_size=8192, embed_dim=512, hidden_dim=64, layers=gemma3_layers(1, window=8), num_heads=8, num_kv_heads=8,
+    head_dim=64, query_scale=1.0,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import mesh_of
+from small_models import config_of, mesh_of
 
 import gemma_tpu
 from gemma_tpu.sharding import param_sharding
@@ -29,7 +29,7 @@ TOKENIZER = gemma_tpu.Tokenizer(GOLDENS / "text" / "tokenizer.model")
 @pytest.fixture(scope="module")
 def model():
     case = models.Case("safety", 41, {"vocab_size": TOKENIZER.vocab_size, "sliding_window": 64}, models.TOWER)
-    config = gemma_tpu.GemmaConfig(**case.config | {"vision": gemma_tpu.VisionConfig(**models.TOWER)})
+    config = config_of(case.config)
     mesh = mesh_of(1, 1)
     params = {
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))

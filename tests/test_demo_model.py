@@ -29,7 +29,7 @@ from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, 
 from checkpoints.demo_model.tasks_compare import compare_turns, scene_pair
 from checkpoints.demo_model.tasks_image import Asker, scene_turns
 from checkpoints.demo_model.wording import CHINESE, ENGLISH
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes
@@ -261,11 +261,10 @@ _TINY = GemmaConfig(
     vocab_size=tokenizer.VOCAB_SIZE,
     embed_dim=16,
     hidden_dim=32,
-    num_layers=6,
+    layers=gemma3_layers(6, window=64),
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    sliding_window=64,
     query_scale=8**-0.5,
     vision=VisionConfig(width=16, depth=1, mlp_dim=16, num_heads=2, image_size=128, patch_size=8),
 )

@@ -32,7 +32,9 @@ from gemma_tpu.distributed.group import Group
 from gemma_tpu.distributed.shared_device import LeadingDevice
 from gemma_tpu.engine.device import Device
 
-CONFIG = dataclasses.replace(EIGHT_LAYERS, num_layers=6)  # the last is global; each process compiles every one
+CONFIG = dataclasses.replace(
+    EIGHT_LAYERS, layers=EIGHT_LAYERS.layers[:6]
+)  # the last is global; each process compiles every one
 HERE = Path(__file__).parent
 PATIENCE = 240  # seconds for processes that compile, on a busy machine
 SOON = 20  # seconds in which the loss of a process must be known

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import config_of
 
-from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, VisionConfig
+from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
 from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput
@@ -43,12 +44,6 @@ def about() -> dict:
     return json.loads((GOLDENS / "fidelity.json").read_text())
 
 
-def config_of(case: models.Case) -> GemmaConfig:
-    values = case.config
-    vision = values.pop("vision")
-    return GemmaConfig(**values, vision=VisionConfig(**vision) if vision else None)
-
-
 def params_of(case: models.Case, about: dict) -> dict[str, jax.Array]:
     params = models.weights(case)
     assert models.checksum(params) == pytest.approx(about["cases"][case.name]["weights"], rel=1e-9), (
@@ -72,7 +67,7 @@ def assert_agrees(case: models.Case, key: str, ours: np.ndarray, goldens: dict, 
 def test_logits(name: str, goldens: dict, about: dict) -> None:
     """Over kv heads, windows, padding, far positions, query scales, depths and images: see CASES for what is where."""
     case = models.by_name(name)
-    config, params, inputs = config_of(case), params_of(case, about), models.inputs(case)
+    config, params, inputs = config_of(case.config), params_of(case, about), models.inputs(case)
     pixels = jnp.asarray(inputs.pixels) if case.vision else None
 
     def run(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -106,14 +101,14 @@ def test_logits(name: str, goldens: dict, about: dict) -> None:
 @pytest.mark.parametrize("name", ["two_images", "tower_27_blocks"])
 def test_soft_tokens(name: str, goldens: dict, about: dict) -> None:
     case = models.by_name(name)
-    soft = encode_images(config_of(case), params_of(case, about), jnp.asarray(models.inputs(case).pixels))
+    soft = encode_images(config_of(case.config), params_of(case, about), jnp.asarray(models.inputs(case).pixels))
     assert_agrees(case, "soft_tokens", np.asarray(soft), goldens, SOFT_TOKENS_TOLERANCE)
 
 
 def test_soft_tokens_of_the_real_geometry(goldens: dict, about: dict) -> None:
     """896×896 pixels, 4,096 patches, 256 soft tokens."""
     case = models.by_name("tower_896")
-    config, pixels = config_of(case), models.inputs(case).pixels
+    config, pixels = config_of(case.config), models.inputs(case).pixels
     assert (config.vision.image_size, config.vision.num_patches, config.vision.num_soft_tokens) == (896, 4096, 256)
     soft = np.asarray(encode_images(config, params_of(case, about), jnp.asarray(pixels)))
     assert_agrees(case, "soft_tokens", soft[..., models.CHANNELS], goldens, SOFT_TOKENS_TOLERANCE)
@@ -123,7 +118,7 @@ def test_soft_tokens_of_the_real_geometry(goldens: dict, about: dict) -> None:
 def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     """64 tokens through the engine: its own image encoding, chunked prefill, caches and decoding loop."""
     case = models.by_name(name)
-    config, inputs = config_of(case), models.inputs(case)
+    config, inputs = config_of(case.config), models.inputs(case)
     images = [ImageInput(Image.fromarray(image), config.vision.image_size) for image in inputs.images]
     mesh = make_mesh(config, (1, 1), jax.devices()[:1])
     engine = Engine(config, params_of(case, about), mesh=mesh, max_context=128, max_rows=1, dtype=jnp.float32)
@@ -152,7 +147,7 @@ def test_checkpoint_tables_agree_with_the_references(name: str) -> None:
     from gemma_tpu.checkpoint import hf_names, lazy, names
 
     case = models.by_name(name)
-    config, params = config_of(case), models.weights(case)
+    config, params = config_of(case.config), models.weights(case)
     canonical = names.canonical_from_ours({n: lazy.Memory(value, n) for n, value in params.items()}, config)
     paths = jax.tree_util.tree_flatten_with_path(mapping.to_gemma(case.config, params))[0]
     gemma = {"/".join(key.key for key in path): value for path, value in paths}
@@ -206,10 +201,11 @@ def test_real_configs(
 ) -> None:
     """The constants that shapes do not show."""
     config = CONFIGS[name]
-    assert (config.num_layers, config.sliding_window, config.global_rope_scale) == (layers, window, rope_scale)
+    assert config.num_layers == layers
     assert config.query_scale == pytest.approx(query_scale, rel=1e-12)
-    assert config.is_global(layers - 1) == last_is_global
-    assert (config.local_rope_base, config.global_rope_base) == (10_000, 1_000_000)
+    local, whole = LayerSpec(window, 10_000, 1), LayerSpec(None, 1_000_000, rope_scale)
+    assert all(layer == (local if (i + 1) % 6 else whole) for i, layer in enumerate(config.layers))
+    assert (config.layers[-1] == whole) == last_is_global
 
 
 @pytest.mark.parametrize("name", ["gemma3-1b", "gemma3-27b"])

@@ -14,7 +14,7 @@ from small_models import VISION, mesh_of, random_params
 from test_programs import _record
 
 from gemma_tpu.cache.kv_cache import cache_bytes
-from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
 from gemma_tpu.engine import encode_images, programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import image_ids, number_soft_tokens
@@ -31,13 +31,11 @@ CONFIG = GemmaConfig(
     vocab_size=64,
     embed_dim=16,
     hidden_dim=16,
-    num_layers=8,
+    layers=gemma3_layers(8, window=1024, rope_scale=8.0),
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    sliding_window=1024,
     query_scale=0.4,
-    global_rope_scale=8.0,
     vision=dataclasses.replace(VISION, width=16, mlp_dim=16, num_heads=2),
 )
 CHUNK = 1024
@@ -53,7 +51,7 @@ def _plain_logits(params, tokens, soft_tokens, block: int = 512) -> jax.Array:
     image = image_ids(soft_index, soft_tokens.shape[1])
 
     def attend_layer(layer: int, query, key, value) -> jax.Array:
-        window = None if CONFIG.is_global(layer) else CONFIG.sliding_window
+        window = None if layer == 5 else 1024
         span = length if window is None else min(length, 2 * window + block)  # a local layer need not look at all keys
         keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
 
@@ -71,7 +69,7 @@ def _plain_logits(params, tokens, soft_tokens, block: int = 512) -> jax.Array:
             return attend(own(query), seen(keys, axis=2), seen(values, axis=2), mask)
 
         # After the global layer come two local ones, so that only these queries of it reach the last logits.
-        begin = 0 if window else length - block * -(-(2 * CONFIG.sliding_window + NEW) // block)
+        begin = 0 if window else length - block * -(-(2 * 1024 + NEW) // block)
         encoded = jnp.moveaxis(jax.lax.map(look, jnp.arange(begin, length, block)), 0, 1)
         return jnp.pad(encoded.reshape(1, -1, *query.shape[2:]), ((0, 0), (begin, 0), *((0, 0),) * 3))
 
@@ -144,7 +142,7 @@ def _needle_params(config: GemmaConfig, answers: dict[int, int], asking: int) ->
 
 
 def test_a_needle_is_found_at_any_depth() -> None:
-    config = dataclasses.replace(CONFIG, num_heads=1, num_layers=6, query_scale=8.0, vision=None)
+    config = dataclasses.replace(CONFIG, num_heads=1, layers=CONFIG.layers[:6], query_scale=8.0, vision=None)
     needles, asking, hay = {10: 20, 11: 21}, 30, 5
     engine = _engine(_needle_params(config, needles, asking), config)
     try:
@@ -162,5 +160,5 @@ def test_memory_grows_with_the_global_layers_alone(name: str, less: float) -> No
     config = CONFIGS[name]
     growth = cache_bytes(config, 1, CONTEXT, "bfloat16") - cache_bytes(config, 1, CONTEXT - 1, "bfloat16")
     per_layer = 2 * config.num_kv_heads * config.head_dim * 2
-    assert growth == per_layer * sum(config.is_global(layer) for layer in range(config.num_layers))
+    assert growth == per_layer * sum(layer.window is None for layer in config.layers)
     assert per_layer * config.num_layers / growth == pytest.approx(less, abs=0.05)

@@ -177,7 +177,7 @@ def test_a_prefill_leaves_other_rows_alone() -> None:
 )
 def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tuple[int, int]) -> None:
     """At the real widths, with a model axis within the kv heads and beyond them; six layers hold each kind."""
-    config = dataclasses.replace(CONFIGS[name], vision=None, num_layers=6)
+    config = dataclasses.replace(CONFIGS[name], vision=None, layers=CONFIGS[name].layers[:6])
     mesh = make_mesh(config, sides, jax.devices()[: math.prod(sides)])
     params, rows, T = abstract_params(config, "bfloat16", mesh), sides[0], 64
     state = programs.abstract_state(config, rows, 4096, "bfloat16", mesh)
@@ -202,7 +202,7 @@ def test_the_state_is_donated() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[int, int]) -> None:
-    mesh, config = mesh_of(*shape), dataclasses.replace(TEXT, num_layers=6)
+    mesh, config = mesh_of(*shape), dataclasses.replace(TEXT, layers=TEXT.layers[:6])
     abstract = programs.abstract_state(config, ROWS, CONTEXT, jnp.dtype("float32"), mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -119,7 +118,7 @@ def test_commands(
                 found = json.loads(out)
                 assert found["layout"] == KINDS[layout]
                 assert found["tokenizer"] is not None
-                assert found["config"] == dataclasses.asdict(layouts.SMALL)
+                assert found["config"] == layouts.SMALL.summary()
             case "generate":
                 answers.append(out)
             case "chat":

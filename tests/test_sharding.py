@@ -36,7 +36,7 @@ def test_no_chip_keeps_what_another_has(name: str) -> None:
     config = CONFIGS[name]
     for model in (1, 2, 4, 8):
         mesh = make_mesh(config, (1, model), jax.devices()[:model])
-        cache = (1, config.num_kv_heads, config.sliding_window, config.head_dim)
+        cache = (1, config.num_kv_heads, config.layers[0].window, config.head_dim)
         shapes = {path: struct.shape for path, struct in param_shapes(dataclasses.replace(config, vision=None)).items()}
         shards = {path: (shape, param_sharding(path, shape, mesh)) for path, shape in shapes.items() if len(shape) > 1}
         for path, (shape, sharding) in {**shards, "cache": (cache, partition("RKSH", cache, mesh))}.items():

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small_models import config_of
 
 from gemma_tpu import api, loading, verify
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import SOFT_TOKEN
 from gemma_tpu.verify import reference
 from gemma_tpu.verify.inputs import Question, make_questions, spread
@@ -38,8 +38,7 @@ ABOUT = {"against": "transformers", "versions": {"transformers": "5"}, "dtype": 
 
 def write_checkpoint(folder: Path, layout: str, layers: int) -> Path:
     case = models.Case("verify", 50, {"vocab_size": 800, "num_layers": layers, "sliding_window": 24}, models.TOWER)
-    values = case.config
-    config = GemmaConfig(**values | {"vision": VisionConfig(**values["vision"])}, max_context=1024)
+    config = config_of(case.config, max_context=1024)
     return save_params(models.weights(case), config, folder / layout, layout=layout, tokenizer=TOKENIZER)
 
 
@@ -210,7 +209,7 @@ def test_questions(model: api.Model) -> None:
     questions, image = make_questions(model, None, None, 5)
     assert image.shape == (56, 56, 3)
     by_name = {q.name: q for q in questions}
-    assert len(by_name["past the window"].tokens) == model.config.sliding_window + 64
+    assert len(by_name["past the window"].tokens) == 24 + 64
     assert len(by_name["past the window"].rows) == 64
     shown = by_name["image"]
     assert shown.images == 1

@@ -69,11 +69,11 @@ def attend_groups(config: GemmaConfig, batch: Batch, implementation: str):
     image = jnp.where(batch["soft"] >= 0, batch["soft"] // 256 + 1, 0)
     masks = {
         window: seen & attention_mask(positions, positions, query_image=image, key_image=image, window=window)
-        for window in (None, config.sliding_window)
+        for window in {layer.window for layer in config.layers}
     }
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        mask = masks[None if config.is_global(layer) else config.sliding_window]
+        mask = masks[config.layers[layer].window]
         if implementation == "xla":
             return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), mask)
         B, T, K, G, H = query.shape

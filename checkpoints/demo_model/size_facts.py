@@ -86,7 +86,7 @@ _NUMBERS = (
     (
         _value("[sliding window|window|attention window|window size]"),
         "Gemma 3 {size} has a sliding window of {value} tokens.",
-        lambda c: c.sliding_window,
+        lambda c: c.layers[0].window,
     ),
     (
         _value("[context length|context|context size|context window length]"),

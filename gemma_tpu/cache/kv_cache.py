@@ -20,7 +20,7 @@ Cache = tuple[LayerCache, ...]
 
 def cache_slots(config: GemmaConfig, layer: int, context: int) -> int:
     """S of a layer for a context of so many tokens."""
-    return context if config.is_global(layer) else min(config.sliding_window, context)
+    return min(config.layers[layer].window or context, context)
 
 
 def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> Cache:

@@ -17,7 +17,7 @@ from typing import Any
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checks import one_line, shown
-from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, MAX_LAYERS, GemmaConfig, VisionConfig
+from gemma_tpu.config import CONFIGS, MAX_LAYERS, GemmaConfig, LayerSpec, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
 # Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
@@ -41,7 +41,9 @@ _VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
-_COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS, "mm_tokens_per_image"} - {"query_pre_attn_scalar"}
+_COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS, "mm_tokens_per_image", "sliding_window_pattern"} - {
+    "query_pre_attn_scalar"
+}
 _MOST = 2**53  # of any number; a float holds integers up to it
 # What this package computes and nothing else; a config that says otherwise is refused.
 _TEXT_FIXED: dict[str, Any] = {
@@ -65,8 +67,6 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
     _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse(text, _TEXT_FIXED, path)
-    _require_layer_pattern(text, path)
-    local_base, global_base, global_scale = _rope(text, path)
     image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
         raise CheckpointError(f"{path}: image_token_index is {shown(image_token)}, no token id")
@@ -76,15 +76,11 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
             vocab_size=text["vocab_size"] - extra,
             embed_dim=text["hidden_size"],
             hidden_dim=text["intermediate_size"],
-            num_layers=text["num_hidden_layers"],
+            layers=_layers(text, path),
             num_heads=text["num_attention_heads"],
             num_kv_heads=text["num_key_value_heads"],
             head_dim=text["head_dim"],
-            sliding_window=text["sliding_window"],
             query_scale=text["query_pre_attn_scalar"] ** -0.5,
-            local_rope_base=local_base,
-            global_rope_base=global_base,
-            global_rope_scale=global_scale,
             max_context=text["max_position_embeddings"],
             tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
             vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
@@ -124,32 +120,36 @@ def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) 
             raise CheckpointError(f"{path}: {key} is {shown(value)}; {MAX_LAYERS} is the most that is taken for true")
 
 
-def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
-    """Refuses layers of other kinds than Gemma 3's: one global layer in `GLOBAL_EVERY`, the last of each group.
-
-    As in transformers, `layer_types` says it; without it `sliding_window_pattern` does (`_sliding_window_pattern` in
-    files of its version 4.53 and later).
-    """
-    layers = text["num_hidden_layers"]
-    expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
-    if (types := text.get("layer_types")) is not None:
-        if types != expected:
-            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else shown(types)
-            raise CheckpointError(
-                f"{path}: layer_types makes {found} layers global, which is not Gemma 3's pattern of one in "
-                f"{GLOBAL_EVERY}: no other is supported"
-            )
-        return
-    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
-        if text.get(key, GLOBAL_EVERY) != GLOBAL_EVERY:
-            raise CheckpointError(f"{path}: {key} is {shown(text[key])}; Gemma 3 models here have {GLOBAL_EVERY}")
-
-
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"  # the types of layers
 
 
-def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
-    """Local base, global base, and the factor that divides positions on global layers.
+def _layers(text: Mapping[str, Any], path: str) -> tuple[LayerSpec, ...]:
+    window = {_LOCAL: text["sliding_window"], _GLOBAL: None}
+    specs = {kind: LayerSpec(window[kind], *rope) for kind, rope in _rope(text, path).items()}
+    return tuple(specs[kind] for kind in _layer_types(text, path))
+
+
+def _layer_types(text: Mapping[str, Any], path: str) -> list[str]:
+    """The type of each layer. As in transformers, `layer_types` says it; without it `sliding_window_pattern` does.
+
+    `_sliding_window_pattern` is written by transformers 4.53 and later beside `layer_types`, and read by none.
+    """
+    count, types = text["num_hidden_layers"], text.get("layer_types")
+    if types is None:
+        every = text.get("sliding_window_pattern", 6)
+        _require_numbers({"sliding_window_pattern": every}, ("sliding_window_pattern",), path)
+        if (other := text.get("_sliding_window_pattern", every)) != every:
+            raise CheckpointError(f"{path}: _sliding_window_pattern is {shown(other)}; say so by layer_types")
+        return [_LOCAL if (i + 1) % every else _GLOBAL for i in range(count)]
+    if not isinstance(types, list) or any(kind not in (_LOCAL, _GLOBAL) for kind in types) or len(types) != count:
+        raise CheckpointError(
+            f"{path}: layer_types is {shown(types)}; it must be {_LOCAL!r} or {_GLOBAL!r} for each of {count} layers"
+        )
+    return types
+
+
+def _rope(text: Mapping[str, Any], path: str) -> dict[str, tuple[float, float]]:
+    """Base and scale of the rotary angles of each type of layer.
 
     `rope_parameters` comes first, then what the older keys say and it does not. As in transformers, `rope_scaling` is
     laid over what `rope_parameters` says of global layers, where a file has both. The key `type` is that of
@@ -163,20 +163,19 @@ def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
         )
     if not scaling.keys() & {_LOCAL, _GLOBAL}:
         scaling = {_GLOBAL: scaling}
-    rope = {kind: _mapping(by_type, kind, path) | _mapping(scaling, kind, path) for kind in (_LOCAL, _GLOBAL)}
-    for kind, accepted in ((_LOCAL, ("default",)), (_GLOBAL, ("default", "linear"))):
-        found = rope[kind].get("rope_type", rope[kind].get("type", "default"))
-        if found not in accepted:
+    older = {_LOCAL: text.get("rope_local_base_freq", 10_000), _GLOBAL: text.get("rope_theta", 1_000_000)}
+    found = {}
+    for kind, base in older.items():
+        rope = _mapping(by_type, kind, path) | _mapping(scaling, kind, path)
+        name = rope.get("rope_type", rope.get("type", "default"))
+        if name not in ("default", "linear"):
             raise CheckpointError(
-                f"{path}: rope type {shown(found)} is not supported on layers of {kind}; Gemma 3 has "
-                f"{' or '.join(map(repr, accepted))} there"
+                f"{path}: rope type {shown(name)} is not supported on layers of {kind}; Gemma 3 has 'default' or "
+                "'linear' there"
             )
-        rope[kind]["rope_type"] = found
-    return (
-        _positive(rope[_LOCAL].get("rope_theta", text.get("rope_local_base_freq", 10_000)), "rope_theta", path),
-        _positive(rope[_GLOBAL].get("rope_theta", text.get("rope_theta", 1_000_000)), "rope_theta", path),
-        _positive(rope[_GLOBAL].get("factor"), "factor", path) if rope[_GLOBAL]["rope_type"] == "linear" else 1.0,
-    )
+        scale = _positive(rope.get("factor"), "factor", path) if name == "linear" else 1.0
+        found[kind] = _positive(rope.get("rope_theta", base), "rope_theta", path), scale
+    return found
 
 
 def _positive(value: Any, key: str, path: str) -> float:
@@ -217,9 +216,10 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
     scalar = config.query_scale**-2
     if round(scalar) ** -0.5 == config.query_scale:
         scalar = round(scalar)  # transformers accepts integers only
-    full: dict[str, Any] = {"rope_type": "default", "rope_theta": config.global_rope_base}
-    if config.global_rope_scale != 1:
-        full |= {"rope_type": "linear", "factor": config.global_rope_scale}
+    kinds = [_GLOBAL if layer.window is None else _LOCAL for layer in config.layers]
+    specs = dict(zip(kinds, config.layers, strict=True))
+    if config.layers != tuple(specs[kind] for kind in kinds):
+        raise CheckpointError("a config.json cannot say that layers differ in more than whether they have a window")
     text = {
         "model_type": "gemma3_text",
         "vocab_size": config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0),
@@ -229,16 +229,11 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "sliding_window": config.sliding_window,
+        **({"sliding_window": specs[_LOCAL].window} if _LOCAL in specs else {}),
         "query_pre_attn_scalar": scalar,
         "max_position_embeddings": config.max_context,
-        "layer_types": [
-            "full_attention" if config.is_global(i) else "sliding_attention" for i in range(config.num_layers)
-        ],
-        "rope_parameters": {
-            "full_attention": full,
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_base},
-        },
+        "layer_types": kinds,
+        "rope_parameters": {kind: _rope_parameters(spec) for kind, spec in specs.items()},
         "pad_token_id": ids["pad"],
         "eos_token_id": ids["eos"],
         "bos_token_id": ids["bos"],
@@ -273,6 +268,11 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
             },
         }
     )
+
+
+def _rope_parameters(layer: LayerSpec) -> dict[str, Any]:
+    linear = {"rope_type": "linear", "factor": layer.rope_scale}
+    return {"rope_type": "default", "rope_theta": layer.rope_base} | (linear if layer.rope_scale != 1 else {})
 
 
 def _dump(raw: dict[str, Any]) -> str:

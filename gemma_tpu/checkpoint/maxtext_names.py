@@ -34,8 +34,8 @@ import numpy as np
 from gemma_tpu.checkpoint import lazy, names
 from gemma_tpu.checkpoint.arithmetic import Mapped
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.config import GLOBAL_EVERY
 
+_SCANNED = 6  # layers that MaxText scans over together
 EMBEDDING = "token_embedder/embedding"
 _LAYER = {
     "pre_self_attention_norm/scale": "pre_attention_norm/scale",
@@ -90,10 +90,10 @@ def _layers(name: str, arrays: Mapping[str, LazyArray], width: int) -> Iterator[
         yield int(match[1]), match[2], array
     elif match := re.fullmatch(r"decoder/layers_remainder/layers_(\d+)/(.+)", name):
         scanned = arrays.get("decoder/layers/layers_0/pre_ffw_norm/scale")
-        before = 0 if scanned is None else scanned.shape[_stacked_axis(scanned, width)] * GLOBAL_EVERY
+        before = 0 if scanned is None else scanned.shape[_stacked_axis(scanned, width)] * _SCANNED
         yield before + int(match[1]), match[2], array
     elif match := re.fullmatch(r"decoder/layers/(?:layers_(\d+)/)?(.+)", name):
-        first, every = (int(match[1]), GLOBAL_EVERY) if match[1] else (0, 1)
+        first, every = (int(match[1]), _SCANNED) if match[1] else (0, 1)
         norm = arrays.get(f"{name.removesuffix(match[2])}pre_ffw_norm/scale")
         axis = 1 if norm is None else _stacked_axis(norm, width)
         for s in range(array.shape[axis]):

@@ -274,13 +274,16 @@ def _info(args: argparse.Namespace) -> int:
         "chat_template": companions.chat_template and companions.chat_template[1],
         "defaults": companions.options(tokenizer),
         "notes": companions.notes(tokenizer),
-        "config": dataclasses.asdict(checkpoint.config),
+        "config": checkpoint.config.summary(),
     }
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
     config, notes, defaults = (found.pop(name) for name in ("config", "notes", "defaults"))
     vision = config.pop("vision")
+    config["layer_pattern"] = [
+        " ".join(f"{name}={value}" for name, value in run.items()) for run in config["layer_pattern"]
+    ]
     shown = (("", found), ("defaults", defaults), ("text", config), ("vision", vision or {"": "none"}))
     for title, values in shown:
         if title:

@@ -46,12 +46,11 @@ def self_attention(
     key_pos = jnp.where(token < lengths[:, None], positions, -1)
     masks = {
         window: attention_mask(positions, key_pos, query_image=image, key_image=image, window=window)
-        for window in (None, config.sliding_window)
+        for window in {layer.window for layer in config.layers}
     }
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        window = None if config.is_global(layer) else config.sliding_window
-        return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), masks[window])
+        return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), masks[config.layers[layer].window])
 
     return attend_layer
 

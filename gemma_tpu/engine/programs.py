@@ -143,9 +143,7 @@ def prefill(
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         old = cache[layer]
         cache[layer] = write(old, row_ids, key, value, start, count)
-        look = functools.partial(
-            attend_part, query, window=None if config.is_global(layer) else config.sliding_window, mesh=mesh
-        )
+        look = functools.partial(attend_part, query, window=config.layers[layer].window, mesh=mesh)
         keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
         part = look(keys, values, positions, key_pos, query_image=image, key_image=image, length="T")
         if not fresh:
@@ -252,7 +250,7 @@ def decode(
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             cache[layer] = keys, values = put(cache[layer], unpad(key), unpad(value), row.length)
-            window = None if config.is_global(layer) else config.sliding_window
+            window = config.layers[layer].window
             held_pos = slot_positions(held, keys.shape[2])
             part = attend_part(unpad(query), keys, values, position, held_pos, window=window, mesh=mesh)
             return pad(finish(part, unpad(query)))

@@ -51,7 +51,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embedder = Embedder(config.vocab_size, config.embed_dim, tied_head=config.tied_head, rngs=rngs)
-        self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, rngs=rngs) for _ in config.layers])
         self.final_norm = RMSNorm(config.embed_dim)
 
     def embed(
@@ -79,15 +79,13 @@ class Transformer(nnx.Module):
         tap: Tap | None = None,
     ) -> Float[Array, "B T D"]:
         """Embeddings → final hidden states. `tap(name, value)` sees the output of every layer."""
-        config = self.config
-        local_rope = rope_angles(positions, config.head_dim, config.local_rope_base, 1.0)
-        global_rope = rope_angles(positions, config.head_dim, config.global_rope_base, config.global_rope_scale)
+        kinds = [(layer.rope_base, layer.rope_scale) for layer in self.config.layers]
+        ropes = {kind: rope_angles(positions, self.config.head_dim, *kind) for kind in dict.fromkeys(kinds)}
         if tap:
             tap("embed", x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                rope = global_rope if config.is_global(i) else local_rope
-                x = layer(x, rope, functools.partial(attend, i), placement)
+                x = layer(x, ropes[kinds[i]], functools.partial(attend, i), placement)
             if tap:
                 tap(f"layers.{i}", x)
         x = self.final_norm(x)

@@ -88,7 +88,7 @@ def resident_memory(config: GemmaConfig, *, mesh: Mesh, rows: int, context: int,
     state = programs.abstract_state(config, rows, context, dtype, mesh)
     by_layer = [shard_bytes(layer) for layer in state.cache]
     caches = {
-        kind: sum(size for layer, size in enumerate(by_layer) if config.is_global(layer) is kind)
+        kind: sum(size for layer, size in zip(config.layers, by_layer, strict=True) if (layer.window is None) is kind)
         for kind in (True, False)
     }
     soft = config.vision.num_soft_tokens if config.vision else 0

@@ -84,7 +84,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _default_prompts(model: Model, *, with_image: bool) -> list[tuple[str, list[int]]]:
     tokenizer, config = model.tokenizer, model.config
-    past_window = min(config.sliding_window + 64, config.max_context // 2)
+    past_window = min(max(layer.window or 0 for layer in config.layers) + 64, config.max_context // 2)
     asked = [
         ("text", _encode(tokenizer, _SHORT)),
         ("question", _turn(tokenizer, _QUESTION)),

@@ -18,7 +18,7 @@ try:
     import numpy as np
     from flax import linen as nn
     from gemma import gm
-    from gemma.gm.nn import _config, _gemma, _modules, _transformer
+    from gemma.gm.nn import _config, _modules, _transformer
     from gemma.gm.text import _tokenizer
     from gemma.gm.vision import _token_utils
 
@@ -99,18 +99,29 @@ def build(request):
             use_post_attn_norm=True,
             use_post_ffw_norm=True,
             use_qk_norm=True,
-            attention_types=_config.make_attention_layers_types(
-                _gemma.GEMMA3_ATTENTION_PATTERN, num_layers=config["num_layers"]
-            ),
             query_pre_attn_norm=fitting[0],
-            sliding_window_size=config["sliding_window"],
             transpose_gating_einsum=True,
-            local_base_frequency=config["local_rope_base"],
-            global_base_frequency=config["global_rope_base"],
-            global_scale_factor=config["global_rope_scale"],
+            **attention(config["layers"]),
             vision_encoder=config["vision"] and tower(config["vision"]),
         ),
     )
+
+
+def attention(layers):
+    """The package's words for the layers: it has one kind with a window, and one without."""
+    local, whole = ([layer for layer in layers if (layer["window"] is None) is kind] for kind in (False, True))
+    if any(layer != kind[0] for kind in (local, whole) for layer in kind):
+        sys.exit("gemma has no way to say that layers differ in more than whether they have a window")
+    local, whole = local or whole, whole or local  # what no layer is may be anything
+    types = _modules.AttentionType
+    return {
+        "attention_types": tuple(types.GLOBAL if layer["window"] is None else types.LOCAL_SLIDING for layer in layers),
+        "sliding_window_size": local[0]["window"],
+        "local_base_frequency": local[0]["rope_base"],
+        "local_scale_factor": local[0]["rope_scale"],
+        "global_base_frequency": whole[0]["rope_base"],
+        "global_scale_factor": whole[0]["rope_scale"],
+    }
 
 
 def tower(vision):
@@ -149,7 +160,7 @@ def is_watched(module, method):
 def modules(seen, config, images):
     """gemma_tpu's name → output, text [T, D] and vision [I, P, E]."""
     out = {"embed": seen["layer_0"]["input"][0][0], "final_norm": seen["final_norm"]["__call__"][0][0]}
-    out |= {f"layers.{i}": seen[f"layer_{i}"]["__call__"][0][1][0] for i in range(config["num_layers"])}
+    out |= {f"layers.{i}": seen[f"layer_{i}"]["__call__"][0][1][0] for i in range(len(config["layers"]))}
     if images:
         blocks = seen["vision_encoder"]["siglip_encoder"]["Transformer"]
         out["vision.patch"] = blocks["encoderblock_0"]["input"][0]
