@@ -8,7 +8,7 @@ import format_samples
 import pytest
 
 from gemma_tpu.text import parse_calls
-from gemma_tpu.text.functions import DEVELOPER, render_functions
+from gemma_tpu.text.functions import DEFAULT_DEVELOPER, render_functions
 from gemma_tpu.text.special import FUNCTION_PIECES
 
 TOKENIZER = format_samples.function_gemma()
@@ -59,7 +59,7 @@ def test_the_ids_of_the_released_vocabulary():
 
 
 def test_declarations():
-    developer = f"<bos><start_of_turn>developer\n{DEVELOPER}"
+    developer = f"<bos><start_of_turn>developer\n{DEFAULT_DEVELOPER}"
     rest = "<end_of_turn>\n<start_of_turn>user\nWhat's the weather in Paris?<end_of_turn>\n<start_of_turn>model\n"
     assert spelled([QUESTION], tools=[WEATHER]) == f"{developer}{DECLARED}{rest}"
     assert spelled([QUESTION], tools=[WEATHER["function"], WEATHER]) == f"{developer}{DECLARED}{DECLARED}{rest}"
