@@ -18,11 +18,11 @@ from demo.auth import BasicAuth, is_account, read_accounts
 from demo.uploads import own_upload_folder
 
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
-_GRACE = 2  # seconds that open pages have when the server is stopped
+_SHUTDOWN_TIMEOUT = 2  # seconds for open connections when the server stops
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until Ctrl-C. Returns an exit code; what is wrong is one line on standard error."""
+    """Serves until Ctrl-C. Returns an exit code; errors are one line on standard error."""
     arguments = _parse(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
             source = _find(arguments.checkpoint)
             if arguments.auth_file:
                 arguments.auth += _read_accounts(arguments.auth_file)
-            who = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+            cluster = (arguments.coordinator, arguments.num_processes, arguments.process_id)
             if arguments.distributed:
-                gemma_tpu.initialize(*who)
-            elif any(value is not None for value in who):
+                gemma_tpu.initialize(*cluster)
+            elif any(value is not None for value in cluster):
                 raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
             listener = _listen(arguments.host, arguments.port)
         except (ValueError, OSError, RuntimeError) as error:
@@ -102,7 +102,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:
-    """One line, without the place in the code."""
+    """Prints one line, without the source location."""
     print(f"demo: {' '.join(str(message).split())}", file=sys.stderr)
 
 
@@ -129,7 +129,7 @@ def _root_path(value: str) -> str:
 
 
 def _account(value: str) -> str:
-    if not is_account(value):  # which may be a password, and is not shown
+    if not is_account(value):  # not quoted: it may contain a password
         raise argparse.ArgumentTypeError("it is not of the form USER:PASSWORD")
     return value
 
@@ -143,9 +143,9 @@ def _read_accounts(path: str) -> list[str]:
 
 
 def _find(checkpoint: str) -> str:
-    """The checkpoint asked for. Names, hubs' ids and gs:// paths are looked up when it is loaded."""
+    """Checks that a local path exists. Names, hub ids and gs:// paths are resolved when the model is loaded."""
     path = Path(checkpoint).expanduser()
-    # Names have one part, Hugging Face's OWNER/NAME two, Kaggle's handles four or five.
+    # Names have one part, Hugging Face ids two, Kaggle handles four or five.
     looks_like_path = checkpoint.startswith((".", "~", "/")) or len(path.parts) not in (1, 2, 4, 5)
     if looks_like_path and "://" not in checkpoint and not path.exists():
         raise ValueError(f"--checkpoint {checkpoint}: no such file or directory")
@@ -153,7 +153,7 @@ def _find(checkpoint: str) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Taken before anything slow happens, so that a port in use is known at once."""
+    """Binds the port before slow work, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,7 +193,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    # Without FastAPI's pages about its routes: they have none to show, and load their scripts from elsewhere.
+    # Without FastAPI's documentation pages, which load scripts from a CDN.
     app = mount(
         fastapi.FastAPI(title="gemma_tpu", docs_url=None, redoc_url=None, openapi_url=None),
         loader,
@@ -204,7 +204,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     )
     if arguments.auth:
         app.add_middleware(BasicAuth, accounts=arguments.auth)
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
@@ -212,7 +212,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
         local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
     try:
-        # As Ctrl-C. Uvicorn shuts down on it and then raises it again, which would end us before the model is closed.
+        # Uvicorn re-raises the signal after shutdown, which would kill the process before the model is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
@@ -223,14 +223,14 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
 
 
 def _share(host: str, port: int) -> None:
-    """Says at which public address the page is. It may take a while, or fail, while the page is used here."""
+    """Opens a public tunnel and prints its address; the page is usable meanwhile and if it fails."""
     from gradio.networking import setup_tunnel
 
     from demo.state import explain
 
     try:
         address = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-    except Exception as error:  # of the network, of the program that Gradio fetches for it, of that program's output
+    except Exception as error:  # network, download of the tunnel program, its output
         print(f"demo: --share: no public address, only the one above: {explain(error)}", file=sys.stderr, flush=True)
     else:
         print(f"It is public at {address}", flush=True)

@@ -1,4 +1,4 @@
-"""Every text of the page, in English and Chinese."""
+"""All texts of the page, in English and Chinese."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the processes of several hosts meet, how many they are, and which one this is."""
+"""The coordinator address, number of processes and process id of a multi-host run."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import operator
 import os
 from typing import Any
 
-from jax._src import clusters  # what jax.distributed finds out by itself has no public name
+from jax._src import clusters  # jax.distributed's cluster detection has no public API
 
-_DETECTION = 60  # seconds for a TPU's coordinator to be known by name
+_DETECTION_TIMEOUT = 60  # seconds for the host name of a TPU's coordinator to resolve
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """`host`:`port` is the coordinator's, which process 0 listens at."""
+class Cluster:
+    """Process 0 listens at the coordinator's `host`:`port`."""
 
     host: str
     port: int
-    processes: int
-    process: int
+    num_processes: int
+    process_id: int
 
     @property
     def address(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def locate(coordinator_address: Any, num_processes: Any, process_id: Any) -> Place:
-    """As `jax.distributed.initialize` does: what is None is found out. ValueError if that fails, or makes no sense."""
+def find_cluster(coordinator_address: Any, num_processes: Any, process_id: Any) -> Cluster:
+    """Detects what is None, as `jax.distributed.initialize` does. ValueError if that fails or a value is invalid."""
     coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if None in (coordinator_address, num_processes, process_id):
         coordinator_address, num_processes, process_id, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator_address, num_processes, process_id, None, None, _DETECTION
+            coordinator_address, num_processes, process_id, None, None, _DETECTION_TIMEOUT
         )
     given = {"coordinator": coordinator_address, "number of processes": num_processes, "process id": process_id}
     if missing := [name for name, value in given.items() if value is None]:
         raise ValueError(
-            "coordinator, number of processes and process id are to be given where no TPU slice tells them: there is "
+            "coordinator, number of processes and process id must be given where no TPU slice provides them: there is "
             f"no {', no '.join(missing)}"
         )
     host, port = parse_address("coordinator", coordinator_address)
@@ -45,21 +45,21 @@ def locate(coordinator_address: Any, num_processes: Any, process_id: Any) -> Pla
         raise ValueError(f"the number of processes must be at least 1, got {processes}")
     if not 0 <= process < processes:
         raise ValueError(f"the process id must be from 0 to {processes - 1}, as there are {processes}, got {process}")
-    return Place(host, port, processes, process)
+    return Cluster(host, port, processes, process)
 
 
 def parse_address(name: str, address: Any) -> tuple[str, int]:
-    """Host and port of "host:port" or "[IPv6]:port"."""
+    """Host and port of "host:port" or "[IPv6]:port"; errors begin with `name`."""
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
-    good = colon and host and not set(host) & set("/[]@ \t\n") and (":" in host) == bracketed
-    if not good or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+    valid = colon and host and not set(host) & set("/[]@ \t\n") and (":" in host) == bracketed
+    if not valid or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"{name} must be HOST:PORT, such as 10.0.0.2:8482 or [fd00::2]:8482, got {address!r}")
     try:
         host.encode("idna")
     except UnicodeError as error:
-        raise ValueError(f"{name} has a host that cannot be: {error}, got {address!r}") from error
+        raise ValueError(f"{name} has an invalid host name: {error}, got {address!r}") from error
     return host, int(port)
 
 
