@@ -53,7 +53,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="0 picks a free port (default: %(default)s)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
@@ -64,10 +64,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-urls",
         action="store_true",
-        help="take pictures' http(s) addresses too; visitors can then have this machine fetch whatever it can reach",
+        help="also fetch pictures from http(s) URLs; visitors can then make this machine request any URL it can reach",
     )
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
-    parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
+    parser.add_argument("--share", action="store_true", help="also serve at a public address, through Gradio's servers")
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
     parser.add_argument(
         "--allow-origin",
@@ -75,14 +75,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         type=_origin,
         metavar="ORIGIN",
-        help="a page of this origin may use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
-        "means every page opened as a file, and others that hide where they are from. May be repeated",
+        help="let pages of this origin use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
+        "allows pages opened as files, and all others that hide their origin. May be repeated",
     )
     parser.add_argument(
         "--root-path",
         type=_root_path,
         metavar="PATH",
-        help="where a reverse proxy that strips it has the page, such as /gemma",
+        help="path prefix that a reverse proxy strips, such as /gemma",
     )
     parser.add_argument(
         "--auth",
@@ -90,12 +90,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         type=_account,
         metavar="USER:PASSWORD",
-        help="let in nobody else; other users of this machine can see it. May be repeated",
+        help="require this account; other users of this machine can see the password. May be repeated",
     )
-    parser.add_argument("--auth-file", metavar="FILE", help="the same from a file, one USER:PASSWORD a line")
-    hosts = parser.add_argument_group("several hosts", "The same command on each; the first one serves the page.")
-    hosts.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
+    parser.add_argument("--auth-file", metavar="FILE", help="accounts from a file, one USER:PASSWORD a line")
+    hosts = parser.add_argument_group("several hosts", "Run the same command on each; process 0 serves the page.")
+    hosts.add_argument(
+        "--distributed", action="store_true", help="join the other hosts; a TPU slice detects the three below"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with any free port")
     hosts.add_argument("--num-processes", type=int, metavar="N")
     hosts.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
     return parser.parse_args(argv)

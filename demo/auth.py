@@ -40,11 +40,11 @@ class BasicAuth:
             return True  # a CORS preflight, which has no credentials
         kind, _, value = headers.get("authorization", "").partition(" ")
         try:
-            given = base64.b64decode(value, validate=True) if kind.lower() == "basic" else b""
+            credentials = base64.b64decode(value, validate=True) if kind.lower() == "basic" else b""
         except binascii.Error:
             return False
         # Compares all accounts, for constant time.
-        return any([secrets.compare_digest(given, account) for account in self._accounts])
+        return any([secrets.compare_digest(credentials, account) for account in self._accounts])
 
 
 def read_accounts(path: str) -> list[str]:

@@ -21,7 +21,7 @@ _TRUNCATED = ("length", "cancelled")  # finish reasons of incomplete answers
 
 
 class Answer:
-    """An answer being generated. A thread of its own reads it, so that it occupies none of the web server's.
+    """An answer being generated, read on its own thread, so that it occupies none of the web server's.
 
     `text` begins with `prefix`, the answer it continues, and grows until `done`; `error` is set if generation failed.
     `sampling_params` are the arguments of `stream`; `waiting_before` is the model's method. `forgotten` counts the

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from demo.chat import Conversation
 from demo.markdown import FORMULAS
-from demo.page import Page
+from demo.page import Page, notice
 from demo.texts import text
 
 Updates = dict[Any, Any]  # component → its update
@@ -85,8 +84,3 @@ class ChatPanel:
             self.resume: gr.update(visible=conversation.can_continue),
             self.notice: notice(problem),
         }
-
-
-def notice(problem: str) -> str:
-    """HTML of an error message, "" for none."""
-    return f'<p class="notice" role="alert">{escape(problem)}</p>' if problem else ""

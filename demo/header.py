@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from demo.facts import Facts, HeaderTexts, header_texts, load_button
+from demo.page import notice
 from demo.state import Loader, Status
 from demo.texts import text
 
@@ -49,7 +50,7 @@ def load_controls(status: Status, lang: str) -> tuple[dict[str, Any], gr.Timer]:
 
 def _progress(texts: HeaderTexts) -> str:
     if texts.error:
-        return f'<p class="notice" role="alert">{escape(texts.error)}</p>'
+        return notice(texts.error)
     if not texts.step:
         return ""
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -39,3 +40,8 @@ class Page:
 
 def _properties(texts: Texts, lang: str) -> dict[str, Any]:
     return {name: text(key, lang) if isinstance(key, str) else key[lang] for name, key in texts.items()}
+
+
+def notice(problem: str) -> str:
+    """HTML of an error message, "" for none."""
+    return f'<p class="notice" role="alert">{escape(problem)}</p>' if problem else ""

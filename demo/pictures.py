@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABCMeta
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from gradio.utils import get_upload_folder, is_static_file
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 import gemma_tpu
+from demo.page import notice
 from demo.state import explain
 from demo.texts import text
 
@@ -50,18 +50,19 @@ async def check_upload(path: str | None, lang: str) -> tuple[Any, str]:
     try:
         return await asyncio.to_thread(_preview, path), ""
     except ValueError as error:
-        return None, _refusal(explain(error).removeprefix("image file "), lang)
+        return None, notice(text("bad_picture", lang, error=explain(error).removeprefix("image file ")))
 
 
 async def fetch_picture(address: str, lang: str) -> tuple[Any, str]:
     """Updates of the picture input and the notice for the picture at an http(s) `address`."""
     address = address.strip()
     if not address.lower().startswith(("http://", "https://")):
-        return gr.skip(), _refusal(text("no_address", lang), lang)  # it could name a file on this machine
+        # It could name a file on this machine.
+        return gr.skip(), notice(text("bad_picture", lang, error=text("no_address", lang)))
     try:
         return await asyncio.to_thread(gemma_tpu.load_image, address, allow_urls=True), ""
     except ValueError as error:
-        return gr.skip(), _refusal(explain(error), lang)
+        return gr.skip(), notice(text("bad_picture", lang, error=explain(error)))
 
 
 class _Upload:
@@ -99,7 +100,3 @@ def _renders_alike(path: str) -> bool:
 def _is_opaque(image: Image.Image) -> bool:
     """Screenshots often have an alpha channel that is fully opaque."""
     return not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
-
-
-def _refusal(error: str, lang: str) -> str:
-    return f'<p class="notice" role="alert">{escape(text("bad_picture", lang, error=error))}</p>'

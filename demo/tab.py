@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demo.chat import ActiveAnswers, Conversation, Turn
-from demo.chat_panel import ChatPanel, Updates, notice
+from demo.chat_panel import ChatPanel, Updates
 from demo.facts import not_ready_text, unsupported_text
-from demo.page import Page
+from demo.page import Page, notice
 from demo.pictures import check_upload, fetch_picture, picture_input
 from demo.session_storage import pack, unpack
 from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, settings_panel

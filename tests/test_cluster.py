@@ -51,8 +51,8 @@ def test_what_is_no_address(address: Any) -> None:
 @pytest.mark.parametrize(
     ("processes", "process", "match"),
     [
-        (2, 2, "from 0 to 1"),
-        (2, -1, "from 0 to 1"),
+        (2, 2, "process id must be at least 0 and at most 1, got 2"),
+        (2, -1, "process id must be at least 0 and at most 1, got -1"),
         (0, 0, "at least 1"),
         (2.0, 0, "number of processes must be an integer"),
         (2, "0", "process id must be an integer"),

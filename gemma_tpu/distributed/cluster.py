@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from typing import Any
 
 from jax._src import clusters  # jax.distributed's cluster detection has no public API
+
+from gemma_tpu.checks import check_integer
 
 _DETECTION_TIMEOUT = 60  # seconds for the host name of a TPU's coordinator to resolve
 
@@ -40,12 +41,9 @@ def find_cluster(coordinator_address: Any, num_processes: Any, process_id: Any) 
             f"no {', no '.join(missing)}"
         )
     host, port = parse_address("coordinator", coordinator_address)
-    processes, process = _integer("number of processes", num_processes), _integer("process id", process_id)
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
-    if not 0 <= process < processes:
-        raise ValueError(f"the process id must be from 0 to {processes - 1}, as there are {processes}, got {process}")
-    return Cluster(host, port, processes, process)
+    check_integer("number of processes", num_processes, 1)
+    check_integer("process id", process_id, 0, int(num_processes) - 1)
+    return Cluster(host, port, int(num_processes), int(process_id))
 
 
 def parse_address(name: str, address: Any) -> tuple[str, int]:
@@ -61,12 +59,3 @@ def parse_address(name: str, address: Any) -> tuple[str, int]:
     except UnicodeError as error:
         raise ValueError(f"{name} has an invalid host name: {error}, got {address!r}") from error
     return host, int(port)
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"the {name} must be an integer, got {value!r}")

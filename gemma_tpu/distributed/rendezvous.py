@@ -124,11 +124,11 @@ def _open_connection(cluster: Cluster, timeout: float) -> socket.socket:
 
 def _expect_greeting(link: socket.socket, cluster: Cluster) -> None:
     link.settimeout(_GREETING_TIMEOUT)
-    said = b""
+    received = b""
     with contextlib.suppress(OSError):  # silent or closed: judge what was received
-        while len(said) < len(_GREETING) and _GREETING.startswith(said) and (byte := link.recv(1)):
-            said += byte
-    if said != _GREETING:
+        while len(received) < len(_GREETING) and _GREETING.startswith(received) and (byte := link.recv(1)):
+            received += byte
+    if received != _GREETING:
         raise _OtherProgram(
             f"{cluster.address} takes no further process of this version of gemma_tpu: all have joined, or another "
             "program has the port, as process 0 reports"
@@ -204,10 +204,10 @@ class _Client:
 
     def read(self) -> bool:
         """Reads what has arrived. False if the other side is another program or has closed; it may reconnect."""
-        new = self.link.recv(_MAX_LINE)
-        if not new or self.joined:
+        data = self.link.recv(_MAX_LINE)
+        if not data or self.joined:
             return False
-        self._received += new
+        self._received += data
         if self._received.endswith(b"\n"):
             self.hello = _Hello(**json.loads(self._received))
             self.joined = True
@@ -290,9 +290,9 @@ def _mismatch(clients: list[_Client]) -> str | None:
             hosts = f"on {a.hello.host} and on {b.hello.host}"
             return f"two processes have the id {a.hello.process_id}, {hosts}: give each its own"
     if len({client.hello.num_processes for client in clients}) > 1:
-        said = ", ".join(f"{client.name} says {client.hello.num_processes}" for client in clients)
-        return f"the processes differ in the number of processes ({said}): give all the same number"
+        numbers = ", ".join(f"{client.name} says {client.hello.num_processes}" for client in clients)
+        return f"the processes differ in the number of processes ({numbers}): give all the same number"
     if different := differences({client.name: client.hello.facts for client in clients}):
-        said = "; ".join(f"{name} is {a} in {one} and {b} in {two}" for name, (one, a), (two, b) in different)
-        return f"the processes would not run the same programs ({said}): make them equal on all hosts"
+        listed = "; ".join(f"{name} is {a} in {one} and {b} in {two}" for name, (one, a), (two, b) in different)
+        return f"the processes would not run the same programs ({listed}): make them equal on all hosts"
     return None

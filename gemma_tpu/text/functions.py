@@ -132,9 +132,7 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
                 f"{location}: unknown role {shown(message['role'])}; known are developer, user, assistant and tool"
             )
         if role not in allowed:
-            raise ValueError(
-                f"{location}: role {shown(message['role'])} out of turn: {' or '.join(allowed)} comes here"
-            )
+            raise ValueError(f"{location}: role {shown(message['role'])} out of turn: expected {' or '.join(allowed)}")
         if message.get("content") is None and not message.get("tool_calls"):
             raise ValueError(f"{location}: lacks content")
         turns.append((location, role, message))
@@ -193,9 +191,7 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], locat
             if (name is None or call["name"] == name) and (call_id is None or call["id"] in (None, call_id))
         ]
         if not answered:
-            raise ValueError(
-                f"{location}: a response of {name or 'a function'}, which the message before does not call"
-            )
+            raise ValueError(f"{location}: a response of {name or 'a function'}, which was not called")
         calls.remove(answered[0])
         _require_values(part["response"], location)
         yield answered[0]["name"], part["response"]
