@@ -1,1 +1,1 @@
-"""The Gradio demo: `python -m demo`. It uses the public API of gemma_tpu alone."""
+"""The Gradio demo: `python -m demo`. It uses only the public API of gemma_tpu."""

@@ -18,11 +18,11 @@ from demo.auth import BasicAuth, is_account, read_accounts
 from demo.uploads import own_upload_folder
 
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
-_GRACE = 2  # seconds that open pages have when the server is stopped
+_SHUTDOWN_TIMEOUT = 2  # seconds for open connections when the server stops
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until Ctrl-C. Returns an exit code; what is wrong is one line on standard error."""
+    """Serves until Ctrl-C. Returns an exit code; errors are one line on standard error."""
     arguments = _parse(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
             source = _find(arguments.checkpoint)
             if arguments.auth_file:
                 arguments.auth += _read_accounts(arguments.auth_file)
-            who = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+            cluster = (arguments.coordinator, arguments.num_processes, arguments.process_id)
             if arguments.distributed:
-                gemma_tpu.initialize(*who)
-            elif any(value is not None for value in who):
+                gemma_tpu.initialize(*cluster)
+            elif any(value is not None for value in cluster):
                 raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
             listener = _listen(arguments.host, arguments.port)
         except (ValueError, OSError, RuntimeError) as error:
@@ -53,7 +53,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="0 picks a free port (default: %(default)s)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
@@ -64,10 +64,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-urls",
         action="store_true",
-        help="take pictures' http(s) addresses too; visitors can then have this machine fetch whatever it can reach",
+        help="also fetch pictures from http(s) URLs; visitors can then make this machine request any URL it can reach",
     )
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
-    parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
+    parser.add_argument("--share", action="store_true", help="also serve at a public address, through Gradio's servers")
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
     parser.add_argument(
         "--allow-origin",
@@ -75,14 +75,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         type=_origin,
         metavar="ORIGIN",
-        help="a page of this origin may use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
-        "means every page opened as a file, and others that hide where they are from. May be repeated",
+        help="let pages of this origin use the model, such as static/webui_demo.html at http://127.0.0.1:8000; null "
+        "allows pages opened as files, and all others that hide their origin. May be repeated",
     )
     parser.add_argument(
         "--root-path",
         type=_root_path,
         metavar="PATH",
-        help="where a reverse proxy that strips it has the page, such as /gemma",
+        help="path prefix that a reverse proxy strips, such as /gemma",
     )
     parser.add_argument(
         "--auth",
@@ -90,19 +90,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         type=_account,
         metavar="USER:PASSWORD",
-        help="let in nobody else; other users of this machine can see it. May be repeated",
+        help="require this account; other users of this machine can see the password. May be repeated",
     )
-    parser.add_argument("--auth-file", metavar="FILE", help="the same from a file, one USER:PASSWORD a line")
-    hosts = parser.add_argument_group("several hosts", "The same command on each; the first one serves the page.")
-    hosts.add_argument("--distributed", action="store_true", help="join the other hosts; a TPU knows the three below")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
+    parser.add_argument("--auth-file", metavar="FILE", help="accounts from a file, one USER:PASSWORD a line")
+    hosts = parser.add_argument_group("several hosts", "Run the same command on each; process 0 serves the page.")
+    hosts.add_argument(
+        "--distributed", action="store_true", help="join the other hosts; a TPU slice detects the three below"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with any free port")
     hosts.add_argument("--num-processes", type=int, metavar="N")
     hosts.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
     return parser.parse_args(argv)
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:
-    """One line, without the place in the code."""
+    """Prints one line, without the source location."""
     print(f"demo: {' '.join(str(message).split())}", file=sys.stderr)
 
 
@@ -129,7 +131,7 @@ def _root_path(value: str) -> str:
 
 
 def _account(value: str) -> str:
-    if not is_account(value):  # which may be a password, and is not shown
+    if not is_account(value):  # not quoted: it may contain a password
         raise argparse.ArgumentTypeError("it is not of the form USER:PASSWORD")
     return value
 
@@ -143,9 +145,9 @@ def _read_accounts(path: str) -> list[str]:
 
 
 def _find(checkpoint: str) -> str:
-    """The checkpoint asked for. Names, hubs' ids and gs:// paths are looked up when it is loaded."""
+    """Checks that a local path exists. Names, hub ids and gs:// paths are resolved when the model is loaded."""
     path = Path(checkpoint).expanduser()
-    # Names have one part, Hugging Face's OWNER/NAME two, Kaggle's handles four or five.
+    # Names have one part, Hugging Face ids two, Kaggle handles four or five.
     looks_like_path = checkpoint.startswith((".", "~", "/")) or len(path.parts) not in (1, 2, 4, 5)
     if looks_like_path and "://" not in checkpoint and not path.exists():
         raise ValueError(f"--checkpoint {checkpoint}: no such file or directory")
@@ -153,7 +155,7 @@ def _find(checkpoint: str) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Taken before anything slow happens, so that a port in use is known at once."""
+    """Binds the port before slow work, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,7 +195,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    # Without FastAPI's pages about its routes: they have none to show, and load their scripts from elsewhere.
+    # Without FastAPI's documentation pages, which load scripts from a CDN.
     app = mount(
         fastapi.FastAPI(title="gemma_tpu", docs_url=None, redoc_url=None, openapi_url=None),
         loader,
@@ -204,7 +206,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     )
     if arguments.auth:
         app.add_middleware(BasicAuth, accounts=arguments.auth)
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
@@ -212,7 +214,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
         local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
     try:
-        # As Ctrl-C. Uvicorn shuts down on it and then raises it again, which would end us before the model is closed.
+        # Uvicorn re-raises the signal after shutdown, which would kill the process before the model is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run(sockets=[listener])
     except KeyboardInterrupt:
@@ -223,14 +225,14 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
 
 
 def _share(host: str, port: int) -> None:
-    """Says at which public address the page is. It may take a while, or fail, while the page is used here."""
+    """Opens a public tunnel and prints its address; the page is usable meanwhile and if it fails."""
     from gradio.networking import setup_tunnel
 
     from demo.state import explain
 
     try:
         address = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-    except Exception as error:  # of the network, of the program that Gradio fetches for it, of that program's output
+    except Exception as error:  # network, download of the tunnel program, its output
         print(f"demo: --share: no public address, only the one above: {explain(error)}", file=sys.stderr, flush=True)
     else:
         print(f"It is public at {address}", flush=True)

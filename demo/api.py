@@ -1,13 +1,12 @@
-"""A small HTTP API for pages that the demo does not serve itself: static/webui_demo.html. Off unless origins are named.
+"""A small HTTP API for pages of other origins: static/webui_demo.html. Off unless origins are named.
 
-GET  status  the header (`demo.facts.Head`) by language
-POST load    the same, once loading has begun
-POST answer  takes `Asked`; gives lines of JSON while the answer is written: {"id", "forgotten"} first, {"waiting"} by
-             language while others come before it, then {"piece"} after {"piece"}, and {"statistics", "error"} by
-             language last (`error` is null if all went well)
-POST stop    takes {"id"}: that answer soon ends
+GET  status  the header (`demo.facts.HeaderTexts`) by language
+POST load    starts loading; returns the status
+POST answer  takes `AnswerRequest`, streams lines of JSON: {"id", "forgotten"}, {"waiting"} by language while queued,
+             {"piece"} repeatedly, and {"statistics", "error"} by language (`error` is null on success)
+POST stop    takes {"id"} and cancels that answer
 
-What is refused has {"error"} by language and a status of 400 or above (422, with FastAPI's own words, if malformed).
+Errors have {"error"} by language and a status of 400 or above (422, in FastAPI's format, for a malformed request).
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo.chat import Answer, Exchange, Readers, in_line, submit
-from demo.facts import Facts, head, unfit, unready
-from demo.settings import options
+from demo.chat import ActiveAnswers, Answer, Exchange, queue_text, submit
+from demo.facts import Facts, header_texts, not_ready_text, unsupported_text
+from demo.settings import sampling_params
 from demo.state import Loader, explain
 from demo.texts import LANGUAGES, text
 
-_LOOK_EVERY = 0.05  # seconds between two looks at an answer that is being written
+_POLL_INTERVAL = 0.05  # seconds between reads of an unfinished answer
 _MAX_BODY = 96 * 2**20  # bytes: pictures of 64 MiB, in base64
 
-_checked_options = pydantic.validate_call(config=pydantic.ConfigDict(allow_inf_nan=False))(options)
+_checked_params = pydantic.validate_call(config=pydantic.ConfigDict(allow_inf_nan=False))(sampling_params)
 
-# Anything else would be read as a path on this machine.
+# Any other string would be read as a path on this machine.
 Picture = Annotated[str, pydantic.StringConstraints(pattern=r"^data:image/")]
 
 
 class Turn(pydantic.BaseModel):
-    """An earlier question with the pictures shown in it, and its answer."""
+    """An earlier question with its pictures, and its answer."""
 
     question: str
     pictures: tuple[Picture, ...] = ()
     answer: str
 
 
-class Asked(pydantic.BaseModel):
-    """A question after `turns`, about `pictures` (data URLs); `settings` are named as in `demo.settings.options`."""
+class AnswerRequest(pydantic.BaseModel):
+    """A question after `turns`; `pictures`: data URLs; `settings`: arguments of `demo.settings.sampling_params`."""
 
     turns: list[Turn] = []
     question: str
@@ -58,26 +57,26 @@ class Asked(pydantic.BaseModel):
     settings: dict[str, Any]
 
 
-class Stop(pydantic.BaseModel):
+class StopRequest(pydantic.BaseModel):
     id: str
 
 
 def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
-    """The API, for pages of `origins` alone. Programs, which send no origin, may use it too."""
+    """The API, for pages of `origins` and for programs, which send no origin."""
     api = fastapi.FastAPI(title="gemma_tpu demo", docs_url=None, redoc_url=None, openapi_url=None)
-    api.add_middleware(_Gate, origins=origins)
+    api.add_middleware(_OriginCheck, origins=origins)
     api.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "content-type"],
     )
-    readers = Readers()
+    active = ActiveAnswers()
 
     @api.get("/status")
     async def status() -> dict[str, Any]:
         facts = Facts.of(loader.model) if loader.model else None
-        return _by_language(lambda lang: head(loader.name, facts, loader.status, lang))
+        return _by_language(lambda lang: header_texts(loader.name, facts, loader.status, lang))
 
     @api.post("/load")
     async def load() -> dict[str, Any]:
@@ -85,46 +84,47 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
         return await status()
 
     @api.post("/answer")
-    async def answer(asked: Asked) -> fastapi.Response:
+    async def answer(request: AnswerRequest) -> fastapi.Response:
         model = loader.model
         if model is None:
-            return _refusal(503, lambda lang: unready(loader.status, lang))
-        if unfit(model, "en"):
-            return _refusal(400, lambda lang: unfit(model, lang))
-        told = [Exchange(turn.question, turn.pictures, turn.answer) for turn in asked.turns]
+            return _refusal(503, lambda lang: not_ready_text(loader.status, lang))
+        if unsupported_text(model, "en"):
+            return _refusal(400, lambda lang: unsupported_text(model, lang))
+        history = [Exchange(turn.question, turn.pictures, turn.answer) for turn in request.turns]
         try:
-            chosen = _checked_options(**asked.settings)
-            # Reading and resizing pictures takes a while, which others should not notice.
-            stream, _, forgotten = await asyncio.to_thread(submit, model, told, asked.question, asked.pictures, chosen)
+            params = _checked_params(**request.settings)
+            # On a thread: reading and resizing pictures would block other visitors.
+            arguments = (model, history, request.question, request.pictures, params)
+            stream, _, forgotten = await asyncio.to_thread(submit, *arguments)
         except (ValueError, RuntimeError) as error:
             message = explain(error)
             return _refusal(400, lambda lang: text("refused", lang, error=message))
-        lines = _write(Answer(stream, chosen, model.waiting_before, forgotten=forgotten), readers)
+        lines = _stream_lines(Answer(stream, params, model.waiting_before, forgotten=forgotten), active)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @api.post("/stop")
-    async def stop(asked: Stop) -> None:
-        readers.leave(asked.id)
+    async def stop(request: StopRequest) -> None:
+        active.stop(request.id)
 
     return api
 
 
-async def _write(answer: Answer, readers: Readers) -> AsyncIterator[str]:
-    """The lines of an answer. It is stopped if nobody waits for them any more."""
-    name, sent, before = secrets.token_urlsafe(), 0, None
-    with readers.reading(name, answer):
-        yield _line(id=name, forgotten=answer.forgotten)
+async def _stream_lines(answer: Answer, active: ActiveAnswers) -> AsyncIterator[str]:
+    """The lines of an answer, which stops if the client disconnects."""
+    key, sent, ahead = secrets.token_urlsafe(), 0, None
+    with active.track(key, answer):
+        yield _line(id=key, forgotten=answer.forgotten)
         while True:
-            told, before = before, answer.waiting_for
-            if before is not None and before != told:
-                yield _line(waiting=_by_language(functools.partial(in_line, before)))
-            done, written = answer.done, answer.text  # in this order, or the last piece could be missed
-            if len(written) > sent:
-                yield _line(piece=written[sent:])
-                sent = len(written)
+            reported, ahead = ahead, answer.queue_position
+            if ahead is not None and ahead != reported:
+                yield _line(waiting=_by_language(functools.partial(queue_text, ahead)))
+            done, content = answer.done, answer.text  # in this order, so that no piece is missed
+            if len(content) > sent:
+                yield _line(piece=content[sent:])
+                sent = len(content)
             if done:
                 break
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_INTERVAL)
     error = answer.error and explain(answer.error)
     yield _line(
         statistics=_by_language(answer.statistics),
@@ -136,25 +136,25 @@ def _line(**values: Any) -> str:
     return json.dumps(values) + "\n"
 
 
-def _by_language(say: Callable[[str], Any]) -> dict[str, Any]:
-    return {lang: say(lang) for lang in LANGUAGES}
+def _by_language(render: Callable[[str], Any]) -> dict[str, Any]:
+    return {lang: render(lang) for lang in LANGUAGES}
 
 
-def _refusal(code: int, say: Callable[[str], str]) -> JSONResponse:
-    return JSONResponse({"error": _by_language(say)}, code)
+def _refusal(code: int, render: Callable[[str], str]) -> JSONResponse:
+    return JSONResponse({"error": _by_language(render)}, code)
 
 
-class _Gate:
-    """Turns away pages of other origins, which could make the model work though they cannot read what it says."""
+class _OriginCheck:
+    """Rejects requests of other origins: CORS keeps them from reading answers, not from causing work."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._app, self._origins = app, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        source = headers.get("origin")
-        if source is not None and source not in self._origins:
-            refusal = PlainTextResponse(f"start the demo with --allow-origin {source}", 403)
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins:
+            refusal = PlainTextResponse(f"start the demo with --allow-origin {origin}", 403)
         elif "transfer-encoding" in headers or int(headers.get("content-length", 0)) > _MAX_BODY:
             refusal = PlainTextResponse(f"a request has at most {_MAX_BODY:,} bytes, and says how many", 413)
         else:

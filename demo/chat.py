@@ -1,4 +1,4 @@
-"""Conversations: what was said, what the model is told of it, and the answer under way."""
+"""Conversations: their turns, the part in the model's context, and the answer being generated."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from gemma_tpu import Completion, Model, TextStream
 
 _LOG = logging.getLogger(__name__)
-_CUT = ("length", "cancelled")  # how an answer ends before its end
+_TRUNCATED = ("length", "cancelled")  # finish reasons of incomplete answers
 
 
 class Answer:
-    """An answer being written, read on a thread of its own, so that many can wait without one each in the web server.
+    """An answer being generated, read on its own thread, so that it occupies none of the web server's.
 
-    `text` grows until `done`, from what an earlier answer has `begun`; then `error` says if it broke off. `options` are
-    those it is written with; `waiting_before` is the model's. `forgotten` counts the turns before it that the model is
-    no longer told.
+    `text` begins with `prefix`, the answer it continues, and grows until `done`; `error` is set if generation failed.
+    `sampling_params` are the arguments of `stream`; `waiting_before` is the model's method. `forgotten` counts the
+    earlier turns that were dropped from the prompt.
     """
 
     def __init__(
         self,
         stream: TextStream,
-        options: dict[str, Any],
+        sampling_params: dict[str, Any],
         waiting_before: Callable[[TextStream], int | None],
-        begun: str = "",
+        prefix: str = "",
         forgotten: int = 0,
     ) -> None:
         self._stream, self._waiting_before, self.forgotten = stream, waiting_before, forgotten
-        self._pieces = [begun]
-        self._most, self._seed = options.get("max_new_tokens", 0), drawn_seed(options)
+        self._pieces = [prefix]
+        self._max_tokens, self._seed = sampling_params.get("max_new_tokens", 0), effective_seed(sampling_params)
         self.done = False
         self.error: Exception | None = None
         threading.Thread(target=self._read, name="demo-answer", daemon=True).start()
@@ -52,37 +52,38 @@ class Answer:
         return self._stream.completion
 
     @property
-    def waiting_for(self) -> int | None:
-        """How many other answers are begun before it; None if the model is at work on it."""
+    def queue_position(self) -> int | None:
+        """How many answers are ahead in the queue; None once this one has started."""
         return None if self.done else self._waiting_before(self._stream)
 
     @property
-    def cut(self) -> bool:
-        """Whether it ended before its end, so that the model could go on with it."""
-        ended = self.completion
-        return self.done and bool(self.text) and ended.finish_reason in _CUT and not context_full(ended, self._most)
+    def can_continue(self) -> bool:
+        """Whether it is incomplete and the context has room to continue it."""
+        completion = self.completion
+        truncated = completion.finish_reason in _TRUNCATED and not context_full(completion, self._max_tokens)
+        return self.done and bool(self.text) and truncated
 
     def stop(self) -> None:
-        """Stops the model's work; `done` follows soon."""
+        """Cancels generation; `done` follows soon."""
         self._stream.cancel()
 
     def statistics(self, lang: str) -> str:
-        """The line about it once it is done."""
-        return statistics(self.completion, self._seed, self.forgotten, lang, self._most)
+        """The line under the answer, once it is done."""
+        return statistics(self.completion, self._seed, self.forgotten, lang, self._max_tokens)
 
     def _read(self) -> None:
         try:
             for piece in self._stream:
                 self._pieces.append(piece)
-        except Exception as error:  # the page's to show
+        except Exception as error:  # shown on the page
             _LOG.exception("an answer broke off")
             self.error = error
         finally:
             self.done = True
 
 
-class Written(Protocol):
-    """What a conversation knows of an answer: an `Answer`, or one that was written in an earlier visit."""
+class AnyAnswer(Protocol):
+    """An `Answer`, or one restored from an earlier visit (`demo.session_storage.StoredAnswer`)."""
 
     error: Exception | None
     forgotten: int
@@ -92,41 +93,41 @@ class Written(Protocol):
     @property
     def done(self) -> bool: ...
     @property
-    def cut(self) -> bool: ...
+    def can_continue(self) -> bool: ...
     @property
-    def waiting_for(self) -> int | None: ...
+    def queue_position(self) -> int | None: ...
     def stop(self) -> None: ...
     def statistics(self, lang: str) -> str: ...
 
 
-class Readers:
-    """Who waits for which answer, so that it can be stopped when he leaves the page."""
+class ActiveAnswers:
+    """The answers being generated, by session, so that they stop when the visitor leaves the page."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, list[Written]] = {}
+        self._answers: dict[str, list[AnyAnswer]] = {}
 
     @contextlib.contextmanager
-    def reading(self, session: str, answer: Written) -> Iterator[None]:
-        """Stops `answer` in the end, in case that it has not come to its own."""
+    def track(self, session: str, answer: AnyAnswer) -> Iterator[None]:
+        """Stops `answer` on exit if it is not done."""
         self._answers.setdefault(session, []).append(answer)
         try:
             yield
         finally:
             answer.stop()
-            waited_for = self._answers.get(session, [])
-            if answer in waited_for:
-                waited_for.remove(answer)
-            if not waited_for:
+            active = self._answers.get(session, [])
+            if answer in active:
+                active.remove(answer)
+            if not active:
                 self._answers.pop(session, None)
 
-    def leave(self, session: str) -> None:
+    def stop(self, session: str) -> None:
         for answer in self._answers.pop(session, []):
             answer.stop()
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """What the model is told of a turn. `pictures`: paths or data URLs."""
+    """A turn as the model sees it. `pictures`: paths or data URLs."""
 
     question: str
     pictures: tuple[str, ...]
@@ -134,36 +135,40 @@ class Exchange:
 
 
 def submit(
-    model: Model, told: Sequence[Exchange], question: str, pictures: Sequence[str | None], options: dict[str, Any]
+    model: Model,
+    history: Sequence[Exchange],
+    question: str,
+    pictures: Sequence[str | None],
+    sampling_params: dict[str, Any],
 ) -> tuple[TextStream, tuple[str, ...], int]:
-    """Begins an answer: its stream, the pictures shown with the question, how many of `told` there was no room for.
+    """Starts an answer. Returns its stream, the pictures in its message, and how many turns of `history` were dropped.
 
-    `pictures` are those laid out now; the model is shown the ones that it has not seen in what it is told.
+    `pictures` are those attached now; the message includes the ones that `history` does not.
     """
-    told, before = list(told), len(told)
+    history, before = list(history), len(history)
     wanted = dict.fromkeys(path for path in pictures if path)
     while True:
-        new = tuple(path for path in wanted if path not in _shown(told))
-        messages = [message for one in told for message in _exchange(one)]
-        stream = model.stream([*messages, _question(question, new)], **options)
-        forgotten, told = told[: stream.dropped_turns], told[stream.dropped_turns :]
-        wanted = _shown(forgotten) | wanted
-        if wanted.keys() <= {*_shown(told), *new}:
-            return stream, new, before - len(told)
-        stream.cancel()  # it was not shown what this is about
+        new = tuple(path for path in wanted if path not in _pictures_in(history))
+        messages = [message for exchange in history for message in _exchange(exchange)]
+        stream = model.stream([*messages, _question(question, new)], **sampling_params)
+        dropped, history = history[: stream.dropped_turns], history[stream.dropped_turns :]
+        wanted = _pictures_in(dropped) | wanted
+        if wanted.keys() <= {*_pictures_in(history), *new}:
+            return stream, new, before - len(history)
+        stream.cancel()  # a wanted picture was dropped with its turn: send it again
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question with the pictures shown in it (paths), and its answer.
+    """A question with the pictures in its message (paths), and its answer.
 
-    `fresh`: the model is not told the turns before it, which were about other pictures. `lost` counts pictures that
-    were shown in it and are no longer here.
+    `fresh`: it starts a new context, because the turns before it were about other pictures. `lost` counts pictures
+    whose files no longer exist.
     """
 
     question: str
     pictures: tuple[str, ...]
-    answer: Written
+    answer: AnyAnswer
     fresh: bool = False
     lost: int = 0
 
@@ -173,137 +178,135 @@ class Turn:
 
 
 class Conversation:
-    """The conversation of one tab of the page, for one visitor; thread-safe.
+    """One visitor's conversation in one tab; thread-safe.
 
-    All turns stay on the screen. The model is told those since a picture was last changed or taken away: that is a new
-    subject, and old pictures would only be mistaken for it. A second picture may come to the first. What it has no room
-    for it is told no more, if the options say so (`drop_oldest`), but pictures are then shown to it again.
+    All turns stay on the page. The model's context begins where a picture was last replaced or removed, so that it does
+    not confuse old pictures with new ones; adding a second picture keeps the context. With `drop_oldest`, turns that do
+    not fit are dropped from the context, and their pictures are sent again.
     """
 
     def __init__(self) -> None:
         self._turns: list[Turn] = []
-        self._laid: tuple[str, ...] = ()
-        self._start = 0
+        self._attached: tuple[str, ...] = ()
+        self._context_start = 0
         self._lock = threading.Lock()
-        self.lang = "en"  # of the page, which may change while an answer is being written
+        self.lang = "en"  # of the page; it may change during an answer
 
     def __deepcopy__(self, memo: dict) -> Conversation:
-        return Conversation()  # gr.State copies the one that it is given for each visitor
+        return Conversation()  # gr.State copies its initial value for each visitor
 
     @property
     def writing(self) -> bool:
         return bool(self._turns) and not self._turns[-1].answer.done
 
     @property
-    def question(self) -> str:
-        """The last one."""
+    def last_question(self) -> str:
         return self._turns[-1].question if self._turns else ""
 
     def has_picture(self, pictures: Sequence[str | None]) -> bool:
-        """Whether a question with `pictures` would have one to be about."""
-        return any(pictures) or any(turn.pictures for turn in self._told())
+        """Whether a question with `pictures` has a picture in its context."""
+        return any(pictures) or any(turn.pictures for turn in self._context())
 
-    def ask(self, model: Model, question: str, pictures: Sequence[str | None], options: dict[str, Any]) -> Turn:
-        """Begins an answer. `pictures` are those laid out now; the model is shown the ones it has not seen yet.
+    def ask(self, model: Model, question: str, pictures: Sequence[str | None], params: dict[str, Any]) -> Turn:
+        """Starts an answer. `pictures` are those attached now; `params` are sampling parameters.
 
-        ValueError if the model cannot take it; the conversation is then as before.
+        ValueError if the model cannot take the question; the conversation then stays unchanged.
         """
         with self._lock:
-            laid = tuple(path for path in pictures if path)
-            kept = bool(self._laid) and laid[: len(self._laid)] == self._laid
-            fresh = bool(laid) and not kept
-            told = [] if fresh else self._told()
-            exchanges = [turn.exchange for turn in told]
-            stream, new, forgotten = submit(model, exchanges, question, pictures, options)
-            answer = Answer(stream, options, model.waiting_before, forgotten=forgotten)
+            attached = tuple(path for path in pictures if path)
+            extended = bool(self._attached) and attached[: len(self._attached)] == self._attached
+            fresh = bool(attached) and not extended
+            context = [] if fresh else self._context()
+            history = [turn.exchange for turn in context]
+            stream, new, forgotten = submit(model, history, question, pictures, params)
+            answer = Answer(stream, params, model.waiting_before, forgotten=forgotten)
             turn = Turn(question, new, answer, fresh and bool(self._turns))
-            self._start = self._turns.index(told[forgotten]) if forgotten < len(told) else len(self._turns)
-            self._laid = laid or self._laid
+            kept = context[forgotten:]
+            self._context_start = self._turns.index(kept[0]) if kept else len(self._turns)
+            self._attached = attached or self._attached
             self._turns.append(turn)
             return turn
 
     @property
-    def cut(self) -> bool:
+    def can_continue(self) -> bool:
         """Whether the last answer can be continued."""
-        return bool(self._turns) and self._turns[-1].answer.cut
+        return bool(self._turns) and self._turns[-1].answer.can_continue
 
-    def go_on(self, model: Model, options: dict[str, Any]) -> Turn:
-        """Begins to continue the last answer, which is `cut`. Nothing is forgotten for it.
+    def continue_answer(self, model: Model, params: dict[str, Any]) -> Turn:
+        """Starts to continue the last answer, without dropping turns.
 
-        ValueError if there is no room; the conversation is then as before.
+        ValueError if there is no room; the conversation then stays unchanged.
         """
         with self._lock:
-            *told, last = self._told()
-            begun = last.answer.text.rstrip()
-            messages = [message for turn in told for message in _exchange(turn.exchange)]
-            messages += [_question(last.question, last.pictures), {"role": "assistant", "content": begun}]
-            stream = model.stream(messages, continue_final=True, **(options | {"drop_oldest": False}))
-            turn = dataclasses.replace(last, answer=Answer(stream, options, model.waiting_before, begun))
+            *context, last = self._context()
+            prefix = last.answer.text.rstrip()
+            messages = [message for turn in context for message in _exchange(turn.exchange)]
+            messages += [_question(last.question, last.pictures), {"role": "assistant", "content": prefix}]
+            stream = model.stream(messages, continue_final=True, **(params | {"drop_oldest": False}))
+            turn = dataclasses.replace(last, answer=Answer(stream, params, model.waiting_before, prefix))
             self._turns[-1] = turn
             return turn
 
     def stop(self) -> None:
-        """Stops the answer that is being written, if one is."""
+        """Stops the answer being generated, if any."""
         if self._turns:
             self._turns[-1].answer.stop()
 
     def clear(self) -> None:
-        """Forgets everything."""
         with self._lock:
             self.stop()
-            self._turns, self._laid, self._start = [], (), 0
+            self._turns, self._attached, self._context_start = [], (), 0
 
     @property
-    def laid(self) -> tuple[str, ...]:
-        """The pictures that were laid out when last asked about, in the order of their places."""
-        return self._laid
+    def attached(self) -> tuple[str, ...]:
+        """The pictures attached to the last question that had any, in order."""
+        return self._attached
 
     @property
     def state(self) -> tuple[list[Turn], int, tuple[str, ...]]:
-        """The turns, the number of the first that the model is told, and `laid`."""
-        return self._turns, self._start, self._laid
+        """The turns, the index of the first in the model's context, and `attached`."""
+        return self._turns, self._context_start, self._attached
 
-    def restore(self, turns: Sequence[Turn], start: int, laid: Sequence[str]) -> None:
-        """Takes up a conversation where its `state` was this, unless it goes on already."""
+    def restore(self, turns: Sequence[Turn], context_start: int, attached: Sequence[str]) -> None:
+        """Restores a `state`, unless this conversation has turns already."""
         with self._lock:
             if not self._turns:
-                self._turns, self._start, self._laid = list(turns), start, tuple(laid)
+                self._turns, self._context_start, self._attached = list(turns), context_start, tuple(attached)
 
-    def shown(self, lang: str) -> list[dict[str, Any]]:
-        """The conversation for gr.Chatbot."""
+    def messages(self, lang: str) -> list[dict[str, Any]]:
+        """The conversation as messages of gr.Chatbot."""
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
-            about: list[dict[str, Any]] = [_part("***\n" + text("fresh", lang))] if turn.fresh else []
-            about += [_picture(path, text("picture", lang)) for path in turn.pictures]
-            about += [_part("*" + text("lost_picture", lang) + "*")] * turn.lost
-            messages.append({"role": "user", "content": [*about, _part(markdown.literal(turn.question))]})
-            nothing = text("no_answer", lang) if turn.answer.done else "…"
-            messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or nothing)]})
+            parts: list[dict[str, Any]] = [_part("***\n" + text("fresh", lang))] if turn.fresh else []
+            parts += [_picture(path, text("picture", lang)) for path in turn.pictures]
+            parts += [_part("*" + text("lost_picture", lang) + "*")] * turn.lost
+            messages.append({"role": "user", "content": [*parts, _part(markdown.literal(turn.question))]})
+            placeholder = text("no_answer", lang) if turn.answer.done else "…"
+            messages.append({"role": "assistant", "content": [_part(markdown.answer(turn.answer.text) or placeholder)]})
         return messages
 
     def footer(self, lang: str) -> str:
-        """The line under the conversation: about its last answer, if it has one."""
+        """The line under the conversation: the state of its last answer."""
         if not self._turns:
             return text("prompt_keys", lang)
         answer = self._turns[-1].answer
         if answer.done:
             return answer.statistics(lang)
-        before = answer.waiting_for
-        return text("writing" if answer.text else "waiting", lang) if before is None else in_line(before, lang)
+        ahead = answer.queue_position
+        return text("writing" if answer.text else "waiting", lang) if ahead is None else queue_text(ahead, lang)
 
-    def _told(self) -> list[Turn]:
-        """An unanswered question has left no trace in the model's memory."""
-        return [turn for turn in self._turns[self._start :] if turn.answer.text]
-
-
-def drawn_seed(options: dict[str, Any]) -> int | None:
-    """The seed that an answer depends on, if it does."""
-    return options["seed"] if options["temperature"] > 0 else None
+    def _context(self) -> list[Turn]:
+        """The turns that the model is shown: those with an answer."""
+        return [turn for turn in self._turns[self._context_start :] if turn.answer.text]
 
 
-def _shown(exchanges: Sequence[Exchange]) -> dict[str, None]:
-    """The pictures in them, in order."""
-    return dict.fromkeys(path for one in exchanges for path in one.pictures)
+def effective_seed(sampling_params: dict[str, Any]) -> int | None:
+    """The seed, unless decoding is greedy."""
+    return sampling_params["seed"] if sampling_params["temperature"] > 0 else None
+
+
+def _pictures_in(exchanges: Sequence[Exchange]) -> dict[str, None]:
+    return dict.fromkeys(path for exchange in exchanges for path in exchange.pictures)
 
 
 def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
@@ -311,14 +314,14 @@ def _question(question: str, pictures: Sequence[str]) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, _part(question)]}
 
 
-def _exchange(one: Exchange) -> list[dict[str, Any]]:
-    return [_question(one.question, one.pictures), {"role": "assistant", "content": one.answer}]
+def _exchange(exchange: Exchange) -> list[dict[str, Any]]:
+    return [_question(exchange.question, exchange.pictures), {"role": "assistant", "content": exchange.answer}]
 
 
-def _picture(path: str, alternative: str) -> dict[str, Any]:
-    """A picture for gr.Chatbot, which shows the alternative text of components alone, not of mere files."""
+def _picture(path: str, alt_text: str) -> dict[str, Any]:
+    """A picture for gr.Chatbot, as a component because plain files have no alternative text."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    props = {"alt_text": alternative}
+    props = {"alt_text": alt_text}
     return {"type": "component", "component": "image", "value": file, "constructor_args": {}, "props": props}
 
 
@@ -326,21 +329,18 @@ def _part(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
 
 
-def in_line(before: int, lang: str) -> str:
-    """That `before` other answers are begun first."""
-    return text({0: "queued_next", 1: "queued_one"}.get(before, "queued"), lang, count=before)
+def queue_text(ahead: int, lang: str) -> str:
+    """Says that `ahead` other answers come first."""
+    return text({0: "queued_next", 1: "queued_one"}.get(ahead, "queued"), lang, count=ahead)
 
 
-def context_full(completion: Completion, most: int) -> bool:
-    """Whether an answer of `most` tokens at most ended because the context has no room for more."""
-    return completion.finish_reason == "length" and completion.usage.completion_tokens < most
+def context_full(completion: Completion, max_tokens: int) -> bool:
+    """Whether the context, not the limit of `max_tokens`, ended an answer."""
+    return completion.finish_reason == "length" and completion.usage.completion_tokens < max_tokens
 
 
-def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str, most: int = 0) -> str:
-    """One line about an answer: its length, speed, what was cached or forgotten, how it ended if not by itself.
-
-    `most` is the number of tokens that it was allowed.
-    """
+def statistics(completion: Completion, seed: int | None, forgotten: int, lang: str, max_tokens: int = 0) -> str:
+    """One line about an answer: length, speed, cached prompt, dropped turns, and why it ended early (`max_tokens`)."""
     usage, timings = completion.usage, completion.timings
     count = usage.completion_tokens
     parts = [text("stat_token", lang) if count == 1 else text("stat_tokens", lang, count=f"{count:,}")]
@@ -355,7 +355,7 @@ def statistics(completion: Completion, seed: int | None, forgotten: int, lang: s
         parts.append(text("stat_forgotten", lang, count=forgotten))
     if seed is not None:
         parts.append(text("stat_seed", lang, seed=seed))
-    if completion.finish_reason in _CUT:
-        full = context_full(completion, most)
+    if completion.finish_reason in _TRUNCATED:
+        full = context_full(completion, max_tokens)
         parts.append(text("ended_context" if full else f"ended_{completion.finish_reason}", lang))
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""What the top of the page says, without its layout: the model's facts, and how far loading is."""
+"""The content of the page header: facts of the model and loading progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNKNOWN = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Of a loaded model. Its mesh is `data` × `model`; `parameters` is how many numbers its weights are."""
+    """A loaded model: its mesh is `data` × `model`, `parameters` its number of parameters."""
 
     devices: str
     data: int
@@ -42,11 +42,10 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
-    """The texts of the header in one language. `facts` maps keys of `texts` to (label, value).
+class HeaderTexts:
+    """The header in one language. `facts` maps keys of `texts` to (label, value).
 
-    `step` says what loading does and `percent` how much of that is done, both while it goes on; `error` is there after
-    a failure.
+    `step` and `percent` describe loading in progress; `error` a failure.
     """
 
     title: str
@@ -62,10 +61,10 @@ class Head:
     clickable: bool
 
 
-def head(name: str, facts: Facts | None, status: Status, lang: str) -> Head:
-    """The header for the checkpoint `name`; `facts` are None until it is loaded."""
+def header_texts(name: str, facts: Facts | None, status: Status, lang: str) -> HeaderTexts:
+    """The header for the checkpoint `name`; `facts` is None until it is loaded."""
     button, clickable = load_button(status, lang)
-    return Head(
+    return HeaderTexts(
         title=Path(name.rstrip("/")).name,
         tagline=text("tagline", lang) if facts is None else _size(facts, lang),
         facts={key: (text(key, lang), value) for key, value in _values(name, facts, lang).items()},
@@ -88,13 +87,13 @@ def load_button(status: Status, lang: str) -> tuple[str, bool]:
     return label, status.phase in ("idle", "failed")
 
 
-def unready(status: Status, lang: str) -> str:
-    """Why there is no answer while the model is not loaded."""
+def not_ready_text(status: Status, lang: str) -> str:
+    """Why the model cannot answer before it is loaded."""
     return text({"idle": "not_loaded", "failed": "load_failed"}.get(status.phase, "still_loading"), lang)
 
 
-def unfit(model: Model, lang: str) -> str:
-    """Why these pages cannot talk with `model`, a relative of Gemma 3 with a prompt format of its own; or ""."""
+def unsupported_text(model: Model, lang: str) -> str:
+    """Why the page cannot use a relative of Gemma 3 with its own prompt format; "" if it can."""
     key = f"format_{model.format.name}"
     return text(key, lang) if key in TEXTS else ""
 
@@ -115,10 +114,10 @@ def _step(status: Status, lang: str) -> str:
 
 def _size(facts: Facts, lang: str) -> str:
     key = "text_and_images" if facts.vision else "text_only"
-    return f"Gemma 3 · {text(key, lang, parameters=_short(facts.parameters))}"
+    return f"Gemma 3 · {text(key, lang, parameters=_abbreviate(facts.parameters))}"
 
 
-def _short(count: int) -> str:
+def _abbreviate(count: int) -> str:
     """7,900,000 → 7.9M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= limit:

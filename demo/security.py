@@ -1,12 +1,12 @@
-"""What the page may load: nothing from other hosts, whatever an answer says."""
+"""A content security policy: the page loads nothing from other hosts."""
 
 from __future__ import annotations
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio has scripts and styles in its page, evaluates the handlers of events, and shows a file just dropped as a blob.
-# Nothing is said of frames around the page: notebook services put it into one.
+# Gradio uses inline scripts and styles, evaluates event handlers, and shows dropped files as blobs. Framing is allowed:
+# notebook services embed the page.
 POLICY = "; ".join(
     (
         "default-src 'self' data: blob:",

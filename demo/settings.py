@@ -1,4 +1,4 @@
-"""The settings of an answer, and what they are called in `gemma_tpu.SamplingParams`."""
+"""The settings panel, and its values as arguments of `Model.stream`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from gemma_tpu import SamplingParams
 
 MAX_TOKENS = 8192
-# As in gemma_tpu.SamplingParams, which is not imported here because that would make the page wait for jax.
+# The defaults of gemma_tpu.SamplingParams, which is not imported because it would import jax.
 DEFAULTS = {"max_new_tokens": 1024, "temperature": 0.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0}
 
 
 def settings_panel(page: Page, name: str) -> list[Any]:
-    """The controls, in the order in which `options` takes their values. `name` begins their ids."""
+    """The controls, in the order of the arguments of `sampling_params`. `name` is the prefix of their ids."""
 
-    def slider(key: str, says: dict[str, str], low: float, high: float, step: float) -> gr.Slider:
+    def slider(key: str, texts: dict[str, str], low: float, high: float, step: float) -> gr.Slider:
         return page.add(
-            gr.Slider, says=says, minimum=low, maximum=high, step=step, value=DEFAULTS[key], elem_id=f"{name}-{key}"
+            gr.Slider, texts=texts, minimum=low, maximum=high, step=step, value=DEFAULTS[key], elem_id=f"{name}-{key}"
         )
 
-    with page.add(gr.Accordion, says={"label": "settings"}, open=False, elem_classes="settings"):
+    with page.add(gr.Accordion, texts={"label": "settings"}, open=False, elem_classes="settings"):
         with gr.Row():
             max_tokens = slider("max_new_tokens", {"label": "max_tokens"}, 1, MAX_TOKENS, 1)
             temperature = slider("temperature", {"label": "temperature", "info": "temperature_info"}, 0, 2, 0.05)
@@ -35,15 +35,15 @@ def settings_panel(page: Page, name: str) -> list[Any]:
             top_p = slider("top_p", {"label": "top_p"}, 0.01, 1, 0.01)
             min_p = slider("min_p", {"label": "min_p", "info": "min_p_info"}, 0, 1, 0.01)
         with gr.Row(elem_classes="seed"):
-            draw = page.add(gr.Checkbox, says={"label": "random_seed"}, value=True, elem_id=f"{name}-random-seed")
+            draw = page.add(gr.Checkbox, texts={"label": "random_seed"}, value=True, elem_id=f"{name}-random-seed")
             seed = page.add(
-                gr.Number, says={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
+                gr.Number, texts={"label": "seed"}, value=0, precision=0, interactive=False, elem_id=f"{name}-seed"
             )
         with gr.Row(elem_classes="seed"):
-            drop = page.add(gr.Checkbox, says={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
+            drop = page.add(gr.Checkbox, texts={"label": "drop_oldest"}, value=False, elem_id=f"{name}-drop-oldest")
             pan_and_scan = page.add(
                 gr.Checkbox,
-                says={"label": "pan_and_scan"},
+                texts={"label": "pan_and_scan"},
                 value=False,
                 visible=name == "image",
                 elem_id=f"{name}-pan-and-scan",
@@ -52,23 +52,22 @@ def settings_panel(page: Page, name: str) -> list[Any]:
     return [max_tokens, temperature, top_k, top_p, min_p, draw, seed, drop, pan_and_scan]
 
 
-def own_defaults(sliders: Sequence[gr.Slider], shown: Sequence[float], own: SamplingParams) -> list[Any]:
-    """What the sliders (of `DEFAULTS`, in order) show next: a checkpoint's defaults where a visitor has set nothing."""
+def checkpoint_defaults(sliders: Sequence[gr.Slider], values: Sequence[float], defaults: SamplingParams) -> list[Any]:
+    """Updates that set sliders (of `DEFAULTS`, in order) to the checkpoint's defaults, except where changed."""
     updates = []
-    for key, slider, value in zip(DEFAULTS, sliders, shown, strict=True):
-        default = min(max(getattr(own, key), slider.minimum), slider.maximum)
-        # gr.skip(): what a visitor has set, or is right already, stays as it is.
+    for key, slider, value in zip(DEFAULTS, sliders, values, strict=True):
+        default = min(max(getattr(defaults, key), slider.minimum), slider.maximum)
         updates.append(default if value == DEFAULTS[key] != default else gr.skip())
     return updates
 
 
-def chosen(*values: Any) -> dict[str, Any]:
-    """`options` of what the controls hold, where a number that has been taken away is the default."""
+def params_of_controls(*values: Any) -> dict[str, Any]:
+    """`sampling_params` of the controls' values, with the default for an empty number."""
     numbers = [default if value is None else value for value, default in zip(values, DEFAULTS.values(), strict=False)]
-    return options(*numbers, *values[len(DEFAULTS) :])
+    return sampling_params(*numbers, *values[len(DEFAULTS) :])
 
 
-def options(
+def sampling_params(
     max_tokens: float,
     temperature: float,
     top_k: float,
@@ -79,7 +78,7 @@ def options(
     drop_oldest: bool,
     pan_and_scan: bool,
 ) -> dict[str, Any]:
-    """SamplingParams for `Model.stream`; a drawn seed is drawn here, so that it can be shown and used again."""
+    """Arguments of `Model.stream`. A random seed is drawn here, so that the page can show it."""
     return {
         "max_new_tokens": int(max_tokens),
         "temperature": temperature,

@@ -1,4 +1,4 @@
-"""The model that all visitors share: loading it in the background, and how far that is."""
+"""Loads the model that all visitors share in the background, with progress."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # importing the model for real takes seconds, which the page need not wait for
+if TYPE_CHECKING:  # importing jax takes seconds
     from gemma_tpu import Model
 
-# Loads a model, telling (bytes read, bytes in all).
+# Loads a model and reports (bytes read, total bytes).
 Load = Callable[[Callable[[int, int], None]], "Model"]
 
 _LOG = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 class Status:
     """`phase`: idle → starting → reading → compiling → ready, or failed at any point.
 
-    `done` of `total` are bytes while reading and programs while compiling (`step` is the one under way). `seconds` is
-    how long loading took.
+    `done` of `total`: bytes while reading, programs while compiling (`step` is the current one). `seconds`: the time
+    that loading took.
     """
 
     phase: str = "idle"
@@ -39,12 +39,12 @@ class Status:
 
     @property
     def fraction(self) -> float:
-        """Of the present phase."""
+        """The completed fraction of the current phase."""
         return self.done / self.total if self.total else 0.0
 
 
 class Loader:
-    """Loads the model once, whoever asks; thread-safe. `model` is None until it is ready to answer."""
+    """Loads the model once; thread-safe. `model` is None until it is ready."""
 
     def __init__(self, name: str, load: Load) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Loader:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to load, unless that is under way or done. After a failure it tries again."""
+        """Starts loading unless it has started already; retries after a failure."""
         with self._lock:
             if self.status.phase not in ("idle", "failed"):
                 return
@@ -64,36 +64,35 @@ class Loader:
             self._thread.start()
 
     def wait(self, timeout: float | None = None) -> Status:
-        """Waits until loading has ended; returns what came of it."""
+        """Waits until loading has ended; returns the status."""
         if self._thread is not None:
             self._thread.join(timeout)
         return self.status
 
     def close(self) -> None:
-        """Lets go of the model."""
         model, self.model, self.status = self.model, None, Status()
         if model is not None:
             model.close()
 
     def _run(self) -> None:
-        began, model = time.monotonic(), None
+        start, model = time.monotonic(), None
         try:
             model = self._load(lambda done, total: self._set(Status("reading", done, total)))
             model.warmup(lambda step, done, total: self._set(Status("compiling", done, total, step)))
-        except Exception as error:  # whatever it is, the page must show it
+        except Exception as error:  # shown on the page
             _LOG.error("loading %s failed: %s", self.name, explain(error), exc_info=not isinstance(error, ValueError))
             if model is not None:
                 model.close()
             self._set(Status("failed", error=explain(error)))
         else:
             self.model = model
-            self._set(Status("ready", seconds=time.monotonic() - began))
+            self._set(Status("ready", seconds=time.monotonic() - start))
 
     def _set(self, status: Status) -> None:
         self.status = status
 
 
 def explain(error: BaseException) -> str:
-    """An error as one line for a person. ValueErrors of the library say what is wrong by themselves."""
+    """An error on one line; the class name is omitted for the library's ValueErrors, which are self-explanatory."""
     message = " ".join(str(error).split())
     return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}".rstrip(": ")

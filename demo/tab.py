@@ -1,4 +1,4 @@
-"""One tab: pictures and examples at the side, the conversation, the prompt, the settings."""
+"""One tab of the page: pictures, examples, chat panel and settings."""
 
 from __future__ import annotations
 
@@ -13,65 +13,70 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo.chat import Conversation, Readers, Turn
-from demo.facts import unfit, unready
-from demo.kept import pack, unpack
-from demo.page import Page
-from demo.pictures import check, fetch, picture
-from demo.settings import DEFAULTS, chosen, own_defaults, settings_panel
+from demo.chat import ActiveAnswers, Conversation, Turn
+from demo.chat_panel import ChatPanel, Updates
+from demo.facts import not_ready_text, unsupported_text
+from demo.page import Page, notice
+from demo.pictures import check_upload, fetch_picture, picture_input
+from demo.session_storage import pack, unpack
+from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, settings_panel
 from demo.state import Loader, explain
-from demo.talk import Talk, Updates, notice
 from demo.texts import text
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
 
 EXAMPLES = Path(__file__).parent / "examples"
-_LOOK_EVERY = 0.05  # seconds between two looks at an answer that is being written
-_KEEP_EVERY = 1.0  # seconds after which the browser is given what is written since
+_POLL_INTERVAL = 0.05  # seconds between reads of an unfinished answer
+_STORE_INTERVAL = 1.0  # seconds between updates of the browser's session storage
 
 
 def examples(name: str) -> list[dict[str, Any]]:
-    """Of tab `name`: {"en": prompt, "zh": prompt, "pictures": files in EXAMPLES}."""
+    """The examples of tab `name`: {"en": prompt, "zh": prompt, "pictures": files in EXAMPLES}."""
     return json.loads((EXAMPLES / "examples.json").read_text())[name]
 
 
 class ChatTab:
     """The tab `name` ("image" or "text") of `page`; create it inside the layout.
 
-    With `allow_urls` a picture can be given as an address, from which the server fetches it.
+    With `allow_urls` the server also fetches pictures from URLs.
     """
 
     def __init__(
-        self, page: Page, name: str, loader: Loader, readers: Readers, language: gr.Radio, *, allow_urls: bool = False
+        self,
+        page: Page,
+        name: str,
+        loader: Loader,
+        active: ActiveAnswers,
+        language: gr.Radio,
+        *,
+        allow_urls: bool = False,
     ) -> None:
-        self.name, self._loader, self._readers = name, loader, readers
+        self.name, self._loader, self._active = name, loader, active
         self.pictures: list[gr.Image] = []
         self.address: gr.Textbox | None = None
-        with page.add(gr.Tab, says={"label": f"tab_{name}"}, id=name, elem_id=f"{name}-tab"):
+        with page.add(gr.Tab, texts={"label": f"tab_{name}"}, id=name, elem_id=f"{name}-tab"):
             self.conversation = gr.State(Conversation(), delete_callback=Conversation.stop)
             with gr.Row(elem_classes="desk"):
                 with gr.Column(elem_classes="side", min_width=280, scale=0):
                     if name == "image":
-                        self._lay_pictures(page, allow_urls)
-                    page.add(gr.Markdown, says={"value": "examples"}, elem_classes="caption")
+                        self._picture_inputs(page, allow_urls)
+                    page.add(gr.Markdown, texts={"value": "examples"}, elem_classes="caption")
                     with gr.Column(elem_classes="examples"):
                         buttons = [self._example_button(page, example) for example in examples(name)]
                 with gr.Column(elem_classes="talk"):
-                    self.talk = Talk(page, name)
+                    self.panel = ChatPanel(page, name)
                     self.settings = settings_panel(page, name)
                     self.sliders = self.settings[: len(DEFAULTS)]
-        self._wire(language, buttons)
+        self._connect_events(language, buttons)
 
-    # Layout.
-
-    def _lay_pictures(self, page: Page, allow_urls: bool) -> None:
+    def _picture_inputs(self, page: Page, allow_urls: bool) -> None:
         with gr.Row(elem_classes="pictures"):
             for number, suffix in enumerate(("", "_2")):
                 self.pictures.append(
                     page.add(
-                        picture,
-                        says={
+                        picture_input,
+                        texts={
                             **dict.fromkeys(("label", "alt_text"), f"picture{suffix}"),
                             "placeholder": f"picture_drop{suffix}",
                         },
@@ -82,54 +87,53 @@ class ChatTab:
         if allow_urls:
             self.address = page.add(
                 gr.Textbox,
-                says={"placeholder": "picture_address", "label": "picture_address"},
+                texts={"placeholder": "picture_address", "label": "picture_address"},
                 lines=1,
                 max_lines=1,
                 container=False,
                 elem_id="picture-address",
             )
-        page.add(gr.Markdown, says={"value": "picture_hint"}, elem_classes="hint")
+        page.add(gr.Markdown, texts={"value": "picture_hint"}, elem_classes="hint")
 
     def _example_button(self, page: Page, example: dict[str, Any]) -> gr.Button:
         icon = str(EXAMPLES / example["pictures"][0]) if example.get("pictures") else None
-        says = {"value": {lang: example[lang] for lang in ("en", "zh")}}
-        return page.add(gr.Button, says=says, icon=icon, size="sm", elem_classes=["example", f"{self.name}-example"])
+        texts = {"value": {lang: example[lang] for lang in ("en", "zh")}}
+        return page.add(gr.Button, texts=texts, icon=icon, size="sm", elem_classes=["example", f"{self.name}-example"])
 
-    # Events.
-
-    def _wire(self, language: gr.Radio, buttons: list[gr.Button]) -> None:
+    def _connect_events(self, language: gr.Radio, buttons: list[gr.Button]) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        together: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        talk = self.talk
+        unlimited: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        panel = self.panel
         gr.on(
-            [talk.prompt.submit, talk.send.click],
+            [panel.prompt.submit, panel.send.click],
             self._answer,
-            [self.conversation, language, talk.prompt, *self.pictures, *self.settings],
-            [*talk.changing, talk.prompt],
+            [self.conversation, language, panel.prompt, *self.pictures, *self.settings],
+            [*panel.outputs, panel.prompt],
             trigger_mode="once",
-            **together,
+            **unlimited,
         )
-        talk.prompt.submit(self._hint, [self.conversation, language, talk.prompt], talk.notice, queue=False, **quiet)
-        talk.go_on.click(
+        panel.prompt.submit(self._hint, [self.conversation, language, panel.prompt], panel.notice, queue=False, **quiet)
+        panel.resume.click(
             self._continue,
             [self.conversation, language, *self.settings],
-            talk.changing,
+            panel.outputs,
             trigger_mode="once",
-            **together,
+            **unlimited,
         )
-        talk.stop.click(_stop, self.conversation, None, queue=False, **quiet)
-        talk.clear.click(
+        panel.stop.click(_stop, self.conversation, None, queue=False, **quiet)
+        panel.clear.click(
             self._clear,
             [self.conversation, language],
-            [*talk.changing, talk.prompt, *self.pictures],
-            **together,
+            [*panel.outputs, panel.prompt, *self.pictures],
+            **unlimited,
         )
-        talk.kept.change(None, talk.kept, None, js=f"(kept) => demoPage.keep('{self.name}', kept)", **quiet)
-        for place in self.pictures:
-            place.upload(check, [place, language], [place, talk.notice], **together)
-            place.clear(lambda: "", None, talk.notice, queue=False, **quiet)
+        panel.stored.change(None, panel.stored, None, js=f"(kept) => demoPage.keep('{self.name}', kept)", **quiet)
+        for picture in self.pictures:
+            picture.upload(check_upload, [picture, language], [picture, panel.notice], **unlimited)
+            picture.clear(lambda: "", None, panel.notice, queue=False, **quiet)
         if self.address is not None:
-            self.address.submit(fetch, [self.address, language], [self.pictures[0], talk.notice], **together)
+            outputs = [self.pictures[0], panel.notice]
+            self.address.submit(fetch_picture, [self.address, language], outputs, **unlimited)
         for button, example in zip(buttons, examples(self.name), strict=True):
             files = [str(EXAMPLES / file) for file in example.get("pictures", ())]
             files += [None] * (len(self.pictures) - len(files))
@@ -137,68 +141,68 @@ class ChatTab:
             def fill(lang: str, example: dict[str, Any] = example, files: list[str | None] = files) -> list[Any]:
                 return [example[lang], "", *files]
 
-            button.click(fill, language, [talk.prompt, talk.notice, *self.pictures], **together)
+            button.click(fill, language, [panel.prompt, panel.notice, *self.pictures], **unlimited)
 
     def restore_on(self, load: Callable[..., Any], language: gr.Radio) -> None:
-        """Takes up, when the page is loaded, the conversation that the visitor's browser has kept."""
+        """Restores the conversation from session storage when the event `load` fires."""
         load(
             self._restore,
-            [self.conversation, language, self.talk.kept],
-            [*self.talk.changing, self.talk.prompt, *self.pictures],
+            [self.conversation, language, self.panel.stored],
+            [*self.panel.outputs, self.panel.prompt, *self.pictures],
             js=f"(own, lang) => [own, lang, demoPage.stored('{self.name}')]",
             show_progress="hidden",
             api_visibility="private",
             concurrency_limit=None,
         )
 
-    async def show_defaults(self, *shown: float) -> list[Any]:
-        """For `sliders`: the defaults of the checkpoint, once it is loaded."""
-        model = self._loader.model  # until there is one, the sliders stay as they are (gr.skip)
-        return [gr.skip()] * len(shown) if model is None else own_defaults(self.sliders, shown, model.defaults)
+    async def show_defaults(self, *values: float) -> list[Any]:
+        """Updates that set `sliders` to the checkpoint's defaults, once it is loaded."""
+        model = self._loader.model
+        return [gr.skip()] * len(values) if model is None else checkpoint_defaults(self.sliders, values, model.defaults)
 
     async def _restore(self, conversation: Conversation, lang: str, stored: str) -> Updates:
         conversation.lang = lang
-        draft, remade, whole = await asyncio.to_thread(unpack, stored, conversation)
-        problem = "" if whole else text("unrestorable", lang)
-        # Nothing else, and gr.skip() where nothing was kept: by now the visitor may have begun.
-        updates: Updates = {self.talk.kept: gr.skip()}
-        if conversation.question:
-            updates |= self.talk.resting(conversation, problem)
-            updates |= dict(zip(self.pictures, conversation.laid, strict=False))
-            updates[self.talk.kept] = await asyncio.to_thread(pack, conversation, remade)
+        draft, recreated, complete = await asyncio.to_thread(unpack, stored, conversation)
+        problem = "" if complete else text("unrestorable", lang)
+        # Updates only what was stored, because the visitor may have started to type.
+        updates: Updates = {self.panel.stored: gr.skip()}
+        if conversation.last_question:
+            updates |= self.panel.idle(conversation, problem)
+            updates |= dict(zip(self.pictures, conversation.attached, strict=False))
+            updates[self.panel.stored] = await asyncio.to_thread(pack, conversation, recreated)
         if problem:
-            updates[self.talk.notice] = notice(problem)
+            updates[self.panel.notice] = notice(problem)
         if draft:
-            updates[self.talk.prompt] = draft
+            updates[self.panel.prompt] = draft
         return updates
 
     async def _clear(self, conversation: Conversation, lang: str) -> Updates:
         conversation.lang = lang
         await asyncio.to_thread(conversation.clear)
         return {
-            **self.talk.resting(conversation),
-            self.talk.kept: pack(conversation),
-            self.talk.prompt: "",
+            **self.panel.idle(conversation),
+            self.panel.stored: pack(conversation),
+            self.panel.prompt: "",
             **dict.fromkeys(self.pictures),
         }
 
     async def _hint(self, conversation: Conversation, lang: str, prompt: str) -> Any:
-        """Why Enter does not send while an answer is being written, if it is not that of this very question."""
-        busy = conversation.writing and prompt.strip() and prompt != conversation.question
-        return notice(text("busy", lang)) if busy else gr.skip()  # another notice may stand there
+        """Why Enter does not send during an answer, unless the answer is to this very prompt."""
+        busy = conversation.writing and prompt.strip() and prompt != conversation.last_question
+        return notice(text("busy", lang)) if busy else gr.skip()
 
     async def _answer(
         self, request: gr.Request, conversation: Conversation, lang: str, prompt: str, *rest: Any
     ) -> AsyncIterator[Updates]:
-        pictures, settings = rest[: len(self.pictures)], chosen(*rest[len(self.pictures) :])
+        pictures, params = rest[: len(self.pictures)], params_of_controls(*rest[len(self.pictures) :])
         model = self._loader.model
         problem = self._problem(model, conversation, prompt, pictures, lang)
         if model is None or problem:
-            yield {self.talk.notice: notice(problem)}
+            yield {self.panel.notice: notice(problem)}
             return
         conversation.lang = lang
-        begin = functools.partial(conversation.ask, model, prompt, pictures, settings)
-        async with contextlib.aclosing(self._write(request, conversation, begin, {self.talk.prompt: ""})) as updates:
+        start = functools.partial(conversation.ask, model, prompt, pictures, params)
+        async with contextlib.aclosing(self._stream(request, conversation, start, {self.panel.prompt: ""})) as updates:
             async for update in updates:
                 yield update
 
@@ -207,39 +211,39 @@ class ChatTab:
     ) -> AsyncIterator[Updates]:
         model = self._loader.model
         conversation.lang = lang
-        if model is None or not conversation.cut:
-            yield self.talk.resting(conversation, unready(self._loader.status, lang) if model is None else "")
+        if model is None or not conversation.can_continue:
+            yield self.panel.idle(conversation, not_ready_text(self._loader.status, lang) if model is None else "")
             return
-        begin = functools.partial(conversation.go_on, model, chosen(*settings))
-        async with contextlib.aclosing(self._write(request, conversation, begin, {})) as updates:
+        start = functools.partial(conversation.continue_answer, model, params_of_controls(*settings))
+        async with contextlib.aclosing(self._stream(request, conversation, start, {})) as updates:
             async for update in updates:
                 yield update
 
-    async def _write(
-        self, request: gr.Request, conversation: Conversation, begin: Callable[[], Turn], once_begun: Updates
+    async def _stream(
+        self, request: gr.Request, conversation: Conversation, start: Callable[[], Turn], first_updates: Updates
     ) -> AsyncGenerator[Updates, None]:
-        """The page while the answer that `begin` begins is being written."""
-        talk = self.talk
+        """Updates of the page during the answer that `start` starts."""
+        panel = self.panel
         try:
-            # Reading and resizing pictures takes a while, which other visitors should not notice.
-            turn = await asyncio.to_thread(begin)
+            # On a thread: reading and resizing pictures would block other visitors.
+            turn = await asyncio.to_thread(start)
         except (ValueError, RuntimeError) as error:
-            yield {talk.notice: notice(text("refused", conversation.lang, error=explain(error)))}
+            yield {panel.notice: notice(text("refused", conversation.lang, error=explain(error)))}
             return
-        answer, seen, kept_at = turn.answer, {}, time.monotonic()
-        with self._readers.reading(request.session_hash or "", answer):
-            kept = await asyncio.to_thread(pack, conversation, turn.pictures)
-            yield {**talk.writing(conversation), talk.kept: kept, **once_begun}
+        answer, shown, stored_at = turn.answer, {}, time.monotonic()
+        with self._active.track(request.session_hash or "", answer):
+            stored = await asyncio.to_thread(pack, conversation, turn.pictures)
+            yield {**panel.busy(conversation), panel.stored: stored, **first_updates}
             while not answer.done:
-                await asyncio.sleep(_LOOK_EVERY)
-                if (said := talk.said(conversation)) != seen:
-                    seen = said
-                    if time.monotonic() > kept_at + _KEEP_EVERY:
-                        kept_at, said = time.monotonic(), {**said, talk.kept: pack(conversation)}
-                    yield said
-        # Always: if the conversation has been cleared, what was shown of it since must go.
-        broken = text("broke", conversation.lang, error=explain(answer.error)) if answer.error else ""
-        yield {**talk.resting(conversation, broken), talk.kept: pack(conversation)}
+                await asyncio.sleep(_POLL_INTERVAL)
+                if (updates := panel.messages(conversation)) != shown:
+                    shown = updates
+                    if time.monotonic() > stored_at + _STORE_INTERVAL:
+                        stored_at, updates = time.monotonic(), {**updates, panel.stored: pack(conversation)}
+                    yield updates
+        # Also after the conversation was cleared, to remove the last of its text.
+        problem = text("broke", conversation.lang, error=explain(answer.error)) if answer.error else ""
+        yield {**panel.idle(conversation, problem), panel.stored: pack(conversation)}
 
     def _problem(
         self,
@@ -249,10 +253,10 @@ class ChatTab:
         pictures: tuple[str | None, ...],
         lang: str,
     ) -> str:
-        """What stands in the way of an answer, or ""."""
+        """Why the prompt cannot be answered, or ""."""
         if model is None:
-            return unready(self._loader.status, lang)
-        if reason := unfit(model, lang):
+            return not_ready_text(self._loader.status, lang)
+        if reason := unsupported_text(model, lang):
             return reason
         if conversation.writing:
             return text("busy", lang)

@@ -1,4 +1,4 @@
-"""Every text of the page, in English and Chinese."""
+"""All texts of the page, in English and Chinese."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Ask as many questions about it as you like. A new picture starts a new conversation.",
         "可以针对同一张图片连续提问。换一张图片会开始新的对话。",
     ),
-    "picture_address": ("Or the address of one: https://…", "或输入图片地址：https://…"),
+    "picture_address": ("Or the URL of a picture: https://…", "或输入图片地址：https://…"),
     "examples": ("Examples", "示例"),
     "chat_empty_image": (
         "Choose a picture, or one of the examples, and ask about it.",
@@ -99,13 +99,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     "ended_context": ("cut because the context is full", "上下文已满，回答中断"),
     "fresh": ("The picture has changed: a new conversation", "换了图片：新的对话"),
     "lost_picture": ("a picture that is no longer here", "图片已不存在"),
-    # A refresh of the page, or a server that is gone.
+    # Reloads and a lost connection.
     "lost": ("Connection lost, trying again…", "连接已断开，正在重试…"),
     "unrestorable": (
-        "Not all that was said here before could be kept by this browser.",
+        "This browser could not store the whole conversation.",
         "浏览器未能保留此前的全部对话。",
     ),
-    # What goes wrong.
+    # Errors.
     "not_loaded": ("The model is not loaded yet: press “Load model” first.", "模型尚未加载：请先点击“加载模型”。"),
     "still_loading": ("The model is still loading; please try again in a moment.", "模型仍在加载，请稍后再试。"),
     "load_failed": (

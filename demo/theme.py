@@ -1,4 +1,4 @@
-"""How the page looks: a quiet paper-and-ink theme with one accent. Its fonts come from this server, not from a CDN."""
+"""The Gradio theme. Fonts come from this server, not from a CDN."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
 from gradio.themes.utils.fonts import LocalFont
 
-# What a machine has for Chinese; the fonts that Gradio ships are Latin only.
+# System fonts for Chinese; the fonts that Gradio ships are Latin only.
 _CHINESE = ("PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC")
 
 

@@ -1,4 +1,4 @@
-"""Where Gradio keeps what visitors upload: a folder of this process alone, which goes when it ends."""
+"""A private upload folder for Gradio, removed when the process exits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import IO
 
 _PREFIX = "gemma-tpu-demo-"
-_LOCK = "lock"  # held by the process that a folder belongs to; the system releases it when that ends, however it does
+_LOCK = "lock"  # held by the owning process; the system releases it when the process ends
 
 
 @contextlib.contextmanager
 def own_upload_folder() -> Iterator[None]:
-    """Gives Gradio, which must not have been imported yet, a new folder, and removes those that killed processes left.
+    """Sets GRADIO_TEMP_DIR to a new folder and removes those of killed processes. Enter it before importing Gradio.
 
-    Otherwise all programs on a machine share one, and delete each other's files. One that the user has chosen, with
-    GRADIO_TEMP_DIR, is used as it is.
+    By default all programs on a machine share one folder and delete each other's files. A GRADIO_TEMP_DIR that is
+    already set is kept.
     """
     if os.environ.get("GRADIO_TEMP_DIR"):
         yield
@@ -32,7 +32,7 @@ def own_upload_folder() -> Iterator[None]:
         yield
     finally:
         del os.environ["GRADIO_TEMP_DIR"]
-        shutil.rmtree(folder, ignore_errors=True)  # what is left, if anything is, the next process removes
+        shutil.rmtree(folder, ignore_errors=True)  # the next process removes what is left
         lock.close()
 
 
@@ -43,12 +43,12 @@ def _create() -> tuple[Path, IO[str]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder, lock
-        lock.close()  # another process has taken it for abandoned, between these lines
+        lock.close()  # another process removed it before it was locked
 
 
 def _remove_abandoned() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        # Other users' folders cannot be opened, those in use not be locked.
+        # Fails for other users' folders (open) and for folders in use (lock).
         with contextlib.suppress(OSError), path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.parent, ignore_errors=True)

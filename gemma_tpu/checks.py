@@ -1,4 +1,4 @@
-"""Checks of what callers give: ValueError, naming the argument, for a value of the wrong type or out of range."""
+"""Argument checks: ValueError, naming the argument, for a value of the wrong type or out of range."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_SHOWN = 80  # characters of a value in an error
+_MAX_LENGTH = 80  # characters of a value in an error message
 
 
 def check_integer(name: str, value: Any, low: int, high: float = math.inf) -> None:
@@ -39,23 +39,23 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_progress(value: Any, *, bar: bool = True) -> None:
-    """ValueError unless `value` is None, a function to report to or, where there is a `bar`, True or False."""
+    """ValueError unless `value` is None, a callback or, if `bar`, True or False."""
     if value is not None and not callable(value) and not (bar and isinstance(value, bool)):
         raise ValueError(f"progress must be {'True, False' if bar else 'None'} or a function, got {shown(value)}")
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """The elements of a list, an array or another collection. ValueError for what is none, and for a lone string."""
+    """The elements of a list, array or other collection. ValueError for anything else, strings included."""
     if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a list, got {shown(value)}")
     try:
         return tuple(value)
-    except Exception as error:  # an array without axes, an iterator that fails
+    except Exception as error:  # a zero-dimensional array, an iterator that fails
         raise ValueError(f"{name} must be a list, got {shown(value)} ({one_line(error)})") from error
 
 
 def as_ids(name: str, value: Any) -> tuple[int, ...]:
-    """Token ids of a list, an array or another collection, as Python's integers."""
+    """The token ids in a list, array or other collection, as Python integers."""
     ids = as_tuple(name, value)
     for token in ids:
         check_integer(f"a token id in {name}", token, 0, 2**31 - 1)
@@ -63,28 +63,28 @@ def as_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def shown(value: Any) -> str:
-    """`value` for an error: in one line, and cut where it is long."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python writes no more than 4,300 digits
+    """`value` for an error message: on one line, truncated if long."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to format more than 4,300 digits
         return f"an integer of {value.bit_length()} bits"
     try:
         text = one_line(repr(value))
-    except Exception:  # a value that cannot be written is known by its type
+    except Exception:  # its repr fails: name the type
         text = f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({type(value).__name__})"
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}… ({type(value).__name__})"
 
 
 def one_line(text: object) -> str:
-    """`text`, or the message of an error (its class, if it has none), in one line."""
+    """`text` on one line; for an error its message, or its class name if the message is empty."""
     line = " ".join(str(text).split())
     return line if line or isinstance(text, str) else type(text).__name__
 
 
 def as_path(name: str, value: Any) -> str:
-    """A path, or a name, as a string. ValueError for what is neither a string nor a path, or has several lines."""
+    """A path or name as a string. ValueError unless it is a string or a path, without newlines and NUL."""
     try:
         text = os.fspath(value)
-    except Exception:  # whatever a stranger's __fspath__ raises, it is no path
+    except Exception:  # a foreign __fspath__ may raise anything
         text = None
-    if not isinstance(text, str) or any(letter in text for letter in "\0\n\r"):
+    if not isinstance(text, str) or any(char in text for char in "\0\n\r"):
         raise ValueError(f"{name} must be a string or a path, got {shown(value)}")
     return text

@@ -1,4 +1,4 @@
-"""ShieldGemma 2 as a classifier: how likely an image violates a policy."""
+"""ShieldGemma 2 as a classifier: the probability that an image violates a policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """The probabilities that an image violates a policy, and that it does not; together 1."""
+    """The probabilities that an image does and does not violate a policy; they sum to 1."""
 
     yes: float
     no: float
@@ -26,13 +26,13 @@ class Verdict(NamedTuple):
 def classify(
     model: Model, images: Any, policies: Sequence[str] | Mapping[str, str] | None = None
 ) -> list[dict[str, Verdict]]:
-    """For each image, a verdict on each policy: the softmax over the logits of "Yes" and "No" behind the prompt.
+    """A verdict on each policy for each image: the softmax over the next-token logits of "Yes" and "No".
 
-    `policies`: names out of `gemma_tpu.text.POLICIES`, by default all of them, or texts of one's own by name. The ids
-    of the two answers are those of config.json (`yes_token_index`, `no_token_index`), else the pieces "Yes" and "No";
-    as in transformers 5.23, modeling_shieldgemma2.py, whose first column is "Yes".
+    `policies`: names in `gemma_tpu.text.POLICIES` (default: all), or a mapping from names to policy texts. The answers'
+    token ids come from config.json (`yes_token_index`, `no_token_index`), else from the pieces "Yes" and "No", as in
+    transformers 5.23, modeling_shieldgemma2.py, whose first column is "Yes".
 
-    ValueError for a checkpoint that is not ShieldGemma 2, for no image, and for a policy of unknown name.
+    ValueError if the checkpoint is not ShieldGemma 2, if there is no image, and for an unknown policy name.
     """
     if model.format.name != SHIELD_GEMMA.name:
         raise ValueError(f"classify is for ShieldGemma 2; this checkpoint has the prompt format of {model.format.name}")

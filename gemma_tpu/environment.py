@@ -1,4 +1,4 @@
-"""What the environment decides, to be settled before JAX starts: the cache's folder, libtpu. Imports nothing heavy."""
+"""Environment settings needed before JAX starts: the cache directory and libtpu. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,42 +7,39 @@ import os
 import warnings
 from pathlib import Path
 
-# What libtpu asks a cloud about its host, answered for a machine that is alone and has no TPU.
+# Answers to what libtpu asks the cloud metadata server, for a single machine without a TPU.
 LIBTPU_ALONE = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 
-_ANOTHER = "set GEMMA_TPU_CACHE to a folder that can be written"
+_REMEDY = "set GEMMA_TPU_CACHE to a folder that can be written"
 
 
 def cache_dir() -> Path:
-    """Where everything is kept between runs: $GEMMA_TPU_CACHE, or ~/.cache/gemma_tpu.
-
-    OSError, with the way out, if there is no such place.
-    """
+    """The cache directory: $GEMMA_TPU_CACHE, or ~/.cache/gemma_tpu. OSError if the home directory is unknown."""
     path = os.path.expanduser(os.environ.get("GEMMA_TPU_CACHE") or "~/.cache/gemma_tpu")
     if path.startswith("~"):
-        raise OSError(f"no home directory is known, so there is no {path}: {_ANOTHER}")
+        raise OSError(f"no home directory is known, so there is no {path}: {_REMEDY}")
     return Path(path)
 
 
 def writable(folder: Path) -> Path:
-    """`folder`; OSError, with the way out, if it cannot be made or written."""
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OSError(f"{folder} cannot be written: {_ANOTHER}")
+    """`folder`. OSError if it cannot be created or written."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OSError(f"{folder} cannot be written: {_REMEDY}")
     return folder
 
 
 def hub_cache(name: str, *variables: str) -> Path | None:
-    """The folder for a hub's client, if $GEMMA_TPU_CACHE is set and none of the client's own `variables` is."""
-    moved = os.environ.get("GEMMA_TPU_CACHE") and not any(os.environ.get(variable) for variable in variables)
-    return cache_dir() / name if moved else None
+    """The cache folder for a hub client, if $GEMMA_TPU_CACHE is set and none of the client's own `variables` is."""
+    relocated = os.environ.get("GEMMA_TPU_CACHE") and not any(os.environ.get(variable) for variable in variables)
+    return cache_dir() / name if relocated else None
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the cache's folder, so that a second start takes seconds, not minutes.
+    """Caches compiled programs on disk, so that a second start takes seconds, not minutes.
 
-    To be called before jax is imported. JAX's own variables (JAX_COMPILATION_CACHE_DIR, …) win where they are set.
-    Where nothing can be kept, a RuntimeWarning says so.
+    Call it before importing jax. JAX's own variables (JAX_COMPILATION_CACHE_DIR, …) take precedence. Warns if the cache
+    directory cannot be written.
     """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
@@ -54,10 +51,10 @@ def use_compilation_cache() -> None:
 
 
 def quiet_libtpu() -> None:
-    """Keeps libtpu from complaining where it is installed, as for `gemma-tpu plan`, and there is no TPU.
+    """Silences libtpu's warnings on a machine without a TPU, where it is installed for `gemma-tpu plan`.
 
-    To be called before JAX looks for devices; whether it then uses a TPU is left as it is.
+    Call it before JAX initializes its backends; which backend it chooses does not change.
     """
-    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):  # a TPU's device files, of any generation
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):  # device files of all TPU generations
         for name, value in LIBTPU_ALONE.items():
             os.environ.setdefault(name, value)

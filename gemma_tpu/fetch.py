@@ -1,4 +1,4 @@
-"""Images from the web, where the caller allows it: with limits of time and size, over http and https alone."""
+"""Downloads images over http(s) only, with limits on time and size."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from concurrent.futures import Future
 MAX_BYTES = 64 << 20
 SECONDS = 30
 
-_STEP = 10  # seconds without a byte
-_BLOCK = 1 << 16
+_READ_TIMEOUT = 10  # seconds without a byte
+_CHUNK = 1 << 16
 _SCHEMES = ("http", "https")
-_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)  # of an address
+_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows an address to http and https only, not to ftp as Python would."""
+    """Follows redirects to http(s) only; urllib would follow ftp too."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check(newurl)
+        _check_url(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -37,15 +37,15 @@ def is_url(source: str) -> bool:
 
 
 def without_credentials(url: str) -> str:
-    """`url` without the user name and password that may be in it, for a message."""
+    """`url` without user name and password, for messages."""
     return _CREDENTIALS.sub(r"\1…@", url)
 
 
 def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
-    """What is at an http(s) address, following its redirects.
+    """The content at an http(s) URL, following redirects.
 
-    ValueError, naming the URL, for an answer other than 200, a web page, more than `max_bytes`, more than `seconds`
-    from here to the last byte, a host that cannot be reached, and an address with a password in it.
+    ValueError, naming the URL, for a status other than 200, a web page, more than `max_bytes`, more than `seconds` in
+    all, an unreachable host, and a URL with credentials.
     """
     name = without_credentials(url)
     sockets: list[socket.socket] = []
@@ -57,8 +57,7 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
         except BaseException as error:
             done.set_exception(error)
 
-    # On a thread of its own: neither looking a name up nor a server that sends its headers letter by letter can be
-    # given a limit in all.
+    # On its own thread: a socket timeout bounds neither name resolution nor headers that arrive byte by byte.
     threading.Thread(target=work, name="fetch", daemon=True).start()
     try:
         return done.result(seconds)
@@ -72,31 +71,31 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
         raise ValueError(f"{name}: cannot be reached ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{name}: the connection broke ({error or type(error).__name__})") from error
-    except ValueError as error:  # of this module, and of urllib for an address that is none
+    except ValueError as error:  # from this module, or from urllib for a malformed URL
         raise ValueError(f"{name}: {without_credentials(str(error))}") from error
     finally:
-        for held in sockets:
-            with contextlib.suppress(OSError):  # it has ended by itself
-                held.shutdown(socket.SHUT_RDWR)
-            held.close()
+        for duplicate in sockets:
+            with contextlib.suppress(OSError):  # already closed
+                duplicate.shutdown(socket.SHUT_RDWR)
+            duplicate.close()
 
 
-def _fetch(url: str, max_bytes: int, end: float, sockets: list[socket.socket]) -> bytes:
-    """`sockets` gets one for each connection, by which another thread can end it."""
+def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socket]) -> bytes:
+    """Appends a duplicate of each connection's socket to `sockets`, so that another thread can shut it down."""
 
-    def watch(connected: socket.socket) -> None:
-        _timeout(end)
-        sockets.append(socket.socket(fileno=os.dup(connected.fileno())))  # another one of the same connection
+    def track(connected: socket.socket) -> None:
+        _remaining(deadline)
+        sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
     class Plain(http.client.HTTPConnection):
         def connect(self) -> None:
             super().connect()
-            watch(self.sock)
+            track(self.sock)
 
     class Secure(http.client.HTTPSConnection):
         def connect(self) -> None:
             super().connect()
-            watch(self.sock)
+            track(self.sock)
 
     class OpenPlain(urllib.request.HTTPHandler):
         def http_open(self, req):
@@ -106,7 +105,7 @@ def _fetch(url: str, max_bytes: int, end: float, sockets: list[socket.socket]) -
         def https_open(self, req):
             return self.do_open(Secure, req)
 
-    # Not urllib's default opener, which knows file: and ftp: as well.
+    # urllib's default opener would also accept file: and ftp:.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -117,37 +116,37 @@ def _fetch(url: str, max_bytes: int, end: float, sockets: list[socket.socket]) -
         _Redirects(),
     ):
         opener.add_handler(handler)
-    _check(url)
-    address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # spaces and letters beyond ASCII, as people paste
+    _check_url(url)
+    address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # quotes spaces and non-ASCII characters
     request = urllib.request.Request(address, headers={"User-Agent": "gemma_tpu", "Accept": "image/*"})
-    return _read(opener, request, max_bytes, end)
+    return _read(opener, request, max_bytes, deadline)
 
 
-def _check(url: str) -> None:
+def _check_url(url: str) -> None:
     if not is_url(url):
         raise ValueError(f"leads to {url[:100]}, and only http and https addresses are fetched")
     if _CREDENTIALS.match(url):
         raise ValueError(f"leads to {url[:100]}, with a user name or a password in it, which are not sent: download it")
 
 
-def _read(opener: urllib.request.OpenerDirector, request, max_bytes: int, end: float) -> bytes:
-    with opener.open(request, timeout=_timeout(end)) as response:
+def _read(opener: urllib.request.OpenerDirector, request, max_bytes: int, deadline: float) -> bytes:
+    with opener.open(request, timeout=_remaining(deadline)) as response:
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             raise ValueError("is a web page, not an image; take the address of the image itself")
-        blocks, size = [], 0
-        while block := response.read1(_BLOCK):
-            blocks.append(block)
-            size += len(block)
+        chunks, size = [], 0
+        while chunk := response.read1(_CHUNK):
+            chunks.append(chunk)
+            size += len(chunk)
             if size > max_bytes:
                 raise ValueError(f"has more than {max_bytes >> 20} MiB")
-            _timeout(end)
+            _remaining(deadline)
         if response.length:
             raise ValueError(f"the connection broke {response.length} bytes before the end")
-        return b"".join(blocks)
+        return b"".join(chunks)
 
 
-def _timeout(end: float) -> float:
-    """Seconds to wait for a byte; TimeoutError if the time is up."""
-    if (left := end - time.monotonic()) <= 0:
+def _remaining(deadline: float) -> float:
+    """Seconds to wait for the next byte. TimeoutError past the deadline."""
+    if (left := deadline - time.monotonic()) <= 0:
         raise TimeoutError
-    return min(left, _STEP)
+    return min(left, _READ_TIMEOUT)

@@ -1,28 +1,28 @@
-"""What a file is that was given as an image and is none that Pillow reads, told by its first bytes."""
+"""Identifies, by its magic bytes, a file that was given as an image and that Pillow cannot read."""
 
 from __future__ import annotations
 
 from PIL import Image
 
 _CONVERT = "convert it to PNG or JPEG first"
-RAW = f"a camera's raw file, which only its own developer can make a picture of; {_CONVERT}"
+RAW = f"a camera raw file, which Pillow cannot develop; {_CONVERT}"
 _VIDEO = "a video, not an image; save a frame of it as PNG or JPEG"
 _AUDIO = "a sound file, not an image"
 _ARCHIVE = "an archive, not an image; unpack it first"
 _HTML = "a web page, not an image; download the image itself"
 
-# Brands of the ftyp box that begins ISO media files (ISO 14496-12, and registry at mp4ra.org).
+# Brands in the ftyp box of ISO media files (ISO 14496-12; registry at mp4ra.org).
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 _BRANDS = {
-    **dict.fromkeys(_HEIC, f"a HEIC image; {_CONVERT} (with pip install 'gemma_tpu[heif]' it is read as it is)"),
+    **dict.fromkeys(_HEIC, f"a HEIC image; {_CONVERT} (or pip install 'gemma_tpu[heif]' to read it directly)"),
     **dict.fromkeys(_AVIF, f"an AVIF image, which this Pillow cannot read; {_CONVERT}"),
     b"crx ": RAW,
     b"jxl ": f"a JPEG XL image; {_CONVERT}",
     **dict.fromkeys((b"M4A ", b"M4B "), _AUDIO),
 }
 
-# (offset, bytes there, what it is)
+# (offset, magic bytes, description)
 _MAGIC = (
     (0, b"%PDF-", "a PDF document, not an image; save the page as PNG"),
     (0, b"\xff\x0a", f"a JPEG XL image; {_CONVERT}"),
@@ -55,9 +55,9 @@ _IFD_SUBFILE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706  # tags of TIFF and TIFF
 
 
 def describe(data: bytes) -> str:
-    """What `data` is and what to do about it: "a PDF document, not an image; save the page as PNG"."""
+    """What `data` is and how to proceed: "a PDF document, not an image; save the page as PNG"."""
     if brands := _brands(data):
-        brands.sort(key=lambda brand: brand not in _AVIF)  # mif1 says less than avif does
+        brands.sort(key=lambda brand: brand not in _AVIF)  # avif is more specific than mif1
         return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), _VIDEO)
     for offset, magic, kind in _MAGIC:
         if data[offset:].startswith(magic):
@@ -78,14 +78,14 @@ def is_heic(data: bytes) -> bool:
 
 
 def is_camera_raw(image: Image.Image) -> bool:
-    """Whether an opened TIFF is a camera's raw file, of which Pillow would read the thumbnail."""
+    """Whether an opened TIFF is a camera raw file, of which Pillow would read only the thumbnail."""
     tags = getattr(image, "tag_v2", {})
     thumbnail_first = bool(tags.get(_IFD_SUBFILE, 0) & 1) and _SUB_IFDS in tags
     return _DNG_VERSION in tags or thumbnail_first
 
 
 def _brands(data: bytes) -> list[bytes]:
-    """The major brand and the compatible ones of an ISO media file."""
+    """The major and compatible brands of an ISO media file."""
     if data[4:8] != b"ftyp":
         return []
     end = min(int.from_bytes(data[:4], "big"), 256)
@@ -93,7 +93,7 @@ def _brands(data: bytes) -> list[bytes]:
 
 
 def _text(data: bytes) -> str | None:
-    """`data` as text, if it is that; UTF-8, or UTF-16 with its mark."""
+    """`data` as text, or None. UTF-8, or UTF-16 with a byte order mark."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data[: len(data) & ~1].decode("utf-16", "replace")
     try:
@@ -102,4 +102,4 @@ def _text(data: bytes) -> str | None:
         if error.start < len(data) - 3:
             return None
         text = data[: error.start].decode()
-    return text if all(letter.isprintable() or letter in "\ufeff\t\r\n\f" for letter in text) else None
+    return text if all(char.isprintable() or char in "\ufeff\t\r\n\f" for char in text) else None

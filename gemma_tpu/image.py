@@ -1,4 +1,4 @@
-"""Images: anything a user may hand over → an RGB image → pixels for the vision tower; crops of pan and scan."""
+"""Image inputs: any supported source → RGB image → pixels for the vision tower; pan-and-scan crops."""
 
 from __future__ import annotations
 
@@ -21,33 +21,31 @@ from gemma_tpu import fetch, file_kinds
 from gemma_tpu.checks import as_path, check_flag, check_integer, check_number, one_line, shown
 
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
-# The longest side that a JPEG or a GIF can have. Formats that allow more are read row by row, and a row of a few bytes
-# in a file may be gigabytes of pixels.
+# The longest side of a JPEG or GIF. Other formats allow longer rows, of which a few bytes may decode to gigabytes.
 MAX_SIDE = 65_535
-_BAND_PIXELS = 3 << 18  # worked on at a time: as float32 no more than the 896 × 896 pixels of a result
+_BAND_PIXELS = 3 << 18  # processed at a time: about the 896 × 896 pixels of a result
 
 _WHITE = (255, 255, 255, 255)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_UNSAFE = {"EPS", "WMF"}  # drawn by running another program (Ghostscript) on a file that may be a stranger's
+_UNSAFE = {"EPS", "WMF"}  # Pillow renders these with an external program (Ghostscript), unsafe for untrusted files
 
 
 def load_image(
     source: Any, *, max_pixels: int = MAX_PIXELS, base_dir: str | Path | None = None, allow_urls: bool = False
 ) -> Image.Image:
-    """An RGB image (8 bits) of its own from `source`.
+    """A new 8-bit RGB image from `source`.
 
     `source`: a path, encoded bytes, a binary file, a data URL, a PIL image, or an array [H, W] or [H, W, 1 | 3 | 4] of
-    uint8, uint16 (0..65,535) or float (0..1). EXIF rotation is applied, transparent parts become white, 16-bit values
-    are scaled to 8, of an animation the first frame is taken. Integer and float images of 32 bits have no fixed range:
-    values within 0..65,535 are read as 16-bit, floats within 0..1 or 0..255 as that, and anything else is stretched
-    from its least to its greatest value.
+    uint8, uint16 (0..65,535) or float (0..1). Applies EXIF rotation, composites transparency on white, scales 16-bit
+    values to 8 bits, and takes the first frame of an animation. 32-bit integer and float images have no fixed range:
+    values within 0..65,535 are read as 16-bit, floats within 0..1 or 0..255 as that, and any other range is stretched
+    from its minimum to its maximum.
 
-    With `base_dir`, paths are relative to it and may not leave it. With `allow_urls`, images at http(s) addresses are
-    fetched (see `gemma_tpu.fetch`), which means any that this machine can reach. HEIC needs pillow-heif (the extra
-    `heif`).
+    With `base_dir`, paths are relative to it and may not leave it. `allow_urls` also fetches http(s) URLs (see
+    `gemma_tpu.fetch`), any that this machine can reach. HEIC needs pillow-heif (the extra `heif`).
 
-    Raises ValueError, naming the source, for what cannot be read, is damaged, or has more than `max_pixels` pixels or
-    `MAX_SIDE` of them along a side (known from its header, before anything is decoded).
+    Raises ValueError, naming the source, if it cannot be read, is damaged, or has more than `max_pixels` pixels or
+    `MAX_SIDE` per side (checked in the header, before decoding).
     """
     check_integer("max_pixels", max_pixels, 1)
     check_flag("allow_urls", allow_urls)
@@ -58,7 +56,7 @@ def load_image(
 def read_source(
     source: Any, *, base_dir: str | Path | None = None, allow_urls: bool = False
 ) -> tuple[bytes | Image.Image | np.ndarray, str]:
-    """What `source` (see `load_image`) holds, not decoded yet, and what errors call it."""
+    """The undecoded content of `source` (see `load_image`), and its name in errors."""
     if isinstance(source, Image.Image):
         return source, "PIL image"
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -80,7 +78,7 @@ def read_source(
     if hasattr(source, "__array__"):
         try:
             return np.asarray(source), "image array"
-        except Exception as error:  # it is another library's: a deleted array of JAX, say
+        except Exception as error:  # a foreign array, for example a deleted JAX array
             raise ValueError(f"image array: cannot be read ({one_line(error)})") from error
     raise ValueError(
         f"cannot read an image from {type(source).__name__}; "
@@ -89,7 +87,7 @@ def read_source(
 
 
 def decode(data: bytes | Image.Image | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An RGB image of its own from what `read_source` gives, with the errors of `load_image`."""
+    """A new RGB image from the result of `read_source`. Raises as `load_image` does."""
     if isinstance(data, Image.Image):
         return _finish(data, name, max_pixels)
     if isinstance(data, np.ndarray):
@@ -98,12 +96,12 @@ def decode(data: bytes | Image.Image | np.ndarray, name: str, max_pixels: int = 
 
 
 def to_pixels(image: Image.Image, size: int = 896) -> np.ndarray:
-    """float32[size, size, 3] in [-1, 1]: antialiased bilinear resize in float32, not keeping the aspect ratio.
+    """float32[size, size, 3] in [-1, 1]: antialiased bilinear resize in float32, ignoring the aspect ratio.
 
-    Equal to gemma 3.3.0's preprocessing (`jax.image.resize` with antialias, (x / 255 - 0.5) / 0.5, clipped) within
-    1e-5. Rounding to 8 bits between the steps, as Pillow and others do, would be a hundred times coarser.
+    Matches gemma 3.3.0's preprocessing (`jax.image.resize` with antialias, (x / 255 - 0.5) / 0.5, clipped) to 1e-5.
+    Rounding to 8 bits between the steps, as Pillow does, would be a hundred times coarser.
 
-    The longer side is shrunk first, and in bands: besides picture and result there are a few megabytes.
+    The longer side is resized first, in bands, so that temporaries take a few megabytes.
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
@@ -132,15 +130,12 @@ def to_pixels(image: Image.Image, size: int = 896) -> np.ndarray:
 
 
 def _taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of n rows resized to `size`: which rows each new one is a weighted sum of, as the first of them, and the weights.
-
-    int[size], float32[size, taps].
-    """
-    # Positions as XLA has them (product in one rounding, then float32): exact ones differ by 1e-4 in a noisy image.
+    """Resampling weights from n rows to `size`: each output row's first input row int[size], float32[size, taps]."""
+    # Positions rounded as in XLA; exact positions change a noisy image by 1e-4.
     step = np.float32(n / size)
     centre = ((np.arange(size) + 0.5) * float(step) - 0.5).astype(np.float32)[:, None]
     reach = max(step, np.float32(1))
-    first = np.maximum(np.floor(centre - reach).astype(int) + 1, 0)  # a row as far away as `reach` has no weight
+    first = np.maximum(np.floor(centre - reach).astype(int) + 1, 0)  # a row at distance `reach` has weight 0
     taps = int((np.minimum(np.ceil(centre + reach).astype(int), n) - first).max())
     first = np.minimum(first, n - taps)
     weights = np.maximum(1 - np.abs(centre - (first + np.arange(taps)).astype(np.float32)) / reach, 0)
@@ -148,7 +143,7 @@ def _taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _weighted(x: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[n, c] → float32[size, c]: each row a small product, see `_taps`."""
+    """[n, c] → float32[size, c], with the weights of `_taps`."""
     out, taps = np.empty((len(first), x.shape[1]), np.float32), weights.shape[1]
     for row, start, weight in zip(out, first.tolist(), weights, strict=True):
         np.dot(weight, x[start : start + taps].astype(np.float32, copy=False), out=row)
@@ -156,12 +151,12 @@ def _weighted(x: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def _transpose(x: np.ndarray) -> np.ndarray:
-    """float32[a, b * 3] → [b, a * 3], moving whole pixels of 12 bytes: several times faster than three floats."""
+    """float32[a, b * 3] → [b, a * 3]. Moving 12-byte pixels is several times faster than moving floats."""
     return np.ascontiguousarray(x.view("V12").T).view(np.float32)
 
 
 def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """`image` in strips of less than a million pixels: the row that each begins at, and the strip."""
+    """Splits `image` into strips of less than a million pixels: (first row, strip)."""
     step = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, step):
         yield top, image.crop((0, top, image.width, min(top + step, image.height)))
@@ -174,10 +169,10 @@ def pan_and_scan(
     max_num_crops: int = 4,
     min_ratio_to_activate: float = 1.2,
 ) -> list[Image.Image]:
-    """Crops that cover `image` along its longer side; none if it is nearly square or they would be too small.
+    """Crops that cover `image` along its longer side; none if it is nearly square or the crops would be too small.
 
-    There are about as many as the aspect ratio says, 2 to `max_num_crops`, each at least `min_crop_size` pixels on its
-    shorter side (transformers 5.23, image_processing_gemma3.py, with the released checkpoints' settings).
+    The number of crops is the rounded aspect ratio, within 2 to `max_num_crops`; each side has at least `min_crop_size`
+    pixels (transformers 5.23, image_processing_gemma3.py, with the released checkpoints' settings).
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"image must be a PIL image (see load_image), got {shown(image)}")
@@ -196,7 +191,7 @@ def pan_and_scan(
 def crop_boxes(
     size: tuple[int, int], *, min_crop_size: int = 256, max_num_crops: int = 4, min_ratio_to_activate: float = 1.2
 ) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of each crop of `pan_and_scan`, of an image of `size` (width, height)."""
+    """The crops of `pan_and_scan` as (left, top, right, bottom), for an image of `size` (width, height)."""
     long, short = max(size), min(size)
     if long / short < min_ratio_to_activate:
         return []
@@ -229,9 +224,9 @@ def _read(source: str | os.PathLike[Any], base_dir: str | Path | None) -> bytes:
         if not path.is_file():
             raise ValueError(f"{name}: no such file")
         return path.read_bytes()
-    except OSError as error:  # no permission, or far too long a name: base64 without its "data:" before it
+    except OSError as error:  # no permission, or a name that is too long: base64 without "data:"
         raise ValueError(f"{name}: cannot read the file ({error.strerror})") from error
-    except TypeError as error:  # a path of bytes, a folder that is none
+    except TypeError as error:  # a bytes path, or a base_dir that is not a path
         raise ValueError(f"{name}: no path ({error})") from error
 
 
@@ -239,7 +234,7 @@ def _read_file(file: Any) -> tuple[bytes, str]:
     name = f"image file {_short(str(getattr(file, 'name', '')))}".strip()
     try:
         data = file.read()
-    except Exception as error:  # it may be anyone's
+    except Exception as error:  # a foreign file object may raise anything
         raise ValueError(f"{name}: cannot be read ({one_line(error)})") from error
     if not isinstance(data, bytes):
         raise ValueError(f"{name}: opened as text; open it in binary mode ('rb')")
@@ -256,7 +251,7 @@ def _data_url(url: str) -> bytes:
     data = b"".join(data.split())
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except ValueError as error:  # binascii.Error is one, and so is a letter beyond ASCII
+    except ValueError as error:  # binascii.Error, or non-ASCII characters
         raise ValueError(f"data URL {_short(url)}: its base64 is damaged ({error})") from error
 
 
@@ -267,7 +262,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image = _open(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: image too large; the limit is {max_pixels:,} pixels ({error})") from error
-    except Exception as error:  # each of Pillow's readers fails in its own way on a damaged header
+    except Exception as error:  # Pillow's readers raise various errors for a damaged header
         raise ValueError(f"{name}: {file_kinds.describe(data)}") from error
     with image:
         if image.format == "TIFF" and file_kinds.is_camera_raw(image):
@@ -282,7 +277,7 @@ def _open(data: bytes) -> Image.Image:
         try:
             import pillow_heif  # pyright: ignore[reportMissingImports]
         except ImportError:
-            pass  # Pillow itself may read it some day; else the error says how to
+            pass  # Pillow tries, and the error names the extra
         else:
             return pillow_heif.HeifImageFile(io.BytesIO(data))
     return Image.open(io.BytesIO(data))
@@ -292,15 +287,15 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(*image.size, name, max_pixels)
     try:
         image.load()
-    except Exception as error:  # as above, for the rest of the file
+    except Exception as error:  # as in _decode, for the rest of the file
         raise ValueError(f"{name}: damaged or unreadable image data ({one_line(error)})") from error
-    _check_size(*image.size, name, max_pixels)  # an icon may hold a picture of another size than its header says
+    _check_size(*image.size, name, max_pixels)  # an icon's image may differ in size from its header
     try:
-        turn, upright = image.getexif().get(ExifTags.Base.Orientation), _to_rgb(image)
-        if turn:
-            upright.getexif()[ExifTags.Base.Orientation] = turn
-            ImageOps.exif_transpose(upright, in_place=True)
-        return upright
+        orientation, rgb = image.getexif().get(ExifTags.Base.Orientation), _to_rgb(image)
+        if orientation:
+            rgb.getexif()[ExifTags.Base.Orientation] = orientation
+            ImageOps.exif_transpose(rgb, in_place=True)
+        return rgb
     except Exception as error:
         raise ValueError(f"{name}: damaged or unreadable image data ({one_line(error)})") from error
 
@@ -319,7 +314,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode → an RGB image of its own. In bands, so that nothing but the two is as large as a picture."""
+    """Converts any mode to a new RGB image, in bands to bound memory."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image.copy()
     to_rgb = _deep_to_rgb(image) if image.mode.startswith("I;16") or image.mode in ("I", "F") else _band_to_rgb
@@ -343,7 +338,7 @@ def _band_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """For a 16-bit, 32-bit integer or float image, what makes its bands RGB: Pillow itself would clip them at 255."""
+    """The band converter of a 16-bit, 32-bit or float image, which Pillow itself would clip at 255."""
     extrema = np.array([(values.min(), values.max()) for _, band in bands(image) for values in [np.asarray(band)]])
     if not np.isfinite(extrema).all():
         raise ValueError("it holds values that are not finite")
@@ -388,7 +383,7 @@ def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
 
 
 def digest(image: Image.Image) -> bytes:
-    """Equal for equal RGB images."""
+    """A hash of the pixels and size of an RGB image."""
     state = hashlib.blake2b(struct.pack("<2I", *image.size), digest_size=16)
     for _, band in bands(image):
         state.update(band.tobytes())

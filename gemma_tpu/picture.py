@@ -1,4 +1,4 @@
-"""A picture in a conversation: as it was when it was given, in few bytes."""
+"""An image in a conversation: an immutable snapshot in few bytes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from PIL import Image
 
 from gemma_tpu.image import decode, digest, read_source, to_pixels
 
-_SMALL = 1 << 20  # bytes that are not worth making fewer
+_SMALL = 1 << 20  # bytes; smaller images are not compressed
 _Box = tuple[int, int, int, int]
 
 
 class Picture:
-    """An image as `load_image` reads it, from a `source` as there, of which later changes do not matter.
+    """A snapshot of an image; `source` as for `load_image`.
 
-    What was given encoded (a file, bytes, an address) is kept encoded. It is decoded once when it is given, which
-    shows that it can be, and again only if its pixels are asked for after `release`. `size` is (width, height).
+    An encoded source (a file, bytes, a URL) is kept encoded. It is decoded at once, which validates it, and again only
+    if its pixels are needed after `release`. `size` is (width, height).
     """
 
     def __init__(self, source: Any, *, allow_urls: bool = False) -> None:
@@ -27,28 +27,28 @@ class Picture:
         self._data: bytes | None = data if isinstance(data, bytes) else None
         self._image: Image.Image | None = image
         self.size = image.size
-        self._digests: dict[_Box, bytes] = {}  # of the parts that were asked for: what they are is asked at each turn
+        self._digests: dict[_Box, bytes] = {}  # cached, because every turn asks for them
 
     @classmethod
     def of(cls, source: Any, *, allow_urls: bool = False) -> Picture:
-        """`source` itself if it is a picture already."""
+        """`source` itself if it already is a Picture."""
         return source if isinstance(source, Picture) else cls(source, allow_urls=allow_urls)
 
     @property
     def digest(self) -> bytes:
-        """Equal for equal images."""
+        """A hash of pixels and size."""
         return self.digest_of((0, 0, *self.size))
 
     def digest_of(self, box: _Box) -> bytes:
-        """The digest of the part in (left, top, right, bottom)."""
+        """The digest of the crop (left, top, right, bottom)."""
         if box not in self._digests:
             image = self.open()
             self._digests[box] = digest(image if box == (0, 0, *self.size) else image.crop(box))
         return self._digests[box]
 
     def open(self) -> Image.Image:
-        """The RGB image. Not to be written to."""
-        image, data = self._image, self._data  # another thread may be in `release`
+        """The RGB image, which the caller must not modify."""
+        image, data = self._image, self._data  # another thread may call `release`
         return image if image is not None else decode(data or b"", self._name)
 
     def pixels(self, side: int) -> np.ndarray:
@@ -56,31 +56,33 @@ class Picture:
         return to_pixels(self.open(), side)
 
     def crop(self, box: _Box) -> Picture:
-        """A view of the part in (left, top, right, bottom)."""
+        """A view of (left, top, right, bottom)."""
         return _Crop(self, box)
 
     def release(self) -> None:
-        """Keeps one of the decoded image and what it was decoded from: the smaller."""
+        """Keeps the smaller of the decoded image and its encoded source."""
         if self._data is not None and len(self._data) > self._decoded_bytes:
             self._image, self._data = self.open(), None
         elif self._data is not None:
             self._image = None
 
     def compact(self) -> Picture:
-        """This picture in fewer bytes, without loss: to be kept for long."""
-        held = self._decoded_bytes if self._data is None else len(self._data)
-        if held > max(_SMALL, self._decoded_bytes // 2):
+        """Compresses the picture without loss if that saves memory; returns itself."""
+        nbytes = self._decoded_bytes if self._data is None else len(self._data)
+        if nbytes > max(_SMALL, self._decoded_bytes // 2):
             file = io.BytesIO()
-            self.open().save(file, "PNG", compress_level=1, compress_type=3)  # run lengths: faster, and hardly larger
+            self.open().save(
+                file, "PNG", compress_level=1, compress_type=3
+            )  # run-length encoding: faster, hardly larger
             self._data = file.getvalue()
         return self
 
     @property
     def _decoded_bytes(self) -> int:
-        return 4 * self.size[0] * self.size[1]  # Pillow keeps an RGB pixel in four
+        return 4 * self.size[0] * self.size[1]  # Pillow stores an RGB pixel in four bytes
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """uint8[H, W, 3]: for `load_image`, and all else that takes arrays."""
+        """uint8[H, W, 3], for `load_image` and NumPy."""
         return np.array(self.open(), dtype=dtype)
 
     def __eq__(self, other: object) -> bool:
@@ -94,7 +96,7 @@ class Picture:
 
 
 class _Crop(Picture):
-    """A part of a picture, cut out of it when its pixels are asked for."""
+    """A view of part of a picture, cropped when its pixels are needed."""
 
     def __init__(self, whole: Picture, box: _Box) -> None:
         left, top, right, bottom = box

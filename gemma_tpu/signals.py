@@ -1,8 +1,8 @@
-"""Ending by a signal with nothing half-written left.
+"""Exits on a signal without leaving partial files.
 
-A handler that raises cannot be relied on for that: Python drops what is raised in callbacks of C code and in
-finalizers, and threads that are writing go on, or abort the process when it ends under them. So commands whose only
-unfinished work is in files end at once: the process becomes a shell (execve ends all threads) that removes the files.
+A handler that raises is not reliable: Python drops exceptions raised in C callbacks and finalizers, and writer threads
+continue, or abort the interpreter at exit. So commands whose only unfinished work is files exit at once: execve, which
+ends all threads, replaces the process with a shell that removes the files.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 
 _REMOVE = 'code=$1; shift; rm -rf -- "$@" 2>/dev/null; exit "$code"'
-_unfinished: set[str] = set()  # paths that a signal is to remove
+_unfinished: set[str] = set()  # paths that a signal removes
 
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """Meanwhile a signal that ends the process (`ending`) removes `path`, whether it is there yet or not."""
+    """Within this context a signal handled by `ending` removes `path`, whether or not it exists yet."""
     name = str(path.absolute())
     _unfinished.add(name)
     try:
@@ -34,7 +34,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_directory(prefix: Path) -> Iterator[Path]:
-    """A new directory whose path begins with `prefix`. It is removed at the end, and by a signal from the start."""
+    """A new directory whose path begins with `prefix`, removed on exit and by a signal."""
     path = Path(f"{prefix}{secrets.token_hex(8)}")
     with unfinished(path):
         path.mkdir(mode=0o700)
@@ -46,20 +46,20 @@ def temporary_directory(prefix: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the process at once with 130, 143 or 129, and remove what is `unfinished`.
+    """SIGINT, SIGTERM and SIGHUP exit at once with status 130, 143 or 129 and remove all `unfinished` paths.
 
-    Nothing else is run: no `finally`, no atexit. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    No `finally` block and no atexit function runs. An ignored signal, such as SIGHUP under nohup, stays ignored.
     """
 
     def end(number: int, _: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # the shell too, which takes a moment
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)  # inherited by the shell
         if os.isatty(2):
             os.write(2, b"\n")  # after the progress bar
         paths = list(_unfinished)
         with contextlib.suppress(OSError):
             os.execv("/bin/sh", ["sh", "-c", _REMOVE, "sh", str(128 + number), *paths])
-        for path in paths:  # where no shell can be started
+        for path in paths:  # no shell could be started
             shutil.rmtree(path, ignore_errors=True)
         os._exit(128 + number)
 
@@ -69,15 +69,15 @@ def ending() -> Iterator[None]:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit (143, 129) in the main thread, once; a second one kills as ever.
+    """SIGTERM and SIGHUP raise SystemExit (143, 129) in the main thread; a second signal kills the process.
 
-    For work that has another process to end, too.
+    For work that must also stop a child process.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(each) is stop:
-                signal.signal(each, signal.SIG_DFL)
+        for other in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(other) is stop:
+                signal.signal(other, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
     with _handled(stop, signal.SIGTERM, signal.SIGHUP):
@@ -86,7 +86,7 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """`handler` for those of the signals that would do what they do by default; in the main thread, which alone may."""
+    """Installs `handler` for signals with their default action; only in the main thread, as Python requires."""
     default = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in numbers}
     if threading.current_thread() is not threading.main_thread():

@@ -18,8 +18,8 @@ BOUND = 30  # seconds, far more than any of these takes
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "_BEAT", 0.05)
-    monkeypatch.setattr(channel, "_SILENCE", 2)
+    monkeypatch.setattr(channel, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(channel, "_TIMEOUT", 2)
 
 
 @contextlib.contextmanager
@@ -47,11 +47,11 @@ def test_messages_of_any_length() -> None:
         sending.start()
         assert [near.receive() for _ in messages] == messages
         sending.join()
-        other.part(b"last words")
+        other.close(b"last words")
         assert near.receive() == b"last words"
         with pytest.raises(ConnectionError, match="it has ended"):
             near.receive()
-        near.part(b"")
+        near.close(b"")
         with contextlib.suppress(ConnectionError):
             while True:
                 other.receive()
@@ -62,7 +62,7 @@ def test_signs_of_life_are_enough() -> None:
         other = Peer(far.dup(), "this one")  # says nothing for longer than silence may last
         threading.Timer(3, other.send, [b"at last"]).start()
         assert near.receive() == b"at last"
-        near.part(b"")
+        near.close(b"")
         with pytest.raises(ConnectionError):
             other.receive()
 
@@ -86,7 +86,7 @@ def test_last_words_take_no_time_if_nobody_reads() -> None:
         sending = threading.Thread(target=_send_much, args=[near])
         sending.start()
         begin = time.monotonic()
-        near.part(b"last words")
+        near.close(b"last words")
         assert time.monotonic() - begin < BOUND
         sending.join(BOUND)
         assert not sending.is_alive()

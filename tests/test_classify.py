@@ -78,7 +78,7 @@ def test_errors(model, picture, monkeypatch):
         model.classify(picture, "gore")
     with pytest.raises(ValueError, match="no images given"):
         model.classify([])
-    with pytest.raises(ValueError, match="takes one message of a user, an image and then the text of a policy"):
+    with pytest.raises(ValueError, match="takes one user message, an image and then the text of a policy"):
         model.generate("Hello")
     monkeypatch.setattr(model, "format", GEMMA3)
     with pytest.raises(ValueError, match="for ShieldGemma 2; this checkpoint has the prompt format of Gemma 3"):

@@ -14,7 +14,7 @@ from small_models import mesh_of
 import gemma_tpu
 from checkpoints.demo_model.evaluate import evaluate, main, questions
 from checkpoints.demo_model.export import CHECKPOINT
-from demo.settings import options
+from demo.settings import sampling_params
 from demo.tab import EXAMPLES
 from demo.webui.build import RECORDING
 
@@ -69,7 +69,7 @@ def test_a_picture_drawn_here_and_a_follow_up(model: gemma_tpu.Model) -> None:
 def test_the_recording_is_what_it_says_today(model: gemma_tpu.Model) -> None:
     """That of static/webui_demo.html: asked anew, in the words and with the pictures and settings that it has."""
     recording = json.loads(RECORDING.read_text())
-    chosen = options(**recording["settings"])
+    chosen = sampling_params(**recording["settings"])
     streams = []
 
     def ask(run: dict[str, Any], told: list[dict[str, Any]]) -> None:

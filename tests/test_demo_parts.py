@@ -17,8 +17,8 @@ import pytest
 import demo
 from demo import __main__ as command
 from demo.auth import read_accounts
-from demo.chat import Conversation, Readers, Turn, statistics
-from demo.settings import DEFAULTS, chosen, options, own_defaults
+from demo.chat import ActiveAnswers, Conversation, Turn, statistics
+from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, sampling_params
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
@@ -115,9 +115,9 @@ def test_a_picture_is_shown_once_and_a_new_one_begins_anew() -> None:
     assert conversation.has_picture([None, None])
     ask(conversation, model, "Sure?", None, None)
     assert outline(model.told[-1]) == ["user: [c.png] [b.png] What?", "assistant: Yes.", "user: Sure?"]
-    assert len(conversation.shown("en")) == 10  # all of it is on the screen
+    assert len(conversation.messages("en")) == 10  # all of it is on the screen
     conversation.clear()
-    assert conversation.shown("en") == []
+    assert conversation.messages("en") == []
     ask(conversation, model, "What?", "c.png", None)
     assert outline(model.told[-1]) == ["user: [c.png] What?"]
 
@@ -152,7 +152,7 @@ def test_a_question_without_answer_leaves_no_trace_in_the_prompt() -> None:
     conversation, model = Conversation(), FakeModel()
     model.pieces = []
     ask(conversation, model, "Hm?", "a.png")
-    assert conversation.shown("en")[-1]["content"][0]["text"] == "(no answer)"
+    assert conversation.messages("en")[-1]["content"][0]["text"] == "(no answer)"
     model.pieces = ["Yes."]
     ask(conversation, model, "What?", "a.png")
     assert outline(model.told[-1]) == ["user: [a.png] What?"]
@@ -177,25 +177,25 @@ def test_what_there_is_no_room_for_is_forgotten_but_not_the_picture() -> None:
     ask(conversation, model, "6", None, None)
     assert outline(model.told[-1])[0] == "user: [a.png] [b.png] 4"
     assert ask(conversation, model, "7", None, None).pictures == ("a.png", "b.png")
-    assert len(conversation.shown("en")) == 14
+    assert len(conversation.messages("en")) == 14
 
 
 def test_a_cut_answer_goes_on_in_its_place() -> None:
     conversation, model = Conversation(), FakeModel()
-    assert not conversation.cut
+    assert not conversation.can_continue
     ask(conversation, model, "What?", "a.png", None)
-    assert not conversation.cut  # it came to its end
+    assert not conversation.can_continue  # it came to its end
     model.pieces = ["It is ", "a "]
     ask(conversation, model, "Where?", "a.png", None)
-    assert conversation.cut
+    assert conversation.can_continue
     model.pieces = [" house", "."]
-    turn = conversation.go_on(model, GREEDY)  # type: ignore[arg-type]
+    turn = conversation.continue_answer(model, GREEDY)  # type: ignore[arg-type]
     wait_for(lambda: turn.answer.done)
     before = ["user: [a.png] What?", "assistant: Yes.", "user: Where?"]
     assert outline(model.told[-1]) == [*before, "assistant: It is a"]
     assert model.asked == GREEDY | {"continue_final": True, "drop_oldest": False}
-    assert conversation.shown("en")[-1]["content"][0]["text"] == "It is a house."
-    assert not conversation.cut
+    assert conversation.messages("en")[-1]["content"][0]["text"] == "It is a house."
+    assert not conversation.can_continue
     ask(conversation, model, "So?", "a.png", None)
     assert outline(model.told[-1])[3:] == ["assistant: It is a house.", "user: So?"]
 
@@ -223,25 +223,25 @@ def test_a_full_context_is_not_the_limit_that_was_set() -> None:
         turn = conversation.ask(model, "What?", [], GREEDY | {"max_new_tokens": most})  # type: ignore[arg-type]
         wait_for(lambda turn=turn: turn.answer.done)
         assert why in conversation.footer("en")
-        assert conversation.cut == cut
+        assert conversation.can_continue == cut
 
 
 def test_a_number_that_was_taken_away_is_the_default() -> None:
-    given = options(*DEFAULTS.values(), False, 3, False, False)
-    assert chosen(*[None] * len(DEFAULTS), False, 3, False, False) == given
-    assert chosen(5, *[None] * (len(DEFAULTS) - 1), False, 3, False, False) == given | {"max_new_tokens": 5}
+    given = sampling_params(*DEFAULTS.values(), False, 3, False, False)
+    assert params_of_controls(*[None] * len(DEFAULTS), False, 3, False, False) == given
+    assert params_of_controls(5, *[None] * (len(DEFAULTS) - 1), False, 3, False, False) == given | {"max_new_tokens": 5}
 
 
 def test_stop_clear_and_leaving_close_the_stream() -> None:
     model = FakeModel()
     model.pieces = ["So", None]
-    readers = Readers()
+    active = ActiveAnswers()
 
     def leave(conversation: Conversation, turn: Turn) -> None:
-        with readers.reading("visitor", turn.answer):
-            readers.leave("someone else")
+        with active.track("visitor", turn.answer):
+            active.stop("someone else")
             assert not turn.answer.done
-            readers.leave("visitor")
+            active.stop("visitor")
             wait_for(lambda: turn.answer.done)
 
     for end in (lambda c, _: c.stop(), lambda c, _: c.clear(), leave):
@@ -252,7 +252,7 @@ def test_stop_clear_and_leaving_close_the_stream() -> None:
         end(conversation, turn)
         wait_for(lambda turn=turn: turn.answer.done)
         assert turn.answer.error is None
-    assert readers._answers == {}
+    assert active._answers == {}
 
 
 def test_statistics_line() -> None:
@@ -333,7 +333,7 @@ def test_sliders_that_a_visitor_has_set_keep_their_value() -> None:
     sliders = [gr.Slider(minimum=0.01, maximum=256) for _ in DEFAULTS]
     own = SamplingParams(max_new_tokens=9000, temperature=1.0, top_k=64, top_p=0.5)
     shown = {**DEFAULTS, "temperature": 0.7}
-    assert own_defaults(sliders, list(shown.values()), own) == [256, gr.skip(), gr.skip(), 0.5, 0.01]
+    assert checkpoint_defaults(sliders, list(shown.values()), own) == [256, gr.skip(), gr.skip(), 0.5, 0.01]
 
 
 def test_examples_are_there_and_small() -> None:

@@ -14,7 +14,7 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 import gemma_tpu
-from demo.pictures import Picture, check, picture
+from demo.pictures import Picture, check_upload, picture_input
 
 NOISE = Image.effect_noise((30, 20), 90).convert("RGB")
 SKIP = gr.skip()
@@ -66,7 +66,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_place_shows_what_the_model_sees(tmp_path: Path, temporary: Path, name: str) -> None:
     path = tmp_path / name
     {**AS_IT_IS, **CONVERTED}[name](path)
-    place, notice = asyncio.run(check(str(path), "en"))
+    place, notice = asyncio.run(check_upload(str(path), "en"))
     assert notice == ""
     if name in AS_IT_IS:
         assert place == SKIP
@@ -91,7 +91,7 @@ def test_what_is_no_picture_is_refused_by_its_name_alone(
     path.parent.mkdir()
     if content is not None:
         path.write_bytes(content)
-    place, notice = asyncio.run(check(str(path), "en"))
+    place, notice = asyncio.run(check_upload(str(path), "en"))
     assert place is None
     assert said in notice
     assert "/" not in notice.replace("</p>", "")
@@ -100,7 +100,7 @@ def test_what_is_no_picture_is_refused_by_its_name_alone(
 def test_the_component_made_anew_still_hands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Gradio does it: from the class and the arguments."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    first = picture(label="a")
+    first = picture_input(label="a")
     again = type(first)(**first.constructor_args)
     assert isinstance(again, Picture)
     assert again.get_block_name() == "image"

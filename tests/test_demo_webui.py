@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from demo.settings import options
+from demo.settings import sampling_params
 from demo.tab import examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.webui import build
@@ -106,9 +106,9 @@ def test_times_are_plausible(recording: dict[str, Any]) -> None:
 def test_settings_are_those_of_the_real_page(recording: dict[str, Any]) -> None:
     for tab in TABS:
         assert all(control["id"].startswith(f"{tab}-") for control in controls(tab))
-        assert {key for control in controls(tab) for key in control["says"].values()} <= set(TEXTS)
+        assert {key for control in controls(tab) for key in control["texts"].values()} <= set(TEXTS)
     assert {**defaults(), "temperature": 0.0} == recording["settings"], "record anew: python -m demo.webui.record"
-    assert options(**defaults())["max_new_tokens"] == defaults()["max_tokens"]
+    assert sampling_params(**defaults())["max_new_tokens"] == defaults()["max_tokens"]
 
 
 def test_colours_are_the_themes(page: str) -> None:

@@ -280,7 +280,7 @@ def test_commands_that_cannot_join_say_why_in_a_line(environment: dict[str, str]
     said = [(tmp_path / f"{i}.err").read_text() for i in range(4)]
     assert [text.count("\n") for text in said] == [1, 1, 1, 1], said
     assert "in use by another program" in said[0]
-    assert "nobody waits at" in said[1]
+    assert "takes no further process" in said[1]
     assert "HOST:PORT" in said[2]
     assert "--distributed" in said[3]
 

@@ -59,15 +59,15 @@ def numpy_file() -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "a Git LFS pointer.*git lfs pull"),
         (ftyp(b"isom", b"isom", b"mp42"), "a video, not an image; save a frame"),
         (ftyp(b"qt  "), "a video"),
-        (ftyp(b"crx ", b"crx "), "a camera's raw file"),
+        (ftyp(b"crx ", b"crx "), "a camera raw file"),
         (ftyp(b"M4A "), "a sound file"),
         (ftyp(b"avif", b"mif1", b"miaf"), "an AVIF image"),
         (ftyp(b"mif1", b"avif"), "an AVIF image"),
         (b"\x1aE\xdf\xa3\x01\x00\x00\x00", "a video"),
         (b"RIFF\x00\x00\x01\x00AVI LIST", "a video"),
         (b"RIFF\x00\x00\x01\x00WAVEfmt ", "a sound file"),
-        (b"FUJIFILMCCD-RAW 0201FF", "a camera's raw file, .*convert it to PNG or JPEG first"),
-        (b"IIRO\x08\x00\x00\x00", "a camera's raw file"),
+        (b"FUJIFILMCCD-RAW 0201FF", "a camera raw file, .*convert it to PNG or JPEG first"),
+        (b"IIRO\x08\x00\x00\x00", "a camera raw file"),
         (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "a JPEG XL image"),
         (zipped(), "a ZIP archive or an office document"),
         (numpy_file(), "a NumPy array; load it with numpy.load"),
@@ -116,6 +116,6 @@ def test_a_raw_file_is_not_read_as_its_thumbnail(tags: dict) -> None:
     info = ImageFileDirectory_v2()
     for tag, value in tags.items():
         info[tag] = value
-    with pytest.raises(ValueError, match="a camera's raw file"):
+    with pytest.raises(ValueError, match="a camera raw file"):
         load_image(saved(NOISE, "TIFF", tiffinfo=info))
     assert load_image(saved(NOISE, "TIFF")).size == NOISE.size

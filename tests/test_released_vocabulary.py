@@ -290,7 +290,7 @@ def test_text_in_pieces_is_the_text_at_once(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("model", ["tokenizer.model", "tokenizer.gemma3", None])
 def test_the_files_of_a_hub_together(tokenizer: Tokenizer, tmp_path: Path, model: str | None) -> None:
-    """With the settings beside it, MaxText's file is the released one to the last piece; nothing is in doubt."""
+    """With the settings beside it, MaxText's file is the released one to the last piece, without a warning."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(released_file(name))
     (tmp_path / "added_tokens.json").write_text('{"<image_soft_token>": 262144}')
@@ -299,7 +299,7 @@ def test_the_files_of_a_hub_together(tokenizer: Tokenizer, tmp_path: Path, model
     config_ids = {"bos": 2, "eos": 1, "pad": 0, "start_of_image": 255_999, "end_of_image": 256_000}
     file = released_file(model) if model else tmp_path / "tokenizer.json"
     together = Tokenizer(file, added=added, config_ids=config_ids)
-    assert (together.doubts, together.vocab_size) == ([], 262_144)
+    assert (together.warnings, together.vocab_size) == ([], 262_144)
     assert together.special_ids == tokenizer.special_ids
     some = [256_000, 256_001, 262_143, *random.Random(0).sample(range(262_144), 2000)]
     assert [together.piece(token) for token in some] == [tokenizer.piece(token) for token in some]

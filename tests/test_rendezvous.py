@@ -13,7 +13,7 @@ import pytest
 
 from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.channel import Peer
-from gemma_tpu.distributed.place import Place
+from gemma_tpu.distributed.cluster import Cluster
 
 BOUND = 60  # seconds, far more than any of these takes
 
@@ -28,11 +28,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return made[-1]
 
     monkeypatch.setattr(rendezvous, "Peer", peer)
-    for name in ("_ANSWER", "_LINGER"):
+    for name in ("_GREETING_TIMEOUT", "_GRACE"):
         monkeypatch.setattr(rendezvous, name, 1)
     yield
     for one in made:
-        one.part(b"")
+        one.close(b"")
     for one in made:
         with contextlib.suppress(ConnectionError):
             while True:
@@ -44,21 +44,22 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def meet(*places: Place, timeout: float = 10, facts: list[dict[str, str]] | None = None) -> list[list[Peer] | str]:
+def meet(*clusters: Cluster, timeout: float = 10, facts: list[dict[str, str]] | None = None) -> list[list[Peer] | str]:
     """What each process gets: its peers, or the words of an error."""
-    with ThreadPoolExecutor(len(places)) as pool:
+    with ThreadPoolExecutor(len(clusters)) as pool:
         runs: list[Future] = [
-            pool.submit(rendezvous.join, place, facts[i] if facts else {}, timeout) for i, place in enumerate(places)
+            pool.submit(rendezvous.join, cluster, facts[i] if facts else {}, timeout)
+            for i, cluster in enumerate(clusters)
         ]
         errors = [run.exception(BOUND) for run in runs]
     assert all(error is None or isinstance(error, RuntimeError) for error in errors), errors
     return [run.result()[0] if error is None else str(error) for run, error in zip(runs, errors, strict=True)]
 
 
-def group(ids: list[int], processes: int | list[int], host: str = "127.0.0.1") -> list[Place]:
+def group(ids: list[int], processes: int | list[int], host: str = "127.0.0.1") -> list[Cluster]:
     port = free_port()
     counts = processes if isinstance(processes, list) else [processes] * len(ids)
-    return [Place(host, port, count, process) for count, process in zip(counts, ids, strict=True)]
+    return [Cluster(host, port, count, process) for count, process in zip(counts, ids, strict=True)]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -73,9 +74,9 @@ def test_all_come_in_any_order(host: str) -> None:
 
 
 def test_jax_can_have_the_port_afterwards() -> None:
-    places = group([0, 1], 2)
-    meet(*places)
-    with socket.create_server(("127.0.0.1", places[0].port)):
+    clusters = group([0, 1], 2)
+    meet(*clusters)
+    with socket.create_server(("127.0.0.1", clusters[0].port)):
         pass
 
 
@@ -106,7 +107,7 @@ def test_what_differs_is_named() -> None:
 
 def test_one_that_never_comes() -> None:
     for said in meet(*group([0, 2], 4), timeout=1):
-        assert "processes 1, 3 have not come" in said
+        assert "processes 1, 3 did not connect" in said
 
 
 def test_process_0_never_comes() -> None:
@@ -144,7 +145,7 @@ def test_another_program_has_the_port(answer: bytes | None) -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         port = other.getsockname()[1]
-        zero, one = meet(Place("127.0.0.1", port, 2, 0), Place("127.0.0.1", port, 2, 1))
+        zero, one = meet(Cluster("127.0.0.1", port, 2, 0), Cluster("127.0.0.1", port, 2, 1))
         other.shutdown(socket.SHUT_RDWR)
     assert "in use by another program" in zero
     assert "another program has the port" in one
@@ -180,10 +181,10 @@ def test_one_that_has_gone_has_not_come() -> None:
     zero, one, two = group([0, 1, 2], 3)
     with ThreadPoolExecutor(3) as pool:
         lead = pool.submit(rendezvous.join, zero, {}, 20)
-        with rendezvous._dial(one, 20) as link:
+        with rendezvous._open_connection(one, 20) as link:
             rendezvous._expect_greeting(link, one)
-            link.sendall(b'{"processes": 3, "process": 1, "host": "a", "mark": "x", "facts": {}}\n')
+            link.sendall(b'{"num_processes": 3, "process_id": 1, "host": "a", "facts": {}}\n')
         time.sleep(0.5)  # else it may come again before it is known to have gone, as a second one
-        others = [pool.submit(rendezvous.join, place, {}, 20) for place in (one, two)]
+        others = [pool.submit(rendezvous.join, cluster, {}, 20) for cluster in (one, two)]
         assert len(lead.result(BOUND)[0]) == 2
         assert [len(other.result(BOUND)[0]) for other in others] == [1, 1]

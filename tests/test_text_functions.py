@@ -8,7 +8,7 @@ import format_samples
 import pytest
 
 from gemma_tpu.text import parse_calls
-from gemma_tpu.text.functions import DEVELOPER, render_functions
+from gemma_tpu.text.functions import DEFAULT_DEVELOPER, render_functions
 from gemma_tpu.text.special import FUNCTION_PIECES
 
 TOKENIZER = format_samples.function_gemma()
@@ -59,7 +59,7 @@ def test_the_ids_of_the_released_vocabulary():
 
 
 def test_declarations():
-    developer = f"<bos><start_of_turn>developer\n{DEVELOPER}"
+    developer = f"<bos><start_of_turn>developer\n{DEFAULT_DEVELOPER}"
     rest = "<end_of_turn>\n<start_of_turn>user\nWhat's the weather in Paris?<end_of_turn>\n<start_of_turn>model\n"
     assert spelled([QUESTION], tools=[WEATHER]) == f"{developer}{DECLARED}{rest}"
     assert spelled([QUESTION], tools=[WEATHER["function"], WEATHER]) == f"{developer}{DECLARED}{DECLARED}{rest}"
@@ -167,7 +167,7 @@ def test_pieces_typed_by_a_user_are_text():
         ([], "no message of a user"),
         ([{"content": "x"}], r"messages\[0\]: expected"),
         ([{"role": "robot", "content": "x"}], "unknown role 'robot'; known are developer"),
-        ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: model comes here"),
+        ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: expected model"),
         ([QUESTION, {"role": "tool", "content": "x"}], "role 'tool' out of turn"),
         ([QUESTION, {"role": "assistant"}], r"messages\[1\]: lacks content"),
         ([QUESTION, {"role": "assistant", "content": "x"}], "the last message is the assistant's"),
@@ -176,7 +176,7 @@ def test_pieces_typed_by_a_user_are_text():
         ([QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "no JSON"),
         ([QUESTION, {"role": "assistant", "tool_calls": ["f"]}], r"tool_calls\[0\]: expected"),
         ([QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": {"name": "other",
-          "response": 1}}], "a response of other, which the message before does not call"),
+          "response": 1}}], "a response of other, which was not called"),
         ([QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": [{"x": 1}]}], "expected"),
         ([QUESTION, {"role": "assistant", "tool_calls": [CALL, CALL]}, {"role": "tool", "content": "x"},
           {"role": "assistant", "content": "x"}, QUESTION], r"messages\[3\]: no response to get_weather"),

@@ -38,7 +38,7 @@ def test_the_policies_of_transformers():
 def test_anything_else():
     text = {"type": "text", "text": "No x."}
     for parts in ([text], [IMAGE], [text, IMAGE], [IMAGE, text, text]):
-        with pytest.raises(ValueError, match=r"messages\[0\]: ShieldGemma 2 takes one message of a user, an image and"):
+        with pytest.raises(ValueError, match=r"messages\[0\]: ShieldGemma 2 takes one user message, an image and"):
             spelled(*parts)
     with pytest.raises(ValueError, match="as a whole"):
         spelled(IMAGE, text, pan_and_scan=True)

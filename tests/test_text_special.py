@@ -34,20 +34,20 @@ def test_a_config_says_what_no_name_does() -> None:
         find(NAMES)[0],
         [],
     )
-    found, doubts = find(pieces, {"start_of_image": 8, "end_of_image": 99})
+    found, warnings = find(pieces, {"start_of_image": 8, "end_of_image": 99})
     assert "start_of_image" not in found
-    assert "config.json has id 8 for <start_of_image>, but the piece of 8 is 'word'" in doubts[0]
-    assert "id 99 for <end_of_image>, but 99 has no piece; the vocabulary has no <end_of_image>" in doubts[1]
+    assert "config.json has id 8 for <start_of_image>, but the piece of 8 is 'word'" in warnings[0]
+    assert "id 99 for <end_of_image>, but 99 has no piece; the vocabulary has no <end_of_image>" in warnings[1]
 
 
 def test_a_config_that_contradicts_the_names_is_not_believed() -> None:
-    found, doubts = find([*NAMES, "<unused0>"], {"start_of_image": 8, "bos": 5, "eos": 5, "pad": 1})
+    found, warnings = find([*NAMES, "<unused0>"], {"start_of_image": 8, "bos": 5, "eos": 5, "pad": 1})
     assert found == find(NAMES)[0]
-    assert [doubt.split(",")[0] for doubt in doubts] == [
+    assert [warning.split(",")[0] for warning in warnings] == [
         "config.json has id 5 for <bos>",
         "config.json has id 8 for <start_of_image>",
     ]
-    assert doubts[1].endswith("the piece of 8 is '<unused0>'; <start_of_image> is 6")
+    assert warnings[1].endswith("the piece of 8 is '<unused0>'; <start_of_image> is 6")
 
 
 def test_the_tokenizer_files_own_settings_come_next() -> None:

@@ -124,7 +124,7 @@ def test_a_special_piece_without_its_name_gets_it() -> None:
     end = Tokenizer(SMALL).end_of_image
     assert end is not None
     tokenizer = Tokenizer(renamed(SMALL, {end: "<unused99>"}), config_ids={"end_of_image": end})
-    assert (tokenizer.end_of_image, tokenizer.doubts) == (end, [])
+    assert (tokenizer.end_of_image, tokenizer.warnings) == (end, [])
     assert tokenizer.piece(end) == "<end_of_image>"
     assert tokenizer.encode("<end_of_image>", control=True) == [end]
     for control in (False, True):

@@ -210,17 +210,17 @@ def test_questions(model: api.Model) -> None:
     assert image.shape == (56, 56, 3)
     by_name = {q.name: q for q in questions}
     assert len(by_name["past the window"].tokens) == 24 + 64
-    assert len(by_name["past the window"].rows) == 64
+    assert len(by_name["past the window"].logit_rows) == 64
     shown = by_name["image"]
     assert shown.images == 1
     assert shown.expanded.count(SOFT_TOKEN) == 16
     marker = shown.tokens.index(model.tokenizer.start_of_image)
-    around = shown.at[marker + 1] - shown.at[marker]
+    around = shown.logit_positions[marker + 1] - shown.logit_positions[marker]
     assert around == 16 + 4  # soft tokens, both markers, "\n\n" on both sides
     for q in questions:
-        ordinary = [row for row in q.rows if q.tokens[row] != model.tokenizer.start_of_image]
-        offset = q.rows[0]
-        assert [q.expanded[q.at[row - offset]] for row in ordinary] == [q.tokens[row] for row in ordinary]
+        ordinary = [row for row in q.logit_rows if q.tokens[row] != model.tokenizer.start_of_image]
+        offset = q.logit_rows[0]
+        assert [q.expanded[q.logit_positions[row - offset]] for row in ordinary] == [q.tokens[row] for row in ordinary]
     without, image = make_questions(model, None, False, 5)
     assert [q.name for q in without] == ["text", "question", "past the window"]
     assert image.size == 0
@@ -228,7 +228,7 @@ def test_questions(model: api.Model) -> None:
 
 def test_prompts_given(model: api.Model) -> None:
     (q,), image = make_questions(model, [[2, 40, 41]], None, 5)
-    assert (q.tokens, q.expanded, q.at, image.size) == ((2, 40, 41), (2, 40, 41), (0, 1, 2), 0)
+    assert (q.tokens, q.expanded, q.logit_positions, image.size) == ((2, 40, 41), (2, 40, 41), (0, 1, 2), 0)
     with pytest.raises(ValueError, match="0 is padding"):
         make_questions(model, [[2, 0, 41]], None, 5)
     with pytest.raises(ValueError, match="images are left out"):
@@ -357,6 +357,6 @@ def test_a_head_that_google_cannot_express(tmp_path: Path) -> None:
     head = {"lm_head.weight": np.ones((96, 16), np.float32)}
     config = samples.hf_config(sample.config) | {"tie_word_embeddings": False}
     path = samples.save_hf(tmp_path / "c", sample.hf | head, config)
-    with pytest.raises(ValueError, match="gemma has no output head but the embedding table"):
+    with pytest.raises(ValueError, match="gemma has no output head besides the embedding table"):
         reference_checkpoint(path, "gemma", None, None, tmp_path, lambda _: None)
     assert reference_checkpoint(path, "transformers", None, None, tmp_path, lambda _: None) == (str(path), False)

@@ -1,4 +1,4 @@
-// Keeps what is said while the page is open, and sees whether the server is there. See demo/kept.py.
+// Keeps what is said while the page is open, and sees whether the server is there. See demo/session_storage.py.
 
 (() => {
   const CHECK = 2000; // milliseconds

@@ -1,1 +1,1 @@
-"""static/webui_demo.html, the page that replays recorded runs: `record` makes the recording, `build` the page."""
+"""static/webui_demo.html, a page that replays recorded runs: `record` records them, `build` builds the page."""

@@ -1,7 +1,7 @@
-"""python -m demo.webui.build: makes static/webui_demo.html, one file, of the sources in this folder and a recording.
+"""python -m demo.webui.build: builds static/webui_demo.html, a single file, from this folder's sources and a recording.
 
-The page has the style sheet and the colours of the real one, and all of its texts; the scripts are put together in the
-order of `_SCRIPTS`. The same sources always give the same file.
+The page has the style sheet, colours and texts of the real one; its script concatenates `_SCRIPTS` in order. The build
+is deterministic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.chat import statistics
-from demo.facts import Facts, head
+from demo.facts import Facts, header_texts
 from demo.header import LOGO
 from demo.state import Status
 from demo.tab import EXAMPLES, examples
@@ -74,7 +74,7 @@ def build_page(recording: dict[str, Any]) -> str:
 
 
 def _data(recording: dict[str, Any]) -> dict[str, Any]:
-    """What the scripts are given."""
+    """The data that the scripts read."""
     files = {file for example in examples("image") for file in example["pictures"]}
     runs = {tab: [_run(run) for run in recording["runs"][tab]] for tab in TABS}
     return {
@@ -85,25 +85,25 @@ def _data(recording: dict[str, Any]) -> dict[str, Any]:
         "pictures": {file: _data_url(EXAMPLES / file) for file in sorted(files)},
         "recording": {
             **{key: recording[key] for key in ("checkpoint", "date", "settings")},
-            "idle": _heads(recording, Status()),
-            "loading": [[seconds, _heads(recording, Status(**status))] for seconds, status in recording["loading"]],
+            "idle": _headers(recording, Status()),
+            "loading": [[seconds, _headers(recording, Status(**status))] for seconds, status in recording["loading"]],
             "runs": runs,
         },
     }
 
 
 def _settings(tab: str, recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """The controls of `tab`, set to what was recorded."""
+    """The controls of `tab` with their recorded values."""
     return [{**control, "value": recorded.get(control["name"], control["value"])} for control in controls(tab)]
 
 
-def _heads(recording: dict[str, Any], status: Status) -> dict[str, Any]:
+def _headers(recording: dict[str, Any], status: Status) -> dict[str, Any]:
     facts = Facts(**recording["facts"]) if status.phase == "ready" else None
-    return {lang: dataclasses.asdict(head(recording["checkpoint"], facts, status, lang)) for lang in LANGUAGES}
+    return {lang: dataclasses.asdict(header_texts(recording["checkpoint"], facts, status, lang)) for lang in LANGUAGES}
 
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
-    """A run with the line of statistics that the page shows under it."""
+    """A run with its line of statistics by language."""
     completion = Completion(
         text="".join(text for *_, text in run["pieces"]),
         tokens=run["tokens"],
@@ -114,7 +114,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: run[key] for key in ("question", "pictures", "pieces")},
         "statistics": {lang: statistics(completion, None, 0, lang) for lang in LANGUAGES},
-        "next": [_run(one) for one in run["next"]],
+        "next": [_run(follow_up) for follow_up in run["next"]],
     }
 
 
@@ -123,18 +123,16 @@ def _data_url(path: Path) -> str:
 
 
 def _colours(styles: str) -> str:
-    """The theme's colours that `styles` use and do not define, as variables, light and dark."""
-    colours, names = (
-        theme(),
-        sorted(set(re.findall(r"var\(--([\w-]+)\)", styles)) - set(re.findall(r"--([\w-]+):", styles))),
-    )
+    """The theme's colours that `styles` use but do not define, as CSS variables, light and dark."""
+    used, defined = set(re.findall(r"var\(--([\w-]+)\)", styles)), set(re.findall(r"--([\w-]+):", styles))
+    colours, names = theme(), sorted(used - defined)
 
     def variables(suffix: str) -> str:
         lines = []
         for name in names:
             key = name.replace("-", "_")
             value = getattr(colours, key + suffix, None) or getattr(colours, key)
-            while value.startswith("*"):  # as the theme says "the same as"
+            while value.startswith("*"):  # a reference to another variable
                 key = value[1:]
                 value = getattr(colours, key + suffix, None) or getattr(colours, key)
             lines.append(f"  --{name}: {value};\n")

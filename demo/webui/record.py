@@ -1,8 +1,8 @@
-"""python -m demo.webui.record: runs the checkpoint that ships, keeps what it does and when, and builds the page of it.
+"""python -m demo.webui.record: records runs of the shipped checkpoint with their timing, and builds the page.
 
-A recording is a tree of runs. Each example is a root, and its follow-ups have been asked after it in every order: they
-are the runs in its `next`. A run holds the `question`, the `pictures` shown with it (files of demo/examples), its
-`pieces` as [seconds since the question, tokens so far, text], its `tokens`, and usage, timings and finish reason.
+A recording is a tree of runs: each example is a root, and `next` holds its follow-ups, asked in every order. A run has
+the `question`, the `pictures` in its message (files of demo/examples), its `pieces` as [seconds since the question,
+tokens so far, text], its `tokens`, usage, timings and finish reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from demo.chat import Exchange, submit
 from demo.facts import Facts
-from demo.settings import options
+from demo.settings import sampling_params
 from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import LANGUAGES
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from gemma_tpu import Model
 
 CHECKPOINT = "checkpoints/gemma3-demo"
-_LOOK_EVERY = 0.2  # seconds between two looks at how far loading is
+_POLL_INTERVAL = 0.2  # seconds between reads of the loading status
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is recorded: a question about pictures (files in EXAMPLES), and those that are asked after it."""
+    """A question to record, its pictures (files in EXAMPLES), and its follow-ups."""
 
     text: str
     pictures: tuple[str, ...]
@@ -42,7 +42,7 @@ class Question:
 
 
 def main() -> int:
-    """Run it in the repository, on a machine that does nothing else: the times are part of the recording."""
+    """Run it in the repository, on an idle machine, because the recording includes times."""
     if not Path(CHECKPOINT).is_dir():
         print(f"record: no {CHECKPOINT} here: run this in the repository", file=sys.stderr)
         return 1
@@ -51,14 +51,14 @@ def main() -> int:
     if loader.model is None:
         print(f"record: {loader.status.error}", file=sys.stderr)
         return 1
-    chosen = {**defaults(), "temperature": 0.0}  # so that it says the same every time
+    settings = {**defaults(), "temperature": 0.0}  # deterministic
     recording = {
         "checkpoint": CHECKPOINT,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "facts": dataclasses.asdict(Facts.of(loader.model)),
         "loading": loading,
-        "settings": chosen,
-        "runs": {tab: [record(loader.model, one, options(**chosen)) for one in questions(tab)] for tab in TABS},
+        "settings": settings,
+        "runs": {tab: [record(loader.model, q, sampling_params(**settings)) for q in questions(tab)] for tab in TABS},
     }
     loader.close()
     RECORDING.write_text(json.dumps(recording, ensure_ascii=False, indent=1) + "\n")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def questions(tab: str) -> list[Question]:
-    """Of tab "image" or "text"; what is the same in both languages is there once."""
+    """The questions of tab "image" or "text"; those equal in both languages occur once."""
     found: dict[tuple[str, tuple[str, ...]], dict[str, None]] = {}
     for example in examples(tab):
         for lang in LANGUAGES:
@@ -76,27 +76,29 @@ def questions(tab: str) -> list[Question]:
     return [Question(text, pictures, tuple(follow_ups)) for (text, pictures), follow_ups in found.items()]
 
 
-def record(model: Model, question: Question, chosen: dict[str, Any], told: Sequence[Exchange] = ()) -> dict[str, Any]:
-    """The run of `question` with the options `chosen`, after what has been `told`."""
+def record(
+    model: Model, question: Question, params: dict[str, Any], history: Sequence[Exchange] = ()
+) -> dict[str, Any]:
+    """The run of `question` after `history`, with its follow-ups."""
     paths = tuple(str(EXAMPLES / file) for file in question.pictures)
-    began, pieces = time.monotonic(), []
-    stream, shown, _ = submit(model, told, question.text, paths, chosen)
+    start, pieces = time.monotonic(), []
+    stream, sent, _ = submit(model, history, question.text, paths, params)
     for piece in stream:
-        pieces.append((round(time.monotonic() - began, 4), len(stream.completion.tokens), piece))
+        pieces.append((round(time.monotonic() - start, 4), len(stream.completion.tokens), piece))
     completion = stream.completion
-    said = [*told, Exchange(question.text, shown, completion.text)]
+    history = [*history, Exchange(question.text, sent, completion.text)]
     rest = question.follow_ups
     return {
         "question": question.text,
-        "pictures": [Path(path).name for path in shown],
+        "pictures": [Path(path).name for path in sent],
         "pieces": pieces,
         "tokens": completion.tokens,
         "finish_reason": completion.finish_reason,
         "usage": dataclasses.asdict(completion.usage),
         "timings": dataclasses.asdict(completion.timings),
         "next": [
-            record(model, Question(one, question.pictures, tuple(x for x in rest if x != one)), chosen, said)
-            for one in rest
+            record(model, Question(text, question.pictures, tuple(x for x in rest if x != text)), params, history)
+            for text in rest
         ],
     }
 
@@ -108,14 +110,14 @@ def _load(progress: Callable[[int, int], None]) -> Model:
 
 
 def _watch(loader: Loader) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(seconds, `demo.state.Status`) whenever that has changed, to the end of loading."""
-    began, last = time.monotonic(), None
+    """(seconds, `demo.state.Status`) at each change, until loading has ended."""
+    start, last = time.monotonic(), None
     loader.start()
     while last is None or last.busy:
         if loader.status != last:
             last = loader.status
-            yield round(time.monotonic() - began, 4), dataclasses.asdict(last)
-        time.sleep(_LOOK_EVERY)
+            yield round(time.monotonic() - start, 4), dataclasses.asdict(last)
+        time.sleep(_POLL_INTERVAL)
     loader.wait()
 
 

@@ -17,8 +17,8 @@ class Settings {
     return Object.fromEntries([...this.fields].map(([name, field]) => [name, value(field)]));
   }
 
-  lay({ name, id, kind, says, value, visible, minimum, maximum, step }) {
-    const label = makeSaying(says.label, "span");
+  lay({ name, id, kind, texts, value, visible, minimum, maximum, step }) {
+    const label = makeSaying(texts.label, "span");
     const limits = { min: minimum ?? "", max: maximum ?? "", step: step ?? 1 };
     if (kind === "checkbox") {
       const box = make("input", { type: "checkbox", checked: value });
@@ -32,10 +32,10 @@ class Settings {
       if (limits.step === 1 && number.value !== "") number.value = Math.round(Number(number.value));
     });
     const head = make("label", { class: "name" }, label, number);
-    const info = says.info ? makeSaying(says.info, "small") : null;
+    const info = texts.info ? makeSaying(texts.info, "small") : null;
     if (kind === "number") return make("div", { class: "setting", id, hidden: !visible }, head, info);
     const range = make("input", { type: "range", ...limits, value });
-    inEveryLanguage(() => range.setAttribute("aria-label", say(says.label)));
+    inEveryLanguage(() => range.setAttribute("aria-label", say(texts.label)));
     range.addEventListener("input", () => (number.value = range.value));
     number.addEventListener("change", () => {
       const given = number.value === "" ? value : Number(number.value);

@@ -97,7 +97,7 @@ class Companions:
             notes.append(f"{said}: not followed: {listed}")
         if tokenizer is None:
             return notes
-        notes += [f"{tokenizer.name}: {doubt}" for doubt in tokenizer.doubts]
+        notes += [f"{tokenizer.name}: {warning}" for warning in tokenizer.warnings]
         for token in self.generation.options.get("stop_tokens", ()):
             if not tokenizer.has_piece(token):
                 notes.append(f"{said}: eos_token_id {token} has no piece in {tokenizer.name}: it ends no answer")

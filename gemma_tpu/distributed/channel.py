@@ -1,6 +1,6 @@
-"""What process 0 tells the others and what they answer, over TCP, and how each side notices that the other is gone.
+"""Messages between process 0 and the others over TCP, with heartbeats that detect a lost process.
 
-Process 0's messages are pickled, and obeyed; answers are JSON. Ports belong on a private network.
+Process 0's messages are pickles, which its peers trust; answers are JSON. The ports belong on a private network.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from typing import Any
 
 import jax
 
-_BEAT = 3  # seconds between two signs of life
-_SILENCE = 15  # seconds without one after which a process is taken for lost
-_LENGTH = struct.Struct("<Q")  # before each message, in bytes; 0 is a sign of life
+_HEARTBEAT = 3  # seconds between heartbeats
+_TIMEOUT = 15  # seconds of silence after which a process counts as lost
+_LENGTH = struct.Struct("<Q")  # precedes each message, in bytes; 0 is a heartbeat
 
 
 class Peer:
-    """A connection to another process. Both sides send signs of life, from a thread that needs nothing but time.
+    """A connection to another process; both sides send heartbeats from a thread.
 
-    A method raises ConnectionError saying why if the other process is lost: it has ended, has been silent for too long
-    (frozen, or cut off), or the connection was cut here.
+    Methods raise ConnectionError with the reason if the other process is lost: it exited, was silent for too long
+    (frozen or disconnected), or this side closed the connection.
     """
 
     def __init__(self, link: socket.socket, name: str) -> None:
         self.name = name
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small, and each is waited for
-        link.settimeout(_SILENCE)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small and latency matters
+        link.settimeout(_TIMEOUT)
         self._link = link
-        self._sending = threading.Lock()
-        self._cut = threading.Event()
-        threading.Thread(target=self._live, name="gemma-life", daemon=True).start()
+        self._send_lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._send_heartbeats, name="gemma-heartbeat", daemon=True).start()
 
     def send(self, message: bytes) -> None:
-        with self._sending, _told():
+        with self._send_lock, _as_connection_error():
             rest = memoryview(_LENGTH.pack(len(message)) + message)
             while rest:
                 rest = rest[self._link.send(rest) :]
 
     def receive(self) -> bytes:
-        """The next message, as soon as there is one. After an error there is no connection any more."""
+        """Blocks until the next message. An error closes the connection."""
         try:
-            with _told():
+            with _as_connection_error():
                 while not (length := _LENGTH.unpack(self._read(_LENGTH.size))[0]):
                     pass
                 return self._read(length)
         except ConnectionError:
-            self._cut.set()
+            self._closed.set()
             self._link.close()
             raise
 
-    def part(self, last: bytes) -> None:
-        """Sends a last message, unless that takes time, and ends the connection: the other is told, or finds out."""
-        if self._sending.acquire(blocking=False):
-            with contextlib.suppress(OSError, ValueError):  # it need not be there any more
+    def close(self, last: bytes) -> None:
+        """Sends a last message, unless that would block, and closes the connection."""
+        if self._send_lock.acquire(blocking=False):
+            with contextlib.suppress(OSError, ValueError):  # the other side may be gone
                 if select.select([], [self._link], [], 0)[1]:
                     self._link.send(_LENGTH.pack(len(last)) + last)
-            self._sending.release()
-        self._cut.set()
+            self._send_lock.release()
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_WR)
 
@@ -76,18 +76,18 @@ class Peer:
             rest = rest[got:]
         return bytes(data)
 
-    def _live(self) -> None:
-        with contextlib.suppress(ConnectionError):  # as whoever receives is told
-            while not self._cut.wait(_BEAT):
+    def _send_heartbeats(self) -> None:
+        with contextlib.suppress(ConnectionError):  # `receive` reports it
+            while not self._closed.wait(_HEARTBEAT):
                 self.send(b"")
 
 
 @contextlib.contextmanager
-def _told():
+def _as_connection_error():
     try:
         yield
     except TimeoutError as error:
-        raise ConnectionError(f"it has given no sign of life for {_SILENCE} s") from error
+        raise ConnectionError(f"it has given no sign of life for {_TIMEOUT} s") from error
     except EOFError as error:
         raise ConnectionError("it has ended") from error
     except OSError as error:
@@ -95,7 +95,7 @@ def _told():
 
 
 class _Pickler(pickle.Pickler):
-    """Devices of JAX, in meshes, go by their ids."""
+    """Pickles JAX devices, as in meshes, by id."""
 
     def persistent_id(self, obj: Any) -> int | None:
         return obj.id if isinstance(obj, jax.Device) else None

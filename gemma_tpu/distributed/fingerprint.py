@@ -1,4 +1,4 @@
-"""What several processes must have in common, as short texts that can be compared: software, settings, weights."""
+"""Fingerprints of what all processes must share: software versions, settings and weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gemma_tpu.model import Params
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# Flags of those variables that may differ: where files are written, how many devices a host simulates.
+# Flags that may differ between hosts: dump directories and the number of simulated devices.
 _LOCAL_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")
-# JAX's settings that change what is computed.
+# JAX settings that change the compiled programs or their results.
 _SETTINGS = (
     "jax_platforms",
     "jax_default_matmul_precision",
@@ -33,7 +33,7 @@ _THREADS = 8
 
 
 def software() -> dict[str, str]:
-    """What decides which programs a process runs: code, versions, settings, XLA's flags."""
+    """What determines a process's programs: code, versions, JAX settings, XLA flags."""
     facts = {"gemma_tpu": f"{gemma_tpu.__version__} (code {_code_digest()})"}
     facts |= {name: _version(name) for name in _PACKAGES}
     facts |= {name: _flags(os.environ.get(name, "")) for name in _VARIABLES}
@@ -60,41 +60,41 @@ def _flags(value: str) -> str:
 
 
 def common_digests(params: Params) -> dict[str, str]:
-    """Digests of the parts of parameters that several processes hold, by parameter and place in it."""
-    parts = {}
+    """Digests of the shards that several processes hold, by parameter name and slice."""
+    shards = {}
     for name, array in params.items():
         holders: dict[str, set[int]] = {}
         for device, index in array.sharding.devices_indices_map(array.shape).items():
-            holders.setdefault(_place(index), set()).add(device.process_index)
+            holders.setdefault(_slice_name(index), set()).add(device.process_index)
         for shard in array.addressable_shards:
-            place = _place(shard.index)
-            if len(holders[place]) > 1:
-                parts[f"{name}[{place}]"] = shard.data
+            bounds = _slice_name(shard.index)
+            if len(holders[bounds]) > 1:
+                shards[f"{name}[{bounds}]"] = shard.data
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(parts, pool.map(_digest, parts.values()), strict=True))
+        return dict(zip(shards, pool.map(_digest, shards.values()), strict=True))
 
 
-def _place(index: tuple[slice, ...]) -> str:
+def _slice_name(index: tuple[slice, ...]) -> str:
     return ",".join(f"{part.start or 0}:{'' if part.stop is None else part.stop}" for part in index)
 
 
 def _digest(values: jax.Array) -> str:
-    held = np.ascontiguousarray(values)
-    return hashlib.blake2b(held.reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
+    array = np.ascontiguousarray(values)
+    return hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
 
 
 def differences(
-    found: Mapping[str, Mapping[str, str]],
+    by_process: Mapping[str, Mapping[str, str]],
 ) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
-    """Given names and values of each process: each name that has two values, with two processes and their values.
+    """The names whose values differ between processes, each with two (process, value) pairs that differ.
 
     A name that a process lacks is compared between the others.
     """
     first: dict[str, tuple[str, str]] = {}
     different = {}
-    for who, values in found.items():
+    for process, values in by_process.items():
         for name, value in values.items():
-            other = first.setdefault(name, (who, value))
+            other = first.setdefault(name, (process, value))
             if value != other[1]:
-                different.setdefault(name, (name, other, (who, value)))
+                different.setdefault(name, (name, other, (process, value)))
     return list(different.values())

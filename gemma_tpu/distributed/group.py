@@ -98,7 +98,7 @@ class Group:
             self._failed.set()
             watchers = list(self._watchers.values())
         for peer in self._peers:
-            peer.part(pack("lost", why))
+            peer.close(pack("lost", why))
             self._answers.put(None)
         self._told |= raised or bool(watchers)
         for on_failure in watchers:

@@ -20,10 +20,10 @@ from jax._src.distributed import global_state  # the key-value store of jax.dist
 from jax.sharding import Mesh
 
 from gemma_tpu.distributed import rendezvous
+from gemma_tpu.distributed.cluster import Cluster, find_cluster, parse_address
 from gemma_tpu.distributed.fingerprint import common_digests, differences, software
 from gemma_tpu.distributed.follower import Follower
 from gemma_tpu.distributed.group import Group
-from gemma_tpu.distributed.place import Place, locate, parse_address
 from gemma_tpu.distributed.shared_device import LeadingDevice, OnFailure
 from gemma_tpu.engine.device import Device
 from gemma_tpu.environment import quiet_libtpu
@@ -74,15 +74,15 @@ def initialize(
         raise ValueError(f"timeout must be a number of seconds, got {timeout!r}")
     quiet_libtpu()
     if jax.distributed.is_initialized():
-        place = _place_beside_jax()
+        cluster = _cluster_of_jax()
     else:
-        place = locate(coordinator_address, num_processes, process_id)
-    peers, bind = rendezvous.join(place, software(), timeout)
+        cluster = find_cluster(coordinator_address, num_processes, process_id)
+    peers, bind = rendezvous.join(cluster, software(), timeout)
     _called = True
-    if place.process > 0:
-        follower = Follower(peers[0], place.process)
+    if cluster.process_id > 0:
+        follower = Follower(peers[0], cluster.process_id)
         try:
-            _start_jax(place, bind)
+            _start_jax(cluster, bind)
         except Exception as error:
             follower.give_up(error)
         follower.run()
@@ -91,7 +91,7 @@ def initialize(
     group.watch(_JOINING, _give_up)
     atexit.register(group.end)
     try:
-        _start_jax(place, bind)
+        _start_jax(cluster, bind)
     except Exception as error:
         group.forget(_JOINING)
         group.fail(f"JAX did not start in process 0: {error}", raised=True)
@@ -101,7 +101,7 @@ def initialize(
         _group = group
 
 
-def _place_beside_jax() -> Place:
+def _cluster_of_jax() -> Cluster:
     """Where to meet if the script has called `jax.distributed.initialize`: at a port that process 0 chooses."""
     host, _ = parse_address("coordinator", global_state.coordinator_address)
     store: Any = global_state.client
@@ -111,26 +111,26 @@ def _place_beside_jax() -> Place:
         store.key_value_set(_PORT, str(port))
     else:
         port = int(store.blocking_key_value_get(_PORT, _JAX_STARTS * 1000))
-    return Place(host, port, global_state.num_processes, global_state.process_id)
+    return Cluster(host, port, global_state.num_processes, global_state.process_id)
 
 
-def _start_jax(place: Place, bind: str | None) -> None:
+def _start_jax(cluster: Cluster, bind: str | None) -> None:
     """And finds its devices, for which every process waits."""
     if not jax.distributed.is_initialized():
         # It would take SIGTERM for itself, and a server could not be stopped by it any more.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
-            place.address,
-            place.processes,
-            place.process,
+            cluster.address,
+            cluster.num_processes,
+            cluster.process_id,
             initialization_timeout=_JAX_STARTS,
             heartbeat_timeout_seconds=_NEVER,
             shutdown_timeout_seconds=_JAX_ENDS,
             coordinator_bind_address=bind,
         )
-    if jax.process_count() != place.processes:
+    if jax.process_count() != cluster.num_processes:
         found = f"JAX has devices of {jax.process_count()} processes on {jax.default_backend()}"
-        raise RuntimeError(f"{found}, and {place.processes} have come: their devices must be of one kind")
+        raise RuntimeError(f"{found}, and {cluster.num_processes} have come: their devices must be of one kind")
 
 
 def _give_up(error: BaseException) -> NoReturn:

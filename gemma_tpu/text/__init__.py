@@ -1,4 +1,4 @@
-"""Text side of the model: token ids from text and conversations, and text from token ids."""
+"""Tokenizer, prompt formats and detokenizer: text and conversations ↔ token ids."""
 
 from gemma_tpu.text.detokenizer import Detokenizer, StopStrings
 from gemma_tpu.text.formats import (

@@ -1,4 +1,4 @@
-"""From token ids to text as they arrive: never half a character, never a lost space, never part of a stop string."""
+"""Incremental detokenization: complete characters only, spaces kept, stop strings held back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from gemma_tpu.text.tokenizer import Tokenizer, decode_utf8
 
 
 class Detokenizer:
-    """Text of a token stream, piece by piece; all pieces together are `tokenizer.decode` of all ids.
+    """Decodes a token stream incrementally; the concatenated text equals `tokenizer.decode` of all ids.
 
-    Gemma's pieces carry their own spaces, so a token's text does not depend on its neighbours; only byte tokens need
-    to be held, three at most, until their character is complete or known to be none.
+    Gemma's pieces contain their own spaces, so a token's text does not depend on its neighbours. Only byte tokens are
+    held back, at most three, until their character is complete or invalid.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
@@ -21,7 +21,7 @@ class Detokenizer:
         self._pending = b""
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that became certain with these ids; special tokens have none unless `skip_special=False`."""
+        """The text that these ids complete. Special tokens have none unless `skip_special=False`."""
         parts: list[str] = []
         for text_bytes, name in self._tokenizer.spell(ids):
             if name:
@@ -31,15 +31,15 @@ class Detokenizer:
         return "".join(parts)
 
     def flush(self) -> str:
-        """The rest, at the end of the stream: U+FFFD for each byte of an unfinished character."""
+        """The remaining text at the end of the stream: U+FFFD for each byte of an incomplete character."""
         text, self._pending = decode_utf8(self._pending, final=True)
         return text
 
 
 class StopStrings:
-    """Cuts a stream of text before the first of `stops` that is completed in it (of two at once, the longer one).
+    """Truncates a text stream before the first stop string that it completes (the longer of two at once).
 
-    The result does not depend on how the stream is cut into pieces. ValueError for an empty stop string.
+    The result does not depend on how the stream is split. ValueError for an empty stop string.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -49,10 +49,10 @@ class StopStrings:
             raise ValueError(f"stop strings must be non-empty strings, got {shown(list(stops))}")
         self._stops = list(stops)
         self._held = ""
-        self.stopped: str | None = None  # the stop string that was met
+        self.stopped: str | None = None  # the stop string that was found
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was met; after that, nothing is emitted any more."""
+        """Text that is safe to emit, and whether a stop string was found; later calls emit nothing."""
         if self.stopped is not None:
             return "", True
         text = self._held + text
@@ -73,5 +73,5 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins, without being all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

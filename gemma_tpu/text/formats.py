@@ -1,4 +1,4 @@
-"""The prompt formats of Gemma 3 and its relatives, and which of them a checkpoint wants."""
+"""The prompt formats of Gemma 3 and its relatives, and which one a checkpoint uses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gemma_tpu.text.translation import render_translation
 class Format:
     """How messages become a prompt.
 
-    `render` takes what `render_messages` takes, and `options` besides. `stop`: a piece that ends an answer, beside the
-    end of a turn. `answers`: ids of "Yes" and "No" of a classifier whose config.json names them.
+    `render` takes the arguments of `render_messages` and the keywords `options`. `stop`: a piece besides <end_of_turn>
+    that ends an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Format:
     answers: tuple[int, int] | None = None
 
     def check(self, given: dict[str, Any]) -> None:
-        """ValueError if `given` has options that only another format has."""
+        """ValueError if `given` has options of another format."""
         if unknown := sorted(given.keys() - set(self.options)):
-            homes = " and ".join(other.name for other in FORMATS if set(unknown) & set(other.options))
+            owners = " and ".join(other.name for other in FORMATS if set(unknown) & set(other.options))
             raise ValueError(
-                f"{', '.join(unknown)}: an option for {homes}; this checkpoint has the prompt format of {self.name}"
+                f"{', '.join(unknown)}: an option for {owners}; this checkpoint has the prompt format of {self.name}"
             )
 
 
@@ -44,7 +44,7 @@ OPTIONS = tuple(option for known in FORMATS for option in known.options)
 
 
 def choose(template: str | None, config: Mapping[str, Any]) -> Format:
-    """The format of a checkpoint, from its chat template, if it has one, and what its config.json holds."""
+    """The format of a checkpoint, from its chat template (None without one) and the content of its config.json."""
     if config.get("model_type") == "shieldgemma2":
         yes, no = config.get("yes_token_index"), config.get("no_token_index")
         return SHIELD_GEMMA if yes is None or no is None else dataclasses.replace(SHIELD_GEMMA, answers=(yes, no))
@@ -52,10 +52,7 @@ def choose(template: str | None, config: Mapping[str, Any]) -> Format:
 
 
 def recognise(template: str) -> Format | None:
-    """The relative whose chat template (Jinja text) this is; None if it is none of theirs.
-
-    By what each says and no other does. Gemma 3's own is known by what it writes, see `recognition`.
-    """
+    """The relative whose chat template (Jinja text) this is, or None. Gemma 3's own: see `recognition`."""
     if "<start_function_declaration>" in template:
         return FUNCTION_GEMMA
     if "source_lang_code" in template and "target_lang_code" in template:

@@ -1,4 +1,4 @@
-"""FunctionGemma's answers: the calls in them."""
+"""Parses the function calls in FunctionGemma's answers."""
 
 from __future__ import annotations
 
@@ -12,63 +12,66 @@ _WORD = re.compile(r"[^,\]}]+")
 
 
 def parse_calls(text: str) -> list[dict[str, Any]]:
-    """The calls that an answer makes, as messages have them: `{"type": "function", "function": {"name", "arguments"}}`.
+    """The calls in an answer, as in messages: `{"type": "function", "function": {"name", "arguments"}}`.
 
-    A call that is cut off or not of the form is none: the text still has it.
+    Truncated or malformed calls are skipped; they remain in the text.
     """
     calls = []
     for match in _CALL.finditer(text):
         reader = _Reader(match[2])
         try:
-            arguments = reader.value()
+            arguments = reader.read()
         except (ValueError, IndexError):
             continue
-        if reader.at == len(reader.text):
+        if reader.position == len(reader.text):
             calls.append({"type": "function", "function": {"name": match[1].strip(), "arguments": arguments}})
     return calls
 
 
 def before_calls(text: str) -> str:
-    """What an answer says before its first call."""
+    """The text of an answer before its first call."""
     return text.partition("<start_function_call>")[0]
 
 
 class _Reader:
-    """Reads one value of FunctionGemma's notation. ValueError or IndexError if there is none."""
+    """Parses one value in FunctionGemma's notation. ValueError or IndexError if malformed."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
+        self.text, self.position = text, 0
 
-    def value(self) -> Any:
-        if self.text.startswith(_ESCAPE, self.at):
-            end = self.text.index(_ESCAPE, self.at + len(_ESCAPE))
-            value = self.text[self.at + len(_ESCAPE) : end]
-            self.at = end + len(_ESCAPE)
+    def read(self) -> Any:
+        if self.text.startswith(_ESCAPE, self.position):
+            end = self.text.index(_ESCAPE, self.position + len(_ESCAPE))
+            value = self.text[self.position + len(_ESCAPE) : end]
+            self.position = end + len(_ESCAPE)
             return value
-        if self.text[self.at] == "{":
+        if self.text[self.position] == "{":
             return dict(self._entries("}"))
-        if self.text[self.at] == "[":
+        if self.text[self.position] == "[":
             return [value for _, value in self._entries("]")]
-        match = _WORD.match(self.text, self.at)
+        match = _WORD.match(self.text, self.position)
         if match is None:
-            raise ValueError(f"no value at {self.at}")
-        self.at = match.end()
+            raise ValueError(f"no value at {self.position}")
+        self.position = match.end()
         word = match[0].strip()
         try:
             return json.loads(word)
         except ValueError:
-            return word  # a string that the model forgot to escape
+            return word  # a string without <escape> around it
 
     def _entries(self, closing: str):
-        self.at += 1
-        while self.text[self.at] != closing:
+        self.position += 1
+        while self.text[self.position] != closing:
             key = ""
             if closing == "}":
-                colon = self.text.index(":", self.at)
-                key, self.at = self.text[self.at : colon].strip().removeprefix(_ESCAPE).removesuffix(_ESCAPE), colon + 1
-            yield key, self.value()
-            if self.text[self.at] == ",":
-                self.at += 1
-            elif self.text[self.at] != closing:
-                raise ValueError(f"neither , nor {closing} at {self.at}")
-        self.at += 1
+                colon = self.text.index(":", self.position)
+                key, self.position = (
+                    self.text[self.position : colon].strip().removeprefix(_ESCAPE).removesuffix(_ESCAPE),
+                    colon + 1,
+                )
+            yield key, self.read()
+            if self.text[self.position] == ",":
+                self.position += 1
+            elif self.text[self.position] != closing:
+                raise ValueError(f"neither , nor {closing} at {self.position}")
+        self.position += 1

@@ -1,8 +1,8 @@
-"""FunctionGemma's prompt: declarations of functions, the model's calls of them, and their responses.
+"""FunctionGemma's prompt: function declarations, the model's calls, and their responses.
 
-As its chat template renders it (Google's guide: ai.google.dev/gemma/docs/functiongemma; its output for many schemas is
-in public tests, such as flutter_gemma's). A value is a string between two <escape>, a bare number, true, false or null,
-`[…]` or `{key:…}` with its keys sorted.
+Follows its chat template (guide: ai.google.dev/gemma/docs/functiongemma; public tests such as flutter_gemma's show its
+output for many schemas). A value is a string between two <escape>, a bare number, true, false or null, `[…]`, or
+`{key:…}` with sorted keys.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer
 
-# What the template says where messages begin without a developer's; the model calls functions because of it.
-DEVELOPER = "You are a model that can do function calling with the following functions"
+# The template's default developer message, which enables function calling.
+DEFAULT_DEVELOPER = "You are a model that can do function calling with the following functions"
 _DECLARATION = ("<start_function_declaration>", "<end_function_declaration>")
 _CALL = ("<start_function_call>", "<end_function_call>")
 _RESPONSE = ("<start_function_response>", "<end_function_response>")
-STOP = _RESPONSE[0]  # ends an answer that is a call: the response is not the model's to write
+STOP = _RESPONSE[0]  # ends an answer after a call: the caller writes the response
 _ESCAPE = "<escape>"
-_DEEPEST = 64  # of values in a schema, a call or a response
+_MAX_DEPTH = 64  # nesting of values in a schema, call or response
 _FUNCTION_PIECE = re.compile(f"({'|'.join(FUNCTION_PIECES)})")
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 _ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
 
-Pieces = Iterator[tuple[bool, str]]  # whether it is a control piece, and its text
+Pieces = Iterator[tuple[bool, str]]  # (is a control piece, text)
 
 
 def render_functions(
@@ -45,15 +45,15 @@ def render_functions(
     continue_final: bool = False,
     tools: Any = None,
 ) -> Prompt:
-    """The prompt for the model's next words: a call, or an answer.
+    """The prompt for the model's next turn: a call or an answer.
 
-    `tools` are functions as JSON schemas, `{"type": "function", "function": {"name", "description", "parameters"}}` or
-    the inner part alone. The first message may be the developer's ("developer" or "system"); without one, `DEVELOPER`
-    introduces the tools. An assistant's message may have `tool_calls`, each `{"function": {"name", "arguments"}}` with
-    arguments as a mapping or as JSON; then follow messages of the role "tool", whose content is `{"name", "response"}`,
-    a list of those, or text (its name is `name`, or that of the call in its place).
+    `tools`: functions as JSON schemas, `{"type": "function", "function": {"name", "description", "parameters"}}` or the
+    inner object alone. The first message may have the role "developer" or "system"; without one, `DEFAULT_DEVELOPER`
+    introduces the tools. An assistant message may have `tool_calls`, each `{"function": {"name", "arguments"}}` with
+    arguments as a mapping or JSON text; messages of the role "tool" follow, whose content is `{"name", "response"}`, a
+    list of these, or text (named by the message's `name`, else by the call it answers).
 
-    ValueError, naming the message, for anything not of this shape, and for a vocabulary without the pieces.
+    ValueError, naming the message, for anything else, and for a vocabulary that lacks the pieces.
     """
     developer, turns = _check(messages)
     tools = () if tools is None else as_tuple("tools", tools)
@@ -61,81 +61,81 @@ def render_functions(
     builder.begin()
     if developer is not None or tools:
         builder.begin_turn("developer")
-        builder.text((DEVELOPER if developer is None else developer).strip())
+        builder.text((DEFAULT_DEVELOPER if developer is None else developer).strip())
         for i, tool in enumerate(tools):
             _write(builder, tokenizer, _declaration(tool, f"tools[{i}]"))
         builder.end_turn()
-    calls: list[Mapping[str, Any]] = []  # those that have no response yet
-    model_speaks = False
-    for i, (where, role, message) in enumerate(turns):
+    calls: list[Mapping[str, Any]] = []  # calls that have no response yet
+    in_model_turn = False
+    for i, (location, role, message) in enumerate(turns):
         if role == "tool":
-            for name, response in _responses(message, calls, where):
+            for name, response in _responses(message, calls, location):
                 response = response if isinstance(response, Mapping) else {"value": response}
                 _write(builder, tokenizer, _wrapped(_RESPONSE, f"response:{name}", response))
         elif role == "user":
             builder.begin_turn(role)
-            for at, kind, value in content_parts(message["content"], where):
+            for at, kind, value in content_parts(message["content"], location):
                 builder.image(value, at) if kind == "image" else builder.text(value.strip())
             builder.end_turn()
         else:
-            _require_responses(calls, where)
-            if not model_speaks:
+            _require_responses(calls, location)
+            if not in_model_turn:
                 builder.begin_turn(role)
             if message.get("content"):
-                text = answer_text(message["content"], where)
+                text = answer_text(message["content"], location)
                 if continue_final and i == len(turns) - 1:
-                    _write(builder, tokenizer, _begun(text))
+                    _write(builder, tokenizer, _partial_answer(text))
                 else:
                     builder.text(text)
-            calls = _calls(message, where)
+            calls = _calls(message, location)
             for call in calls:
                 _write(builder, tokenizer, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
             if not calls and not (continue_final and i == len(turns) - 1):
                 builder.end_turn()
-        model_speaks = role == "tool" or bool(calls)
-    where, role, _ = turns[-1]
-    _require_responses(calls, where)
+        in_model_turn = role == "tool" or bool(calls)
+    location, role, _ = turns[-1]
+    _require_responses(calls, location)
     if role == "model" and not continue_final:
-        raise ValueError(f"{where}: the last message is the assistant's; end with a user's or a tool's")
+        raise ValueError(f"{location}: the last message is the assistant's; end with a user's or a tool's")
     if role == "user":
         builder.begin_turn("model")
     return builder.prompt()
 
 
-def _require_responses(calls: list[Mapping[str, Any]], where: str) -> None:
+def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
     if calls:
-        named = ", ".join(call["name"] for call in calls)
-        raise ValueError(f'{where}: no response to {named}: add {{"role": "tool", "content": …}} after the calls')
+        names = ", ".join(call["name"] for call in calls)
+        raise ValueError(f'{location}: no response to {names}: add {{"role": "tool", "content": …}} after the calls')
 
 
 def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping[str, Any]]]]:
-    """The developer's text, and the other messages: where each stands, its role, itself."""
+    """The developer's text, and the other messages as (location, role, message)."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
     developer, turns = None, []
     allowed = ("user",)
     for i, message in enumerate(messages):
-        where = f"messages[{i}]"
+        location = f"messages[{i}]"
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {shown(message)}')
+            raise ValueError(f'{location}: expected {{"role": …, "content": …}}, got {shown(message)}')
         if message["role"] in ("developer", "system"):
             if i:
-                raise ValueError(f"{where}: a developer's message may only be the first")
-            parts = list(content_parts(message.get("content"), where))
+                raise ValueError(f"{location}: a developer's message may only be the first")
+            parts = list(content_parts(message.get("content"), location))
             if any(kind != "text" for _, kind, _ in parts):
-                raise ValueError(f"{where}: a developer's message holds only text")
+                raise ValueError(f"{location}: a developer's message holds only text")
             developer = "".join(value for _, _, value in parts)
             continue
         role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
         if role is None:
             raise ValueError(
-                f"{where}: unknown role {shown(message['role'])}; known are developer, user, assistant and tool"
+                f"{location}: unknown role {shown(message['role'])}; known are developer, user, assistant and tool"
             )
         if role not in allowed:
-            raise ValueError(f"{where}: role {shown(message['role'])} out of turn: {' or '.join(allowed)} comes here")
+            raise ValueError(f"{location}: role {shown(message['role'])} out of turn: expected {' or '.join(allowed)}")
         if message.get("content") is None and not message.get("tool_calls"):
-            raise ValueError(f"{where}: lacks content")
-        turns.append((where, role, message))
+            raise ValueError(f"{location}: lacks content")
+        turns.append((location, role, message))
         allowed = {
             "user": ("model",),
             "model": ("tool",) if message.get("tool_calls") else ("user",),
@@ -146,13 +146,13 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
     return developer, turns
 
 
-def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
-    """The calls of an assistant's message, each `{"name", "arguments"}` with arguments as a mapping."""
+def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
+    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping."""
     calls, given = [], message.get("tool_calls")
     if not isinstance(given, list | tuple | None):
-        raise ValueError(f"{where}: tool_calls must be a list of calls, got {shown(given)}")
+        raise ValueError(f"{location}: tool_calls must be a list of calls, got {shown(given)}")
     for i, call in enumerate(given or ()):
-        at = f"{where}.tool_calls[{i}]"
+        at = f"{location}.tool_calls[{i}]"
         function = call.get("function", call) if isinstance(call, Mapping) else call
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {shown(call)}')
@@ -169,20 +169,20 @@ def _calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     return calls
 
 
-def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where: str) -> Iterator[tuple[str, Any]]:
-    """Names and responses in a tool's message; takes the calls that they answer out of `calls`."""
+def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], location: str) -> Iterator[tuple[str, Any]]:
+    """The (name, response) pairs of a tool message. Removes the answered calls from `calls`."""
     content = message["content"]
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, str | list | tuple):
-        raise ValueError(f"{where}: a response must be text, an object or a list of those, got {shown(content)}")
+        raise ValueError(f"{location}: a response must be text, an object or a list of those, got {shown(content)}")
     if isinstance(content, str) or all(isinstance(part, Mapping) and "type" in part for part in content):
-        text = "".join(value for _, kind, value in content_parts(content, where) if kind == "text")
+        text = "".join(value for _, kind, value in content_parts(content, location) if kind == "text")
         content = [{"name": message.get("name"), "response": text}]
     for part in content:
         if not isinstance(part, Mapping) or "response" not in part:
             raise ValueError(
-                f'{where}: expected {{"name": …, "response": …}}, a list of those, or text, got {shown(part)}'
+                f'{location}: expected {{"name": …, "response": …}}, a list of those, or text, got {shown(part)}'
             )
         name, call_id = part.get("name"), message.get("tool_call_id")
         answered = [
@@ -191,28 +191,28 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], where
             if (name is None or call["name"] == name) and (call_id is None or call["id"] in (None, call_id))
         ]
         if not answered:
-            raise ValueError(f"{where}: a response of {name or 'a function'}, which the message before does not call")
+            raise ValueError(f"{location}: a response of {name or 'a function'}, which was not called")
         calls.remove(answered[0])
-        _require_values(part["response"], where)
+        _require_values(part["response"], location)
         yield answered[0]["name"], part["response"]
 
 
-def _declaration(tool: Any, where: str) -> Pieces:
+def _declaration(tool: Any, location: str) -> Pieces:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(
-            f'{where}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {shown(tool)}'
+            f'{location}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {shown(tool)}'
         )
-    where = f"{where} ({one_line(function['name'])[:80]})"
-    _require_values(function, where)
+    location = f"{location} ({one_line(function['name'])[:80]})"
+    _require_values(function, location)
     yield True, _DECLARATION[0]
     yield False, f"declaration:{function['name']}{{description:"
-    yield from _string(_description(function, where))
-    if parameters := _object(function.get("parameters"), f"{where}: parameters"):
+    yield from _string(_description(function, location))
+    if parameters := _object(function.get("parameters"), f"{location}: parameters"):
         yield False, ",parameters:{"
-        if properties := _object(parameters.get("properties"), f"{where}: properties"):
+        if properties := _object(parameters.get("properties"), f"{location}: properties"):
             yield False, "properties:{"
-            yield from _properties(properties, where)
+            yield from _properties(properties, location)
             yield False, "},"
         if required := parameters.get("required"):
             yield False, "required:"
@@ -225,9 +225,9 @@ def _declaration(tool: Any, where: str) -> Pieces:
     yield True, _DECLARATION[1]
 
 
-def _properties(properties: Mapping[str, Any], where: str) -> Pieces:
+def _properties(properties: Mapping[str, Any], location: str) -> Pieces:
     for i, name in enumerate(sorted(properties, key=str.lower)):
-        schema, at = properties[name], f"{where}.{name}"
+        schema, at = properties[name], f"{location}.{name}"
         if name in _SCHEMA_KEYS:
             raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {shown(name)}; call it another")
         kind = schema.get("type") if isinstance(schema, Mapping) else None
@@ -254,13 +254,13 @@ def _properties(properties: Mapping[str, Any], where: str) -> Pieces:
         yield False, "}"
 
 
-def _items(schema: Mapping[str, Any], where: str) -> Pieces:
-    """What an array holds: the keys of its schema, sorted."""
+def _items(schema: Mapping[str, Any], location: str) -> Pieces:
+    """An array's item schema, with sorted keys."""
     for i, key in enumerate(sorted(schema, key=str.lower)):
         yield False, f"{',' if i else ''}{key}:"
         if key == "properties":
             yield False, "{"
-            yield from _properties(_object(schema[key], f"{where}: properties"), where)
+            yield from _properties(_object(schema[key], f"{location}: properties"), location)
             yield False, "}"
         elif key == "type":
             yield from _string(str(schema[key]).upper())
@@ -268,47 +268,47 @@ def _items(schema: Mapping[str, Any], where: str) -> Pieces:
             yield from _value(schema[key])
 
 
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    """An object of a schema; empty if there is none."""
+def _object(value: Any, location: str) -> Mapping[str, Any]:
+    """A schema's object, {} for None."""
     if not isinstance(value, Mapping | None):
-        raise ValueError(f"{where} must be an object, got {shown(value)}")
+        raise ValueError(f"{location} must be an object, got {shown(value)}")
     return value or {}
 
 
-def _description(schema: Mapping[str, Any], where: str) -> str:
+def _description(schema: Mapping[str, Any], location: str) -> str:
     text = schema.get("description")
     if not isinstance(text, str | None):
-        raise ValueError(f"{where}: description must be a string, got {shown(text)}")
+        raise ValueError(f"{location}: description must be a string, got {shown(text)}")
     return text or ""
 
 
-def _require_values(value: Any, where: str, depth: int = 0) -> None:
-    """ValueError unless `value` can be written down as JSON can."""
-    if depth > _DEEPEST:
-        raise ValueError(f"{where}: nested more than {_DEEPEST} deep")
+def _require_values(value: Any, location: str, depth: int = 0) -> None:
+    """ValueError unless `value` can be expressed in JSON."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{location}: nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{where}: keys must be strings, got {shown(wrong[0])}")
+        if invalid := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{location}: keys must be strings, got {shown(invalid[0])}")
         for inner in value.values():
-            _require_values(inner, where, depth + 1)
+            _require_values(inner, location, depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for inner in value:
-            _require_values(inner, where, depth + 1)
+            _require_values(inner, location, depth + 1)
     elif not isinstance(value, str | bool | int | float | np.number | None):
-        raise ValueError(f"{where}: holds {shown(value)}, which is no text, number, list or object")
+        raise ValueError(f"{location}: holds {shown(value)}, which is not text, a number, a list or an object")
     elif isinstance(value, int) and abs(value) > 10**300:
-        raise ValueError(f"{where}: holds {shown(value)}")
+        raise ValueError(f"{location}: holds {shown(value)}")
 
 
-def _wrapped(around: tuple[str, str], name: str, values: Mapping[str, Any]) -> Pieces:
-    yield True, around[0]
+def _wrapped(delimiters: tuple[str, str], name: str, values: Mapping[str, Any]) -> Pieces:
+    yield True, delimiters[0]
     yield False, name
     yield from _value(values)
-    yield True, around[1]
+    yield True, delimiters[1]
 
 
-def _begun(text: str) -> Pieces:
-    """An answer to go on with, which may have been cut within a call."""
+def _partial_answer(text: str) -> Pieces:
+    """An answer to continue, possibly truncated within a call."""
     for part in _FUNCTION_PIECE.split(text):
         if part:
             yield part in FUNCTION_PIECES, part

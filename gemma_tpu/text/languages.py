@@ -1,4 +1,4 @@
-"""Languages by their ISO 639 code, under the English names that TranslateGemma's prompts use."""
+"""ISO 639 language codes and the English names that TranslateGemma's prompts use."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ zh Chinese|zu Zulu
 _NAMES = {code: name for code, name in (entry.split(" ", 1) for entry in _TABLE.strip().replace("\n", "|").split("|"))}
 
 
-def language(code: Any, where: str) -> tuple[str, str]:
-    """The code as prompts spell it and the language's name: "pt_BR" → ("pt-BR", "Portuguese").
+def language(code: Any, location: str) -> tuple[str, str]:
+    """The code as prompts spell it, and the language's name: "pt_BR" → ("pt-BR", "Portuguese").
 
-    A script or region does not change the name. ValueError, beginning with `where`, for an unknown code.
+    A script or region does not change the name. ValueError, prefixed with `location`, for an unknown code.
     """
     if not isinstance(code, str):
-        raise ValueError(f"{where}: a language's code must be a string such as 'de', got {shown(code)}")
+        raise ValueError(f"{location}: a language's code must be a string such as 'de', got {shown(code)}")
     code = code.strip().replace("_", "-")
     if (name := _NAMES.get(code.partition("-")[0].lower())) is None:
         by_name = {known.lower(): key for key, known in _NAMES.items()}
         close = difflib.get_close_matches(code.lower(), by_name, n=1, cutoff=0.8)
-        meant = f": do you mean {by_name[close[0]]!r}?" if close else ": give an ISO 639 code such as 'de' or 'pt-BR'"
-        raise ValueError(f"{where}: no language has the code {shown(code)}{meant}")
+        hint = f": do you mean {by_name[close[0]]!r}?" if close else ": give an ISO 639 code such as 'de' or 'pt-BR'"
+        raise ValueError(f"{location}: no language has the code {shown(code)}{hint}")
     return code, name

@@ -1,4 +1,4 @@
-"""Whether a chat template writes Gemma 3's format: it is rendered for a few conversations and compared with ours."""
+"""Detects whether a chat template writes Gemma 3's format, by comparing what it renders with `render_messages`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _IMAGE = {"type": "image", "image": Image.new("RGB", (1, 1))}
 def writes_gemma3(template: str, tokenizer: Tokenizer, *, images: bool) -> bool:
     """Whether a Jinja chat template writes Gemma 3's format.
 
-    `images`: the model reads images, so that messages may have parts. The format is known by what is written, not by
-    how the template is spelled: fine-tuners rewrite Gemma's.
+    Compares rendered text, because fine-tunes often rewrite Gemma's template. `images`: the model reads images, so
+    message content may be a list of parts.
     """
     try:
         compiled = compile_template(template)
@@ -35,7 +35,7 @@ def writes_gemma3(template: str, tokenizer: Tokenizer, *, images: bool) -> bool:
 
 
 def compile_template(template: str) -> jinja2.Template:
-    """As transformers compiles one (5.23, utils/chat_template_utils.py): in a sandbox, with the functions it offers."""
+    """Compiles a template in a sandbox, with the extensions of transformers 5.23 (utils/chat_template_utils.py)."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
@@ -53,7 +53,7 @@ def compile_template(template: str) -> jinja2.Template:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks what a model is trained to write; the text is what stands inside."""
+    """`{% generation %}` marks the text that a model is trained on; it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
@@ -88,14 +88,14 @@ def _agrees(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> bo
     agrees = False
     for messages in [*_TEXT_PROBES, *(_IMAGE_PROBES if images else [])]:
         try:
-            written = template.render(messages=messages, **variables)
-        except Exception:  # a template is a program; one that refuses a conversation says nothing about its format
+            rendered = template.render(messages=messages, **variables)
+        except Exception:  # a template may reject a conversation; that says nothing about its format
             continue
         tokens = render_messages(messages, tokenizer, 1).tokens
         ours = tokenizer.decode(tokens, skip_special=False)
-        # Hugging Face's processor puts the rest of an image around the marker that a template writes.
+        # Hugging Face's processor expands the marker that the template writes.
         block = "\n\n<start_of_image><image_soft_token><end_of_image>\n\n"
-        if written.replace("<start_of_image>", block) != ours:
+        if rendered.replace("<start_of_image>", block) != ours:
             return False
         agrees = True
     return agrees

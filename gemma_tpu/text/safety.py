@@ -1,7 +1,7 @@
 """ShieldGemma 2's prompt: does an image violate a policy?
 
-As transformers 5.23 has it (models/shieldgemma2/processing_shieldgemma2.py), with the chat template of its conversion
-script: the image and the policy each open a turn, and only the second is closed.
+As in transformers 5.23 (models/shieldgemma2/processing_shieldgemma2.py), with the chat template of its conversion
+script: the image and the policy each open a turn, and only the second turn is closed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ POLICIES = {
         "moment of death)."
     ),
 }
-_BEFORE = (
+_PREAMBLE = (
     "You are a policy expert trying to help determine whether a generated or real image is in violation of the safety "
     "policy below. Your decision must very clearly follow the specific language used in the safety policy and should "
     "not include any interpretation outside of the safety policy.\n\n<BEGIN_SAFETY_POLICY>\n"
 )
-_AFTER = "\n</END_SAFETY_POLICY>\n\nDoes the image violate the above policy? Your Answer must start with 'Yes' or 'No'."
+_QUESTION = (
+    "\n</END_SAFETY_POLICY>\n\nDoes the image violate the above policy? Your Answer must start with 'Yes' or 'No'."
+)
 
 
 def render_policy(
@@ -46,15 +48,15 @@ def render_policy(
     pan_and_scan: bool = False,
     continue_final: bool = False,
 ) -> Prompt:
-    """The prompt for one user's message: an image, then the text of a policy. ValueError for anything else."""
+    """The prompt for one user message: an image, then a policy's text. ValueError for anything else."""
     if pan_and_scan:
         raise ValueError("ShieldGemma 2 takes an image as a whole, without pan and scan")
     system, turns = check_turns(messages, continue_final)
-    where, _, content = turns[0]
-    parts: list[tuple[str, str, Any]] = list(content_parts(content, where))
+    location, _, content = turns[0]
+    parts: list[tuple[str, str, Any]] = list(content_parts(content, location))
     if system or len(turns) != 1 or [kind for _, kind, _ in parts] != ["image", "text"]:
         raise ValueError(
-            f"{where}: ShieldGemma 2 takes one message of a user, an image and then the text of a policy: see classify"
+            f"{location}: ShieldGemma 2 takes one user message, an image and then the text of a policy: see classify"
         )
     (at, _, image), (_, _, policy) = parts
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
@@ -62,7 +64,7 @@ def render_policy(
     builder.begin_turn("user")
     builder.image(image, at)
     builder.begin_turn("user")
-    builder.text(f"{_BEFORE}{policy}{_AFTER}")
+    builder.text(f"{_PREAMBLE}{policy}{_QUESTION}")
     builder.end_turn()
     builder.begin_turn("model")
     return builder.prompt()

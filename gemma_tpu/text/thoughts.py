@@ -1,4 +1,4 @@
-"""Answers of models that think before they answer (MedGemma): the trace apart from the answer."""
+"""Separates the reasoning trace of thinking models (MedGemma) from the answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from gemma_tpu.text.detokenizer import Detokenizer
 from gemma_tpu.text.tokenizer import Tokenizer
 
-# MedGemma writes <unused94>thought … <unused95> and then its answer (its model card, "thinking").
+# MedGemma writes <unused94>thought … <unused95> before its answer (model card, "thinking").
 _BEGIN, _END, _TITLE = "<unused94>", "<unused95>", "thought"
 
 
 class Thoughts:
-    """Takes the trace out of a stream of tokens; `text` is what was thought so far."""
+    """Removes the reasoning trace from a token stream; `text` is the trace so far."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._begin, self._end = (tokenizer.find(piece) for piece in (_BEGIN, _END))

@@ -1,4 +1,4 @@
-"""Gemma's text ↔ token ids, from either format of tokenizer file; which ids are special is `special`'s to say."""
+"""Gemma's tokenizer: text ↔ token ids, from either format of tokenizer file."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.text.special import FUNCTION_PIECES, IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary
 
-# Text that a tokenizer which normalises, strips or prefixes would change.
+# Changed by a tokenizer that normalises, strips or adds a prefix.
 _PROBE = " a  \n\t＜ﬁé😀 "
 _BRACKETED = r"<[^<>]+>|\[[^\[\]]+\]"
 
 
 class Tokenizer:
-    """Gemma's text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json: a path, or bytes called `name`.
+    """Text ↔ token ids. `model` is a SentencePiece model or a tokenizer.json: a path, or bytes called `name` in errors.
 
-    `added` are tokens of the files beside it, which add to its pieces or rename some. `config_ids` are special ids by
-    role ("bos", "end_of_image", …) as a config.json has them. `doubts` has a sentence for each of both that contradicts
-    the pieces.
+    `added`: tokens from companion files, which add pieces or rename them. `config_ids`: special ids by role ("bos",
+    "end_of_image", …) from config.json. `warnings`: a sentence for each of either that contradicts the pieces.
 
     Ids: `pad_id`, `eos_id`, `bos_id`, `unk_id`, `start_of_turn`, `end_of_turn`; `start_of_image` and `end_of_image`
-    are None in a vocabulary for text only (Gemma 2). `double_newline` is the ids of "\\n\\n": one id in Gemma's
-    vocabulary, two or more in one that lacks the piece. `special_ids` are all ids that stand for no text. `vocab_size`
-    is one more than the highest id; `has_piece` says which of those below it are in use.
+    are None in a text-only vocabulary (Gemma 2). `double_newline`: the ids of "\\n\\n", one in Gemma's vocabulary, more
+    in one without that piece. `special_ids`: all ids without text. `vocab_size`: the highest id plus one, though not
+    every id below it has a piece (`has_piece`).
 
-    Raises ValueError for something that is no tokenizer file, or not one like Gemma's.
+    Raises ValueError for anything but a tokenizer file like Gemma's.
     """
 
     def __init__(
@@ -43,13 +42,13 @@ class Tokenizer:
         vocabulary = open_vocabulary(model, name)
         self.name, self._encode, self._bytes = vocabulary.name, vocabulary.encode, vocabulary.bytes
         self._pieces = list(vocabulary.pieces)
-        self.doubts: list[str] = []
-        self._replaced: set[str] = set()  # found by the file's encoder, but no token's name any more
+        self.warnings: list[str] = []
+        self._replaced: set[str] = set()  # former names, which the encoder still finds
         controls = set(vocabulary.controls)
         ordinary = self._add(added, controls)
         controls |= control_ids(self._pieces)
-        special, doubts = find_special_ids(self._pieces, controls, vocabulary.roles, config_ids or {})
-        self.doubts += doubts
+        special, warnings = find_special_ids(self._pieces, controls, vocabulary.roles, config_ids or {})
+        self.warnings += warnings
         if missing := [f"<{role}>" for role in REQUIRED if role not in special]:
             raise ValueError(f"{self.name}: no Gemma tokenizer: its vocabulary lacks {', '.join(missing)}")
         self.pad_id, self.eos_id, self.bos_id, self.unk_id, self.start_of_turn, self.end_of_turn = (
@@ -63,7 +62,7 @@ class Tokenizer:
         self._ids = {piece: i for i, piece in enumerate(self._pieces) if piece}
         functions = {piece: self._ids[piece] for piece in FUNCTION_PIECES if piece in self._ids}
         self.special_ids = frozenset({*controls, *special.values()} - {*functions.values()})
-        self._look_for(ordinary, functions)
+        self._index_names(ordinary, functions)
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
                 f"{self.name}: no Gemma tokenizer: it changes the text it encodes. Gemma's have byte fallback, "
@@ -72,7 +71,7 @@ class Tokenizer:
         self.double_newline: list[int] = self.encode("\n\n")
 
     def _add(self, tokens: Iterable[AddedToken], controls: set[int]) -> dict[str, int]:
-        """Takes `tokens` over, and into `controls`. Returns those with a text that the file's encoder does not find."""
+        """Adds `tokens` to the pieces and `controls`. Returns the ordinary ones, which the encoder does not find."""
         reserved = controls | control_ids(self._pieces)
         ordinary: dict[str, int] = {}
         for token in tokens:
@@ -80,7 +79,7 @@ class Tokenizer:
                 continue
             old = self._rename(token.id, token.text.replace(" ", SPACE))
             if old and token.id not in reserved:
-                self.doubts.append(
+                self.warnings.append(
                     f"the added token {token.text!r} takes the place of the piece {old!r}, id {token.id}"
                 )
             if token.special:
@@ -91,7 +90,7 @@ class Tokenizer:
         return ordinary
 
     def _rename(self, token: int, piece: str) -> str | None:
-        """What `token` had been called ("": nothing); None if it had the name."""
+        """Names `token` and returns its previous name, "" if it had none; None if the name is unchanged."""
         self._pieces += [""] * (token + 1 - len(self._pieces))
         if (old := self._pieces[token]) == piece:
             return None
@@ -100,22 +99,22 @@ class Tokenizer:
             self._replaced.add(old.replace(SPACE, " "))
         return old
 
-    def _look_for(self, ordinary: dict[str, int], functions: dict[str, int]) -> None:
-        """Sets what is to be found in texts, and its id; None: not to be taken for the piece that the encoder knows."""
+    def _index_names(self, ordinary: dict[str, int], functions: dict[str, int]) -> None:
+        """Maps the names that `encode` looks for to their ids, or to None where the encoder must not find the piece."""
         names = {self._pieces[i].replace(SPACE, " "): i for i in self.special_ids if self.has_piece(i)} | functions
         hidden: dict[str, int | None] = dict.fromkeys([IMAGE_SOFT_TOKEN, *(self._replaced - self._ids.keys())])
-        self._parsed: dict[str, int | None] = hidden | ordinary | names
-        self._typed: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
-        others = [re.escape(name) for name in self._parsed if not re.fullmatch(_BRACKETED, name)]
-        # Looking ahead finds those that begin inside another candidate as well.
+        self._with_control: dict[str, int | None] = hidden | ordinary | names
+        self._without_control: dict[str, int | None] = hidden | ordinary | dict.fromkeys(names)
+        others = [re.escape(name) for name in self._with_control if not re.fullmatch(_BRACKETED, name)]
+        # The lookahead also finds candidates that begin inside another one.
         self._candidate = re.compile(f"(?=({'|'.join([*sorted(others, key=len, reverse=True), _BRACKETED])}))")
 
     def has_piece(self, token: int) -> bool:
-        """Whether `token` stands for something."""
+        """Whether the vocabulary has a piece for `token`."""
         return 0 <= token < self.vocab_size and self._pieces[token] != ""
 
     def ids_without_piece(self, rows: int) -> list[int]:
-        """Of the ids below `rows`: an embedding table may have more rows than its tokenizer has pieces."""
+        """Ids below `rows` without a piece: an embedding table may have more rows than its tokenizer has pieces."""
         holes = [token for token, piece in enumerate(self._pieces[:rows]) if not piece]
         return [*holes, *range(self.vocab_size, rows)]
 
@@ -135,11 +134,11 @@ class Tokenizer:
         return self._pieces[token]
 
     def encode(self, text: str, *, bos: bool = False, control: bool = False) -> list[int]:
-        """Token ids of `text`, with the id of <bos> in front if `bos`.
+        """Token ids of `text`, preceded by <bos> if `bos`.
 
-        Control pieces that the text spells out (<start_of_turn>, <bos>, <unused7>, …) become their ids only if
-        `control`; otherwise they are text like any other: no control id is in the result, and it decodes to the same
-        characters. As with every SentencePiece model, "▁" (U+2581) comes back as a space.
+        With `control`, control pieces spelled out in the text (<start_of_turn>, <bos>, <unused7>, …) become their ids.
+        Otherwise they are ordinary text: the result has no control id and decodes to the same characters. As with every
+        SentencePiece model, "▁" (U+2581) decodes to a space.
         """
         if not isinstance(text, str):
             raise ValueError(f"text must be a string, got {shown(text)}")
@@ -151,13 +150,13 @@ class Tokenizer:
                 f"the text has half a surrogate pair at character {error.start} ({text[error.start]!r}): "
                 "decode it properly, or replace it"
             ) from error
-        known, start = self._parsed if control else self._typed, 0
+        known, start = self._with_control if control else self._without_control, 0
         for match in self._candidate.finditer(text):
             at, piece = match.start(), match[1]
             if at < start or piece not in known:
                 continue
             if (token := known[piece]) is None:
-                # A piece cut after its first character is no piece any more, and each part is encoded as text.
+                # Split after the first character, so that the encoder does not find the piece.
                 ids += self._encode(text[start : at + 1])
                 start = at + 1
             else:
@@ -167,7 +166,7 @@ class Tokenizer:
         return ids + self._encode(text[start:])
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that form no UTF-8 become U+FFFD, one each.
+        """The text of `ids`. Each invalid UTF-8 byte becomes U+FFFD.
 
         Special tokens (see `special_ids`) and SOFT_TOKEN are skipped; with `skip_special=False` they appear by name.
         ValueError for an id outside the vocabulary.
@@ -186,9 +185,9 @@ class Tokenizer:
         return "".join(parts) + decode_utf8(bytes(run), final=True)[0]
 
     def spell(self, ids: Iterable[int]) -> Iterator[tuple[bytes, str]]:
-        """For each id the bytes of its text, and the name of a special token (otherwise "").
+        """For each id its text as bytes, and its name if it is a special token (else "").
 
-        An id without a piece is nothing: a model may write one that its tokenizer does not know.
+        An id without a piece, which a model may sample, has neither.
         """
         for token in ids:
             if token == SOFT_TOKEN:
@@ -207,10 +206,9 @@ class Tokenizer:
 
 
 def decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
-    """Text of `data`, and the last bytes that may yet become a character (none if `final`).
+    """The text of `data`, and the trailing bytes of an incomplete character (none if `final`).
 
-    Each byte that cannot be part of a character becomes one U+FFFD, as in SentencePiece; Python's own "replace" would
-    make one of several.
+    Each invalid byte becomes one U+FFFD, as in SentencePiece; Python's "replace" merges several.
     """
     parts: list[str] = []
     while data:

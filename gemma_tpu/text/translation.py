@@ -1,6 +1,6 @@
-"""TranslateGemma's prompt: what to translate, from which language into which.
+"""TranslateGemma's prompt, as its chat template renders it.
 
-As its chat template renders it (vLLM's examples/tool_chat_template_translategemma.jinja has the same sentences).
+vLLM's examples/tool_chat_template_translategemma.jinja has the same sentences.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ def render_translation(
     source_lang: Any = None,
     target_lang: Any = None,
 ) -> Prompt:
-    """The prompt for the translation of the last message.
+    """The prompt that translates the last message.
 
-    A user's message is one text or one image. Its languages are the part's `source_lang_code` and `target_lang_code`,
-    as in Hugging Face's messages, else `source_lang` and `target_lang`: ISO 639 codes such as "cs", "pt-BR". There is
-    no system message. Otherwise as `render_messages`, with its errors.
+    A user message is one text or one image. Its languages are the part's `source_lang_code` and `target_lang_code`, as
+    in Hugging Face's messages, else `source_lang` and `target_lang`: ISO 639 codes such as "cs" or "pt-BR". A system
+    message is an error. Otherwise as `render_messages`.
     """
     system, turns = check_turns(messages, continue_final)
     if system:
         raise ValueError("messages[0]: TranslateGemma takes no system message, only what is to be translated")
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
 
-    def question(content: Any, where: str) -> None:
-        _question(builder, content, where, source_lang, target_lang)
+    def question(content: Any, location: str) -> None:
+        _question(builder, content, location, source_lang, target_lang)
 
     return render_turns(builder, turns, question, continue_final)
 
 
-def _question(builder: PromptBuilder, content: Any, where: str, source: Any, target: Any) -> None:
-    parts = [part for part in content_parts(content, where) if part[1] != "text" or part[2].strip()]
+def _question(builder: PromptBuilder, content: Any, location: str, source: Any, target: Any) -> None:
+    parts = [part for part in content_parts(content, location) if part[1] != "text" or part[2].strip()]
     if len(parts) != 1:
         raise ValueError(
-            f"{where}: TranslateGemma translates one text or the text in one image, got {len(parts)} parts"
+            f"{location}: TranslateGemma translates one text or the text in one image, got {len(parts)} parts"
         )
     ((at, kind, value),) = parts
     for part in content if not isinstance(content, str) else ():

@@ -1,4 +1,4 @@
-"""The two formats of a tokenizer file, SentencePiece's and that of Hugging Face's `tokenizers`, behind one value."""
+"""Reads both tokenizer file formats, SentencePiece and Hugging Face `tokenizers`, into a `Vocabulary`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 SPACE = "▁"  # how a space is spelled inside a piece
 
-_MOST = 1 << 24  # no vocabulary has so many pieces, and a list of them is made
+_MAX_ID = 1 << 24  # beyond any vocabulary; bounds the list of pieces
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that the files beside a tokenizer add to its pieces, or give another name. `special`: without text."""
+    """A token that a companion file adds to the pieces or renames. `special`: it has no text."""
 
     id: int
     text: str
@@ -30,11 +30,11 @@ class AddedToken:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer file says.
+    """The content of a tokenizer file.
 
-    `pieces`: by id, spelled with ▁ for a space; "" where an id has none. `controls`: ids that the file marks as
-    standing for no text. `bytes`: what the byte pieces stand for. `roles`: ids that the file gives to some of
-    `special.REQUIRED`. `encode`: ids of a text; every piece that is spelled out in it is found, a control piece too.
+    `pieces`: by id, with ▁ for a space; "" where an id has none. `controls`: ids that the file marks as having no text.
+    `bytes`: the values of the byte pieces. `roles`: the file's ids for some of `special.REQUIRED`. `encode`: the ids of
+    a text, in which it also finds control pieces.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Vocabulary:
 
 
 def open_vocabulary(model: bytes | str | Path, name: str | None = None) -> Vocabulary:
-    """A SentencePiece model (tokenizer.model) or a tokenizer.json, by its path or content. ValueError for neither.
+    """Reads a SentencePiece model or a tokenizer.json, given as a path or as bytes called `name` in errors.
 
-    `name` is what errors call content.
+    ValueError for anything else.
     """
     if isinstance(model, bytes):
         if not model:
@@ -65,25 +65,25 @@ def open_vocabulary(model: bytes | str | Path, name: str | None = None) -> Vocab
 
 
 def is_json(model: bytes) -> bool:
-    """Whether the content of a tokenizer file is that of a tokenizer.json."""
+    """Whether a tokenizer file's content is JSON."""
     return model.lstrip()[:1] == b"{"
 
 
 def _from_sentencepiece(data: bytes, name: str) -> Vocabulary:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-        every = list(range(processor.vocab_size()))  # it answers for a list ten times faster than one by one
-        pieces: list[str] = processor.id_to_piece(every)
+        all_ids = list(range(processor.vocab_size()))  # one call for all ids is ten times faster
+        pieces: list[str] = processor.id_to_piece(all_ids)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not a SentencePiece model, or a damaged one") from error
-    controls = {i for i, control in enumerate(processor.is_control(every)) if control}
+    controls = {i for i, control in enumerate(processor.is_control(all_ids)) if control}
     roles = {role: getattr(processor, f"{role}_id")() for role in ("pad", "eos", "bos", "unk")}
     roles = {role: token for role, token in roles.items() if token >= 0}
     return Vocabulary(
         name,
         pieces,
         frozenset([*controls, *(token for role, token in roles.items() if role == "unk")]),
-        {i: _byte(pieces[i]) for i, is_byte in enumerate(processor.is_byte(every)) if is_byte},
+        {i: _byte(pieces[i]) for i, is_byte in enumerate(processor.is_byte(all_ids)) if is_byte},
         roles,
         processor.encode,
     )
@@ -96,12 +96,12 @@ def _from_json(data: bytes, name: str) -> Vocabulary:
         raise ValueError(
             f"{name}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {one_line(error)}"
         ) from error
-    # A file that was saved while training may cut or pad what it encodes.
+    # A file saved during training may enable truncation or padding.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids = tokenizer.get_vocab(with_added_tokens=True)
     ids.pop(IMAGE_SOFT_TOKEN, None)
-    if (highest := max(ids.values(), default=-1)) > _MOST:
+    if (highest := max(ids.values(), default=-1)) > _MAX_ID:
         raise ValueError(f"{name}: {highest} is no token id")
     pieces = [""] * (1 + highest)
     for piece, token in ids.items():

@@ -1,4 +1,4 @@
-"""What both sides are asked: token ids, pixels, and which rows of the outputs to show."""
+"""The inputs of both sides: token ids, pixels, and the output rows to compare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_tpu.text import Tokenizer, expand_images, render_messages
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
 
-# A vocabulary of 262,144 makes a megabyte of each row of logits; an image 4,096 rows of every vision block.
+# A row of 262,144 logits takes a megabyte; every vision block has 4,096 rows per image.
 _LOGIT_ROWS, _HIDDEN_ROWS = 64, 256
 
 _SHORT = "The capital of France is"
@@ -29,33 +29,33 @@ _PARAGRAPH = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One prompt; hashable, so that a program can be compiled for it.
+    """One prompt; hashable, so that it can be a static argument of a jitted function.
 
-    `tokens` has a <start_of_image> per image, `expanded` the whole block (gemma_tpu.text).
-    `rows`: tokens whose logits are compared, `at`: where they stand in `expanded` (the first token of a block stands
-    for its <start_of_image>, as in Google's package). `hidden`: positions in `expanded` whose hidden states are.
+    `tokens` has one <start_of_image> per image, `expanded` its whole block of tokens (gemma_tpu.text). Logits are
+    compared at `logit_rows` of `tokens`, which are `logit_positions` of `expanded` (a block's first token corresponds
+    to its <start_of_image>, as in Google's package); hidden states at `hidden_positions` of `expanded`.
     """
 
     name: str
     tokens: tuple[int, ...]
     expanded: tuple[int, ...]
     images: int
-    rows: tuple[int, ...]
-    at: tuple[int, ...]
-    hidden: tuple[int, ...]
+    logit_rows: tuple[int, ...]
+    logit_positions: tuple[int, ...]
+    hidden_positions: tuple[int, ...]
     new_tokens: int
 
 
 def make_questions(
     model: Model, prompts: Sequence[str | Sequence[int]] | None, image: Any, new_tokens: int
 ) -> tuple[list[Question], np.ndarray]:
-    """The questions, and the image as uint8[S, S, 3] (nothing without one), resized once so that both see the same."""
+    """The questions, and the image as uint8[S, S, 3] (empty without one), resized once for both sides."""
     vision = model.config.vision
     if prompts:
-        asked = [_given(model, prompt) for prompt in prompts]
+        named_tokens = [_named_tokens(model, prompt) for prompt in prompts]
     else:
-        asked = _default_prompts(model, with_image=vision is not None and image is not False)
-    questions = [_question(name, tokens, model, new_tokens) for name, tokens in asked]
+        named_tokens = _default_prompts(model, with_image=vision is not None and image is not False)
+    questions = [_question(name, tokens, model, new_tokens) for name, tokens in named_tokens]
     for question in questions:
         tokens = question.tokens
         if question.images and image is False:
@@ -67,11 +67,11 @@ def make_questions(
     if vision is None or not any(question.images for question in questions):
         return questions, np.zeros((0, 0, 3), np.uint8)
     side = vision.image_size
-    shown = load_image(image) if image is not None else drawing(side)
-    return questions, np.asarray(shown.resize((side, side), Image.Resampling.BILINEAR))
+    loaded = load_image(image) if image is not None else drawing(side)
+    return questions, np.asarray(loaded.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _given(model: Model, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+def _named_tokens(model: Model, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
     if isinstance(prompt, str):
         return prompt, _encode(model.tokenizer, prompt)
     return f"{len(prompt)} token ids", [int(token) for token in prompt]
@@ -85,7 +85,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def _default_prompts(model: Model, *, with_image: bool) -> list[tuple[str, list[int]]]:
     tokenizer, config = model.tokenizer, model.config
     past_window = min(max(layer.window or 0 for layer in config.layers) + 64, config.max_context // 2)
-    asked = [
+    named_tokens = [
         ("text", _encode(tokenizer, _SHORT)),
         ("question", _turn(tokenizer, _QUESTION)),
         ("past the window", _encode(tokenizer, _PARAGRAPH * (past_window // 10 + 1))[:past_window]),
@@ -93,8 +93,8 @@ def _default_prompts(model: Model, *, with_image: bool) -> list[tuple[str, list[
     if with_image and tokenizer.start_of_image is not None:
         turn = _turn(tokenizer, _ABOUT_IMAGE)
         after_role = turn.index(tokenizer.start_of_turn) + 1 + len(tokenizer.encode("user\n"))
-        asked.append(("image", [*turn[:after_role], tokenizer.start_of_image, *turn[after_role:]]))
-    return asked
+        named_tokens.append(("image", [*turn[:after_role], tokenizer.start_of_image, *turn[after_role:]]))
+    return named_tokens
 
 
 def _turn(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -105,9 +105,9 @@ def _question(name: str, tokens: list[int], model: Model, new_tokens: int) -> Qu
     tokenizer, vision = model._tokenizer, model.config.vision
     marker = None if tokenizer is None else tokenizer.start_of_image
     expanded: list[int] = []
-    at = []
+    positions = []
     for token in tokens:
-        at.append(len(expanded))
+        positions.append(len(expanded))
         if tokenizer is not None and token == marker:
             expanded += expand_images([token], vision.num_soft_tokens if vision else None, tokenizer)
         else:
@@ -118,20 +118,20 @@ def _question(name: str, tokens: list[int], model: Model, new_tokens: int) -> Qu
         tokens=tuple(tokens),
         expanded=tuple(expanded),
         images=sum(token == marker for token in tokens),
-        rows=tuple(rows),
-        at=tuple(at[row] for row in rows),
-        hidden=spread(len(expanded)),
+        logit_rows=tuple(rows),
+        logit_positions=tuple(positions[row] for row in rows),
+        hidden_positions=spread(len(expanded)),
         new_tokens=new_tokens,
     )
 
 
-def spread(count: int, most: int = _HIDDEN_ROWS) -> tuple[int, ...]:
-    """At most `most` of the numbers below `count`, evenly spread, with the first and the last."""
-    return tuple(sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()}))
+def spread(count: int, limit: int = _HIDDEN_ROWS) -> tuple[int, ...]:
+    """At most `limit` indices below `count`, evenly spaced, including the first and the last."""
+    return tuple(sorted({int(i) for i in np.linspace(0, count - 1, min(count, limit)).round()}))
 
 
 def drawing(side: int) -> Image.Image:
-    """A picture with edges, areas and colours in it, the same everywhere."""
+    """A deterministic test image with edges, areas and colours."""
     image = Image.new("RGB", (side, side), (236, 240, 245))
     draw = ImageDraw.Draw(image)
     unit = side / 16

@@ -1,4 +1,4 @@
-"""This toolkit's side: every module's output, logits, and greedy tokens from the engine."""
+"""This toolkit's side: module outputs, logits, and greedy tokens from the engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from gemma_tpu.model import Params
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.verify.inputs import Question, spread
 
-Outputs = dict[str, np.ndarray]  # "0/layers.3" → rows of that module's output for the first question
+Outputs = dict[str, np.ndarray]  # "0/layers.3" → rows of that module's output for question 0
 
 
 class Ours:
-    """A loaded model that answers questions and shows how."""
+    """A loaded model that answers questions and captures intermediate outputs."""
 
     def __init__(self, checkpoint: Any, **options: Any) -> None:
         self.model: Model = load(checkpoint, max_rows=1, progress=False, **options)
@@ -38,19 +38,19 @@ class Ours:
     def __exit__(self, *_: object) -> None:
         self.model.close()
 
-    def run(self, questions: Sequence[Question], image: np.ndarray, say: Callable[[str], None]) -> Outputs:
-        """Outputs for every question; `image` uint8[S, S, 3] is shown wherever one has an image."""
+    def run(self, questions: Sequence[Question], image: np.ndarray, log: Callable[[str], None]) -> Outputs:
+        """Outputs for every question. `image` uint8[S, S, 3] is used for each image of a question."""
         self._image = image
         outputs: Outputs = {}
         for i, question in enumerate(questions):
-            say(f"gemma_tpu: {question.name!r}, {len(question.expanded)} tokens")
-            shown = _show(self.model.config, question, self.model.params, self._pixels(question))
-            outputs |= {f"{i}/{name}": np.asarray(value) for name, value in shown.items()}
+            log(f"gemma_tpu: {question.name!r}, {len(question.expanded)} tokens")
+            captured = _capture(self.model.config, question, self.model.params, self._pixels(question))
+            outputs |= {f"{i}/{name}": np.asarray(value) for name, value in captured.items()}
             outputs[f"{i}/greedy"] = np.array(self._greedy(question), np.int32)
         return outputs
 
     def margin(self, question: Question, answer: Sequence[int], ours: int, theirs: int) -> float:
-        """By how much token `ours` is ahead of `theirs` after the question and the first tokens of an answer."""
+        """The logit of token `ours` minus that of `theirs`, after the question and the first tokens of an answer."""
         config, params, pixels = self.model.config, self.model.params, self._pixels(question)
         soft = None if pixels is None else encode_images(config, params, pixels)
         logits = forward(config, params, np.array([[*question.expanded, *answer]]), soft_tokens=soft)[0, -1]
@@ -63,7 +63,7 @@ class Ours:
         return jnp.asarray(np.stack([to_pixels(Image.fromarray(self._image), vision.image_size)] * question.images))
 
     def _greedy(self, question: Question) -> list[int]:
-        """Token by token through the engine, with its caches; never an image's markers, never stopping early."""
+        """Greedy decoding by the engine, with its caches, without image markers and without stop tokens."""
         tokenizer, vision = self.model._tokenizer, self.model.config.vision
         markers = () if tokenizer is None else (tokenizer.start_of_image, tokenizer.end_of_image)
         forbidden = [marker for marker in markers if marker is not None]
@@ -75,18 +75,18 @@ class Ours:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _show(
+def _capture(
     config: GemmaConfig, question: Question, params: Params, pixels: Float[Array, "I side side 3"] | None
 ) -> dict[str, jax.Array]:
-    """The chosen rows of every module's output, and of the logits, in float32."""
-    shown: dict[str, jax.Array] = {}
+    """The selected rows of every module's output and of the logits, in float32."""
+    captured: dict[str, jax.Array] = {}
 
     def keep(name: str, value: jax.Array) -> None:
-        rows = spread(value.shape[-2]) if name.startswith("vision.") else question.hidden
+        rows = spread(value.shape[-2]) if name.startswith("vision.") else question.hidden_positions
         value = value if name.startswith("vision.") else value[0]
         if name != "logits":
-            shown[name] = value[..., jnp.asarray(rows), :].astype(jnp.float32)
+            captured[name] = value[..., jnp.asarray(rows), :].astype(jnp.float32)
 
     soft = None if pixels is None else encode_images(config, params, pixels, tap=keep)
     logits = forward(config, params, np.array([question.expanded]), soft_tokens=soft, tap=keep)
-    return shown | {"logits": logits[0, jnp.asarray(question.at)]}
+    return captured | {"logits": logits[0, jnp.asarray(question.logit_positions)]}

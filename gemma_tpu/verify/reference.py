@@ -1,4 +1,4 @@
-"""Running a reference implementation in another interpreter: what it is given, what it gives back."""
+"""Runs a reference implementation in another interpreter and reads its outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFERENCES = {
     ),
     "transformers": "pip install torch 'transformers>=5', or name an environment that has them by --python",
 }
-# What each reads by itself, by our names of layouts (gemma_tpu.checkpoint.Checkpoint.kind).
+# The layouts that each reads itself (gemma_tpu.checkpoint.Checkpoint.kind).
 _READS = {
     "gemma": ("orbax-nested", "orbax-flat", "orbax-stacked"),
     "transformers": ("safetensors",),
@@ -38,7 +38,7 @@ _CONVERT_TO = {"gemma": "orbax-flat", "transformers": "safetensors"}
 
 
 def check_installed(against: str, python: str) -> None:
-    """ValueError with the way out if `python` cannot import the reference."""
+    """ValueError if `python` cannot import the reference."""
     _run(against, python, "--check")
 
 
@@ -48,21 +48,23 @@ def reference_checkpoint(
     config: Any,
     adapter: str | os.PathLike[str] | None,
     folder: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[str, bool]:
-    """A path that the reference's own loader can read, and whether that is a conversion made here."""
+    """A path that the reference's loader can read, and whether it is a conversion made here."""
     source = resolve(checkpoint)
     opened = open_checkpoint(source, config=config)
     if against == "gemma" and not opened.config.tied_head:
-        raise ValueError("gemma has no output head but the embedding table, and this model has: use transformers")
+        raise ValueError(
+            "gemma has no output head besides the embedding table, and this model has one: use transformers"
+        )
     usable = opened.kind in _READS[against]
-    if against == "transformers":  # it reads local directories, and cannot infer a configuration
+    if against == "transformers":  # it needs a local directory with a config.json
         usable = usable and (Path(opened.path) / "config.json").is_file()
-        usable = usable and (config is not None or opened.config_json is not None)  # one that fits the weights
+        usable = usable and (config is not None or opened.config_json is not None)  # that matches the weights
     if usable and adapter is None:
         return opened.path, False
     why = f"which {against} does not read" if adapter is None else f"with {adapter} merged"
-    say(f"converting {checkpoint} ({opened.kind}), {why}")
+    log(f"converting {checkpoint} ({opened.kind}), {why}")
     target = folder / "converted"
     convert(source, target, to=_CONVERT_TO[against], config=config, adapter=adapter, progress=False)
     return str(target), True
@@ -77,7 +79,7 @@ def run_reference(
     image: np.ndarray,
     folder: Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The reference's outputs, under the same names as ours, and the versions of its packages.
+    """The reference's outputs, named like ours, and the versions of its packages.
 
     Raises ValueError if it cannot express the model, RuntimeError if it fails.
     """
@@ -121,17 +123,17 @@ def _run(against: str, python: str, argument: str) -> None:
     except OSError as error:
         raise ValueError(f"--python {python} cannot be run: {error}") from error
     if done.returncode == NOT_INSTALLED:
-        said = done.stderr.strip().splitlines()[-1]
-        raise ValueError(f"{against} cannot be imported by {python} ({said}): {REFERENCES[against]}")
+        reason = done.stderr.strip().splitlines()[-1]
+        raise ValueError(f"{against} cannot be imported by {python} ({reason}): {REFERENCES[against]}")
     if done.returncode:
         raise RuntimeError(f"{against} failed: {' / '.join(done.stderr.strip().splitlines()[-5:])}")
 
 
 def _environment(ours: Mapping[str, str], *, other: bool) -> dict[str, str]:
-    """The reference computes on the CPU: this process holds the accelerator, and float32 there is exact."""
-    left_out = ["XLA_FLAGS", "LIBTPU_INIT_ARGS", *(["PYTHONPATH", "PYTHONHOME"] if other else [])]
-    return {name: value for name, value in ours.items() if name not in left_out} | {
-        "PYTHONSAFEPATH": "1",  # the folder of the script is not for imports
+    """Runs the reference on the CPU, because this process holds the accelerator and CPU float32 is exact."""
+    excluded = ["XLA_FLAGS", "LIBTPU_INIT_ARGS", *(["PYTHONPATH", "PYTHONHOME"] if other else [])]
+    return {name: value for name, value in ours.items() if name not in excluded} | {
+        "PYTHONSAFEPATH": "1",  # no imports from the script's folder
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "3",

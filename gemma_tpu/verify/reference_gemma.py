@@ -1,7 +1,7 @@
-"""The script that runs Google's gemma package for `gemma-tpu verify`. Needs numpy and gemma (3.3 or 4.0) alone.
+"""Script that runs Google's gemma package for `gemma-tpu verify`. Needs only numpy and gemma (3.3 or 4.0).
 
 `python reference_gemma.py --check` exits with 3 if it cannot be imported; `… FOLDER` reads request.json and image.npy
-there (gemma_tpu/verify/reference.py) and writes result.npz.
+from it (see gemma_tpu/verify/reference.py) and writes result.npz.
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
@@ -25,10 +25,10 @@ try:
     try:
         from gemma.gm.nn.vision import _vision as gemma_vision
         from gemma.gm.nn.vision import _vision_utils as vision_utils
-    except ModuleNotFoundError:  # where gemma 3 has them
+    except ModuleNotFoundError:  # gemma 3
         from gemma.multimodal import vision as gemma_vision
         from gemma.multimodal import vision_utils
-except Exception as error:  # of any kind: what gemma imports fails in its own ways in versions that do not fit
+except Exception as error:  # incompatible versions of gemma's dependencies raise various errors
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(3)
 
@@ -42,23 +42,23 @@ CLASSES = {
 
 
 def set_special_ids(request):
-    """Gemma's ids are constants of the package; a vocabulary of another size has others.
+    """Replaces the package's constant ids by those of the checkpoint's vocabulary; returns a tokenizer of ids.
 
-    End tokens become -1, which nothing produces: both sides go on for the same number of tokens.
+    End tokens become -1, which is never sampled, so that both sides generate the same number of tokens.
     """
     if request["start_of_image"] is None:
         start, end = -2, -3
     else:
         start, end = request["start_of_image"], request["end_of_image"]
     ids = {"PAD": 0, "BOS": 2, "UNK": 3, "START_OF_IMAGE": start, "IMAGE_PLACEHOLDER": start, "END_OF_IMAGE": end}
-    ends = dict.fromkeys(("EOS", "END_OF_TURN", "BEGIN_OF_TOOL_RESPONSE"), -1)  # gemma 4 ends on the last one too
+    ends = dict.fromkeys(("EOS", "END_OF_TURN", "BEGIN_OF_TOOL_RESPONSE"), -1)  # gemma 4 also stops at the last one
     special = enum.IntEnum("SpecialTokens", ids | ends)
     _tokenizer.Gemma3Tokenizer.special_tokens = special
     if len(request["double_newline"]) == 1:
         _token_utils._DOUBLE_NEW_LINE_TOKEN = request["double_newline"][0]
 
     class IdTokenizer(gm.text.Tokenizer):
-        """Reads "2 17 5" as the ids 2, 17, 5, so that the sampler is given exactly a question's tokens."""
+        """Encodes "2 17 5" as the ids 2, 17, 5, to pass exact tokens to the sampler."""
 
         special_tokens = special
         VERSION = 0
@@ -72,20 +72,20 @@ def set_special_ids(request):
     return IdTokenizer(path="none")
 
 
-def build(request):
-    """The package's own class for a released size, else a Transformer of the same kind."""
+def build_model(request):
+    """The package's class for a released size, else a Transformer with the same options."""
     if request["size"] is not None:
         return getattr(gm.nn, CLASSES[request["size"]])(dtype=jnp.float32)
     config = request["config"]
     D, N, H = config["embed_dim"], config["num_heads"], config["head_dim"]
     norms = _config.QueryPreAttentionNormalisation
-    ways = [
+    scales = [
         (H**-0.5, norms.BY_ONE_OVER_SQRT_HEAD_DIM),
         ((D // N) ** -0.5, norms.BY_ONE_OVER_SQRT_EMBED_DIM_DIV_NUM_HEADS),
     ]
-    fitting = [norm for scale, norm in ways if abs(config["query_scale"] / scale - 1) < 1e-9]
+    fitting = [norm for scale, norm in scales if abs(config["query_scale"] / scale - 1) < 1e-9]
     if not fitting:
-        sys.exit(f"gemma has no way to say query_scale {config['query_scale']}")
+        sys.exit(f"gemma cannot express query_scale {config['query_scale']}")
     return _transformer.Transformer(
         dtype=jnp.float32,
         config=_config.TransformerConfig(
@@ -102,13 +102,13 @@ def build(request):
             query_pre_attn_norm=fitting[0],
             transpose_gating_einsum=True,
             **attention(config["layers"]),
-            vision_encoder=config["vision"] and tower(config["vision"]),
+            vision_encoder=config["vision"] and build_tower(config["vision"]),
         ),
     )
 
 
 def attention(layers):
-    """The package's words for the layers: it has one kind with a window, and one without."""
+    """gemma's arguments for the layers: it knows one kind with a window and one without."""
     local, whole = ([layer for layer in layers if (layer["window"] is None) is kind] for kind in (False, True))
     if any(layer != kind[0] for kind in (local, whole) for layer in kind):
         sys.exit("gemma has no way to say that layers differ in more than whether they have a window")
@@ -124,7 +124,7 @@ def attention(layers):
     }
 
 
-def tower(vision):
+def build_tower(vision):
     side, p = vision["image_size"], vision["patch_size"]
     return gemma_vision.SigLiPFromPatches(
         siglip_encoder=vision_utils.ViTModel(
@@ -142,49 +142,49 @@ def tower(vision):
     )
 
 
-def keep_inputs(next_fun, args, kwargs, context):
-    """Keeps what goes into the first block of the decoder and of the tower; no module has it as its output."""
+def sow_inputs(next_fun, args, kwargs, context):
+    """Captures the input of the first decoder and vision block, which no module outputs."""
     module = context.module
     if context.method_name == "__call__" and module.name in ("layer_0", "encoderblock_0"):
         module.sow("intermediates", "input", args[0])
     return next_fun(*args, **kwargs)
 
 
-def is_watched(module, method):
+def is_captured(module, method):
     if method == "encode_vision":
         return True
     named = module.name in ("final_norm", "encoder_norm")
     return method == "__call__" and (named or isinstance(module, (_modules.Block, vision_utils.Encoder1DBlock)))
 
 
-def modules(seen, config, images):
-    """gemma_tpu's name → output, text [T, D] and vision [I, P, E]."""
-    out = {"embed": seen["layer_0"]["input"][0][0], "final_norm": seen["final_norm"]["__call__"][0][0]}
-    out |= {f"layers.{i}": seen[f"layer_{i}"]["__call__"][0][1][0] for i in range(len(config["layers"]))}
+def by_module(captured, config, images):
+    """Outputs by gemma_tpu's module names: text [T, D] and vision [I, P, E]."""
+    out = {"embed": captured["layer_0"]["input"][0][0], "final_norm": captured["final_norm"]["__call__"][0][0]}
+    out |= {f"layers.{i}": captured[f"layer_{i}"]["__call__"][0][1][0] for i in range(len(config["layers"]))}
     if images:
-        blocks = seen["vision_encoder"]["siglip_encoder"]["Transformer"]
+        blocks = captured["vision_encoder"]["siglip_encoder"]["Transformer"]
         out["vision.patch"] = blocks["encoderblock_0"]["input"][0]
         for i in range(config["vision"]["depth"]):
             out[f"vision.blocks.{i}"] = blocks[f"encoderblock_{i}"]["__call__"][0]
         out["vision.norm"] = blocks["encoder_norm"]["__call__"][0]
-        out["vision.soft_tokens"] = seen["embedder"]["encode_vision"][0][0]
+        out["vision.soft_tokens"] = captured["embedder"]["encode_vision"][0][0]
     return out
 
 
-def answer(model, params, tokenizer, request, question, image):
+def run_question(model, params, tokenizer, request, question, image):
     images = np.stack([image] * question["images"])[None] if question["images"] else None
-    with nn.intercept_methods(keep_inputs):
+    with nn.intercept_methods(sow_inputs):
         output, state = model.apply(
             {"params": params},
             jnp.array([question["tokens"]]),
             images=images,
-            capture_intermediates=is_watched,
+            capture_intermediates=is_captured,
             mutable=["intermediates"],
         )
-    out = {"logits": np.asarray(output.logits[0])[question["rows"]]}
-    for name, value in modules(state["intermediates"], request["config"], question["images"]).items():
-        of_tower = name.startswith("vision.")
-        rows = request["tower_rows"][str(value.shape[-2])] if of_tower else question["hidden"]
+    out = {"logits": np.asarray(output.logits[0])[question["logit_rows"]]}
+    for name, value in by_module(state["intermediates"], request["config"], question["images"]).items():
+        in_tower = name.startswith("vision.")
+        rows = request["tower_rows"][str(value.shape[-2])] if in_tower else question["hidden_positions"]
         out[name] = np.asarray(value)[..., rows, :]
     del output, state
     forbidden = [t for t in (request["start_of_image"], request["end_of_image"]) if t is not None]
@@ -198,8 +198,8 @@ def answer(model, params, tokenizer, request, question, image):
         pad_length=None,
     )
     prompt = " ".join(map(str, question["tokens"]))
-    one = None if images is None else images[0]
-    state = sampler.sample(prompt, images=one, max_new_tokens=question["new_tokens"], rng=0, return_state=True).state
+    images = None if images is None else images[0]
+    state = sampler.sample(prompt, images=images, max_new_tokens=question["new_tokens"], rng=0, return_state=True).state
     return out | {"greedy": np.asarray(state.predicted_tokens[0]).astype(np.int32)}
 
 
@@ -207,13 +207,13 @@ def main(folder):
     jax.config.update("jax_default_matmul_precision", "highest")
     request = json.loads((folder / "request.json").read_text())
     image = np.load(folder / "image.npy")
-    tokenizer, model = set_special_ids(request), build(request)
+    tokenizer, model = set_special_ids(request), build_model(request)
     params = gm.ckpts.load_params(request["checkpoint"], text_only=request["config"]["vision"] is None)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     outputs = {
         f"{i}/{name}": value
         for i, question in enumerate(request["questions"])
-        for name, value in answer(model, params, tokenizer, request, question, image).items()
+        for name, value in run_question(model, params, tokenizer, request, question, image).items()
     }
     versions = {name: importlib.metadata.version(name) for name in ("gemma", "jax", "flax")}
     np.savez(folder / "result.npz", versions=json.dumps(versions), **outputs)

@@ -1,7 +1,7 @@
-"""The script that runs Hugging Face's transformers for `gemma-tpu verify`. Needs numpy, torch and transformers alone.
+"""Script that runs Hugging Face's transformers for `gemma-tpu verify`. Needs only numpy, torch and transformers.
 
 `python reference_transformers.py --check` exits with 3 if they cannot be imported; `… FOLDER` reads request.json and
-image.npy there (gemma_tpu/verify/reference.py) and writes result.npz.
+image.npy from it (see gemma_tpu/verify/reference.py) and writes result.npz.
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
@@ -29,26 +29,26 @@ def load(request):
     problems = {name: sorted(map(str, found)) for name, found in info.items() if found}
     if problems:
         sys.exit(f"transformers could not load {request['checkpoint']}: {problems}")
-    model.generation_config = transformers.GenerationConfig()  # plain greedy, whatever lies beside the weights
+    model.generation_config = transformers.GenerationConfig()  # plain greedy, not the checkpoint's defaults
     return model.eval()
 
 
-def watch(model, vision, rows_of):
-    """Hooks that keep the chosen rows of every module's output, under gemma_tpu's names."""
-    seen, hooks = {}, []
+def add_hooks(model, vision, rows_of):
+    """Hooks that capture the selected rows of every module's output under gemma_tpu's names."""
+    captured, hooks = {}, []
 
-    def keep(name):
+    def capture(name):
         def hook(module, args, output):
             value = output[0] if isinstance(output, tuple) else output
-            seen[name] = value[..., rows_of(name, value.shape[-2]), :].float().numpy()
+            captured[name] = value[..., rows_of(name, value.shape[-2]), :].float().numpy()
 
         return hook
 
     def add(module, name):
-        hooks.append(module.register_forward_hook(keep(name)))
+        hooks.append(module.register_forward_hook(capture(name)))
 
     text = model.model.language_model if vision else model.model
-    hooks.append(text.layers[0].register_forward_pre_hook(lambda m, args: keep("embed")(m, None, args[0])))
+    hooks.append(text.layers[0].register_forward_pre_hook(lambda m, args: capture("embed")(m, None, args[0])))
     for i, layer in enumerate(text.layers):
         add(layer, f"layers.{i}")
     add(text.norm, "final_norm")
@@ -59,30 +59,30 @@ def watch(model, vision, rows_of):
             add(block, f"vision.blocks.{i}")
         add(tower.post_layernorm, "vision.norm")
         add(model.model.multi_modal_projector, "vision.soft_tokens")
-    return seen, hooks
+    return captured, hooks
 
 
-def answer(model, request, question, image):
+def run_question(model, request, question, image):
     vision = request["config"]["vision"]
     vocab = request["config"]["vocab_size"]
     tokens = torch.tensor([question["expanded"]])
     is_soft = tokens < 0
     call = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if question["images"]:
-        # (x/255 − 0.5)/0.5, as the image processor of the released models does after its resizing.
+        # (x/255 − 0.5)/0.5, as the released image processor does after resizing.
         pixels = torch.tensor((image.astype(np.float32) / 255 - 0.5) / 0.5).permute(2, 0, 1)
         call["input_ids"] = tokens.masked_fill(is_soft, model.config.image_token_id)
         call["pixel_values"] = torch.stack([pixels] * question["images"])
         call["token_type_ids"] = is_soft.long()
 
     def rows_of(name, count):
-        return request["tower_rows"][str(count)] if name.startswith("vision.") else question["hidden"]
+        return request["tower_rows"][str(count)] if name.startswith("vision.") else question["hidden_positions"]
 
-    seen, hooks = watch(model, vision, rows_of)
-    logits = model(**call, logits_to_keep=torch.tensor(question["at"])).logits[0, :, :vocab].numpy()
+    captured, hooks = add_hooks(model, vision, rows_of)
+    logits = model(**call, logits_to_keep=torch.tensor(question["logit_positions"])).logits[0, :, :vocab].numpy()
     for hook in hooks:
         hook.remove()
-    out = {name: value if name.startswith("vision.") else value[0] for name, value in seen.items()}
+    out = {name: value if name.startswith("vision.") else value[0] for name, value in captured.items()}
     forbidden = [t for t in (request["start_of_image"], request["end_of_image"]) if t is not None]
     forbidden += range(vocab, model.get_input_embeddings().weight.shape[0])
     tokens = model.generate(
@@ -105,7 +105,7 @@ def main(folder):
     outputs = {
         f"{i}/{name}": value
         for i, question in enumerate(request["questions"])
-        for name, value in answer(model, request, question, image).items()
+        for name, value in run_question(model, request, question, image).items()
     }
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     np.savez(folder / "result.npz", versions=json.dumps(versions), **outputs)

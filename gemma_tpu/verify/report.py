@@ -1,4 +1,4 @@
-"""Two sets of outputs → differences, a verdict, a table."""
+"""Compares two sets of outputs: differences, verdict, and table."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 from gemma_tpu.verify.inputs import Question
 
 Outputs = Mapping[str, np.ndarray]
-# How far a greedy token of one side is ahead of the other's, by this side's logits, after so many tokens of the answer.
+# (question, answer prefix, our token, their token) → the difference of their logits on this side.
 Margin = Callable[[Question, Sequence[int], int, int], float]
 
-
-# Largest |Δ| / RMS of a module that rounding explains.
+# Largest |Δ| / RMS of a module that counts as rounding.
 _ROUNDING = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptResult:
-    """Logits of one prompt. KL is of this toolkit's distribution from the reference's, in nats, mean over tokens.
+    """Logits of one prompt. `kl` is KL(reference ‖ gemma_tpu) in nats, averaged over tokens.
 
-    `greedy_equal` of `greedy_tokens` were equal before the first difference; `greedy_tie` says that the two tokens at
-    that place lay closer than twice the tolerance, so that rounding may choose either.
+    `greedy_equal` of `greedy_tokens` agree before the first difference; `greedy_tie`: the logits of the two differing
+    tokens are within twice the tolerance, so that rounding may select either.
     """
 
     name: str
@@ -40,7 +39,7 @@ class PromptResult:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleResult:
-    """A module's output over all prompts: largest and mean |Δ|, and the size (RMS) of the reference's output."""
+    """A module's output over all prompts: largest and mean |Δ|, and the RMS of the reference's output."""
 
     name: str
     max_abs: float
@@ -50,7 +49,7 @@ class ModuleResult:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`failures` says in words what missed the tolerance; `passed` is whether nothing did."""
+    """The comparison's result; `failures` describes what exceeds the tolerance."""
 
     against: str
     versions: dict[str, str]
@@ -67,14 +66,14 @@ class Report:
 
     @property
     def first_difference(self) -> str | None:
-        """The first module on the way from pixels and tokens to logits that is off by more than rounding."""
+        """The first module, from pixels and tokens to logits, that differs by more than rounding."""
         return next((m.name for m in self.modules if not m.max_abs <= _ROUNDING[self.dtype] * m.rms), None)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"passed": self.passed, "first_difference": self.first_difference}
 
     def table(self) -> str:
-        """For a terminal."""
+        """The report as text for a terminal."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [f"gemma_tpu ({self.dtype}) against {versions} (float32)"]
         if self.converted:
@@ -107,23 +106,23 @@ def compare(
     margin: Margin,
     about: dict[str, Any],
 ) -> Report:
-    """`ours` and `theirs`: "0/logits" [rows, V], "0/greedy" [n], "0/<module>" for question 0, and so on."""
+    """Compares "i/logits" [rows, V], "i/greedy" [n] and "i/<module>" of each question i."""
     failures = []
     if unmatched := sorted(ours.keys() ^ theirs.keys()):
         failures.append(f"only one side shows {', '.join(unmatched)}")
-    unlike = [n for n in sorted(ours.keys() & theirs.keys()) if ours[n].shape != theirs[n].shape]
-    if unlike:
-        failures.append(f"shapes differ: {', '.join(f'{n} {ours[n].shape} {theirs[n].shape}' for n in unlike)}")
-    shared = (ours.keys() & theirs.keys()) - set(unlike)
+    mismatched = [n for n in sorted(ours.keys() & theirs.keys()) if ours[n].shape != theirs[n].shape]
+    if mismatched:
+        failures.append(f"shapes differ: {', '.join(f'{n} {ours[n].shape} {theirs[n].shape}' for n in mismatched)}")
+    shared = (ours.keys() & theirs.keys()) - set(mismatched)
     for side, outputs in (("gemma_tpu", ours), (about["against"], theirs)):
         bad = sorted(name for name in shared if not np.isfinite(outputs[name]).all())
         if bad:
             failures.append(f"{side} gives NaN or infinity in {', '.join(bad[:5])}")
-            shared -= {name for name in bad if name.endswith("/logits")}  # no figures can be given for these
+            shared -= {name for name in bad if name.endswith("/logits")}  # their statistics are undefined
     prompts = []
     for i, question in enumerate(questions):
         if not {f"{i}/logits", f"{i}/greedy"} <= shared:
-            continue  # said above
+            continue  # reported above
         result = _prompt(question, *(side[f"{i}/{key}"] for key in ("logits", "greedy") for side in (ours, theirs)))
         # "not <=", so that NaN fails
         if not result.max_abs <= tolerance:
@@ -131,22 +130,22 @@ def compare(
         if result.greedy_equal < result.greedy_tokens:
             k = result.greedy_equal
             a, b = (int(side[f"{i}/greedy"][k]) for side in (ours, theirs))
-            ahead = margin(question, theirs[f"{i}/greedy"][:k].tolist(), a, b)
-            if abs(ahead) <= 2 * tolerance:
+            lead = margin(question, theirs[f"{i}/greedy"][:k].tolist(), a, b)
+            if abs(lead) <= 2 * tolerance:
                 result = dataclasses.replace(result, greedy_tie=True)
             else:
-                failures.append(f"{question.name!r}: greedy token {k} is {a}, not {b}, by a margin of {ahead:.3g}")
+                failures.append(f"{question.name!r}: greedy token {k} is {a}, not {b}, by a margin of {lead:.3g}")
         prompts.append(result)
     modules = [_module(name, ours, theirs, shared) for name in _module_names(shared)]
     return Report(tolerance=tolerance, prompts=prompts, modules=modules, failures=failures, **about)
 
 
 def _prompt(
-    question: Question, logits: np.ndarray, reference: np.ndarray, greedy: np.ndarray, wanted: np.ndarray
+    question: Question, logits: np.ndarray, reference: np.ndarray, greedy: np.ndarray, expected: np.ndarray
 ) -> PromptResult:
     difference = np.abs(logits.astype(np.float64) - reference)
     log_p, log_q = _log_softmax(reference), _log_softmax(logits)
-    same = greedy == wanted
+    same = greedy == expected
     return PromptResult(
         name=question.name,
         tokens=len(question.expanded),
@@ -167,16 +166,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _module_names(shared: set[str]) -> list[str]:
-    """In the order in which a model goes through them: vision tower, embedding, layers, final norm, logits."""
+    """In execution order: vision tower, embedding, layers, final norm, logits."""
     order = ("vision.patch", "vision.blocks", "vision.norm", "vision.soft_tokens", "embed", "layers", "final_norm")
 
-    def place(name: str) -> tuple[int, int]:
+    def position(name: str) -> tuple[int, int]:
         if name == "logits":
             return len(order), 0
         module, _, number = name.rpartition(".")
         return (order.index(module), int(number)) if number.isdigit() else (order.index(name), 0)
 
-    return sorted({name.split("/", 1)[1] for name in shared} - {"greedy"}, key=place)
+    return sorted({name.split("/", 1)[1] for name in shared} - {"greedy"}, key=position)
 
 
 def _module(name: str, ours: Outputs, theirs: Outputs, shared: set[str]) -> ModuleResult:

@@ -14,7 +14,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from demo.chat import Conversation, Turn
-from demo.kept import KeptAnswer, pack, unpack
+from demo.session_storage import StoredAnswer, pack, unpack
 
 
 def upload(size: tuple[int, int], path: Path) -> str:
@@ -29,8 +29,8 @@ def stored(kept: str | dict[str, Any], draft: str = "") -> str:
 
 def example(*pictures: str) -> Conversation:
     conversation = Conversation()
-    first = Turn("What?", pictures[:1], KeptAnswer("A <b>cat</b>.", False, {"en": "3 tokens", "zh": "3 个 token"}))
-    second = Turn("And?", pictures[1:], KeptAnswer("It", True, {}), fresh=True)
+    first = Turn("What?", pictures[:1], StoredAnswer("A <b>cat</b>.", False, {"en": "3 tokens", "zh": "3 个 token"}))
+    second = Turn("And?", pictures[1:], StoredAnswer("It", True, {}), fresh=True)
     conversation.restore([first, second], 1, pictures)
     return conversation
 
@@ -40,9 +40,9 @@ def test_a_conversation_comes_back_as_it_was(tmp_path: Path) -> None:
     before, after = example(*pictures), Conversation()
     assert unpack(stored(pack(before), "a draft"), after) == ("a draft", [], True)
     for lang in ("en", "zh"):
-        assert after.shown(lang) == before.shown(lang)
+        assert after.messages(lang) == before.messages(lang)
         assert after.footer(lang) == before.footer(lang)
-    assert (after.cut, after.laid, after.state[1]) == (True, tuple(pictures), 1)
+    assert (after.can_continue, after.attached, after.state[1]) == (True, tuple(pictures), 1)
     assert unpack(stored(pack(example(*pictures))), after) == ("", [], True)
     assert len(after.state[0]) == 2  # it goes on already
     assert unpack(stored(""), Conversation()) == ("", [], True)
@@ -64,8 +64,8 @@ def test_pictures_that_are_gone_are_made_again(tmp_path: Path, side: int) -> Non
     assert (again == whole) == (side == 40)
     assert Image.open(io.BytesIO(again)).size == (min(side, 1024), min(side, 1024) // 2)
     assert (second.pictures, second.lost) == ((), 1)  # the browser did not have it
-    assert "no longer here" in str(conversation.shown("en"))
-    assert conversation.laid == tuple(remade)
+    assert "no longer here" in str(conversation.messages("en"))
+    assert conversation.attached == tuple(remade)
 
 
 def test_nothing_that_is_handed_over_is_believed(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_nothing_that_is_handed_over_is_believed(tmp_path: Path) -> None:
         turns = [{**turn, "pictures": [path]} for turn in kept["turns"]]
         for data in ({}, {path: "no base64"}, {path: base64.b64encode(b"no picture").decode()}):
             conversation = Conversation()
-            assert unpack(stored({**kept, "turns": turns, "pictures": data, "laid": [path]}), conversation)[2]
+            assert unpack(stored({**kept, "turns": turns, "pictures": data, "attached": [path]}), conversation)[2]
             assert [turn.pictures for turn in conversation.state[0]] == [(), ()]
-            assert conversation.laid == ()
+            assert conversation.attached == ()
     marked = [{**turn, "statistics": {"en": "<img src=x>"}} for turn in kept["turns"]]
     conversation = Conversation()
     unpack(stored({**kept, "turns": marked, "start": 10**9}), conversation)

@@ -1,4 +1,4 @@
-"""Where processes meet: what cannot be is said at once."""
+"""The arguments of a multi-host run: invalid ones are refused at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_tpu.distributed.place import Place, locate
+from gemma_tpu.distributed.cluster import Cluster, find_cluster
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ from gemma_tpu.distributed.place import Place, locate
     [("10.0.0.2:8482", "10.0.0.2", 8482), ("host-0.pool:1", "host-0.pool", 1), ("[fd00::2]:65535", "fd00::2", 65535)],
 )
 def test_addresses(address: str, host: str, port: int) -> None:
-    place = locate(address, 2, 1)
-    assert place == Place(host, port, 2, 1)
-    assert place.address == address
+    cluster = find_cluster(address, 2, 1)
+    assert cluster == Cluster(host, port, 2, 1)
+    assert cluster.address == address
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_addresses(address: str, host: str, port: int) -> None:
 )
 def test_what_is_no_address(address: Any) -> None:
     with pytest.raises(ValueError, match="coordinator"):
-        locate(address, 2, 0)
+        find_cluster(address, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("processes", "process", "match"),
     [
-        (2, 2, "from 0 to 1"),
-        (2, -1, "from 0 to 1"),
+        (2, 2, "process id must be at least 0 and at most 1, got 2"),
+        (2, -1, "process id must be at least 0 and at most 1, got -1"),
         (0, 0, "at least 1"),
         (2.0, 0, "number of processes must be an integer"),
         (2, "0", "process id must be an integer"),
@@ -62,8 +62,8 @@ def test_what_is_no_address(address: Any) -> None:
 )
 def test_what_are_no_numbers(processes: Any, process: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        locate("host:80", processes, process)
+        find_cluster("host:80", processes, process)
 
 
 def test_numbers_of_numpy() -> None:
-    assert locate("host:80", np.int64(2), np.int32(1)) == Place("host", 80, 2, 1)
+    assert find_cluster("host:80", np.int64(2), np.int32(1)) == Cluster("host", 80, 2, 1)
