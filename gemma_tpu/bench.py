@@ -1,16 +1,13 @@
-"""`gemma-tpu bench`: speed as a caller sees it, compiled and warm, of a checkpoint or random weights at real size."""
+"""Speed as a caller sees it, compiled and warm, of a checkpoint or random weights at real size."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +16,7 @@ import PIL.Image
 from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
-from gemma_tpu.cli.arguments import add_verify_argument, mesh_shape
-from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
-from gemma_tpu.devices import available_devices
+from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
@@ -94,64 +89,42 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
     return results
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", choices=sorted(CONFIGS), help="random weights of this size")
-    source.add_argument("--checkpoint", help="a checkpoint, as load() takes it")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="batch sizes to decode at (default: 1 8)")
-    parser.add_argument("--context", type=int, default=4096, help="cache length in tokens (default: 4096)")
-    parser.add_argument("--prompt", type=int, default=1024, help="prompt length in tokens (default: 1024)")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens to decode (default: 256)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
-    add_verify_argument(parser)
-    parser.add_argument("--json", action="store_true")
+def bench(
+    source: GemmaConfig | str,
+    *,
+    rows: Sequence[int],
+    context: int,
+    prompt: int,
+    tokens: int,
+    repeats: int,
+    dtype: str = "auto",
+    mesh: tuple[int, int] | None = None,
+    verify: bool = True,
+) -> Iterator[tuple[int, Measurement]]:
+    """Measures a checkpoint, or random weights of a config, with each number of `rows`; yields both as it goes.
 
-
-def main(args: argparse.Namespace) -> int:
-    devices = available_devices()
-    results = []
-    # A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
-    for rows in args.rows:
-        options = {"max_context": args.context, "max_rows": rows}
-        if args.model:
-            config = CONFIGS[args.model]
-            mesh = make_mesh(config, args.mesh)
-            dtype, _ = resolve_dtype(args.dtype, mesh)
-            make = functools.partial(random_params, config, dtype, mesh)
-            model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
+    A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
+    """
+    for max_rows in rows:
+        if isinstance(source, GemmaConfig):
+            model = _random_model(source, mesh, dtype, context, max_rows)
         else:
-            model = load(
-                args.checkpoint, mesh=args.mesh, dtype=args.dtype, verify=args.verify, progress=False, **options
-            )
-        shape = {"rows": rows, "prompt": args.prompt, "tokens": args.tokens}
+            options = {"mesh": mesh, "dtype": dtype, "verify": verify, "progress": False}
+            model = load(source, max_context=context, max_rows=max_rows, **options)
+        shape = {"rows": max_rows, "prompt": prompt, "tokens": tokens}
         with model:
             begin = time.perf_counter()
             measure(model, **shape, repeats=1)  # compiles
-            compiled = Measurement("first run, which compiles", time.perf_counter() - begin, "s")
-            found = [compiled, *measure(model, **shape, repeats=args.repeats)]
-        for m in found:
-            print(f"  max_rows {rows}: {m.what:36} {m.value:10.1f} {m.unit}", flush=True, file=sys.stderr)
-        results += [{"rows": rows, **dataclasses.asdict(m)} for m in found]
-    name = args.model or args.checkpoint
-    report = {
-        "model": name,
-        "device": f"{len(devices)} × {devices[0].device_kind}",
-        "jax": jax.__version__,
-        "context": args.context,
-        "results": results,
-    }
-    if args.json:
-        print(json.dumps(report, indent=2))
-        return 0
-    print(f"{name} on {report['device']}, jax {jax.__version__}, cache {args.context}, median of {args.repeats}")
-    for m in results:
-        print(f"  max_rows {m['rows']}: {m['what']:36} {m['value']:10.1f} {m['unit']}")
-    return 0
+            yield max_rows, Measurement("first run, which compiles", time.perf_counter() - begin, "s")
+            for measurement in measure(model, **shape, repeats=repeats):
+                yield max_rows, measurement
 
 
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(_parser)
-    sys.exit(main(_parser.parse_args()))
+def _random_model(
+    config: GemmaConfig, mesh_shape: tuple[int, int] | None, dtype: str, max_context: int, max_rows: int
+) -> Model:
+    mesh = make_mesh(config, mesh_shape)
+    chosen, _ = resolve_dtype(dtype, mesh)
+    make = functools.partial(random_params, config, chosen, mesh)
+    params = everywhere(make, mesh, make)
+    return Model(config, params, None, mesh=mesh, dtype=chosen, max_context=max_context, max_rows=max_rows)

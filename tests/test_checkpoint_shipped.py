@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_tpu.checkpoint import CheckpointError, open_checkpoint, resolve, shipped
-from gemma_tpu.plan.command import model_config
+from gemma_tpu.cli.commands.plan import model_config
 
 
 def test_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +20,25 @@ from small_models import random_params
 from test_api import CONFIG
 
 import gemma_tpu
+from gemma_tpu import bench
 from gemma_tpu.checkpoint import open_checkpoint, save_params
+from gemma_tpu.checkpoint.convert import LAYOUTS
+from gemma_tpu.cli import commands
 from gemma_tpu.cli.main import main
+from gemma_tpu.cli.parser import command_names, make_parser
+from gemma_tpu.verify.reference import REFERENCES
+
+COMPLETE = (
+    "bench --model gemma3-1b",
+    "chat X",
+    "completion bash",
+    "convert X Y --to orbax",
+    "download X",
+    "generate X Y",
+    "info X",
+    "plan X --chips v5e",
+    "verify X --against gemma",
+)  # a command line of each command
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +73,12 @@ def test_generate(checkpoint: Path, tmp_path: Path, capsys) -> None:
 def test_info(checkpoint: Path, capsys) -> None:
     assert main(["info", str(checkpoint), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["layout"] == "orbax-flat"
+    assert (found["layout"], found["prompt_format"]) == ("orbax-flat", "Gemma 3")
     assert found["parameters"] == sum(value.size for value in random_params(CONFIG).values())
     assert main(["info", str(checkpoint)]) == 0
-    assert "num_soft_tokens" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "num_soft_tokens" in shown
+    assert "prompt_format      Gemma 3\n" in shown
 
 
 def test_info_says_what_lies_beside_the_weights(checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -124,6 +149,8 @@ def test_a_checkpoint_of_another_prompt_format(checkpoint: Path, tmp_path: Path,
     """The chat template beside the weights says that this is TranslateGemma."""
     relative = shutil.copytree(checkpoint, tmp_path / "relative")
     (relative / "chat_template.jinja").write_text("{{ content['source_lang_code'] + content['target_lang_code'] }}")
+    assert main(["info", str(relative)]) == 0
+    assert "prompt_format      TranslateGemma\n" in capsys.readouterr().out
     shared = ["generate", str(relative), "Dobrý den.", "--max-new-tokens", "2"]
     assert main(shared) == 1
     assert "from which language into which? Say" in capsys.readouterr().err
@@ -141,11 +168,67 @@ def test_alone_it_shows_help(capsys) -> None:
     assert said.err == ""
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    ["chat X", "generate X Y", "info X", "convert X Y --to orbax", "download X", "plan X --chips v5e", "bench --model "
-     "gemma3-1b", "verify X --against gemma"],
-)  # fmt: skip
+def test_there_is_a_command_line_of_each_command_here() -> None:
+    assert [line.split()[0] for line in COMPLETE] == command_names()
+
+
+def test_a_command_is_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Nothing else knows its name."""
+    lines = [
+        'HELP = "Greet somebody."',
+        'def add_arguments(parser): parser.add_argument("name")',
+        'def main(args): return print(f"Hello, {args.name}!") or 3',
+    ]
+    (tmp_path / "greet.py").write_text("\n".join(lines))
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    assert main([]) == 0
+    assert re.search(r"^    greet +Greet somebody\.$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["greet", "you"]) == 3
+    assert capsys.readouterr().out == "Hello, you!\n"
+
+
+def python(*command: str, **variables: str) -> str:
+    """What a program prints that sees nothing of this one."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": ""} | variables
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    program = """
+import sys
+from gemma_tpu.cli.main import main
+from gemma_tpu.cli.parser import command_names, make_parser
+main([])
+print("list:", sorted({"PIL", "jax", "numpy"} & sys.modules.keys()))
+make_parser(command_names())
+print("arguments:", sorted({"PIL", "flax", "jax", "orbax", "tokenizers"} & sys.modules.keys()))
+"""
+    assert python("-c", program).splitlines()[-2:] == ["list: []", "arguments: []"]
+
+
+def test_the_library_does_without_the_command_line() -> None:
+    program = """
+import sys, gemma_tpu.bench, gemma_tpu.verify, gemma_tpu.plan.planner, gemma_tpu.plan.report, gemma_tpu.plan.docs
+print([name for name in sys.modules if name.startswith("gemma_tpu.cli")])
+"""
+    assert python("-c", program) == "[]\n"
+
+
+def test_from_a_zip_file(tmp_path: Path) -> None:
+    """Where no directory can be listed."""
+    root = Path(gemma_tpu.__file__).parents[1]
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for file in sorted((root / "gemma_tpu").rglob("*.py")):
+            archive.write(file, file.relative_to(root))
+    path = os.pathsep.join([str(tmp_path / "package.zip"), *(entry for entry in sys.path if entry != str(root))])
+    shown = python("-m", "gemma_tpu", PYTHONPATH=path)
+    assert all(f"\n    {name}" in shown for name in command_names())
+    assert python("-m", "gemma_tpu", "info", "--help", PYTHONPATH=path).startswith("usage: gemma-tpu info ")
+
+
+@pytest.mark.parametrize("arguments", COMPLETE)
 def test_an_unknown_option_shows_the_usage_of_its_command(arguments: str, capsys) -> None:
     command = arguments.split()[0]
     with pytest.raises(SystemExit) as raised:
@@ -154,6 +237,62 @@ def test_an_unknown_option_shows_the_usage_of_its_command(arguments: str, capsys
     said = capsys.readouterr().err
     assert said.startswith(f"usage: gemma-tpu {command} ")
     assert said.endswith(f"gemma-tpu {command}: error: unrecognized arguments: --nonsense\n")
+
+
+def test_choices_are_those_of_the_library() -> None:
+    """Written twice, since importing them takes seconds."""
+    for argument, known in (("convert X Y --to", LAYOUTS), ("verify X --against", REFERENCES)):
+        for choice in known:
+            make_parser(argument.split()).parse_args([*argument.split(), choice])
+        with pytest.raises(SystemExit):
+            make_parser(argument.split()).parse_args([*argument.split(), "nonsense"])
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in COMPLETE if line.split()[0] not in ("completion", "download", "info")]
+)
+def test_every_dtype_option_takes_the_same_names(line: str, capsys) -> None:
+    def parsed(dtype: str) -> str:
+        return make_parser(line.split()).parse_args([*line.split(), "--dtype", dtype]).dtype
+
+    assert [parsed(name) for name in ("bf16", "bfloat16", "f32", "float32")] == ["bfloat16"] * 2 + ["float32"] * 2
+    with pytest.raises(SystemExit) as raised:
+        main([*line.split(), "--dtype", "int4"])
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: gemma-tpu {line.split()[0]} ")
+    assert re.search(r"argument --dtype: invalid choice: 'int4' \(choose from .*bfloat16.*float32", said)
+
+
+BENCH = ["--context", "64", "--prompt", "9", "--tokens", "4", "--repeats", "3", "--mesh", "1,8", "--rows"]
+
+
+def test_bench(checkpoint: Path, capsys) -> None:
+    assert main(["bench", "--checkpoint", str(checkpoint), *BENCH, "1", "--json"]) == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert (report["model"], report["context"]) == (str(checkpoint), 64)
+    assert [(one["rows"], one["unit"]) for one in report["results"]] == [
+        (1, unit) for unit in ("s", "ms", "tokens/s", "ms")
+    ]
+    assert all(one["value"] > 0 for one in report["results"])
+    assert len(said.err.splitlines()) == len(report["results"])  # while it measures
+
+
+def test_bench_of_random_weights(monkeypatch, capsys) -> None:
+    """What is measured is left to the test above."""
+
+    def measure(model: gemma_tpu.Model, **shape: int) -> list[bench.Measurement]:
+        assert (model.config, shape["prompt"], shape["tokens"]) == (config, 9, 4)
+        return [bench.Measurement("runs", shape["rows"] * 10 + shape["repeats"], "1")]
+
+    config = dataclasses.replace(CONFIG, vision=None)
+    monkeypatch.setattr("gemma_tpu.config.CONFIGS", {"gemma3-1b": config})
+    monkeypatch.setattr(bench, "measure", measure)
+    assert main(["bench", "--model", "gemma3-1b", *BENCH, "1", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("gemma3-1b on 8 × cpu, jax ")
+    assert [(line.split()[1], line.split()[-2]) for line in lines if "runs" in line] == [("1:", "13.0"), ("2:", "23.0")]
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:

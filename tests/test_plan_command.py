@@ -68,7 +68,6 @@ def test_a_plan_as_a_table(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gemma3-4b", *ARGUMENTS, "--dtype", "int4"], "bf16 or f32"),
         (["gemma3-4b", "--topology", "v9:2x2"], "v9:2x2"),
         (["gemma3-4b", "--topology", "v5e:3x7x9"], "v5e:3x7x9"),
         (["gemma3-1b", *ARGUMENTS, "--images", "2"], "vision tower"),

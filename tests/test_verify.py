@@ -21,6 +21,7 @@ from small_models import config_of
 
 from gemma_tpu import api, loading, verify
 from gemma_tpu.checkpoint import save_params
+from gemma_tpu.cli.commands import verify as command
 from gemma_tpu.text import SOFT_TOKEN
 from gemma_tpu.verify import reference
 from gemma_tpu.verify.inputs import Question, make_questions, spread
@@ -54,7 +55,7 @@ def arguments(checkpoint: Path) -> argparse.Namespace:
 
 def arguments_for(checkpoint: Path, against: str, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    verify.add_arguments(parser)
+    command.add_arguments(parser)
     args = parser.parse_args([str(checkpoint), "--against", against, *more])
     args.mesh = ONE_DEVICE
     return args
@@ -79,7 +80,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_equal_sides_pass(arguments: argparse.Namespace, stand_in: None, capsys: pytest.CaptureFixture) -> None:
     arguments.new_tokens, arguments.json = 4, True
     arguments.prompt = ["The capital of France is", "In the picture <start_of_image> we see"]
-    assert verify.main(arguments) == 0
+    assert command.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is True
     assert report["failures"] == []
@@ -113,7 +114,7 @@ def test_a_parameter_loaded_wrong_is_found(
 
     monkeypatch.setattr(loading, "load_params", swapped)
     arguments.new_tokens, arguments.prompt = 4, ["The capital of France is"]
-    assert verify.main(arguments) == 1
+    assert command.main(arguments) == 1
     out = capsys.readouterr().out
     assert "FAILED: 'The capital of France is': max |Δlogit|" in out
     assert "The first module that is off by more than rounding is layers.1." in out

@@ -1,20 +1,59 @@
-"""Arguments that several commands share, and what they mean."""
+"""Arguments that several commands share, each defined once, and what they mean. Imports nothing heavy.
+
+The completion of shells goes by the metavar: CHECKPOINT and FILE are files or directories, DIR is a directory.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gemma_tpu.cli import standard_streams
+
+if TYPE_CHECKING:
+    from gemma_tpu.api import Model
+
+DTYPES = ("bfloat16", "float32")
+_SHORT_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses an unknown option itself. Python's leaves it to the parser above, which shows its own usage."""
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a directory, a gs:// path, a name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
+    )
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        parsed, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return parsed, unknown
+
+def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
+
+
+def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="a tokenizer.model or tokenizer.json (default: the one beside the weights)"
+    )
+
+
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare the files with their checksums"
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mesh",
+        type=mesh_shape,
+        metavar="DATA,MODEL",
+        help="DATA copies of the model, each shared by MODEL devices (default: one copy on all devices)",
+    )
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
@@ -26,62 +65,136 @@ def mesh_shape(text: str) -> tuple[int, int]:
     return data, model
 
 
-def add_verify_argument(parser: argparse.ArgumentParser) -> None:
-    """Of `load` and `convert`: whether files are compared with their checksums."""
+def add_dtype_argument(parser: argparse.ArgumentParser, of: str, *, default: str | None) -> None:
+    """`of`: what has this dtype. `default`: one of `DTYPES`, "auto", which is then a choice too, or None."""
+    choices = DTYPES if default in (None, *DTYPES) else ("auto", *DTYPES)
+    said = {"auto": "auto, bfloat16 on TPUs and newer GPUs, else float32", None: "each parameter keeps its own"}
     parser.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="do not compare the files with their checksums"
+        "--dtype",
+        type=lambda text: _SHORT_DTYPES.get(text, text),
+        choices=choices,
+        default=default,
+        help=f"of {of}; bf16 and f32 are understood too (default: {said.get(default, default)})",
     )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `answer_options`: how tokens are chosen, and where an answer ends."""
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "sampling",
-        "What is left out is as the checkpoint's generation_config.json has it, which `gemma-tpu info` shows; "
-        "without one: at most 1,024 tokens, greedy, and top-k 64 and top-p 0.95 where a temperature is given.",
+        "several hosts", "Run the same command on each host; process 0 prints the answer (docs/multi_host.md)."
     )
-    for flag, kind, help in (
-        ("--max-new-tokens", int, "longest answer"),
-        ("--temperature", float, "0 is greedy"),
-        ("--top-k", int, "0 is off"),
-        ("--top-p", float, "1 is off"),
-        ("--min-p", float, "0 is off"),
-        ("--seed", int, "for the same answer again"),
-    ):
-        group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=help)
-    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help="ends the answer")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other hosts; on a TPU the three options below may be left out",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with any free port")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0 to N - 1")
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a prompt is made of, beside its text."""
-    parser.add_argument("--system", help="a system message")
-    parser.add_argument("--pan-and-scan", action="store_true", help="show crops of images far from square after them")
+def join_processes(args: argparse.Namespace) -> None:
+    """Joins the other hosts, if `args` are of a command that can and say so."""
+    if "distributed" not in args:
+        return
+    process = (args.coordinator, args.num_processes, args.process_id)
+    if args.distributed:
+        import gemma_tpu
+
+        gemma_tpu.initialize(*process)
+    elif any(value is not None for value in process):
+        raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `load_model`."""
+    add_checkpoint_argument(parser)
+    add_mesh_argument(parser)
+    add_dtype_argument(parser, "weights and cache", default="auto")
+    parser.add_argument(
+        "--max-context",
+        type=int,
+        metavar="TOKENS",
+        help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
+    )
+    add_adapter_argument(parser)
+    add_tokenizer_argument(parser)
+    parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
+    add_verify_argument(parser)
+    add_distributed_arguments(parser)
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model of a command that answers one prompt at a time."""
+    import gemma_tpu
+
+    progress = standard_streams.is_terminal(sys.stderr)
+    model = gemma_tpu.load(
+        args.checkpoint,
+        mesh=args.mesh,
+        dtype=args.dtype,
+        adapter=args.adapter,
+        max_context=args.max_context,
+        max_rows=1,
+        tokenizer=args.tokenizer,
+        text_only=args.text_only,
+        verify=args.verify,
+        progress=progress,
+    )
+    if progress and model.dtype_reason:
+        print(f"gemma-tpu: {model.dtype}, as {model.dtype_reason}", file=sys.stderr)
+    return model
+
+
+_SAMPLING = (
+    ("max_new_tokens", int, "N", "longest answer, in tokens"),
+    ("temperature", float, "T", "0 always takes the likeliest token"),
+    ("top_k", int, "K", "draw from the K likeliest tokens; 0 is off"),
+    ("top_p", float, "P", "draw from the likeliest tokens that together have probability P; 1 is off"),
+    ("min_p", float, "P", "draw from tokens at least P times as likely as the likeliest; 0 is off"),
+    ("seed", int, "N", "gives the same answer again (default: another at each run)"),
+)
+_FORMAT = (
+    ("source_lang", "CODE", "TranslateGemma: the language of the text or picture, such as cs"),
+    ("target_lang", "CODE", "TranslateGemma: the language to translate into, such as pt-BR"),
+    ("tools", "FILE", "FunctionGemma: a JSON file with a list of functions as JSON schemas"),
+)
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `generation_kwargs`, and those that prompts are made of beside their text."""
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--pan-and-scan", action="store_true", help="also show crops of images far from square")
     parser.add_argument("--allow-urls", action="store_true", help="fetch images given as http(s) addresses")
+    group = parser.add_argument_group(
+        "sampling parameters",
+        "Those left out are as in the checkpoint's generation_config.json, which `gemma-tpu info` shows; without one: "
+        "at most 1,024 tokens, temperature 0, and top-k 64 and top-p 0.95 where a temperature is given.",
+    )
+    for name, kind, metavar, help in _SAMPLING:
+        group.add_argument(_flag(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=help)
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="end the answer before TEXT; may be given several times",
+    )
+    group = parser.add_argument_group("prompt formats of other models")
+    for name, metavar, help in _FORMAT:
+        group.add_argument(_flag(name), metavar=metavar, default=argparse.SUPPRESS, help=help)
 
 
-_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def answer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for of an answer: sampling, and the options of the checkpoint's prompt format."""
-    given = {name: getattr(args, name) for name in (*_SAMPLING, *_FORMAT) if hasattr(args, name)}
+def generation_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `Model.stream` that were given: sampling parameters and those of a prompt format."""
+    names = [*(row[0] for row in _SAMPLING), "stop", *(row[0] for row in _FORMAT)]
+    given = {name: getattr(args, name) for name in names if name in args}
     if "tools" in given:
         given["tools"] = _read_tools(given["tools"])
     return given
-
-
-def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `answer_options`: what the prompts of Gemma 3's relatives need."""
-    group = parser.add_argument_group("models of their own prompt format")
-    for flag, metavar, help in (
-        ("--source-lang", "CODE", "TranslateGemma: the language of the text or picture, such as cs"),
-        ("--target-lang", "CODE", "TranslateGemma: the language to translate into, such as pt-BR"),
-        ("--tools", "FILE", "FunctionGemma: a JSON file with a list of functions as JSON schemas"),
-    ):
-        group.add_argument(flag, metavar=metavar, help=help, default=argparse.SUPPRESS)
-
-
-_FORMAT = ("source_lang", "target_lang", "tools")
 
 
 def _read_tools(path: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`gemma-tpu verify`: this toolkit and a reference implementation on the same checkpoint, prompts and image.
+"""This toolkit and a reference implementation on the same checkpoint, prompts and image.
 
 The reference runs in a process of its own, in any interpreter: on Python 3.11 Google's package needs versions of jax
 that this toolkit cannot use. Both sides are given the same token ids and pixels, and show every module's output.
@@ -6,8 +6,6 @@ that this toolkit cannot use. Both sides are given the same token ids and pixels
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,13 +16,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gemma_tpu.checks import check_integer, check_number, shown
-from gemma_tpu.cli.arguments import mesh_shape
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
 from gemma_tpu.verify.report import Report, compare
 
-__all__ = ["Question", "Report", "add_arguments", "main", "verify"]
+__all__ = ["Question", "Report", "verify"]
 
 # Largest |Δlogit| that rounding explains, the reference computing in float32. Measured on tiny random models: 2e-5 to
 # 1e-4 in float32; real ones are deeper and have larger activations. A wrong weight moves logits by whole units.
@@ -93,40 +90,3 @@ def verify(
                 margin=ours.margin,
                 about={"against": against, "versions": versions, "dtype": dtype, "converted": converted},
             )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `gemma-tpu verify`."""
-    parser.add_argument("checkpoint", help="a directory, gs:// path or name such as gemma3-4b-it")
-    parser.add_argument("--against", required=True, choices=tuple(REFERENCES), help="the reference implementation")
-    parser.add_argument("--python", metavar="PATH", help="interpreter that has the reference (default: this one)")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="taken as it is; may be given several times")
-    parser.add_argument("--image", metavar="FILE", help="shown at <start_of_image> (default: a drawing)")
-    parser.add_argument("--no-image", action="store_true", help="leave images out")
-    parser.add_argument("--tolerance", type=float, help="largest |Δlogit| that passes (float32: 0.01, bfloat16: 1)")
-    parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of this side (default: float32)")
-    parser.add_argument("--new-tokens", type=int, default=32, help="to go on greedily after each prompt (default: 32)")
-    parser.add_argument("--mesh", type=mesh_shape, metavar="DATA,MODEL", help="default: 1, all devices")
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
-    parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Prints the report; 0 if the tolerance is met, else 1."""
-    report = verify(
-        args.checkpoint,
-        args.against,
-        tolerance=args.tolerance,
-        prompts=args.prompt,
-        image=False if args.no_image else args.image,
-        python=args.python,
-        dtype=args.dtype,
-        new_tokens=args.new_tokens,
-        mesh=args.mesh,
-        tokenizer=args.tokenizer,
-        adapter=args.adapter,
-        progress=True,
-    )
-    print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())
-    return 0 if report.passed else 1

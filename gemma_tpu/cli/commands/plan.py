@@ -5,43 +5,56 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-
+from gemma_tpu.cli.arguments import add_dtype_argument, add_json_argument
 from gemma_tpu.cli.standard_streams import is_terminal
-from gemma_tpu.config import CONFIGS, GemmaConfig
-from gemma_tpu.plan import report
-from gemma_tpu.plan.chips import CHIPS, parse_slice
-from gemma_tpu.plan.planner import make_plan, smallest_plan
 
-DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "f32": "float32", "float32": "float32"}
+if TYPE_CHECKING:
+    from gemma_tpu.config import GemmaConfig
+
+HELP = "Say what a model needs on a TPU slice, how fast it may be there, and what would fit. Needs no TPU."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "What a model needs on a TPU slice, how fast it may be there, and what would fit, from the TPU compiler; no "
-        "TPU is needed. Exits with 0 if it fits, with 1 if it does not."
-    )
-    parser.add_argument("model", help=f"a checkpoint, or one of {', '.join(CONFIGS)}")
+    from gemma_tpu.config import CONFIGS
+    from gemma_tpu.plan.chips import CHIPS
+
+    parser.epilog = "Answers come from the TPU compiler. Exits with 0 if the model fits, with 1 if it does not."
+    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint, or one of {', '.join(CONFIGS)}")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--topology", metavar="SLICE", help="such as v5e:2x4, or by name: v5e-8")
+    where.add_argument("--topology", metavar="SLICE", help="a slice, such as v5e:2x4, or by its name: v5e-8")
     where.add_argument(
-        "--chips", metavar="A,B,…", help=f"compares these: slices, or chips ({', '.join(CHIPS)}) in the smallest slice"
+        "--chips",
+        metavar="A,B,…",
+        help=f"compare these: slices, or kinds of chip ({', '.join(CHIPS)}), each in the smallest slice that fits",
     )
-    parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="default: 8192")
-    parser.add_argument("--rows", type=int, default=8, help="requests that run at once (default: 8)")
-    parser.add_argument("--dtype", default="bf16", help="of weights and cache: bf16 (default) or f32")
-    parser.add_argument("--images", type=int, metavar="N", help="of a prompt; 0 leaves out the vision tower")
-    parser.add_argument("--quick", action="store_true", help="do not look for what would fit instead")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=8192,
+        metavar="TOKENS",
+        help="room for a prompt and its answer together (default: 8192)",
+    )
+    parser.add_argument("--rows", type=int, default=8, metavar="N", help="requests that run at once (default: 8)")
+    add_dtype_argument(parser, "weights and cache", default="bfloat16")
+    parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
+    parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
+    import jax
+
+    from gemma_tpu.plan import report
+    from gemma_tpu.plan.chips import CHIPS, parse_slice
+    from gemma_tpu.plan.planner import make_plan, smallest_plan
+
     config = model_config(args.model)
-    if args.dtype not in DTYPES:
-        raise ValueError(f"--dtype {args.dtype}: weights and cache are bf16 or f32")
     if not 2 <= args.context <= config.max_context:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
     if args.rows < 1:
@@ -54,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, vision=None)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and a TPU that is here stays free
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for devices that are not here
-    options = {"rows": args.rows, "context": args.context, "dtype": DTYPES[args.dtype], "progress": _progress}
+    options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
     if args.topology:
         where = parse_slice(args.topology)
         plans = [make_plan(args.model, config, where, images=args.images or 0, search=not args.quick, **options)]
@@ -77,10 +90,11 @@ def main(args: argparse.Namespace) -> int:
 
 def model_config(name: str) -> GemmaConfig:
     """Of a size by its name, else of a checkpoint; none is downloaded."""
+    from gemma_tpu.checkpoint import open_checkpoint, resolve, shipped
+    from gemma_tpu.config import CONFIGS
+
     if name in CONFIGS:
         return CONFIGS[name]
-    from gemma_tpu.checkpoint import open_checkpoint, resolve, shipped
-
     if not Path(name).exists() and "://" not in name and name != shipped.NAME:
         raise ValueError(f"{name} is neither a checkpoint nor one of {', '.join(CONFIGS)}")
     return open_checkpoint(resolve(name)).config

@@ -1,0 +1,87 @@
+"""`gemma-tpu bench`: speed as a caller sees it, of a checkpoint or of random weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from gemma_tpu.cli.arguments import (
+    add_distributed_arguments,
+    add_dtype_argument,
+    add_json_argument,
+    add_mesh_argument,
+    add_verify_argument,
+)
+
+HELP = "Measure speed as a caller sees it."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gemma_tpu.config import CONFIGS
+
+    parser.epilog = "All programs are compiled before anything is measured."
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", choices=tuple(CONFIGS), help="random weights of this size")
+    source.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", help="weights of a checkpoint: a directory, name or hub id"
+    )
+    for flag, default, help in (
+        ("--context", 4096, "length of the KV cache in tokens"),
+        ("--prompt", 1024, "length of the prompts in tokens"),
+        ("--tokens", 256, "length of the answers in tokens"),
+        ("--repeats", 3, "runs, of which the median is shown"),
+    ):
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{help} (default: {default})")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to decode at (default: 1 8)"
+    )
+    add_dtype_argument(parser, "weights and cache", default="auto")
+    add_mesh_argument(parser)
+    add_verify_argument(parser)
+    add_json_argument(parser)
+    add_distributed_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    import jax
+
+    from gemma_tpu.bench import bench
+    from gemma_tpu.config import CONFIGS
+    from gemma_tpu.devices import available_devices
+
+    devices = available_devices()
+    results = []
+    for rows, measured in bench(
+        CONFIGS[args.model] if args.model else args.checkpoint,
+        rows=args.rows,
+        context=args.context,
+        prompt=args.prompt,
+        tokens=args.tokens,
+        repeats=args.repeats,
+        dtype=args.dtype,
+        mesh=args.mesh,
+        verify=args.verify,
+    ):
+        results.append({"rows": rows, **dataclasses.asdict(measured)})
+        print(_line(results[-1]), flush=True, file=sys.stderr)
+    name = args.model or args.checkpoint
+    report = {
+        "model": name,
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+        "jax": jax.__version__,
+        "context": args.context,
+        "results": results,
+    }
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{name} on {report['device']}, jax {jax.__version__}, cache {args.context}, median of {args.repeats}")
+    for result in results:
+        print(_line(result))
+    return 0
+
+
+def _line(result: dict) -> str:
+    return f"  max_rows {result['rows']}: {result['what']:36} {result['value']:10.1f} {result['unit']}"

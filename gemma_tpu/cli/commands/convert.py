@@ -1,0 +1,45 @@
+"""`gemma-tpu convert`: a checkpoint in another layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gemma_tpu import signals
+from gemma_tpu.cli import standard_streams
+from gemma_tpu.cli.arguments import add_adapter_argument, add_dtype_argument, add_verify_argument
+
+HELP = "Write a checkpoint in another layout."
+LAYOUTS = ("orbax", "orbax-flat", "safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="the checkpoint to read: a directory, gs:// path, name or hub id")
+    parser.add_argument("target", metavar="DST", help="the directory to write, which must not exist")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=LAYOUTS,
+        help="orbax: nested, as Flax has it; orbax-flat: as Google releases Gemma; safetensors: as Hugging Face does",
+    )
+    add_dtype_argument(parser, "the weights written", default=None)
+    add_adapter_argument(parser)
+    add_verify_argument(parser)
+    parser.set_defaults(needs_stdout=False)
+
+
+@signals.ending()
+def main(args: argparse.Namespace) -> int:
+    from gemma_tpu.checkpoint import convert, resolve
+
+    convert(
+        resolve(args.source),
+        args.target,
+        to=args.to,
+        dtype=args.dtype,
+        adapter=None if args.adapter is None else resolve(args.adapter),
+        verify=args.verify,
+        progress=standard_streams.is_terminal(sys.stderr),
+    )
+    print(args.target)
+    return 0
