@@ -258,11 +258,11 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from gemma_tpu.checkpoint import open_checkpoint, read_companions, resolve
+    from gemma_tpu.checkpoint import open_checkpoint, read_text_assets, resolve
 
     checkpoint = open_checkpoint(resolve(args.checkpoint))
-    companions = read_companions(checkpoint)
-    tokenizer = companions.open_tokenizer()
+    assets = read_text_assets(checkpoint)
+    tokenizer = assets.open_tokenizer()
     found = {
         "path": checkpoint.path,
         "layout": checkpoint.kind,
@@ -271,9 +271,9 @@ def _info(args: argparse.Namespace) -> int:
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
         "tokenizer": checkpoint.tokenizer_path,
         "pieces": None if tokenizer is None else tokenizer.vocab_size,
-        "chat_template": companions.chat_template and companions.chat_template[1],
-        "defaults": companions.options(tokenizer),
-        "notes": companions.notes(tokenizer),
+        "chat_template": assets.chat_template and assets.chat_template[1],
+        "defaults": assets.sampling_defaults(tokenizer),
+        "notes": assets.notes(tokenizer),
         "config": dataclasses.asdict(checkpoint.config),
     }
     if args.json:
