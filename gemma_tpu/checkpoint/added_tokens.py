@@ -44,11 +44,13 @@ def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
                 continue
             try:
                 if name == _ADDED:
-                    listed = [AddedToken(token, text, text in special) for text, token in _items(files[name])]
+                    entries = storage.read_json(files[name]).items()
+                    listed = [AddedToken(token, text, text in special) for text, token in entries]
                 elif name == _CONFIG:
-                    listed = [_token(int(token), entry) for token, entry in _decoder(settings).items()]
+                    entries = (settings.get("added_tokens_decoder") or {}).items()
+                    listed = [_from_entry(int(token), entry) for token, entry in entries]
                 else:
-                    listed = [_token(entry["id"], entry) for entry in _list_of_tokenizer_json(files[name])]
+                    listed = [_from_entry(entry["id"], entry) for entry in _parse_tokenizer_json(files[name])]
                 found |= {token.id: token for token in map(_checked, listed)}
             except CheckpointError:
                 raise
@@ -75,15 +77,7 @@ def extend_vocabulary(config: GemmaConfig, directories: Sequence[str]) -> GemmaC
     return config
 
 
-def _items(file: str) -> list[tuple[str, Any]]:
-    return list(storage.read_json(file).items())
-
-
-def _decoder(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    return settings.get("added_tokens_decoder") or {}
-
-
-def _token(token: int, entry: Mapping[str, Any]) -> AddedToken:
+def _from_entry(token: int, entry: Mapping[str, Any]) -> AddedToken:
     return AddedToken(token, entry["content"], bool(entry.get("special")))
 
 
@@ -95,7 +89,7 @@ def _checked(token: AddedToken) -> AddedToken:
     return token
 
 
-def _list_of_tokenizer_json(file: str) -> list[Any]:
+def _parse_tokenizer_json(file: str) -> list[Any]:
     """Parses "added_tokens" alone, since the vocabulary after it is tens of megabytes."""
     text = storage.read_text(file)
     if found := _LIST.search(text):

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -48,27 +47,15 @@ def stored_alpha(directories: Iterable[str]) -> float | None:
     """`lora_alpha` from adapter_config.json in the first of `directories` that has one."""
     for directory in directories:
         if storage.is_file(file := storage.join(directory, CONFIG)):
-            return _number(read_config(file).get("lora_alpha"), file)
+            return check_alpha(storage.read_json(file).get("lora_alpha"), f"{directory}: lora_alpha")
     return None
 
 
-def _number(value: object, file: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        raise CheckpointError(f"{file}: lora_alpha is {shown(value)}, not a number")
-    return float(value)
-
-
-def read_config(file: str) -> dict:
-    """Reads an adapter_config.json."""
-    try:
-        raw = json.loads(storage.read_file(file))
-        if not isinstance(raw, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file}: is no config of an adapter: {error}") from error
-    return raw
+def check_alpha(alpha: object, label: str) -> float:
+    """Raises `CheckpointError`, beginning with `label`, if `alpha` is not a finite number."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**53:
+        raise CheckpointError(f"{label} is {shown(alpha)} in {CONFIG}, not a number")
+    return float(alpha)
 
 
 def split(

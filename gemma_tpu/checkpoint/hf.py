@@ -186,7 +186,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _size_at_least(path: str, size: int) -> bool:
-    """Whether a file has at least `size` bytes. Reads the last of them if remote, since TensorStore has no stat."""
+    """Whether a file has at least `size` bytes. Of a remote file, reads the last of them."""
     if not storage.is_remote(path):
         return os.path.isfile(path) and os.path.getsize(path) >= size
     try:

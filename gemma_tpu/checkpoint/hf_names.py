@@ -30,16 +30,9 @@ EXTRA_ROWS = 64  # unused rows after the vocabulary in Hugging Face's multimodal
 # Attributes in which the wrappers of distributed training, torch.compile, activation checkpointing and PEFT store the
 # wrapped module (torch: nn/parallel/distributed.py, _dynamo/eval_frame.py, fsdp/_common_utils.py,
 # algorithms/_checkpoint/checkpoint_wrapper.py; lightning: fabric/wrappers.py; peft: peft_model.py).
-_WRAPPERS = frozenset(
-    (
-        "module",
-        "_orig_mod",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-        "base_model",
-    )
-)
+_WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_model")
+}
 _PREFIX = r"(?:(?:model|language_model|transformer)\.)*"
 _TEXT = re.compile(_PREFIX + r"((?:layers\.\d+\.|embed_tokens\.|norm\.|lm_head\.).+)")
 _VISION = re.compile(_PREFIX + r"vision_tower\.(?:vision_model\.)?(.+)")
@@ -94,17 +87,17 @@ class _Layout(NamedTuple):
 
 _SAME = _Layout(lambda a: a, lambda a, _: a)
 _TRANSPOSED = _Layout(lambda a: a.transpose(1, 0), lambda a, _: a.transpose(1, 0))
-# [N,D,H] - [NH,D]
+# [N,D,H] ↔ [NH,D]
 _HEADS_IN = _Layout(
     lambda a: a.transpose(0, 2, 1).merge(0), lambda a, shape: a.split(0, (shape[0], shape[2])).transpose(0, 2, 1)
 )
-# [N,H,D] - [D,NH]
+# [N,H,D] ↔ [D,NH]
 _HEADS_OUT = _Layout(lambda a: a.merge(0).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(0, shape[:2]))
-# [E,n,h] - [nh,E]
+# [E,n,h] ↔ [nh,E]
 _VISION_IN = _Layout(lambda a: a.merge(1).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(1, shape[1:]))
-_BIAS = _Layout(lambda a: a.merge(0), lambda a, shape: a.split(0, (shape[0], shape[1])))  # [n,h] - [nh]
-_PATCH = _Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))  # [p,p,3,E] - [E,3,p,p]
-_FIRST = _Layout(lambda a: a.take(0, 0), lambda a, _: a.expand(0))  # [1,P,E] - [P,E]
+_BIAS = _Layout(lambda a: a.merge(0), lambda a, shape: a.split(0, (shape[0], shape[1])))  # [n,h] ↔ [nh]
+_PATCH = _Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))  # [p,p,3,E] ↔ [E,3,p,p]
+_FIRST = _Layout(lambda a: a.take(0, 0), lambda a, _: a.expand(0))  # [1,P,E] ↔ [P,E]
 
 
 class _Row(NamedTuple):

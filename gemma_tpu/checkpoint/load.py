@@ -125,7 +125,7 @@ class _ReadPlan:
 
     @property
     def host_bytes(self) -> int:
-        """An upper bound of the host memory for `load`: the result, and a block with its copies."""
+        """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
         result = max(math.prod(boxes.box_shape(box)) for box, _ in self.reads) * self.dtype.itemsize
         return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
 

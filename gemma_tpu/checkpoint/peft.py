@@ -64,7 +64,7 @@ def is_adapter(names: set[str]) -> bool:
 
 def refuse_alone(path: str) -> NoReturn:
     """Raises `CheckpointError` naming the base model of the adapter at `path`."""
-    base = flax_lora.read_config(storage.join(path, flax_lora.CONFIG)).get("base_model_name_or_path")
+    base = storage.read_json(storage.join(path, flax_lora.CONFIG)).get("base_model_name_or_path")
     wanted = base or "the model it was trained on"
     raise CheckpointError(
         f"{path}: is a LoRA adapter, without the model: load {wanted} with adapter={path!r} (--adapter {path})"
@@ -74,7 +74,7 @@ def refuse_alone(path: str) -> NoReturn:
 def read(path: str) -> Changes:
     """Reads the adapter directory `path`. Raises `CheckpointError` naming what is unsupported."""
     file = storage.join(path, flax_lora.CONFIG)
-    config = flax_lora.read_config(file)
+    config = storage.read_json(file)
     _refuse_variants(config, file)
     weights = storage.join(path, WEIGHTS)
     if not storage.is_file(weights):
@@ -130,8 +130,7 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
             f"{flax_lora.CONFIG}"
         )
     alpha = _match_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**53:
-        raise CheckpointError(f"{file}: lora_alpha of {module} is {shown(alpha)} in {flax_lora.CONFIG}, not a number")
+    alpha = flax_lora.check_alpha(alpha, f"{file}: lora_alpha of {module}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if embedding:
         return Product(a.transpose(1, 0), b.transpose(1, 0), scale)

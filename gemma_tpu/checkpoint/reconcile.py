@@ -30,18 +30,8 @@ class Naming(NamedTuple):
     is_multimodal: Callable[[str], bool]
 
 
-GOOGLE = Naming(
-    names.INPUT_TABLE,
-    names.OUTPUT_HEAD,
-    names.canonical_shapes,
-    names.is_multimodal,
-)
-HUGGING_FACE = Naming(
-    hf_names.TABLE,
-    hf_names.HEAD,
-    hf_names.core_shapes,
-    hf_names.is_multimodal,
-)
+GOOGLE = Naming(names.INPUT_TABLE, names.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
+HUGGING_FACE = Naming(hf_names.TABLE, hf_names.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
 
 
 def reconcile(

@@ -77,7 +77,7 @@ class TextAssets:
     def sampling_defaults(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """This checkpoint's defaults, as arguments of `gemma_tpu.SamplingParams`.
 
-        Adds <eos> and the end of a turn to the stop tokens, since prompts are written in turns.
+        Adds <eos> and the end of a turn to the checkpoint's stop tokens, since prompts are written in turns.
         """
         options = dict(self.generation_config.options)
         rows = range(self.config.vocab_size)
