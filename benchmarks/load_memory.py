@@ -106,7 +106,7 @@ def measure(path: Path, dtype: str, concurrency: int, verify: bool, cold: bool) 
     result = {
         "checkpoint": checkpoint.kind,
         "dtype": dtype,
-        "verified": bool(checkpoint.unchecked),
+        "verified": bool(checkpoint.unverified),
         "from": "disk" if cold else "memory, perhaps",
         "concurrency": concurrency,
         "stored_gb": round(checkpoint.nbytes / 1e9, 2),

@@ -20,7 +20,7 @@ from gemma_tpu.checkpoint import (
     merge_adapter,
     open_checkpoint,
     open_tree,
-    read_companions,
+    read_text_assets,
     resolve,
     sample_digests,
 )
@@ -191,15 +191,15 @@ def _text_side(
     checkpoint: Checkpoint, given: Tokenizer | str | Path | bytes | None
 ) -> tuple[Tokenizer | None, SamplingParams, Format]:
     """Tokenizer, defaults and prompt format; a `CheckpointWarning` says what of the files is not followed."""
-    companions = read_companions(checkpoint)
-    tokenizer = companions.open_tokenizer(given)
+    assets = read_text_assets(checkpoint)
+    tokenizer = assets.open_tokenizer(given)
     try:
-        defaults = SamplingParams(**companions.options(tokenizer))
+        defaults = SamplingParams(**assets.sampling_defaults(tokenizer))
     except ValueError as error:
-        raise CheckpointError(f"{companions.generation.path or companions.config_path}: {error}") from error
-    for note in companions.notes(tokenizer):
+        raise CheckpointError(f"{assets.generation_config.path or assets.config_path}: {error}") from error
+    for note in assets.notes(tokenizer):
         warnings.warn(note, CheckpointWarning, stacklevel=3)
-    return tokenizer, defaults, companions.format
+    return tokenizer, defaults, assets.format
 
 
 def _open(

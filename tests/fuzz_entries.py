@@ -43,7 +43,7 @@ from small_models import TEXT, VISION, random_params
 from tokenizer_files import tokenizer_json
 
 import gemma_tpu
-from gemma_tpu.checkpoint import convert, download, merge_adapter, open_checkpoint, read_companions
+from gemma_tpu.checkpoint import convert, download, merge_adapter, open_checkpoint, read_text_assets
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -119,10 +119,10 @@ class Bench:
 
     def read(self, path: Path) -> None:
         """As `load` does, without devices: everything but the weights themselves."""
-        companions = read_companions(open_checkpoint(path))
-        tokenizer = companions.open_tokenizer(None)
-        companions.options(tokenizer)
-        companions.notes(tokenizer)
+        assets = read_text_assets(open_checkpoint(path))
+        tokenizer = assets.open_tokenizer(None)
+        assets.sampling_defaults(tokenizer)
+        assets.notes(tokenizer)
 
 
 def entries(bench: Bench) -> dict[str, tuple[int, st.SearchStrategy[Any], Callable[[Any], object]]]:

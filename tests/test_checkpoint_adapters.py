@@ -24,7 +24,7 @@ from gemma_tpu.checkpoint import (
     merge_adapter,
     names,
     open_checkpoint,
-    read_companions,
+    read_text_assets,
 )
 from gemma_tpu.model import param_shapes
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -112,7 +112,7 @@ def test_another_process_merges_what_process_0_does():
         merged = merge_adapter(open_checkpoint(base, text_only=text_only), str(adapter), text_only=text_only)
         mesh = make_mesh(merged.config, (1, 1), jax.devices()[:1])
         params = _open_and_read(base, merged.config, adapter, jnp.dtype("float32"), mesh, True)
-        expected = names.ours_from_canonical(merged.arrays, merged.config)
+        expected = names.params_from_canonical(merged.arrays, merged.config)
         assert params.keys() == expected.keys()
         for name, array in params.items():
             np.testing.assert_array_equal(np.asarray(array), expected[name].read_all(), err_msg=name)
@@ -127,7 +127,7 @@ def test_sharded_over_eight_devices(tmp_path):
         return param_sharding(name, shape, mesh)
 
     params = load_params(merged, config, dtype=np.float32, sharding=sharding, progress=False)
-    whole = names.ours_from_canonical(merged.arrays, config)
+    whole = names.params_from_canonical(merged.arrays, config)
     assert any(param.sharding.spec != PartitionSpec() for param in params.values())
     assert params.keys() == param_shapes(config).keys()
     for name, param in params.items():
@@ -224,10 +224,10 @@ def test_the_tokenizers_files_beside_an_adapter_come_before_the_bases(tmp_path):
     path = copy("attention", tmp_path / "adapter")
     (path / "chat_template.jinja").write_text("the adapter's")
     (path / "added_tokens.json").write_text('{"<mine>": 5}')
-    companions = read_companions(merge_adapter(open_checkpoint(base), str(path)))
-    assert companions.chat_template == ("the adapter's", str(path / "chat_template.jinja"))
-    assert [token.text for token in companions.added_tokens] == ["<mine>"]
-    assert companions.generation.options["max_new_tokens"] == 7
+    assets = read_text_assets(merge_adapter(open_checkpoint(base), str(path)))
+    assert assets.chat_template == ("the adapter's", str(path / "chat_template.jinja"))
+    assert [token.text for token in assets.added_tokens] == ["<mine>"]
+    assert assets.generation_config.options["max_new_tokens"] == 7
     convert(base, tmp_path / "out", to="orbax", adapter=path, progress=False)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "the adapter's"
     assert (tmp_path / "out" / "added_tokens.json").is_file()

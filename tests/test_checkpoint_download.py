@@ -10,7 +10,7 @@ import huggingface_hub  # gradio depends on it
 import pytest
 from hub_fixtures import FILES, NEEDED, REPOSITORY, contents, error, hub
 
-from gemma_tpu.checkpoint import CheckpointError, availability, checksums, download, hubs, open_checkpoint, resolve
+from gemma_tpu.checkpoint import CheckpointError, checksums, download, hub_errors, hubs, open_checkpoint, resolve
 
 
 def test_paths_are_taken_as_they_are(model_cache, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_kaggle_after_the_bucket(model_cache, tmp_path, monkeypatch):
     (found / "tokenizer.model").write_bytes(b"pieces")
     calls = hub(monkeypatch, "kagglehub", "model_download", found)
     path = resolve("gemma3-1b-it")
-    assert len(checksums.listed(path)) == len(contents(found))
+    assert len(checksums.known_files(path)) == len(contents(found))
     assert calls == [(("google/gemma-3/flax/gemma3-1b-it",), {})]
     assert resolve("gemma3-1b-it") == path == str(found)
     assert len(calls) == 1
@@ -156,19 +156,19 @@ def test_a_download_asks_again_for_what_has_changed(hugging_face, model_cache):
 def test_hugging_faces_links_name_checksums(hugging_face, model_cache):
     """SHA-256 of large files, Git's SHA-1 of small ones; `download` fetches again what is not that any more."""
     path = download("unsloth/gemma-3-4b-it")
-    files = checksums.listed(str(path))
+    files = checksums.known_files(str(path))
     assert {os.path.basename(file.path): len(file.digest) for file in files} == {
         "model.safetensors": 64, "config.json": 40, "tokenizer.model": 40, "chat_template.jinja": 40
     }  # fmt: skip
-    checksums.compare(files)
+    checksums.verify(files)
     for name in ("model.safetensors", "config.json"):
         (path / name).write_bytes(b"changed")
         with pytest.raises(
             CheckpointError, match=rf"/{name}: changed or .* `gemma-tpu download unsloth/gemma-3-4b-it`"
         ):
-            checksums.compare(files)
+            checksums.verify(files)
         assert contents(download("unsloth/gemma-3-4b-it")) == {name: REPOSITORY[name] for name in NEEDED}
-        checksums.compare(files)
+        checksums.verify(files)
 
 
 def test_what_another_program_has_downloaded_needs_no_network(hugging_face, model_cache, monkeypatch):
@@ -192,10 +192,10 @@ def test_what_another_program_has_downloaded_needs_no_network(hugging_face, mode
 )  # fmt: skip
 def test_which_files_of_a_repository_are_needed(files, expected):
     if isinstance(expected, str):
-        with pytest.raises(availability.Unavailable, match=expected):
-            hubs.needed(files)
+        with pytest.raises(hub_errors.Unavailable, match=expected):
+            hubs.select_files(files)
     else:
-        assert hubs.needed(files) == sorted(files[i] for i in expected)
+        assert hubs.select_files(files) == sorted(files[i] for i in expected)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_qwixs_lora_alone_and_beside_tunixs_weights(leaf, base, tmp_path):
     samples.save_orbax(both / "30" / "model_params", samples.nested_tree(weights | lora))
 
     with pytest.raises(
-        CheckpointError, match=r'is scaled by an alpha that is not stored: .* as {"lora_alpha": …} in an'
+        CheckpointError, match=r'is scaled by an alpha that is not stored: .* with {"lora_alpha": …} beside'
     ):
         merge_adapter(open_checkpoint(path, config=CONFIG), str(alone))
     (alone / "adapter_config.json").write_text('{"lora_alpha": 3}')

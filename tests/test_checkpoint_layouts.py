@@ -124,7 +124,7 @@ def test_orbax_layouts_of_other_shapes(layout, config, tmp_path):
 )
 def test_the_parameters_are_found_among_an_optimizers_copies(roots, expected):
     arrays = [f"{root}embedder/input_embedding" for root in roots]
-    assert names.find_root([*arrays, "step"]) == expected
+    assert names.find_model_root([*arrays, "step"]) == expected
 
 
 def _renamed(hf: dict[str, np.ndarray], *replacements: tuple[str, str]) -> dict[str, np.ndarray]:
@@ -205,7 +205,7 @@ def test_a_text_only_checkpoint_has_no_vision_to_load(tmp_path):
 def test_names_and_shapes_are_those_of_the_model(config, tied_head):
     changed = dataclasses.replace(CONFIGS[config], tied_head=tied_head)
     expected = {name: leaf.shape for name, leaf in param_shapes(changed).items()}
-    assert names.our_shapes(changed) == expected
+    assert names.param_shapes(changed) == expected
 
 
 def test_parameter_counts_are_those_of_the_released_models():
@@ -220,5 +220,5 @@ def test_parameter_counts_are_those_of_the_released_models():
         "gemma3-27b": 27_432_062_576,
     }
     for size, count in counts.items():
-        for shapes in (names.our_shapes(SIZES[size]), names.canonical_shapes(SIZES[size])):
+        for shapes in (names.param_shapes(SIZES[size]), names.canonical_shapes(SIZES[size])):
             assert sum(int(np.prod(shape)) for shape in shapes.values()) == count

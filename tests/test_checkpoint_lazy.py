@@ -6,7 +6,7 @@ import pytest
 from gemma_tpu.checkpoint import CheckpointError, boxes, lazy
 
 
-class Counted(lazy.Memory):
+class Counted(lazy.InMemory):
     """An array that counts the elements that are read from it."""
 
     elements = 0

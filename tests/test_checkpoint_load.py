@@ -15,7 +15,7 @@ from checkpoint_samples import CONFIGS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.checkpoint import lazy, load_params, open_checkpoint, orbax, save_params
-from gemma_tpu.checkpoint.load import _Memory, _Plan
+from gemma_tpu.checkpoint.load import _MemoryBudget, _ReadPlan
 from gemma_tpu.config import GemmaConfig, gemma3_layers
 
 
@@ -184,7 +184,7 @@ def test_a_shard_at_a_time_is_in_host_memory(large, layout):
     size = 8192 * 512 * 4
 
     def host_bytes(*spec: str | None) -> int:
-        return _Plan(table, NamedSharding(mesh, PartitionSpec(*spec)), dtype).host_bytes
+        return _ReadPlan(table, NamedSharding(mesh, PartitionSpec(*spec)), dtype).host_bytes
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lazy, "BLOCK_BYTES", 1 << 17)
@@ -193,12 +193,12 @@ def test_a_shard_at_a_time_is_in_host_memory(large, layout):
 
 
 def test_host_memory_is_bounded():
-    memory, lock = _Memory(100), threading.Lock()
+    memory, lock = _MemoryBudget(100), threading.Lock()
     held: list[int] = []
     most: list[list[int]] = []
 
     def use(size: int) -> None:
-        with memory.hold(size):
+        with memory.reserve(size):
             with lock:
                 held.append(size)
                 most.append(list(held))

@@ -168,7 +168,7 @@ def test_two_at_once(tmp_path):
 
 def test_a_directory_taken_for_a_leftover_is_left_for_another(tmp_path, monkeypatch):
     """Between its making and its lock, another run may take it for one."""
-    real, taken = locks.take, []
+    real, taken = locks.acquire, []
 
     def take(path: Path, **options):
         if not taken:
@@ -176,7 +176,7 @@ def test_a_directory_taken_for_a_leftover_is_left_for_another(tmp_path, monkeypa
             shutil.rmtree(path.parent)
         return real(path, **options)
 
-    monkeypatch.setattr(locks, "take", take)
+    monkeypatch.setattr(locks, "acquire", take)
     stage(tmp_path / "dst")
     assert len(taken) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["dst"]
@@ -193,7 +193,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     left.mkdir()
     (left / ".lock").touch()
     stage(tmp_path / "dst")
-    with locks.held(tmp_path / "lock", "x"):
+    with locks.hold(tmp_path / "lock", "x"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["dst", left.name]
 
@@ -245,7 +245,7 @@ def small_disk(tmp_path: Path):
 
 @pytest.mark.parametrize("to", LAYOUTS)
 def test_a_full_disk(to, source, small_disk, monkeypatch):
-    monkeypatch.setattr(disk, "require", lambda *_: None)  # another program has filled it since
+    monkeypatch.setattr(disk, "require_free", lambda *_: None)  # another program has filled it since
     with pytest.raises(
         CheckpointError,
         match=r"disk/dst: cannot be written: no space left on the disk: it takes up to .* kB, and 32\.8 kB were free$",
@@ -277,10 +277,10 @@ def test_too_little_room_is_said_before_anything_is_written(source, tmp_path, mo
     ],
 )
 def test_what_a_failed_write_means(error, message, tmp_path):
-    found = disk.failure(tmp_path, error, 8_600_000_000, 3_200_000)
+    found = disk.write_error(tmp_path, error, 8_600_000_000, 3_200_000)
     outer = RuntimeError("outer")
     outer.__cause__ = error
-    assert str(found) == str(disk.failure(tmp_path, outer, 8_600_000_000, 3_200_000))
+    assert str(found) == str(disk.write_error(tmp_path, outer, 8_600_000_000, 3_200_000))
     if message is None:
         assert found is None
     else:
@@ -301,16 +301,16 @@ def test_a_lock_is_waited_for(tmp_path, caplog):
     program = """
     from pathlib import Path
     from gemma_tpu.checkpoint import locks
-    with locks.held(Path(sys.argv[1]), "x"):
+    with locks.hold(Path(sys.argv[1]), "x"):
         print("reached", flush=True)
         sys.stdin.read()
         Path(sys.argv[2]).touch()
     """
     process = start(program, tmp_path / "lock", tmp_path / "done", stdin=subprocess.PIPE)
-    assert locks.take(tmp_path / "lock") is None
+    assert locks.acquire(tmp_path / "lock") is None
     assert process.stdin is not None
     process.stdin.close()
-    with locks.held(tmp_path / "lock", "a model"):
+    with locks.hold(tmp_path / "lock", "a model"):
         assert (tmp_path / "done").exists()
     process.wait()
     assert not (tmp_path / "lock").exists()

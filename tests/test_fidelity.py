@@ -148,7 +148,7 @@ def test_checkpoint_tables_agree_with_the_references(name: str) -> None:
 
     case = models.by_name(name)
     config, params = config_of(case.config), models.weights(case)
-    canonical = names.canonical_from_ours({n: lazy.Memory(value, n) for n, value in params.items()}, config)
+    canonical = names.canonical_from_params({n: lazy.InMemory(value, n) for n, value in params.items()}, config)
     paths = jax.tree_util.tree_flatten_with_path(mapping.to_gemma(case.config, params))[0]
     gemma = {"/".join(key.key for key in path): value for path, value in paths}
     assert canonical.keys() == gemma.keys()

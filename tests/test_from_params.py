@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, open_tree
-from gemma_tpu.checkpoint.lazy import Memory
+from gemma_tpu.checkpoint.lazy import InMemory
 
 CONFIG = samples.CONFIGS["grouped-8"]
 SAMPLE = samples.sample(CONFIG)
@@ -103,7 +103,9 @@ def test_adapters_in_a_tree_are_added():
     name = "layers/1/attn/q_einsum/w"
     a, b = np.ones((16, 2), np.float32), np.full((2, 4, 6), 0.25, np.float32)
     tree |= {f"{name}_lora_a": a, f"{name}_lora_b": b}
-    with pytest.raises(CheckpointError, match="is scaled by an alpha that is not stored: say it as lora_alpha="):
+    with pytest.raises(
+        CheckpointError, match="is scaled by an alpha that is not stored: pass lora_alpha= to from_params"
+    ):
         open_tree(samples.nested_tree(tree), config=CONFIG)
     checkpoint = open_tree(samples.nested_tree(tree), config=CONFIG, lora_alpha=8.0)
     before = SAMPLE.canonical["layer_1/attn/q_einsum/w"]
@@ -173,7 +175,7 @@ def test_a_box_of_a_sharded_array_is_read_from_the_shards_that_hold_it(spec):
     values = np.arange(16 * 24, dtype=np.float32).reshape(16, 24)
     mesh = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4], axis_types=(AxisType.Auto,) * 2)
     array = jax.device_put(values, NamedSharding(mesh, spec))
-    memory = Memory(array, "w")
+    memory = InMemory(array, "w")
     for box in ((slice(0, 16), slice(0, 24)), (slice(3, 12), slice(5, 20)), (slice(9, 10), slice(23, 24))):
         np.testing.assert_array_equal(memory.read(box), values[box])
     if spec != PartitionSpec():

@@ -1,4 +1,4 @@
-"""Adapters: merging one into the checkpoint that it was trained on, and saying which that is."""
+"""Merges a LoRA adapter into the checkpoint it was trained on."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.hf_names import HEAD, TABLE
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
-from gemma_tpu.checkpoint.source import Checkpoint
+from gemma_tpu.checkpoint.open import Checkpoint
 
 
 def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False, verify: bool = False) -> Checkpoint:
-    """`checkpoint` with a low-rank adapter merged: each weight W becomes W + scale·B·A as it is read.
+    """Returns `checkpoint` with a LoRA adapter merged: each weight W reads as W + scale·B·A.
 
-    The sum is formed in float32 and rounded to the dtype in which W is stored. `path`: a directory of peft, or an Orbax
-    checkpoint of gemma's or qwix's LoRA parameters. With `text_only`, what adapts the vision tower is left out with it.
-    With `verify`, its files are first compared with their checksums, where those are known.
+    The sum is computed in float32 and rounded to the stored dtype of W. The tokenizer and chat template of a peft
+    adapter take precedence over those of the base, since it was trained with them.
 
-    Raises `CheckpointError` if `path` is no adapter, if its kind of LoRA is not known, and if any of it has no place in
-    this checkpoint. Files of a tokenizer and a chat template that lie beside an adapter of peft come before the base's:
-    it was trained with them.
+    Args:
+      path: a peft directory, or an Orbax checkpoint of gemma's or qwix's LoRA parameters.
+      text_only: skips the adapter's vision tower weights.
+      verify: checks the adapter's files against their checksums, where known.
+
+    Raises `CheckpointError` if `path` is not an adapter, uses an unsupported LoRA variant, or does not fit.
     """
     path = storage.normalise(path)
     if storage.is_file(path):
@@ -32,25 +34,25 @@ def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False,
             f"{path}: no adapter: a file; give a directory, with adapter_config.json and the weights, or an Orbax one"
         )
     if verify:
-        checksums.compare(checksums.listed(path))
-    found = storage.entries(path)
-    located = path if peft.is_adapter(found) else locate(path, found)
+        checksums.verify(checksums.known_files(path))
+    top_entries = storage.entries(path)
+    located = path if peft.is_adapter(top_entries) else locate(path, top_entries)
     entries = storage.entries(located) if located else set()
     if located and peft.is_adapter(entries):
         return _merge_peft(checkpoint, peft.read(located), located, text_only)
     if located and not hf.is_hf(entries):
         return _merge_tree(checkpoint, located, path, text_only)
-    holds = ", ".join(sorted(found)[:5]) or "nothing, or does not exist"
+    holds = ", ".join(sorted(top_entries)[:5]) or "nothing, or does not exist"
     raise CheckpointError(f"{path}: no adapter: neither adapter_config.json and weights, nor Orbax; it has {holds}")
 
 
 def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_only: bool) -> Checkpoint:
     config = checkpoint.config
     base = dict(hf_names.cores_from_canonical(checkpoint.arrays, config))
-    # While an adapter is trained, a head that is tied to the table keeps the table's weights as they were.
+    # Training an adapter freezes the base, so a tied head keeps the original table.
     base.setdefault(HEAD, base[TABLE])
 
-    def fitted(changed: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    def fit(changed: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
         result = {}
         for core, array in changed.items():
             if text_only and hf_names.is_multimodal(core):
@@ -60,11 +62,11 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
             result[core] = array
         expected = {core: base[core].shape for core in result if core in base}
         found = {core: array.shape for core, array in result.items()}
-        names.check(expected, found, f"{path}: does not fit {checkpoint.path}")
+        names.check_shapes(expected, found, f"{path}: does not fit {checkpoint.path}")
         return result
 
-    merged = fitted(changes.replaced)
-    for core, delta in fitted(changes.deltas).items():
+    merged = fit(changes.replaced)
+    for core, delta in fit(changes.deltas).items():
         merged[core] = Sum(merged.get(core, base[core]), delta)
     table, head = (merged.get(core, base[core]) for core in (TABLE, HEAD))
     if config.tied_head and table is not head:
@@ -91,7 +93,7 @@ def _merge_tree(checkpoint: Checkpoint, located: str, asked: str, text_only: boo
         holds = "a whole model: load that by itself" if tree else ", ".join(sorted(listed.specs)[:3])
         raise CheckpointError(f"{located}: no adapter; it holds {holds}")
     opened = orbax.open_arrays(listed, list(tree.stored.values()))
-    alpha = flax_lora.stored_alpha(storage.upward(located, asked)) if flax_lora.needs_alpha(tree.stored) else None
+    alpha = flax_lora.stored_alpha(storage.ancestors(located, asked)) if flax_lora.needs_alpha(tree.stored) else None
     deltas = trees.deltas(tree, opened, checkpoint.config, located, alpha)
     if text_only:
         deltas = {name: delta for name, delta in deltas.items() if not names.is_multimodal(name)}

@@ -1,4 +1,4 @@
-"""Tokens that Hugging Face's files add to a tokenizer's pieces, or rename: fine-tunes bring tokens of their own."""
+"""Tokens that Hugging Face's tokenizer files add to the vocabulary or rename, as fine-tunes do."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LIST = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
 def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
-    """Of the nearest of `directories` that has any, by id; each once.
+    """The added tokens of the first of `directories` that has any, sorted by id.
 
-    transformers keeps them in three places: tokenizer.json, the tokenizer's settings, and (older versions) a file of
-    their own. Where they disagree, the first of these is what its tokenizers follow.
+    transformers stores them in tokenizer.json, tokenizer_config.json and (older versions) added_tokens.json. On
+    conflict, earlier files in this list win, as in transformers.
 
-    `CheckpointError` for a file that cannot be read.
+    Raises `CheckpointError` for a file that cannot be read.
     """
     for directory in directories:
         files = {name: storage.join(directory, name) for name in (_ADDED, _CONFIG, TOKENIZER_JSON, _SPECIAL_MAP)}
@@ -44,11 +44,13 @@ def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
                 continue
             try:
                 if name == _ADDED:
-                    listed = [AddedToken(token, text, text in special) for text, token in _items(files[name])]
+                    entries = storage.read_json(files[name]).items()
+                    listed = [AddedToken(token, text, text in special) for text, token in entries]
                 elif name == _CONFIG:
-                    listed = [_token(int(token), entry) for token, entry in _decoder(settings).items()]
+                    entries = (settings.get("added_tokens_decoder") or {}).items()
+                    listed = [_from_entry(int(token), entry) for token, entry in entries]
                 else:
-                    listed = [_token(entry["id"], entry) for entry in _list_of_tokenizer_json(files[name])]
+                    listed = [_from_entry(entry["id"], entry) for entry in _parse_tokenizer_json(files[name])]
                 found |= {token.id: token for token in map(_checked, listed)}
             except CheckpointError:
                 raise
@@ -60,31 +62,22 @@ def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
 
 
 def rows_needed(tokens: Sequence[AddedToken]) -> int:
-    """Rows of an embedding table that has one for each token. The stand-in for an image's soft tokens needs none."""
+    """Embedding table rows that these tokens require. The image soft token is a placeholder without a row."""
     return 1 + max((token.id for token in tokens if token.text != IMAGE_SOFT_TOKEN), default=-1)
 
 
-def with_their_rows(config: GemmaConfig, directories: Sequence[str]) -> GemmaConfig:
-    """`config` with the rows that Hugging Face appends to a multimodal model's table, if added tokens use them.
+def extend_vocabulary(config: GemmaConfig, directories: Sequence[str]) -> GemmaConfig:
+    """Counts Hugging Face's extra rows of a multimodal embedding table as vocabulary if added tokens use them.
 
-    Its tokenizers number a fine-tune's own tokens from there on: the first of those rows is that of the stand-in for
-    soft tokens, and the rest are otherwise padding.
+    The first extra row belongs to the image soft token; a fine-tune's own tokens follow, the rest is padding.
     """
-    behind = config.vocab_size + EXTRA_ROWS
-    if config.vision and config.vocab_size < rows_needed(read_added_tokens(directories)) <= behind:
-        return dataclasses.replace(config, vocab_size=behind)
+    extended = config.vocab_size + EXTRA_ROWS
+    if config.vision and config.vocab_size < rows_needed(read_added_tokens(directories)) <= extended:
+        return dataclasses.replace(config, vocab_size=extended)
     return config
 
 
-def _items(file: str) -> list[tuple[str, Any]]:
-    return list(storage.read_json(file).items())
-
-
-def _decoder(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    return settings.get("added_tokens_decoder") or {}
-
-
-def _token(token: int, entry: Mapping[str, Any]) -> AddedToken:
+def _from_entry(token: int, entry: Mapping[str, Any]) -> AddedToken:
     return AddedToken(token, entry["content"], bool(entry.get("special")))
 
 
@@ -96,17 +89,17 @@ def _checked(token: AddedToken) -> AddedToken:
     return token
 
 
-def _list_of_tokenizer_json(file: str) -> list[Any]:
-    """Its "added_tokens", which stand before the vocabulary: tens of megabytes that are not parsed for them."""
+def _parse_tokenizer_json(file: str) -> list[Any]:
+    """Parses "added_tokens" alone, since the vocabulary after it is tens of megabytes."""
     text = storage.read_text(file)
     if found := _LIST.search(text):
         return json.JSONDecoder().raw_decode(text, found.end())[0]
-    storage.parse_json(text, file)  # a file that is none of the kind is named
+    storage.parse_json(text, file)  # raises if the file is not JSON
     return []
 
 
 def _named_special(settings: Mapping[str, Any]) -> set[str]:
-    """Texts of the tokens that settings call special: "…_token" entries, and lists of further ones."""
+    """Texts of the tokens under "*_token" and "*special_tokens" keys."""
 
     def texts(value: Any) -> set[str]:
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Lazy arrays that are computed from others, box by box and in float32."""
+"""Lazy arrays computed from other lazy arrays, one box at a time, in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 
 
 class Product(LazyArray):
-    """`scale` · `left` [..., R] · `right` [R, ...], in float32: what a low-rank adapter adds to a weight."""
+    """`scale` · `left` [..., R] · `right` [R, ...] in float32: the delta of a LoRA adapter."""
 
     def __init__(self, left: LazyArray, right: LazyArray, scale: float):
         self.left, self.right, self.scale = left, right, scale
@@ -63,7 +63,7 @@ class Sum(LazyArray):
 
 
 class Mapped(LazyArray):
-    """`function` of each element of `base`, which it is given in float32."""
+    """Applies `function` elementwise to `base` in float32."""
 
     def __init__(self, base: LazyArray, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype):
         self.base, self.function = base, function
@@ -83,6 +83,6 @@ class Mapped(LazyArray):
 
 
 def move_first_axis(array: LazyArray, position: int) -> LazyArray:
-    """Puts the first axis at `position` among the others."""
+    """Moves axis 0 to `position`."""
     others = list(range(1, len(array.shape)))
     return array.transpose(*others[:position], 0, *others[position:])

@@ -1,4 +1,4 @@
-"""Google's public bucket of released checkpoints, by plain HTTP: TensorStore would hold each file in memory whole."""
+"""Downloads released checkpoints from Google's public bucket by HTTP; TensorStore would hold whole files in memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tpu.checkpoint import checksums, disk, locks
-from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.hub_errors import Unavailable, explain, retry_while_busy
 from gemma_tpu.checkpoint.progress import Progress, reporter
 
 BUCKET = "gemma-data"
@@ -26,52 +26,52 @@ _BLOCK = 8 << 20
 
 
 def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
-    """Downloads a released checkpoint, and the tokenizer beside it, to `target`. Goes on where it was stopped.
+    """Downloads a released checkpoint and its tokenizer to `target`, resuming an interrupted download.
 
-    Of several processes that want it one downloads, and the others wait for it.
+    If several processes call this, one downloads and the others wait.
     """
     prefix = f"checkpoints/{name}/"
     objects = _list(prefix)
     if not objects:
         raise Unavailable(f"holds no {prefix}")
     objects += _list(_TOKENIZER)
-    part = unfinished(target)
-    with locks.held(target.with_name(f"{target.name}.lock"), name):
+    part = partial_path(target)
+    with locks.hold(target.with_name(f"{target.name}.lock"), name):
         if not target.exists():
-            _fetch_all({_relative(item, prefix): item for item in objects}, part, progress, f"Downloading {name}")
+            _fetch_all({_file_name(item, prefix): item for item in objects}, part, progress, f"Downloading {name}")
             checksums.write(part)
-            disk.flush_tree(part)
+            disk.fsync_tree(part)
             os.rename(part, target)
-            disk.flush(target.parent)
+            disk.fsync(target.parent)
     return target
 
 
-def unfinished(target: Path) -> Path:
-    """Where a download to `target` is kept until it is whole."""
+def partial_path(target: Path) -> Path:
+    """Where a download to `target` is kept until it is complete."""
     return target.with_name(f"{target.name}.part")
 
 
-def _relative(item: dict[str, Any], prefix: str) -> str:
+def _file_name(item: dict[str, Any], prefix: str) -> str:
     return item["name"].removeprefix(prefix) if item["name"].startswith(prefix) else "tokenizer.model"
 
 
 def _fetch_all(objects: dict[str, dict[str, Any]], part: Path, progress: Progress | bool, title: str) -> None:
-    files = {_inside(part, name): item for name, item in objects.items() if name and not name.endswith("/")}
+    files = {_safe_join(part, name): item for name, item in objects.items() if name and not name.endswith("/")}
     total = sum(int(item["size"]) for item in files.values())
     missing = total - sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
     free = disk.free_bytes(part)
-    disk.require(part, missing, str(part))
+    disk.require_free(part, missing, str(part))
     with reporter(progress, total, title) as report:
         for path, item in files.items():
             try:
                 _fetch(item, path, report)
             except OSError as error:
-                if (failure := disk.failure(part, error, missing, free)) is None:
+                if (write_error := disk.write_error(part, error, missing, free)) is None:
                     raise
-                raise CheckpointError(f"{failure}; run it again then, and it goes on from there") from error
+                raise CheckpointError(f"{write_error}; run it again then, and it goes on from there") from error
 
 
-def _inside(directory: Path, relative: str) -> Path:
+def _safe_join(directory: Path, relative: str) -> Path:
     path = directory / relative
     if not path.resolve().is_relative_to(directory.resolve()):
         raise Unavailable(f"lists a file outside its folder: {relative}")
@@ -97,7 +97,7 @@ def _list(prefix: str) -> list[dict[str, Any]]:
 def _open(url: str, start: int = 0):
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        return patiently(lambda: urllib.request.urlopen(request, timeout=30), TITLE)
+        return retry_while_busy(lambda: urllib.request.urlopen(request, timeout=30), TITLE)
     except urllib.error.HTTPError as error:
         if error.code == 429 or error.code >= 500:
             raise explain(error, TITLE) from error
@@ -115,7 +115,7 @@ def _read(response: Any) -> bytes:
 
 
 def _fetch(item: dict[str, Any], path: Path, report: Callable[[int], None]) -> None:
-    """Downloads one object, going on where an earlier attempt stopped; it has its name only when it is whole."""
+    """Downloads one object, resuming an earlier attempt, and renames it to `path` when complete."""
     size = int(item["size"])
     if path.exists() and path.stat().st_size == size:
         report(size)

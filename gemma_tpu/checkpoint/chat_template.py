@@ -1,4 +1,4 @@
-"""The chat template beside a checkpoint: the Jinja text in which Hugging Face's tokenizers keep the prompt format."""
+"""Reads a checkpoint's chat template, the Jinja text in which Hugging Face tokenizers store the prompt format."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-# As transformers 5.23 looks for it (tokenization_utils_base.py, processing_utils.py): a file of its own comes before
-# one inside the tokenizer's settings.
+# The order of transformers 5.23 (tokenization_utils_base.py, processing_utils.py).
 _JINJA = "chat_template.jinja"
 _JSON = ("chat_template.json", "tokenizer_config.json")
 
 
 def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
-    """The template and the file that holds it, of the nearest of `directories` that has one; else None.
+    """The template and its file, from the first of `directories` that has one, else None.
 
-    `CheckpointError` for a file that is there and holds no template that can be read.
+    Raises `CheckpointError` for a file that cannot be read.
     """
     for directory in directories:
         if storage.is_file(file := storage.join(directory, _JINJA)):
@@ -31,7 +30,7 @@ def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
 def _from_json(file: str) -> str | None:
     template: Any = storage.read_json(file).get("chat_template")
     try:
-        if isinstance(template, list):  # several, by name
+        if isinstance(template, list):  # named templates
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: its chat_template cannot be read: {error}") from error

@@ -1,9 +1,8 @@
-"""Checksums of a checkpoint's files, and whether the files are still what was written or downloaded.
+"""Checksums of a checkpoint's files: writing them, and verifying files against them.
 
-What is written here has them in SHA256SUMS, as `sha256sum` writes and checks it. Hugging Face's cache needs no such
-file: its files are links to blobs that are named by their checksum, SHA-256 or, of small files, Git's
-(huggingface_hub: "Understand caching"). Objects at gs:// are not compared: each host reads the parts that it needs,
-from a store that checks its own, and reading all of them would take many times as long.
+This package writes SHA256SUMS in the format of `sha256sum`. Files in Hugging Face's cache are links to blobs named by
+their checksum, SHA-256 or, for small files, Git's (huggingface_hub: "Understand caching"). Objects at gs:// are not
+verified: Cloud Storage checks its own, and each host reads only the parts it needs.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ _THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
-    """A file and its checksum: 64 hexadecimal digits of SHA-256, or 40 of Git's. `source`: what says so."""
+class KnownFile:
+    """A file and its checksum: 64 hex digits of SHA-256, or 40 of Git's. `source` describes its origin in errors."""
 
     path: str
     digest: str
@@ -40,23 +39,23 @@ class Listed:
 
 
 def write(directory: Path) -> None:
-    """Writes SHA256SUMS of every file below `directory` into it."""
+    """Writes SHA256SUMS for every file below `directory`."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / NAME)
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = pool.map(lambda path: _digest(str(path), 64), files)
         lines = [
             f"{digest}  {path.relative_to(directory).as_posix()}\n" for digest, path in zip(digests, files, strict=True)
         ]
-    unfinished = directory / f".{NAME}.{os.getpid()}"
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, directory / NAME)
+    temporary = directory / f".{NAME}.{os.getpid()}"
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, directory / NAME)
 
 
-def listed(directory: str) -> list[Listed]:
+def known_files(directory: str) -> list[KnownFile]:
     """The files below `directory` whose checksums are known.
 
-    `CheckpointError` for a list that cannot be read. A `CheckpointWarning` names files of weights that are not in
-    it; a template or a tokenizer that was put beside them is its user's own affair.
+    Raises `CheckpointError` if SHA256SUMS is malformed. A `CheckpointWarning` names weight files that it lacks;
+    users may add templates and tokenizers of their own.
     """
     if storage.is_remote(directory):
         return []
@@ -67,78 +66,78 @@ def listed(directory: str) -> list[Listed]:
     found = {storage.join(folder, name) for folder, _, names in os.walk(directory) for name in names}
     if sums not in found:
         links = ((path, _BLOB.fullmatch(os.readlink(path))) for path in sorted(found) if os.path.islink(path))
-        return [Listed(path, blob[1], "the checksum from Hugging Face") for path, blob in links if blob]
+        return [KnownFile(path, blob[1], "the checksum from Hugging Face") for path, blob in links if blob]
     files = _read(sums, directory)
     if new := sorted(path for path in found - {file.path for file in files} if path.endswith(_WEIGHTS)):
-        names = _names([os.path.relpath(path, directory) for path in new])
+        names = _join_names([os.path.relpath(path, directory) for path in new])
         warnings.warn(f"{directory}: not in {NAME}, and so not compared: {names}", CheckpointWarning, stacklevel=2)
     return files
 
 
-def _read(sums: str, directory: str) -> list[Listed]:
+def _read(sums: str, directory: str) -> list[KnownFile]:
     files = []
     for number, line in enumerate(storage.read_text(sums).removesuffix("\n").split("\n"), 1):
         if (match := _LINE.fullmatch(line)) is None:
-            raise CheckpointError(f"{sums}: line {number} is no checksum and name: {_again(sums)}")
+            raise CheckpointError(f"{sums}: line {number} is no checksum and name: {_way_out(sums)}")
         path = os.path.normpath(storage.join(directory, match[2]))
         if not path.startswith(f"{directory.rstrip('/')}/"):
             raise CheckpointError(f"{sums}: line {number} names a file outside its folder: {match[2]}")
-        files.append(Listed(path, match[1], f"the checksum in {sums}"))
+        files.append(KnownFile(path, match[1], f"the checksum in {sums}"))
     return files
 
 
-def missing(directory: str) -> str:
-    """Names of the files that SHA256SUMS in `directory` lists and that are not there; empty if there are none."""
+def missing_files(directory: str) -> str:
+    """Names of the files that SHA256SUMS in `directory` lists but that do not exist, joined by commas."""
     sums = storage.join(directory, NAME)
     files = [] if storage.is_remote(directory) or not storage.is_file(sums) else _read(sums, directory)
-    return _names([os.path.relpath(file.path, directory) for file in files if not os.path.exists(file.path)])
+    return _join_names([os.path.relpath(file.path, directory) for file in files if not os.path.exists(file.path)])
 
 
-def changed(files: Sequence[Listed]) -> list[Listed]:
-    """Those of `files` that are missing or are not what their checksums say."""
-    with _Comparison(files) as comparison:
-        return comparison.changed()
+def changed_files(files: Sequence[KnownFile]) -> list[KnownFile]:
+    """Those of `files` that are missing or do not match their checksums."""
+    with _Verifier(files) as verifier:
+        return verifier.changed()
 
 
-def compare(files: Sequence[Listed]) -> None:
-    """`CheckpointError`, with the way out, that names those of `files` that are missing or changed."""
-    with meanwhile(files):
+def verify(files: Sequence[KnownFile]) -> None:
+    """Raises `CheckpointError` naming those of `files` that are missing or do not match their checksums."""
+    with verifying(files):
         pass
 
 
 @contextlib.contextmanager
-def meanwhile(files: Sequence[Listed]) -> Iterator[None]:
-    """`compare`, while the body reads the same files: from the disk they come once, if memory can hold them.
+def verifying(files: Sequence[KnownFile]) -> Iterator[None]:
+    """Runs `verify` while the body reads the same files, so that the page cache serves one of the two.
 
-    An error that the body has with files comes after that of a changed one, which may be why.
+    A checksum error replaces a `CheckpointError` of the body, since it is the likely cause.
     """
-    with _Comparison(files) as comparison:
+    with _Verifier(files) as verifier:
         try:
             yield
         except CheckpointError:
-            _refuse(comparison.changed())
+            _require_none(verifier.changed())
             raise
-        _refuse(comparison.changed())
+        _require_none(verifier.changed())
 
 
-class _Comparison:
-    """Reads files in threads, until it is left."""
+class _Verifier:
+    """Computes checksums in threads; stops them on exit."""
 
-    def __init__(self, files: Sequence[Listed]) -> None:
+    def __init__(self, files: Sequence[KnownFile]) -> None:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, "verify")
-        self._same: list[tuple[Listed, Future[bool]]] = [
-            (file, self._pool.submit(self._is_same, file)) for file in files
+        self._results: list[tuple[KnownFile, Future[bool]]] = [
+            (file, self._pool.submit(self._matches, file)) for file in files
         ]
 
-    def _is_same(self, file: Listed) -> bool:
+    def _matches(self, file: KnownFile) -> bool:
         return os.path.isfile(file.path) and _digest(file.path, len(file.digest), self._stop) == file.digest
 
-    def changed(self) -> list[Listed]:
-        """Waits for the end."""
-        return [file for file, same in self._same if not same.result()]
+    def changed(self) -> list[KnownFile]:
+        """Waits for all files."""
+        return [file for file, matches in self._results if not matches.result()]
 
-    def __enter__(self) -> _Comparison:
+    def __enter__(self) -> _Verifier:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,11 +146,11 @@ class _Comparison:
 
 
 def _digest(path: str, length: int, stop: threading.Event | None = None) -> str:
-    """A file's checksum, of `length` digits; something else once `stop` is set."""
+    """A file's checksum, of `length` digits; meaningless once `stop` is set."""
     state, block = hashlib.sha256(), bytearray(_BLOCK)
     try:
         with open(path, "rb", buffering=0) as file:
-            if length == 40:  # as Git has it, with a header
+            if length == 40:  # a Git blob has a header
                 state = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size)
             while not (stop is not None and stop.is_set()) and (count := file.readinto(block)):
                 state.update(memoryview(block)[:count])
@@ -160,22 +159,22 @@ def _digest(path: str, length: int, stop: threading.Event | None = None) -> str:
     return state.hexdigest()
 
 
-def _refuse(files: Sequence[Listed]) -> None:
+def _require_none(files: Sequence[KnownFile]) -> None:
     if not files:
         return
-    names, source = _names([file.path for file in files]), files[0].source
+    names, source = _join_names([file.path for file in files]), files[0].source
     lost = not any(os.path.isfile(file.path) for file in files)
-    what = f"missing: only {source} is left" if lost else f"changed or damaged: {source} is another one"
-    raise CheckpointError(f"{names}: {what}; {_again(files[0].path)}")
+    what = f"missing: only {source} is left" if lost else f"changed or damaged: does not match {source}"
+    raise CheckpointError(f"{names}: {what}; {_way_out(files[0].path)}")
 
 
-def _again(path: str) -> str:
+def _way_out(path: str) -> str:
     hub = re.search(r"models--([^/]+)--([^/]+)", path)
     again = f"`gemma-tpu download {hub[1]}/{hub[2]}` fetches it again" if hub else "download or convert it again"
-    own = "" if hub else f"; after a change of your own, take it out of {NAME}"
+    own = "" if hub else f"; if you changed it yourself, remove it from {NAME}"
     return f"{again}{own}; verify=False (--no-verify) loads what is there"
 
 
-def _names(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more}"

@@ -1,4 +1,4 @@
-"""Writing checkpoints: saving parameters, and converting one layout into another, one block in memory at a time."""
+"""Writes checkpoints: saves parameters, and converts between layouts with one block in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma_tpu.checkpoint import checksums, config_io, family, hf, hf_companions, hf_names, lazy, names, orbax, storage
+from gemma_tpu.checkpoint import checksums, config_io, family, hf, hf_assets, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
-from gemma_tpu.checkpoint.companions import special_ids
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.open import open_checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
-from gemma_tpu.checkpoint.source import open_checkpoint
 from gemma_tpu.checkpoint.staging import staging
+from gemma_tpu.checkpoint.text_assets import special_ids
 from gemma_tpu.checks import as_path, shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
@@ -27,8 +27,8 @@ from gemma_tpu.text.vocabulary import is_json, open_vocabulary
 
 LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
-# Files beside the parameters that belong to the model: tokenizer, templates, defaults of generation.
-_CARRIED = (
+# Files that are copied along with the parameters.
+_COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -53,24 +53,26 @@ def convert(
     max_shard_bytes: int = 5_000_000_000,
     verify: bool = True,
 ) -> Path:
-    """Writes the checkpoint at `src` as a new directory `dst`, which appears when it is complete.
+    """Converts the checkpoint at `src` to a new directory `dst`, which appears when it is complete.
 
-    `to`: "orbax" (nested, as a Flax model has it), "orbax-flat" (as Google released it) or "safetensors" (Hugging
-    Face). `dtype`: "bfloat16" or "float32"; by default every parameter keeps its own, and converting back gives the
-    same bits. config.json, tokenizer and chat template go along; for "safetensors", what transformers' AutoTokenizer
-    and AutoProcessor need is made if `src` has none (`hf_companions`). `adapter`: a directory with a LoRA adapter to
-    merge, see `merge_adapter`. `max_shard_bytes` is for safetensors. `verify`: compare `src` with its checksums, where
-    they are known. The checksums of what is written lie beside it, in SHA256SUMS.
+    Copies config.json, tokenizer and chat template; for "safetensors", generates what transformers' AutoTokenizer and
+    AutoProcessor need if `src` lacks it (`hf_assets`). Writes checksums to SHA256SUMS.
 
-    Raises `CheckpointError` if `dst` exists, if `src` cannot be opened, or if anything goes wrong on the way; then
-    nothing is left. A conversion that is killed leaves a directory `dst.partial-…` that no one takes for a checkpoint,
-    and that the next one to `dst` removes.
+    Args:
+      to: "orbax" (nested, as in a Flax model), "orbax-flat" (Google's released layout) or "safetensors" (Hugging Face).
+      dtype: "bfloat16" or "float32"; by default each parameter keeps its dtype, and converting back is lossless.
+      adapter: a directory with a LoRA adapter to merge, see `merge_adapter`.
+      max_shard_bytes: for safetensors.
+      verify: checks the files of `src` against their checksums, where known.
+
+    Raises `CheckpointError` if `dst` exists or the conversion fails; nothing is left behind then. A killed conversion
+    leaves a directory `dst.partial-…`, which the next one to `dst` removes.
     """
     checkpoint = open_checkpoint(src, config=config, verify=verify)
     if adapter is not None:
         checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter), verify=verify)
     files = {}
-    for name in _CARRIED:
+    for name in _COPIED:
         for directory in checkpoint.directories:
             if storage.is_file(file := storage.join(directory, name)):
                 files[name] = storage.read_file(file)
@@ -78,7 +80,7 @@ def convert(
     if checkpoint.tokenizer_path:
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)
-    arrays, source = checkpoint.arrays, checkpoint.unchecked
+    arrays, source = checkpoint.arrays, checkpoint.unverified
     return _write(
         dst, arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, source, max_shard_bytes
     )
@@ -94,17 +96,17 @@ def save_params(
     tokenizer: str | os.PathLike[str] | bytes | None = None,
     progress: Progress | bool = False,
 ) -> Path:
-    """Writes parameters, named as in `gemma_tpu.model.param_shapes`, as a new checkpoint directory `dst`.
+    """Writes parameters, named as in `gemma_tpu.model.param_shapes`, to a new checkpoint directory `dst`.
 
-    `layout` and `dtype` as in `convert`. `tokenizer`: a SentencePiece model or a tokenizer.json, its path or its
-    bytes, to put beside it.
+    `layout` and `dtype` are as `to` and `dtype` in `convert`. `tokenizer`: path or bytes of a SentencePiece model or a
+    tokenizer.json to store in it.
     """
-    arrays = {name: lazy.Memory(array, name) for name, array in params.items()}
+    arrays = {name: lazy.InMemory(array, name) for name, array in params.items()}
     files = {}
     if tokenizer is not None:
         content = tokenizer if isinstance(tokenizer, bytes) else storage.read_file(os.fspath(tokenizer))
         files["tokenizer.json" if is_json(content) else "tokenizer.model"] = content
-    canonical = names.canonical_from_ours(arrays, config)
+    canonical = names.canonical_from_params(arrays, config)
     return _write(dst, canonical, config, None, files, layout, dtype, progress)
 
 
@@ -117,10 +119,10 @@ def _write(
     layout: str,
     dtype: Any,
     progress: Progress | bool,
-    source: Sequence[checksums.Listed] = (),
+    source: Sequence[checksums.KnownFile] = (),
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """`source`: files that `arrays` are read from, to be compared with their checksums."""
+    """`source`: files that `arrays` are read from, to be verified."""
     if layout not in LAYOUTS:
         raise CheckpointError(f"{shown(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
@@ -134,7 +136,7 @@ def _write(
     total = sum(array.nbytes for array in arrays.values())
     needed = total + sum(map(len, files.values()))
     with staging(dst, needed, exact=layout == "safetensors") as path:  # Orbax compresses
-        with checksums.meanwhile(source), reporter(progress, total, "Writing") as report:
+        with checksums.verifying(source), reporter(progress, total, "Writing") as report:
             if layout == "safetensors":
                 path.mkdir()
                 prefix = family.hf_prefix(config_json)
@@ -144,10 +146,10 @@ def _write(
                 orbax.write(path, names.orbax_tree(arrays, flat=layout == "orbax-flat"), report)
         extra = {}
         if layout == "safetensors":
-            extra = hf_companions.missing(files, config, special_ids(json.loads(config_json)))
+            extra = hf_assets.generate_missing(files, config, special_ids(json.loads(config_json)))
         for name, content in (extra | dict(files)).items():
             (path / name).write_bytes(content)
-        # Last, because transformers does not take a directory without it for a model.
+        # Last, since transformers needs config.json to accept a directory as a model.
         (path / "config.json").write_text(config_json)
         checksums.write(path)
     return Path(storage.normalise(dst))
@@ -159,13 +161,13 @@ def _dtype(dtype: Any) -> np.dtype:
     except TypeError as error:
         raise CheckpointError(f"dtype {dtype!r} is not known: choose bfloat16 or float32") from error
     if found not in (jnp.bfloat16, jnp.float32):
-        # Gemma 3's activations overflow float16, and a checkpoint in it would invite computing in it.
+        # Gemma 3's activations overflow float16.
         raise CheckpointError(f"dtype {found.name} cannot be written: choose bfloat16 or float32")
     return found
 
 
 def _special_ids(files: Mapping[str, bytes]) -> dict[str, int]:
-    """Of the tokenizer among `files`, whatever else it has or lacks."""
+    """Special ids by role of the tokenizer in `files`; empty without one."""
     for name in ("tokenizer.model", "tokenizer.json"):
         if name in files:
             try:

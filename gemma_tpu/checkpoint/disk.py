@@ -1,4 +1,4 @@
-"""The disk that is written to: room on it, what a failed write means, and making sure that what was written stays."""
+"""Disk writes: free space, messages for failed writes, fsync."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ _TENSORSTORE = re.compile(r"os_error_code='(\d+)'")  # in what TensorStore raise
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the disk where `path` is, or would be."""
-    return shutil.disk_usage(next(one for one in (path, *path.absolute().parents) if one.exists())).free
+    """Free bytes on the disk of `path`, which need not exist."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
-def require(path: Path, needed: int, what: str) -> None:
-    """`CheckpointError`, of `what`, if there is no room for `needed` bytes at `path`."""
+def require_free(path: Path, needed: int, what: str) -> None:
+    """Raises `CheckpointError`, beginning with `what`, if the disk of `path` lacks `needed` free bytes."""
     if (free := free_bytes(path)) < needed:
         raise CheckpointError(
-            f"{what}: needs {size(needed)}, and {size(free)} are free there: make room, or choose another disk"
+            f"{what}: needs {format_bytes(needed)}, and {format_bytes(free)} are free there: make room, or choose "
+            "another disk"
         )
 
 
-def failure(path: Path, error: BaseException, needed: int, free: int) -> CheckpointError | None:
-    """What to say of an error if it is one of writing to `path`; else None.
+def write_error(path: Path, error: BaseException, needed: int, free: int) -> CheckpointError | None:
+    """The error to raise if `error` is a failed write to `path`; else None.
 
-    `needed`: bytes to be written in all. `free`: bytes that were free before.
+    `needed`: total bytes to write. `free`: bytes that were free before.
     """
-    code = _code(error)
+    code = _errno(error)
     if code in _FULL:
-        room = f": it takes up to {size(needed)}, and {size(free)} were free"
+        room = f": it takes up to {format_bytes(needed)}, and {format_bytes(free)} were free"
         return CheckpointError(f"{path}: cannot be written: {_FULL[code]}{room if code != errno.EFBIG else ''}")
     if code in _REFUSED:
         return CheckpointError(f"{path}: cannot be written: {_REFUSED[code]}")
     return None
 
 
-def _code(error: BaseException | None) -> int | None:
+def _errno(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
@@ -61,14 +62,14 @@ def _code(error: BaseException | None) -> int | None:
     return None
 
 
-def size(count: int) -> str:
-    """Bytes for people: "8.6 GB"."""
+def format_bytes(count: int) -> str:
+    """Formats a byte count: "8.6 GB"."""
     scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB")) if count >= s), (1e3, "kB"))
     return f"{count / scale:.1f} {unit}"
 
 
-def flush(path: Path) -> None:
-    """Returns when a file, or a directory's entries, would survive a power cut."""
+def fsync(path: Path) -> None:
+    """Flushes a file, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,9 +77,9 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_tree(directory: Path) -> None:
-    """`flush` of a directory and everything in it."""
+def fsync_tree(directory: Path) -> None:
+    """`fsync` for a directory and everything below it."""
     for folder, _, files in os.walk(directory):
         for name in files:
-            flush(Path(folder, name))
-        flush(Path(folder))
+            fsync(Path(folder, name))
+        fsync(Path(folder))

@@ -1,7 +1,4 @@
-"""The Gemma family by `model_type`: what has Gemma 3's architecture, and what the others are called.
-
-Types as in transformers 5.24 (models/auto/auto_mappings.py).
-"""
+"""Values of `model_type` for Gemma 3 and its relatives, as in transformers 5.24 (models/auto/auto_mappings.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from gemma_tpu.checks import one_line, shown
 TEXT = ("gemma3_text",)
 MULTIMODAL = ("gemma3", "shieldgemma2")
 
-# The longest prefix of a model type decides: gemma4_text is Gemma 4, gemma4_assistant is not.
+# The longest matching prefix decides: gemma4_text is Gemma 4, gemma4_assistant is not.
 _OTHERS = {
     "gemma": "a Gemma 1 model",
     "gemma2": "a Gemma 2 model",
@@ -36,20 +33,20 @@ _OTHERS = {
 
 
 def hf_prefix(config_json: str) -> str:
-    """What stands before every parameter's name in the files of a model with this config.json."""
+    """The prefix of every stored parameter name of a model with this config.json."""
     # ShieldGemma 2 holds a whole Gemma 3 as its attribute `model`.
     return "model." if json.loads(config_json).get("model_type") == "shieldgemma2" else ""
 
 
 def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
-    """Raises `CheckpointError`, saying what it is, for the config of a model that has not Gemma 3's architecture."""
+    """Raises `CheckpointError` naming the model if a config is not of Gemma 3's architecture."""
     model_type = str(raw.get("model_type"))
     if model_type not in (*TEXT, *MULTIMODAL):
         known = max((prefix for prefix in _OTHERS if model_type.startswith(prefix)), key=len, default=None)
         seems = _OTHERS[known] if known else f"a model of type {shown(model_type)}"
         raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
     text = raw.get("text_config") or raw
-    text = text if isinstance(text, Mapping) else {}  # refused where it is read
+    text = text if isinstance(text, Mapping) else {}  # config_io rejects it
     if text.get("use_bidirectional_attention"):
         raise CheckpointError(
             f"{path}: this seems to be EmbeddingGemma (use_bidirectional_attention is true): it turns texts into "

@@ -1,17 +1,16 @@
-"""Low-rank adapters as Flax programs keep them: two leaves in the tree for each weight that they adapt.
+"""LoRA adapters of Flax programs, with two leaves in the tree for each adapted weight.
 
-| written by | names, in a tree with or without the weights | adds |
+| written by | names, in a tree with or without the weights | delta |
 |---|---|---|
 | gemma, Einsum (gm/nn/_lora.py) | X/_LoRAEinsum_0/lora/{a,b} for X/w, X/_LoRAEinsum_{w}/lora/{a,b} for X/{w} | a·b |
 | gemma, Dense (peft/_lora.py) | X/lora/{a,b} for X/kernel | a·b |
 | qwix, as tunix uses it (_src/providers/lora.py) | X_lora_{a,b} for X | a·b · alpha / rank |
 
-`a` has the weight's contracted axes, then the rank; `b` has the rank, then the others. qwix stores no alpha.
+`a` has the weight's contracted axes, then the rank; `b` has the rank, then the output axes. qwix stores no alpha.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -25,12 +24,12 @@ CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")
 _DENSE = re.compile(r"(.+)/lora/([ab])")
 _QWIX = re.compile(r"(.+)_lora_([ab])")
-# Where the contracted axis of a weight is not the first.
-_CONTRACTED = {"q_einsum/w": 1, "kv_einsum/w": 2, "qkv_einsum/w": 2, "mlp/gating_einsum": 2}
+# The contracted axis of a weight where it is not axis 0.
+_CONTRACTED_AXIS = {"q_einsum/w": 1, "kv_einsum/w": 2, "qkv_einsum/w": 2, "mlp/gating_einsum": 2}
 
 
-def adapted(name: str) -> tuple[str, str] | None:
-    """The weight that the leaf `name` adapts, and whether it is "a" or "b" of the pair; `None` for other leaves."""
+def adapted_weight(name: str) -> tuple[str, str] | None:
+    """The weight that the leaf `name` adapts, and the leaf's part, "a" or "b"; None for other leaves."""
     if match := _EINSUM.fullmatch(name):
         return f"{match[1]}/{'w' if match[2].isdigit() else match[2]}", match[3]
     if match := _DENSE.fullmatch(name):
@@ -40,78 +39,67 @@ def adapted(name: str) -> tuple[str, str] | None:
     return None
 
 
-def needs_alpha(found: Iterable[str]) -> bool:
-    return any(_QWIX.fullmatch(name) for name in found)
+def needs_alpha(leaf_names: Iterable[str]) -> bool:
+    return any(_QWIX.fullmatch(name) for name in leaf_names)
 
 
 def stored_alpha(directories: Iterable[str]) -> float | None:
-    """`lora_alpha` of an adapter_config.json in the first of `directories` that has one."""
+    """`lora_alpha` from adapter_config.json in the first of `directories` that has one."""
     for directory in directories:
         if storage.is_file(file := storage.join(directory, CONFIG)):
-            return _number(read_config(file).get("lora_alpha"), file)
+            return check_alpha(storage.read_json(file).get("lora_alpha"), f"{directory}: lora_alpha")
     return None
 
 
-def _number(value: object, file: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        raise CheckpointError(f"{file}: lora_alpha is {shown(value)}, not a number")
-    return float(value)
-
-
-def read_config(file: str) -> dict:
-    """An adapter_config.json."""
-    try:
-        raw = json.loads(storage.read_file(file))
-        if not isinstance(raw, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file}: is no config of an adapter: {error}") from error
-    return raw
+def check_alpha(alpha: object, label: str) -> float:
+    """Raises `CheckpointError`, beginning with `label`, if `alpha` is not a finite number."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**53:
+        raise CheckpointError(f"{label} is {shown(alpha)} in {CONFIG}, not a number")
+    return float(alpha)
 
 
 def split(
-    arrays: Mapping[str, LazyArray], alpha: float | None, where: str
+    arrays: Mapping[str, LazyArray], alpha: float | None, path: str
 ) -> tuple[dict[str, LazyArray], dict[str, LazyArray]]:
-    """Parts a tree into its weights, and what adapters add to weights, by the names of those."""
+    """Separates a tree into weights and LoRA deltas, both by weight name."""
     weights: dict[str, LazyArray] = {}
     pairs: dict[str, dict[str, str]] = {}
     for name, array in arrays.items():
-        if (found := adapted(name)) is None:
+        if (found := adapted_weight(name)) is None:
             weights[name] = array
         else:
-            pairs.setdefault(found[0], {})[found[1]] = name
-    return weights, {name: _delta(name, pair, arrays, alpha, where) for name, pair in pairs.items()}
+            weight, part = found
+            pairs.setdefault(weight, {})[part] = name
+    return weights, {name: _delta(name, pair, arrays, alpha, path) for name, pair in pairs.items()}
 
 
 def _delta(
-    name: str, pair: Mapping[str, str], arrays: Mapping[str, LazyArray], alpha: float | None, where: str
+    name: str, pair: Mapping[str, str], arrays: Mapping[str, LazyArray], alpha: float | None, path: str
 ) -> LazyArray:
     if len(pair) != 2:
-        raise CheckpointError(f"{where}: {next(iter(pair.values()))} has no counterpart")
+        raise CheckpointError(f"{path}: {next(iter(pair.values()))} has no counterpart")
     a, b = arrays[pair["a"]], arrays[pair["b"]]
     if a.shape[-1] != b.shape[0]:
-        raise CheckpointError(f"{where}: {pair['a']} {list(a.shape)} and {pair['b']} {list(b.shape)} are not a pair")
+        raise CheckpointError(f"{path}: {pair['a']} {list(a.shape)} and {pair['b']} {list(b.shape)} are not a pair")
     scale = 1.0
     if _QWIX.fullmatch(pair["a"]):
         if alpha is None:
             raise CheckpointError(
-                f"{where}: {pair['a']} is scaled by an alpha that is not stored: say it as lora_alpha= of from_params, "
-                f'or for files as {{"lora_alpha": …}} in an {CONFIG} beside them'
+                f"{path}: {pair['a']} is scaled by an alpha that is not stored: pass lora_alpha= to from_params, or "
+                f'put an {CONFIG} with {{"lora_alpha": …}} beside the files'
             )
         scale = alpha / a.shape[-1]
     module = "/".join(name.split("/")[-2:])
-    return move_first_axis(Product(a, b, scale), _CONTRACTED.get(module, 0))
+    return move_first_axis(Product(a, b, scale), _CONTRACTED_AXIS.get(module, 0))
 
 
-def merge(arrays: Mapping[str, LazyArray], deltas: Mapping[str, LazyArray], where: str) -> dict[str, LazyArray]:
-    """`arrays` with `deltas` added. `CheckpointError` for what adapts no weight, or one of another shape."""
+def merge(arrays: Mapping[str, LazyArray], deltas: Mapping[str, LazyArray], path: str) -> dict[str, LazyArray]:
+    """Adds `deltas` to `arrays`. Raises `CheckpointError` for a delta without a weight of its name and shape."""
     problems = [
         f"{name} {list(delta.shape)}"
         for name, delta in deltas.items()
         if name not in arrays or arrays[name].shape != delta.shape
     ]
     if problems:
-        raise CheckpointError(f"{where}: adapts what this model does not have: {', '.join(sorted(problems)[:6])}")
+        raise CheckpointError(f"{path}: adapts what this model does not have: {', '.join(sorted(problems)[:6])}")
     return {name: Sum(array, deltas[name]) if name in deltas else array for name, array in arrays.items()}

@@ -1,7 +1,7 @@
-"""Hugging Face directories: safetensors files, one or several with an index, read slice by slice and written streaming.
+"""Reads slices of safetensors files in Hugging Face directories, and writes such directories block by block.
 
-A safetensors file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and
-the arrays, row-major and back to back (https://github.com/huggingface/safetensors, "Format").
+A safetensors file has an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and
+the arrays, row-major and contiguous (https://github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gemma_tpu.checkpoint import boxes, foreign, lazy, storage
+from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
 from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
@@ -30,21 +30,21 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),  # of buffers alone
+    "I64": np.dtype(np.int64),  # buffers only
 }
-_ENTRY = {"dtype", "shape", "data_offsets"}  # of an array in a header
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _TOO_LARGE = 1 << 64
-_MAX_HEADER = 100_000_000  # bytes: the safetensors library sets the same limit
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 class SafetensorsArray(Leaf):
-    """One array of a safetensors file, its bytes at `offset` of the file."""
+    """An array in a safetensors file, starting at byte `offset` of the file."""
 
     def __init__(self, file: str, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int):
         self.file, self.name, self.dtype, self.shape, self.offset = file, name, dtype, shape, offset
 
     def _span(self, box: Box) -> tuple[Box, int, int]:
-        """The least box around `box` that is contiguous in the file, and its first and last byte (exclusive)."""
+        """The smallest box around `box` that is contiguous in the file, and its byte range."""
         around = list(boxes.whole(self.shape))
         for axis, part in enumerate(box):
             around[axis] = part
@@ -75,14 +75,14 @@ def is_hf(names: set[str]) -> bool:
 
 
 def holds_model(names: set[str]) -> bool:
-    """Whether a directory with these entries has the weights of a model, beside those of an adapter perhaps."""
+    """Whether a directory with these entries has the weights of a model, not only of an adapter."""
     return INDEX in names or any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
 
 
 def read_directory(path: str) -> dict[str, SafetensorsArray]:
-    """The arrays of a directory with safetensors files, by their stored names.
+    """The arrays in a directory's safetensors files, by stored name.
 
-    A `CheckpointWarning` names files that neither the index nor the usual name makes part of the checkpoint.
+    A `CheckpointWarning` names files that are not part of the checkpoint.
     """
     names = storage.entries(path)
     stored = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
@@ -118,12 +118,12 @@ def _read_index(path: str) -> dict[str, str]:
 
 
 def read_file(path: str) -> dict[str, SafetensorsArray]:
-    """The arrays of one safetensors file. `CheckpointError` if it is truncated or no such file."""
+    """The arrays in one safetensors file. Raises `CheckpointError` if it is damaged or of another format."""
     head = storage.read_head(path)
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or not 2 <= length <= _MAX_HEADER:
-        what = foreign.recognise(head, path) or "no safetensors file (its first 8 bytes are no header length)"
-        raise CheckpointError(f"{path}: is {what}")
+        what = unsupported_formats.identify(head, path)
+        raise CheckpointError(f"{path}: is {what or 'no safetensors file (its first 8 bytes are no header length)'}")
     if not _size_at_least(path, 8 + length):
         raise CheckpointError(f"{path}: truncated: the file ends inside its header of {length} bytes")
     entries, size = _read_header(storage.read_file(path, slice(8, 8 + length)), path)
@@ -138,10 +138,10 @@ def read_file(path: str) -> dict[str, SafetensorsArray]:
 
 
 def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], int]:
-    """Of each array dtype, shape and the first of its bytes behind the header; and how many bytes there are in all.
+    """Dtype, shape and offset after the header of each array, and the total size of the arrays in bytes.
 
-    As the safetensors library does (0.8, safetensors/src/tensor.rs), refuses a header whose arrays are not back to
-    back from the first byte to the last, each as long as its shape says.
+    Like the safetensors library (0.8, safetensors/src/tensor.rs), rejects arrays that are not contiguous or whose
+    sizes do not match their shapes.
     """
     where = f"{path}: its safetensors header is corrupt"
     found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
@@ -149,23 +149,23 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
         raw = storage.parse_json(header.decode(), where, strict=True)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    notes = {} if raw.get("__metadata__") is None else raw["__metadata__"]
-    raw.pop("__metadata__", None)
-    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise CheckpointError(f"{where}: __metadata__ is {shown(notes)}, not texts by name")
+    metadata = raw.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{where}: __metadata__ is {shown(metadata)}, not texts by name")
     for name, entry in raw.items():
-        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY:
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
             raise CheckpointError(f"{where}: {shown(name)} is {shown(entry)}, without dtype, shape and data_offsets")
         shape, offsets = entry["shape"], entry["data_offsets"]
-        others = (value for key, value in entry.items() if key not in _ENTRY)
+        others = (value for key, value in entry.items() if key not in _ENTRY_KEYS)
         if any(isinstance(value, list | dict) for value in others):
             raise CheckpointError(f"{where}: {shown(name)} has more than is known of an array: {shown(entry)}")
         if not isinstance(entry["dtype"], str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
             raise CheckpointError(f"{where}: {shown(name)} has the dtype, shape or data_offsets {shown(entry)}")
         found[name] = entry["dtype"], tuple(shape), offsets[0], offsets[1]
-    if unread := sorted({code for code, *_ in found.values()} - set(DTYPES)):
+    if unsupported := sorted({code for code, *_ in found.values()} - set(DTYPES)):
         raise CheckpointError(
-            f"{path}: holds {one_line(', '.join(unread))[:80]} arrays: a quantised checkpoint? Only "
+            f"{path}: holds {one_line(', '.join(unsupported))[:80]} arrays: a quantised checkpoint? Only "
             f"{', '.join(DTYPES)} can be read"
         )
     entries, end = {}, 0
@@ -181,12 +181,12 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether a value of a header is a list of counts."""
+    """Whether a header value is a list of non-negative integers."""
     return isinstance(value, list) and all(type(count) is int and 0 <= count < _TOO_LARGE for count in value)
 
 
 def _size_at_least(path: str, size: int) -> bool:
-    """Whether a file has `size` bytes: asked by reading the last of them, which needs no stat of a remote object."""
+    """Whether a file has at least `size` bytes. Of a remote file, reads the last of them."""
     if not storage.is_remote(path):
         return os.path.isfile(path) and os.path.getsize(path) >= size
     try:
@@ -204,9 +204,9 @@ def write_directory(
     max_shard_bytes: int = 5_000_000_000,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes safetensors files of at most `max_shard_bytes` (an array larger than that has a file to itself).
+    """Writes safetensors files of at most `max_shard_bytes`; a larger array gets a file of its own.
 
-    One block of one array is in memory at a time. `progress` is told the bytes of each block written.
+    Keeps one block of one array in memory. Calls `progress` with the size of each block written.
     """
     shards: list[dict[str, LazyArray]] = [{}]
     for name, array in arrays.items():
@@ -230,7 +230,7 @@ def write_directory(
 
 def _write_file(path: Path, arrays: dict[str, LazyArray], progress: Callable[[int], None]) -> None:
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say this
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires this
     offset = 0
     for name, array in arrays.items():
         if array.dtype not in codes:
@@ -243,12 +243,7 @@ def _write_file(path: Path, arrays: dict[str, LazyArray], progress: Callable[[in
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for array in arrays.values():
-            for block in _rows(array):
-                data = boxes.contiguous(block).view(np.uint8)
+            for box in lazy.read_blocks(array, boxes.whole(array.shape), axis=0):
+                data = boxes.contiguous(array.read(box)).view(np.uint8)
                 file.write(data.data)
                 progress(data.nbytes)
-
-
-def _rows(array: LazyArray) -> Iterator[np.ndarray]:
-    for box in lazy.read_blocks(array, boxes.whole(array.shape), axis=0):
-        yield array.read(box)

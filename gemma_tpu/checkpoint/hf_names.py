@@ -1,4 +1,4 @@
-"""Hugging Face's parameter names: the ways to prefix them, one table of what they hold.
+"""Hugging Face's parameter names: their prefixes, and the table that maps them to canonical names and layouts.
 
 | where | text | vision | projector |
 |---|---|---|---|
@@ -6,11 +6,11 @@
 | written by transformers 5 | language_model.model. | vision_tower. | multi_modal_projector. |
 | in memory, transformers 5 | model.language_model. | model.vision_tower. | model.multi_modal_projector. |
 | text-only files | model. | | |
-| an output head of its own | (language_model.)lm_head. | | |
+| untied output head | (language_model.)lm_head. | | |
 | ShieldGemma 2, transformers 5 | model.model.language_model.model. | model.model.vision_tower. | … |
 
-Programs that wrap a model before they save it add parts of their own, at the front or in between (`_WRAPPERS`). What is
-left, `core` here, is the same in all. Text cores keep no prefix, the others begin with `vision.` and `projector.`.
+Programs that wrap a model before saving it add further parts (`_WRAPPERS`). A name without prefixes and wrappers is
+called its core, which all of these share. Vision and projector cores begin with `vision.` and `projector.`.
 """
 
 from __future__ import annotations
@@ -25,32 +25,25 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.names import OUTPUT_HEAD, SIGLIP, Arrays, Shapes, canonical_shapes
 from gemma_tpu.config import GemmaConfig
 
-EXTRA_ROWS = 64  # Hugging Face's multimodal embedding tables have these behind the vocabulary; no token uses them
+EXTRA_ROWS = 64  # unused rows after the vocabulary in Hugging Face's multimodal embedding tables
 
-# Parts that distributed training, torch.compile, activation checkpointing and PEFT add: attribute names under which a
-# wrapper keeps the module it wraps (torch: nn/parallel/distributed.py, _dynamo/eval_frame.py, fsdp/_common_utils.py,
+# Attributes in which the wrappers of distributed training, torch.compile, activation checkpointing and PEFT store the
+# wrapped module (torch: nn/parallel/distributed.py, _dynamo/eval_frame.py, fsdp/_common_utils.py,
 # algorithms/_checkpoint/checkpoint_wrapper.py; lightning: fabric/wrappers.py; peft: peft_model.py).
-_WRAPPERS = frozenset(
-    (
-        "module",
-        "_orig_mod",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-        "base_model",
-    )
-)
+_WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_model")
+}
 _PREFIX = r"(?:(?:model|language_model|transformer)\.)*"
 _TEXT = re.compile(_PREFIX + r"((?:layers\.\d+\.|embed_tokens\.|norm\.|lm_head\.).+)")
 _VISION = re.compile(_PREFIX + r"vision_tower\.(?:vision_model\.)?(.+)")
 _PROJECTOR = re.compile(_PREFIX + r"multi_modal_projector\.(.+)")
-# What some versions stored though it follows from the config (transformers: models/gemma3, models/siglip).
+# Buffers derived from the config, which some versions stored (transformers: models/gemma3, models/siglip).
 _BUFFER = re.compile(r"(?:.*\.)?(?:rotary_emb\w*\.\w*inv_freq|embeddings\.position_ids|embed_scale)")
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 def core(name: str) -> str:
-    """A stored name without its prefix and wrappers; a name that is not known as it is."""
+    """A stored name without prefixes and wrappers; an unknown name as it is."""
     bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     if match := _VISION.fullmatch(bare):
         return f"vision.{match[1]}"
@@ -66,7 +59,7 @@ def is_multimodal(core: str) -> bool:
 
 
 class Cores(NamedTuple):
-    """Arrays by core, the stored name of each, and buffers by their stored names."""
+    """`arrays` and `stored` (the stored name) by core; `buffers` by stored name."""
 
     arrays: Arrays
     stored: dict[str, str]
@@ -86,7 +79,7 @@ def cores(arrays: Mapping[str, LazyArray], path: str) -> Cores:
 
 
 class _Layout(NamedTuple):
-    """How one array lies on both sides: `to_hf` of the canonical array, `from_hf` with the canonical shape."""
+    """Conversions of an array's layout; `from_hf` also takes the canonical shape."""
 
     to_hf: Callable[[LazyArray], LazyArray]
     from_hf: Callable[[LazyArray, tuple[int, ...]], LazyArray]
@@ -94,21 +87,21 @@ class _Layout(NamedTuple):
 
 _SAME = _Layout(lambda a: a, lambda a, _: a)
 _TRANSPOSED = _Layout(lambda a: a.transpose(1, 0), lambda a, _: a.transpose(1, 0))
-# [N,D,H] - [NH,D]
+# [N,D,H] ↔ [NH,D]
 _HEADS_IN = _Layout(
     lambda a: a.transpose(0, 2, 1).merge(0), lambda a, shape: a.split(0, (shape[0], shape[2])).transpose(0, 2, 1)
 )
-# [N,H,D] - [D,NH]
+# [N,H,D] ↔ [D,NH]
 _HEADS_OUT = _Layout(lambda a: a.merge(0).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(0, shape[:2]))
-# [E,n,h] - [nh,E]
+# [E,n,h] ↔ [nh,E]
 _VISION_IN = _Layout(lambda a: a.merge(1).transpose(1, 0), lambda a, shape: a.transpose(1, 0).split(1, shape[1:]))
-_BIAS = _Layout(lambda a: a.merge(0), lambda a, shape: a.split(0, (shape[0], shape[1])))  # [n,h] - [nh]
-_PATCH = _Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))  # [p,p,3,E] - [E,3,p,p]
-_FIRST = _Layout(lambda a: a.take(0, 0), lambda a, _: a.expand(0))  # [1,P,E] - [P,E]
+_BIAS = _Layout(lambda a: a.merge(0), lambda a, shape: a.split(0, (shape[0], shape[1])))  # [n,h] ↔ [nh]
+_PATCH = _Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))  # [p,p,3,E] ↔ [E,3,p,p]
+_FIRST = _Layout(lambda a: a.take(0, 0), lambda a, _: a.expand(0))  # [1,P,E] ↔ [P,E]
 
 
 class _Row(NamedTuple):
-    """A canonical name and the cores that hold it: several if its first axis is divided among them."""
+    """A canonical name and its cores: several if they are stacked along its first axis."""
 
     canonical: str
     cores: tuple[str, ...]
@@ -172,20 +165,20 @@ def _rows(config: GemmaConfig) -> Iterator[_Row]:
 
 
 def core_shapes(config: GemmaConfig) -> Shapes:
-    """Every core of a model, with its shape, without extra embedding rows."""
+    """Shapes of all parameters by core, without extra embedding rows."""
     zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
     return {name: array.shape for name, array in cores_from_canonical(zeros, config)}
 
 
 def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
-    """Canonical arrays as views of the cores, which have been checked against `core_shapes`."""
+    """Canonical arrays as views of arrays by core, whose shapes must be `core_shapes`."""
     shapes = canonical_shapes(config)
     canonical = {row.canonical: _from_cores(row, found, shapes[row.canonical]) for row in _rows(config)}
     return {name: canonical[name] for name in shapes}
 
 
 def changed_rows(changed: Mapping[str, LazyArray], base: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
-    """The canonical arrays of which `changed` has a core; their other cores are those of `base`."""
+    """The canonical arrays with a core in `changed`; `base` provides their other cores."""
     shapes, found = canonical_shapes(config), {**base, **changed}
     return {
         row.canonical: _from_cores(row, found, shapes[row.canonical])
@@ -201,12 +194,11 @@ def _from_cores(row: _Row, found: Mapping[str, LazyArray], shape: tuple[int, ...
 
 
 def hf_from_canonical(
-    canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int, outer: str = ""
+    canonical: Mapping[str, LazyArray], config: GemmaConfig, table_rows: int, prefix: str = ""
 ) -> Arrays:
-    """Arrays by the names of the released files, which every transformers version since 4.50 loads.
+    """Arrays by the names of the released files, which transformers 4.50 and later load.
 
-    `table_rows`: rows of the embedding table and of an untied head, those behind the vocabulary being zeros. `outer`:
-    before every name.
+    `table_rows`: rows to zero-pad the embedding table and an untied head to. `prefix`: prepended to every name.
     """
     named: Arrays = {}
     for name, array in cores_from_canonical(canonical, config):
@@ -217,13 +209,12 @@ def hf_from_canonical(
         else:
             if name in (TABLE, HEAD):
                 array = array.pad(0, table_rows)
-            prefix = ("language_model." if config.vision else "") + ("" if name == HEAD else "model.")
-            named[prefix + name] = array
-    return {outer + name: array for name, array in named.items()}
+            named[("language_model." if config.vision else "") + ("" if name == HEAD else "model.") + name] = array
+    return {prefix + name: array for name, array in named.items()}
 
 
 def cores_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Iterator[tuple[str, LazyArray]]:
-    """Every core, as views of the canonical arrays."""
+    """Yields each core and its array, as a view of the canonical arrays."""
     for row in _rows(config):
         array = canonical[row.canonical]
         if len(row.cores) == 1:

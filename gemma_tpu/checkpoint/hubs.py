@@ -1,4 +1,4 @@
-"""Models from the hubs, by their own clients, which resume, and keep the licence and the tokens."""
+"""Downloads models with the hubs' own clients, which handle resuming, licences and tokens."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tpu.checkpoint import checksums
-from gemma_tpu.checkpoint.availability import Unavailable, explain, patiently
+from gemma_tpu.checkpoint.hub_errors import Unavailable, explain, retry_while_busy
 
 HUGGING_FACE, KAGGLE = "https://huggingface.co", "https://www.kaggle.com/models"
 _NO_CLIENT = "needs pip install 'gemma_tpu[hub]'"
-_COMPANIONS = (".json", ".jinja", "tokenizer.model")
+_TEXT_ASSETS = (".json", ".jinja", "tokenizer.model")
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
-_FOREIGN = (".bin", ".gguf", ".pth", ".h5", ".task", ".litertlm", ".onnx", ".npz", ".ckpt", ".msgpack", ".sbs")
+_UNSUPPORTED = (".bin", ".gguf", ".pth", ".h5", ".task", ".litertlm", ".onnx", ".npz", ".ckpt", ".msgpack", ".sbs")
 
 
 def from_hugging_face(repo: str, revision: str | None, cache: Path | None) -> Path:
-    """The directory of `repo` ("owner/name"), with the weights and what belongs to them but no second copy of them.
+    """Downloads one copy of the weights of `repo` ("owner/name") and their text assets, and returns the directory.
 
-    Hugging Face's own cache keeps it, or `cache`. Without a network, what is in there already. $HF_ENDPOINT is read
-    now, not when the client was imported.
+    Stores them in Hugging Face's own cache, or in `cache`; without a network, uses what is there. Reads $HF_ENDPOINT
+    at the call, unlike the client, which reads it at import.
     """
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
@@ -34,13 +34,13 @@ def from_hugging_face(repo: str, revision: str | None, cache: Path | None) -> Pa
     api = huggingface_hub.HfApi(endpoint)
     try:
         try:
-            # The one request that the client does not repeat by itself.
-            info = patiently(lambda: api.model_info(repo, revision=revision), "Hugging Face")
+            # The only request that the client does not retry itself.
+            info = retry_while_busy(lambda: api.model_info(repo, revision=revision), "Hugging Face")
         except Exception as error:
-            if (path := _kept(repo, options)) is not None:
+            if (path := _cached_snapshot(repo, options)) is not None:
                 return path
             raise error
-        files = needed([file.rfilename for file in info.siblings or ()])
+        files = select_files([file.rfilename for file in info.siblings or ()])
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(map(glob.escape, files)), **options))
     except Unavailable:
         raise
@@ -48,22 +48,22 @@ def from_hugging_face(repo: str, revision: str | None, cache: Path | None) -> Pa
         raise explain(error, f"{HUGGING_FACE}/{repo}", "hf auth login, or HF_TOKEN") from error
 
 
-def _kept(repo: str, options: dict[str, Any]) -> Path | None:
-    """What Hugging Face's cache has of a repository, if another program put it there."""
+def _cached_snapshot(repo: str, options: dict[str, Any]) -> Path | None:
+    """The repository in Hugging Face's cache, which other programs fill too, or None."""
     import huggingface_hub
 
     try:
-        kept = huggingface_hub.snapshot_download(repo, allow_patterns="*.safetensors", local_files_only=True, **options)
+        path = huggingface_hub.snapshot_download(repo, allow_patterns="*.safetensors", local_files_only=True, **options)
     except huggingface_hub.errors.LocalEntryNotFoundError:
         return None
-    return Path(kept)
+    return Path(path)
 
 
-def needed(files: Sequence[str]) -> list[str]:
-    """Which of a repository's files a model is loaded from: safetensors or Orbax files, and their companions.
+def select_files(files: Sequence[str]) -> list[str]:
+    """The files of a repository that `load` needs: safetensors or Orbax files, and text assets.
 
-    Weights in a folder of their own (an adapter, a trainer's state) and another copy in one file ("consolidated", as
-    some publish beside the shards) are left out. `Unavailable` if there are no weights that can be read here.
+    Skips weights in subfolders (adapters, trainer states) and a "consolidated" second copy of sharded weights. Raises
+    `Unavailable` if there are no weights in a supported format.
     """
     top = [name for name in files if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
@@ -72,19 +72,19 @@ def needed(files: Sequence[str]) -> list[str]:
         roots = tuple(name.removesuffix(mark) for name in files for mark in _ORBAX if name.endswith(mark))
         weights = [name for name in files if roots and name.startswith(roots)]
     if not weights:
-        foreign = sorted({ext for name in files for ext in _FOREIGN if name.endswith(ext)})
-        holds = f"has weights as {', '.join(foreign)} only" if foreign else f"holds {', '.join(files[:5]) or 'nothing'}"
+        other = sorted({ext for name in files for ext in _UNSUPPORTED if name.endswith(ext)})
+        holds = f"has weights as {', '.join(other)} only" if other else f"holds {', '.join(files[:5]) or 'nothing'}"
         raise Unavailable(
             f"{holds}: what can be read is *.safetensors or an Orbax checkpoint; take the repository that has one"
         )
-    return sorted({*weights, *(name for name in top if name.endswith(_COMPANIONS))})
+    return sorted({*weights, *(name for name in top if name.endswith(_TEXT_ASSETS))})
 
 
 def from_kaggle(handle: str, cache: Path | None) -> Path:
-    """The directory of a model by its handle, "owner/model/framework/variation" and perhaps "/version".
+    """Downloads a model by its handle, "owner/model/framework/variation[/version]", and returns the directory.
 
-    Kaggle's client compares the archive that it unpacks with its checksum; those of the files are put beside them,
-    unless that is a place that cannot be written, as in a notebook there.
+    Kaggle's client verifies the archive. Adds checksums of the unpacked files if the directory is writable, which it
+    is not in Kaggle's notebooks.
     """
     try:
         import kagglehub  # pyright: ignore[reportMissingImports]
@@ -93,7 +93,7 @@ def from_kaggle(handle: str, cache: Path | None) -> Path:
     owner, model, *_ = handle.split("/")
     try:
         with _kaggle_cache(cache):
-            path = Path(patiently(lambda: kagglehub.model_download(handle), "Kaggle"))
+            path = Path(retry_while_busy(lambda: kagglehub.model_download(handle), "Kaggle"))
     except Exception as error:
         login = "kagglehub.login(), or KAGGLE_USERNAME and KAGGLE_KEY"
         raise explain(error, f"{KAGGLE}/{owner}/{model}", login) from error
@@ -104,7 +104,7 @@ def from_kaggle(handle: str, cache: Path | None) -> Path:
 
 @contextlib.contextmanager
 def _kaggle_cache(cache: Path | None) -> Iterator[None]:
-    """Where kagglehub keeps what it downloads is said to it by the environment alone."""
+    """Sets kagglehub's cache directory by the environment, its only setting for that."""
     name = "KAGGLEHUB_CACHE"
     if cache is None or name in os.environ:
         yield

@@ -1,7 +1,7 @@
-"""Arrays that stay on disk, and views of them.
+"""Lazy arrays: arrays on disk, and views of them that are read box by box.
 
-A checkpoint names, orders and fuses its parameters in its own way. Here each parameter becomes a view of what lies on
-disk, and reading a box of the view (gemma_tpu.checkpoint.boxes) reads no more of the files than that box needs.
+Each checkpoint format orders and fuses parameters in its own way. A parameter is a view of the stored arrays, and
+reading a box (gemma_tpu.checkpoint.boxes) of a view reads only the parts of the files that the box needs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint.boxes import Box, box_shape, copy, normalise_box, relative, whole
+from gemma_tpu.checkpoint.boxes import Box, box_shape, copy, relative, resolve_box, whole
 from gemma_tpu.checkpoint.errors import CheckpointError
 
 _T = TypeVar("_T")
-BLOCK_BYTES = 16 << 20  # what is read at a time, where a read can be divided
+BLOCK_BYTES = 16 << 20  # size of a read, if it can be divided
 FLOAT32 = np.dtype(np.float32)
 
 
 class LazyArray(abc.ABC):
-    """An array of `shape` and `dtype` that is read when asked, box by box."""
+    """An array of `shape` and `dtype` that is read on demand."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -35,15 +35,15 @@ class LazyArray(abc.ABC):
 
     @abc.abstractmethod
     def cost(self, box: Box) -> int:
-        """Bytes, uncompressed, that reading `box` takes from storage."""
+        """Uncompressed bytes that `read(box)` reads from storage."""
 
     @abc.abstractmethod
     def leaves(self) -> Iterator[Leaf]:
-        """The stored arrays that this is a view of."""
+        """The stored arrays underlying this view."""
 
     @abc.abstractmethod
     def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
-        """The same view of `function` of each leaf."""
+        """The same view with each leaf replaced by `function(leaf)`."""
 
     @property
     def size(self) -> int:
@@ -66,11 +66,11 @@ class LazyArray(abc.ABC):
         return self if axes == tuple(range(len(self.shape))) else _Transposed(self, axes)
 
     def split(self, axis: int, sizes: tuple[int, ...]) -> LazyArray:
-        """Divides `axis` into two axes of `sizes`, row-major."""
+        """Splits `axis` into two axes of `sizes`, row-major."""
         return _Split(self, axis, sizes)
 
     def merge(self, axis: int) -> LazyArray:
-        """Joins `axis` and the next one, row-major."""
+        """Merges `axis` and the next axis, row-major."""
         return _Merged(self, axis)
 
     def expand(self, axis: int) -> LazyArray:
@@ -78,8 +78,8 @@ class LazyArray(abc.ABC):
         return _Expanded(self, axis)
 
     def take(self, axis: int, index: int) -> LazyArray:
-        """The elements at `index` of `axis`, which is dropped."""
-        return _Dropped(self.crop(axis, index, index + 1), axis)
+        """The elements at `index` of `axis`; drops the axis."""
+        return _Squeezed(self.crop(axis, index, index + 1), axis)
 
     def crop(self, axis: int, start: int, stop: int) -> LazyArray:
         if not 0 <= start < stop <= self.shape[axis]:
@@ -98,7 +98,7 @@ class LazyArray(abc.ABC):
 
 
 class Leaf(LazyArray):
-    """A stored array. `name` and `file` are what an error says."""
+    """A stored array. Errors quote `name` and `file`."""
 
     name: str
     file: str
@@ -110,8 +110,8 @@ class Leaf(LazyArray):
         return function(self)
 
 
-class Memory(Leaf):
-    """An array in memory (NumPy's or JAX's) that takes part in views."""
+class InMemory(Leaf):
+    """A NumPy or JAX array in memory."""
 
     def __init__(self, array: Any, name: str):
         self.array, self.name, self.file = array, name, "memory"
@@ -120,20 +120,20 @@ class Memory(Leaf):
     def read(self, box: Box) -> np.ndarray:
         if not isinstance(self.array, jax.Array):
             return np.asarray(self.array)[box]
-        # From each device no more than the part of the box that it holds: of all of an array, JAX keeps a copy.
+        # Copies only the requested part of each shard, since JAX caches the host copy of a whole array.
         out: np.ndarray | None = None
         for shard in self.array.addressable_shards:
-            held = normalise_box(shard.index, self.shape)
-            inside = tuple(slice(max(b.start, h.start), min(b.stop, h.stop)) for b, h in zip(box, held, strict=True))
-            if shard.replica_id or any(part.start >= part.stop for part in inside):
+            held = resolve_box(shard.index, self.shape)
+            overlap = tuple(slice(max(b.start, h.start), min(b.stop, h.stop)) for b, h in zip(box, held, strict=True))
+            if shard.replica_id or any(part.start >= part.stop for part in overlap):
                 continue
-            on_cpu = shard.device.platform == "cpu"  # there NumPy's view of a shard is no copy
-            part = relative(inside, held)
+            on_cpu = shard.device.platform == "cpu"  # where NumPy views a shard without a copy
+            part = relative(overlap, held)
             values = np.asarray(shard.data)[part] if on_cpu else np.asarray(shard.data[part])
-            if inside == tuple(box):
+            if overlap == tuple(box):
                 return values
             out = np.empty(box_shape(box), self.dtype) if out is None else out
-            out[relative(inside, box)] = values
+            out[relative(overlap, box)] = values
         if out is None:
             raise CheckpointError(f"{self.name}: no device of this process holds {box_shape(box)} of it")
         return out
@@ -170,22 +170,21 @@ def stack(parts: Sequence[LazyArray], axis: int = 0) -> LazyArray:
 
 
 def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator[Box]:
-    """Divides `box` along one axis into boxes of BLOCK_BYTES or a multiple, as small as takes hardly more reading.
+    """Divides `box` along one axis into blocks of about BLOCK_BYTES, or of a multiple that avoids rereading.
 
-    `axis`: the only axis that may be divided; otherwise the first that can be.
+    `axis`: the axis to divide; by default the first that works.
     """
     shape = box_shape(box)
     count = math.ceil(math.prod(shape) * array.dtype.itemsize / BLOCK_BYTES)
     axes = range(len(shape)) if axis is None else [axis]
-    # Chunked storage reads whole chunks, so blocks that cut chunks read them several times. Blocks of several chunks
-    # cut few; a quarter more is allowed.
-    most = 1.25 * array.cost(box)
+    # Blocks that cut a stored chunk each read all of it. Larger blocks cut fewer chunks; 25% of rereading is allowed.
+    max_cost = 1.25 * array.cost(box)
     while count > 1:
         for candidate in axes:
             step, part = math.ceil(shape[candidate] / count), box[candidate]
             starts = range(part.start, part.stop, step)
             blocks = [_replace(box, candidate, slice(start, min(start + step, part.stop))) for start in starts]
-            if len(blocks) > 1 and sum(array.cost(block) for block in blocks) <= most:
+            if len(blocks) > 1 and sum(array.cost(block) for block in blocks) <= max_cost:
                 yield from blocks
                 return
         count //= 2
@@ -197,18 +196,18 @@ def _replace(items: Sequence[_T], axis: int, *new: _T) -> tuple[_T, ...]:
 
 
 class _View(LazyArray):
-    """A view of one array: a box of it is a box of the base, rearranged."""
+    """A view of one array: each box is a rearranged box of the base."""
 
     def __init__(self, base: LazyArray, shape: tuple[int, ...]):
         self.base, self.shape, self.dtype = base, shape, base.dtype
 
     @abc.abstractmethod
     def base_box(self, box: Box) -> Box:
-        """The least box of the base that holds `box`."""
+        """The smallest box of the base that contains `box`."""
 
     @abc.abstractmethod
     def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        """`box` out of what was read from `base_box(box)`."""
+        """Extracts `box` from `array`, the contents of `base_box(box)`."""
 
     def read(self, box: Box) -> np.ndarray:
         return self.rearrange(self.base.read(self.base_box(box)), box)
@@ -246,7 +245,7 @@ class _Split(_View):
 
     def base_box(self, box: Box) -> Box:
         outer, inner = box[self.axis : self.axis + 2]
-        # With several outer rows the base has to be read from the first row's start to the last one's end.
+        # A range of the base covers several outer rows only in full.
         if outer.stop - outer.start > 1:
             inner = slice(0, self.inner)
         start, stop = outer.start * self.inner + inner.start, (outer.stop - 1) * self.inner + inner.stop
@@ -295,7 +294,7 @@ class _Expanded(_View):
         return np.expand_dims(array, self.axis)
 
 
-class _Dropped(_View):
+class _Squeezed(_View):
     def __init__(self, base: LazyArray, axis: int):
         super().__init__(base, _replace(base.shape, axis))
         self.axis = axis
@@ -342,7 +341,7 @@ class _Concatenated(LazyArray):
         self.dtype = np.result_type(*(part.dtype for part in parts))
 
     def pieces(self, box: Box) -> Iterator[tuple[LazyArray, Box, Box]]:
-        """Each part that `box` touches: the part, its box, and where that lies in `box`."""
+        """Yields each part that `box` overlaps, the box to read from it, and its position within `box`."""
         wanted = box[self.axis]
         for part, offset in zip(self.parts, self.offsets, strict=False):
             start, stop = max(wanted.start, offset), min(wanted.stop, offset + part.shape[self.axis])

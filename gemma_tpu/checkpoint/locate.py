@@ -1,7 +1,7 @@
-"""From the directory that a user names to the one that holds the arrays.
+"""Finds the directory that holds the arrays, at or below the path that a user gives.
 
-What is named may be above it: a training run with its steps, a download in Hugging Face's cache (refs/, snapshots/) or
-in Kaggle's (a folder for each version, with the checkpoint in a folder of its own).
+That path may be a training run with its steps, a download in Hugging Face's cache (refs/, snapshots/) or in Kaggle's
+(a folder for each version, with the checkpoint in a subfolder).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from gemma_tpu.checkpoint import hf, orbax, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-# Names of an Orbax step's items, the likeliest to hold a model first.
+# Names of items in an Orbax step, by preference.
 _ITEMS = ("params", "default", "model_params", "state", "item", "items", "model")
 _STEP = re.compile(r"(?:\w+[-_])?(\d+)")
 _DEPTH = 3
@@ -23,9 +23,9 @@ def holds_arrays(names: set[str]) -> bool:
 
 
 def locate(path: str, names: set[str]) -> str | None:
-    """The directory at or below `path` that holds arrays: of steps or versions the newest; None if there is none.
+    """The directory at or below `path` that holds arrays, of the newest step or version; None if there is none.
 
-    `names`: the entries of `path`. `CheckpointError` if there are several and nothing says which is meant.
+    `names`: the entries of `path`. Raises `CheckpointError` if it is ambiguous.
     """
     return _locate(path, names, _DEPTH)
 
@@ -61,7 +61,7 @@ def _locate(path: str, names: set[str], depth: int) -> str | None:
 
 
 def _snapshot(path: str) -> str:
-    """The revision that refs/main names, or the only one that is there (huggingface_hub: "Understand caching")."""
+    """The revision in refs/main, or else the only one (huggingface_hub: "Understand caching")."""
     folder, ref = storage.join(path, "snapshots"), storage.join(path, "refs", "main")
     revisions = sorted(storage.entries(folder))
     main = storage.read_text(ref).strip() if storage.is_file(ref) else None

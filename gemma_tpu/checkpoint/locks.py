@@ -1,4 +1,4 @@
-"""Locks that end with their process, however it ends: a lock that nobody holds says that its owner is gone."""
+"""File locks, which the operating system releases when their process ends."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import IO
 from gemma_tpu import signals
 
 _LOG = logging.getLogger(__name__)
-_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of network file systems without locks
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # from file systems without locks
 
 
-def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | None:
-    """The lock file `path`, made and locked until it is closed; None if another holds it, or removed it meanwhile.
+def acquire(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | None:
+    """Creates and locks the file `path` until it is closed; None if another process holds it or has removed it.
 
-    `wait`: until it is free. Without `create`, None if there is no such file. OSError where the file system has no
-    locks.
+    `wait`: waits until it is free. Without `create`, returns None if the file does not exist. Raises OSError if the
+    file system has no locks.
     """
     try:
-        file = open(path, "ab" if create else "rb+")  # noqa: SIM115  # the caller closes it, and with it the lock
+        file = open(path, "ab" if create else "rb+")  # noqa: SIM115  # the caller closes it to release the lock
     except FileNotFoundError:
         return None
     try:
@@ -33,28 +33,29 @@ def take(path: Path, *, wait: bool = False, create: bool = True) -> IO[bytes] | 
             return file
     except (BlockingIOError, FileNotFoundError):
         pass
-    except BaseException:  # Ctrl-C while it waits, too: an open file would keep the lock
+    except BaseException:  # including KeyboardInterrupt
         file.close()
         raise
     file.close()
     return None
 
 
-def unsupported(error: OSError) -> bool:
+def is_unsupported(error: OSError) -> bool:
+    """Whether `error` means that the file system has no locks."""
     return error.errno in _UNSUPPORTED
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path`, which is gone afterwards. Where another process holds it, waits and logs `what`."""
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file `path`, and removes it at exit. Logs `what` while waiting for another process."""
     try:
-        lock = take(path)
+        lock = acquire(path)
         if lock is None:
-            _LOG.warning("%s: another process is at it: waiting for that", what)
+            _LOG.warning("%s: waiting for another process", what)
         while lock is None:
-            lock = take(path, wait=True)
+            lock = acquire(path, wait=True)
     except OSError as error:
-        if not unsupported(error):
+        if not is_unsupported(error):
             raise
         yield
         return

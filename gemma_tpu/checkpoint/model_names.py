@@ -1,4 +1,4 @@
-"""What a name stands for: a released model, a repository of Hugging Face, a model of Kaggle."""
+"""Parses model names: released models, Hugging Face repositories, Kaggle models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 
 SIZES = ("270m", "1b", "4b", "12b", "27b")
 NAMES = tuple(f"gemma3-{size}-{variant}" for size in SIZES for variant in ("pt", "it"))
-# Google's other models of the same architecture: for suggestions alone, as any repository can be named.
+# Google's other models of the same architecture, for suggestions only: any repository name is accepted.
 _RELATIVES = (
     *(f"google/medgemma-{name}" for name in ("4b-it", "4b-pt", "27b-it", "27b-text-it", "1.5-4b-it")),
     *(f"google/translategemma-{size}-it" for size in ("4b", "12b", "27b")),
     "google/functiongemma-270m-it",
     "google/shieldgemma-2-4b-it",
 )
-_ALIKE = 0.75  # ratio of difflib: one or two letters of a name
+_SIMILARITY = 0.75  # difflib ratio; one or two letters of a name
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _REPOSITORY = re.compile(rf"({_PART}/{_PART})(?:@([\w][\w./-]*))?")
 _KAGGLE = re.compile(rf"{_PART}/{_PART}/([A-Za-z]+)/{_PART}(?:/\d+)?")
 _KAGGLE_FRAMEWORKS = ("flax", "transformers", "jax", "pytorch", "keras", "gemmacpp", "tflite", "gguf", "other")
-_KAGGLE_READ = ("flax", "jax", "transformers")
+_KAGGLE_SUPPORTED = ("flax", "jax", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Released:
 
     @property
     def repo(self) -> str:
-        """Its repository at Hugging Face. That of 270M, as published, does not say "pt"."""
+        """The repository on Hugging Face; the pretrained 270M has no "-pt" there."""
         return self.name.replace("gemma3", "google/gemma-3").replace("270m-pt", "270m")
 
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-    """A repository of Hugging Face, "owner/name"; `revision` is a branch, a tag or a commit."""
+    """A Hugging Face repository, "owner/name"; `revision` is a branch, a tag or a commit."""
 
     repo: str
     revision: str | None = None
@@ -60,7 +60,7 @@ class Repository:
 
 @dataclasses.dataclass(frozen=True)
 class KaggleModel:
-    """A model of Kaggle: "owner/model/framework/variation", and a version if one is meant."""
+    """A Kaggle model, "owner/model/framework/variation[/version]"."""
 
     handle: str
 
@@ -73,10 +73,10 @@ Name = Released | Repository | KaggleModel
 
 
 def parse(text: str) -> Name | None:
-    """What `text` names, judged by its form alone; None if it has the form of no name.
+    """Parses a name by its syntax alone; None if it is not a name.
 
-    "google/gemma-3-4b-it" is the released model, which has other sources than Hugging Face too; its address there, or a
-    revision of it, is the repository. `CheckpointError` for an address that is no model's.
+    "google/gemma-3-4b-it" is the released model, which has other sources besides Hugging Face; its URL, or a name with
+    a revision, is the repository. Raises `CheckpointError` for a URL that is not a model's.
     """
     if re.match(r"[a-z][a-z0-9+.-]*://", text) or re.match(r"(www\.)?(huggingface\.co|hf\.co|kaggle\.com)/", text):
         return _from_url(text)
@@ -92,7 +92,7 @@ def parse(text: str) -> Name | None:
 
 
 def _from_url(text: str) -> Name:
-    """The model at a hub's address, also with the page of a revision or of a file in it."""
+    """The model at a hub's URL, which may also point to a revision or a file."""
     url = urllib.parse.urlsplit(text if "://" in text else f"https://{text}")
     if url.scheme not in ("http", "https", "hf"):
         raise CheckpointError(f"{text}: only local paths, gs:// and the pages of hubs can be read")
@@ -117,7 +117,7 @@ def _from_url(text: str) -> Name:
 
 def _kaggle(handle: str) -> KaggleModel:
     owner, model, framework, *rest = handle.split("/")
-    if framework.lower() not in _KAGGLE_READ:
+    if framework.lower() not in _KAGGLE_SUPPORTED:
         raise CheckpointError(
             f"{handle}: Kaggle's {framework} files are not read here: take the same model under "
             f"{owner}/{model}/flax or {owner}/{model}/transformers"
@@ -126,19 +126,19 @@ def _kaggle(handle: str) -> KaggleModel:
 
 
 def suggestion(text: str) -> str:
-    """ "; did you mean …?" for what is nearly a known name, else nothing."""
+    """ "; did you mean …?" if `text` is close to a known name, else an empty string."""
     known = {name: name for name in (*NAMES, *_RELATIVES)}
     known |= {Released(name).repo: Released(name).repo for name in NAMES}
     known |= {name.removeprefix("google/"): name for name in _RELATIVES}
     if text in known.values():
         return ""
-    close = difflib.get_close_matches(text.lower().partition("@")[0], known, n=2, cutoff=_ALIKE)
-    meant = list(dict.fromkeys(known[name] for name in close))
-    return f"; did you mean {' or '.join(meant)}?" if meant else ""
+    close = difflib.get_close_matches(text.lower().partition("@")[0], known, n=2, cutoff=_SIMILARITY)
+    names = list(dict.fromkeys(known[name] for name in close))
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def raise_unknown(text: str) -> NoReturn:
-    """Raises the error for what is neither there nor a name."""
+def refuse_unknown(text: str) -> NoReturn:
+    """Raises `CheckpointError` for text that is neither an existing path nor a name."""
     raise CheckpointError(
         f"{text}: no such file or directory, and no name of a released model{suggestion(text) or '.'} The released "
         f"ones are {', '.join(NAMES)}; any other model of Hugging Face is named OWNER/NAME"

@@ -1,14 +1,14 @@
-"""The parameter names and layouts in which Gemma 3 exists, and the views that lead from one to another.
+"""Parameter names and layouts of Gemma 3 checkpoints, and conversions between them as views.
 
-Google's nested names ("canonical" here, joined by "/") are the middle: every layout on disk becomes a dict of canonical
-names, and this package's parameters, Hugging Face's files and Orbax trees are made from that.
+The intermediate form is canonical: Google's nested names, joined by "/". Every stored layout is read to a dict by
+canonical name; this package's parameters, Hugging Face's files and Orbax trees are created from it.
 
-| here | canonical (Google) | Hugging Face |
+| this package | canonical (Google) | Hugging Face |
 |---|---|---|
 | embedder.table [V,D] | embedder/input_embedding [V,D] | embed_tokens.weight [V(+64),D] |
 | embedder.head [V,D], if untied | embedder/output_embedding [V,D] | lm_head.weight [V(+64),D] |
 | attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] | {q,k,v}_proj.weight [NH,D] |
-| the same, if K = N | attn/qkv_einsum/w [3,N,D,H] | {q,k,v}_proj.weight [NH,D] |
+| same, if K = N | attn/qkv_einsum/w [3,N,D,H] | {q,k,v}_proj.weight [NH,D] |
 | attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] | o_proj.weight [D,NH] |
 | mlp.gate_up [2,F,D] | mlp/gating_einsum [2,F,D] | {gate,up}_proj.weight [F,D] |
 | mlp.down [F,D] | mlp/linear [F,D] | down_proj.weight [D,F] |
@@ -18,9 +18,8 @@ names, and this package's parameters, Hugging Face's files and Orbax trees are m
 | vision: mlp.up [E,M], mlp.down [M,E] | Dense_0/kernel, Dense_1/kernel, the same | fc{1,2}.weight, transposed |
 | vision.projection [E,D] | embedder/mm_input_projection/w [E,D] | mm_input_projection_weight [E,D] |
 
-Norms, biases and the rest differ in name only. Neither side permutes rotary halves, and query head n belongs to kv head
-n // G on both. Google's implementation always ties the head to the table: output_embedding is a name made here, beside
-input_embedding.
+All other parameters differ in name only. In each layout the rotary halves have the same order and query head n belongs
+to kv head n // G. Google's implementation always ties the head to the table; output_embedding is this package's name.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MULTIMODAL = (f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_e
 Arrays = dict[str, LazyArray]
 Shapes = dict[str, tuple[int, ...]]
 
-# Norms of a layer: ours, canonical.
+# Norms of a layer: name in this package → canonical.
 _NORMS = {
     "pre_attention_norm": "pre_attention_norm",
     "attention.query_norm": "attn/_query_norm",
@@ -57,7 +56,7 @@ def is_multimodal(name: str) -> bool:
 
 
 def canonical_shapes(config: GemmaConfig) -> Shapes:
-    """Every canonical parameter of a model, with its shape."""
+    """Shapes of all parameters by canonical name."""
     c = config
     shapes: Shapes = {INPUT_TABLE: (c.vocab_size, c.embed_dim)}
     if not c.tied_head:
@@ -104,24 +103,23 @@ def _canonical_vision_shapes(v: VisionConfig, embed_dim: int) -> Shapes:
 # Orbax layouts.
 
 
-def find_root(names: Iterable[str]) -> str | None:
-    """The prefix (empty, or ending in "/") below which a tree of array names holds a model; `None` if none does.
+def find_model_root(names: Iterable[str]) -> str | None:
+    """The prefix (empty, or ending in "/") of a model's parameters among array names; None if there is no model.
 
-    A trainer's state holds arrays of the model's names several times: the parameters, the optimizer's moments, perhaps
-    an average. The parameters are wanted.
+    In a trainer's state, optimizer moments and averages repeat the parameter names; they are skipped.
     """
     roots = set()
     for name in names:
         if match := re.fullmatch(r"((?:.+/)?)(?:embedder/input_embedding|token_embedder/embedding)", name):
             roots.add(match[1].removesuffix("transformer/"))
-    wanted = [root for root in roots if not is_optimizer(root)]
-    # "params/" before, say, "ema_params/"; then the one nearest to the top.
-    wanted.sort(key=lambda root: ("params" not in root.split("/") and bool(root), root.count("/"), root))
-    return wanted[0] if wanted else None
+    # Prefers "params/" to, for example, "ema_params/", then the shallowest.
+    candidates = [root for root in roots if not is_optimizer(root)]
+    candidates.sort(key=lambda root: ("params" not in root.split("/") and bool(root), root.count("/"), root))
+    return candidates[0] if candidates else None
 
 
 def is_optimizer(name: str) -> bool:
-    """Whether an array belongs to an optimizer's state or to an average of parameters."""
+    """Whether an array belongs to an optimizer's state or a parameter average."""
     return re.search(r"opt|(^|/)(mu|nu|ema|avg)(/|$)", name) is not None
 
 
@@ -135,12 +133,12 @@ def orbax_kind(names: Iterable[str], root: str) -> str:
 
 
 def canonical_from_orbax(arrays: Mapping[str, LazyArray]) -> Arrays:
-    """Canonical names for the arrays of any Orbax layout, named by their keys below the root, joined by "/"."""
+    """Canonical arrays from any Orbax layout; `arrays` are named by their keys below the root, joined by "/"."""
     types = [int(match[1]) for name in arrays if (match := re.search(r"stacked_layers/attention_type_(\d+)/", name))]
     canonical: Arrays = {}
     for stored, array in arrays.items():
         name = stored.removeprefix("transformer/").replace("SigLiPFromPatches_0/", "vision_encoder/", 1)
-        # Flat and stacked trees have a "w" below the mlp's parameters, nested ones have not.
+        # Only flat and stacked trees have "w" below the mlp's parameters.
         name = re.sub(r"(/mlp/(?:gating_einsum|linear))/w$", r"\1", name)
         if match := re.fullmatch(r"stacked_layers/attention_type_(\d+)/(.+)", name):
             # Slice s of type t is layer s * pattern + t.
@@ -188,32 +186,30 @@ _VISION_BLOCK = {
 }
 
 
-def _same(config: GemmaConfig) -> dict[str, str]:
-    """Ours to canonical, of the parameters that differ in name only."""
-    same = {"embedder.table": INPUT_TABLE, "final_norm.scale": "final_norm/scale"}
+def _renamed(config: GemmaConfig) -> dict[str, str]:
+    """This package's name → canonical name, of the parameters that differ in name only."""
+    renamed = {"embedder.table": INPUT_TABLE, "final_norm.scale": "final_norm/scale"}
     if not config.tied_head:
-        same["embedder.head"] = OUTPUT_HEAD
+        renamed["embedder.head"] = OUTPUT_HEAD
     for i in range(config.num_layers):
-        same |= {f"layers.{i}.{ours}.scale": f"layer_{i}/{theirs}/scale" for ours, theirs in _NORMS.items()}
-        same |= {
-            f"layers.{i}.mlp.gate_up": f"layer_{i}/mlp/gating_einsum",
-            f"layers.{i}.mlp.down": f"layer_{i}/mlp/linear",
-        }
+        renamed |= {f"layers.{i}.{name}.scale": f"layer_{i}/{stored}/scale" for name, stored in _NORMS.items()}
+        renamed[f"layers.{i}.mlp.gate_up"] = f"layer_{i}/mlp/gating_einsum"
+        renamed[f"layers.{i}.mlp.down"] = f"layer_{i}/mlp/linear"
     if config.vision:
-        same |= {"vision.patch.kernel": f"{SIGLIP}/embedding/kernel", "vision.patch.bias": f"{SIGLIP}/embedding/bias"}
+        renamed |= {f"vision.patch.{part}": f"{SIGLIP}/embedding/{part}" for part in ("kernel", "bias")}
         for i in range(config.vision.depth):
             block = f"{SIGLIP}/Transformer/encoderblock_{i}"
-            same |= {f"vision.blocks.{i}.{ours}": f"{block}/{theirs}" for ours, theirs in _VISION_BLOCK.items()}
-        same |= {f"vision.norm.{part}": f"{SIGLIP}/Transformer/encoder_norm/{part}" for part in ("scale", "bias")}
-        same["vision.soft_token_norm.scale"] = "embedder/mm_soft_embedding_norm/scale"
-        same["vision.projection"] = "embedder/mm_input_projection/w"
-    return same
+            renamed |= {f"vision.blocks.{i}.{name}": f"{block}/{stored}" for name, stored in _VISION_BLOCK.items()}
+        renamed |= {f"vision.norm.{part}": f"{SIGLIP}/Transformer/encoder_norm/{part}" for part in ("scale", "bias")}
+        renamed["vision.soft_token_norm.scale"] = "embedder/mm_soft_embedding_norm/scale"
+        renamed["vision.projection"] = "embedder/mm_input_projection/w"
+    return renamed
 
 
-def ours_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+def params_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
     """This package's parameters, as views. Vision parameters are left out if `config.vision` is None."""
     n, k, g = config.num_heads, config.num_kv_heads, config.group_size
-    ours = {name: canonical[theirs] for name, theirs in _same(config).items()}
+    params = {name: canonical[stored] for name, stored in _renamed(config).items()}
     for i in range(config.num_layers):
         attn = f"layer_{i}/attn"
         if k == n:
@@ -221,70 +217,69 @@ def ours_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig)
             q, kv = fused.take(0, 0), fused.crop(0, 1, 3)
         else:
             q, kv = canonical[f"{attn}/q_einsum/w"], canonical[f"{attn}/kv_einsum/w"]
-        # [K,G,H,D] and [K,2,H,D], so that a kv head lies beside its query heads and one device can hold them all.
+        # [K,G,H,D] and [K,2,H,D]: sharding axis 0 keeps a kv head and its query heads on one device.
         q, kv = q.transpose(0, 2, 1).split(0, (k, g)), kv.transpose(1, 0, 3, 2)
-        ours[f"layers.{i}.attention.qkv"] = lazy.concat([q, kv], 1)
-        ours[f"layers.{i}.attention.out"] = canonical[f"{attn}/attn_vec_einsum/w"].split(0, (k, g))
+        params[f"layers.{i}.attention.qkv"] = lazy.concat([q, kv], 1)
+        params[f"layers.{i}.attention.out"] = canonical[f"{attn}/attn_vec_einsum/w"].split(0, (k, g))
     if config.vision:
-        ours["vision.positions"] = canonical[f"{SIGLIP}/pos_embedding"].take(0, 0)
+        params["vision.positions"] = canonical[f"{SIGLIP}/pos_embedding"].take(0, 0)
         for i in range(config.vision.depth):
             attn = f"{SIGLIP}/Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0"
             kernels = [canonical[f"{attn}/{part}/kernel"].transpose(1, 2, 0) for part in ("query", "key", "value")]
-            ours[f"vision.blocks.{i}.attention.qkv"] = lazy.stack(kernels)
+            params[f"vision.blocks.{i}.attention.qkv"] = lazy.stack(kernels)
             biases = [canonical[f"{attn}/{part}/bias"] for part in ("query", "key", "value")]
-            ours[f"vision.blocks.{i}.attention.qkv_bias"] = lazy.stack(biases)
-    return ours
+            params[f"vision.blocks.{i}.attention.qkv_bias"] = lazy.stack(biases)
+    return params
 
 
-def canonical_from_ours(ours: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
-    """The inverse of `ours_from_canonical`. `CheckpointError` names what is missing, unexpected or wrongly shaped."""
+def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
+    """The inverse of `params_from_canonical`. Raises `CheckpointError` for wrong names or shapes."""
     g = config.group_size
-    shapes = our_shapes(config)
-    check(shapes, {name: array.shape for name, array in ours.items()}, "parameters")
-    canonical = {theirs: ours[name] for name, theirs in _same(config).items()}
+    check_shapes(param_shapes(config), {name: array.shape for name, array in params.items()}, "parameters")
+    canonical = {stored: params[name] for name, stored in _renamed(config).items()}
     for i in range(config.num_layers):
         attn = f"layer_{i}/attn"
-        qkv = ours[f"layers.{i}.attention.qkv"]
+        qkv = params[f"layers.{i}.attention.qkv"]
         q = qkv.crop(1, 0, g).merge(0).transpose(0, 2, 1)
         kv = qkv.crop(1, g, g + 2).transpose(1, 0, 3, 2)
         if config.num_kv_heads == config.num_heads:
             canonical[f"{attn}/qkv_einsum/w"] = lazy.concat([q.expand(0), kv], 0)
         else:
             canonical[f"{attn}/q_einsum/w"], canonical[f"{attn}/kv_einsum/w"] = q, kv
-        canonical[f"{attn}/attn_vec_einsum/w"] = ours[f"layers.{i}.attention.out"].merge(0)
+        canonical[f"{attn}/attn_vec_einsum/w"] = params[f"layers.{i}.attention.out"].merge(0)
     if config.vision:
-        canonical[f"{SIGLIP}/pos_embedding"] = ours["vision.positions"].expand(0)
+        canonical[f"{SIGLIP}/pos_embedding"] = params["vision.positions"].expand(0)
         for i in range(config.vision.depth):
             attn = f"{SIGLIP}/Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0"
             for index, part in enumerate(("query", "key", "value")):
-                kernel = ours[f"vision.blocks.{i}.attention.qkv"].take(0, index)
+                kernel = params[f"vision.blocks.{i}.attention.qkv"].take(0, index)
                 canonical[f"{attn}/{part}/kernel"] = kernel.transpose(2, 0, 1)
-                canonical[f"{attn}/{part}/bias"] = ours[f"vision.blocks.{i}.attention.qkv_bias"].take(0, index)
+                canonical[f"{attn}/{part}/bias"] = params[f"vision.blocks.{i}.attention.qkv_bias"].take(0, index)
     return {name: canonical[name] for name in canonical_shapes(config)}
 
 
-def our_shapes(config: GemmaConfig) -> Shapes:
-    """This package's parameters of a model, with their shapes."""
+def param_shapes(config: GemmaConfig) -> Shapes:
+    """Shapes of all parameters by this package's names."""
     zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
-    return {name: array.shape for name, array in ours_from_canonical(zeros, config).items()}
+    return {name: array.shape for name, array in params_from_canonical(zeros, config).items()}
 
 
-def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raises one `CheckpointError` that says what is missing, unexpected and wrongly shaped in `where`."""
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raises `CheckpointError` naming what is missing, unexpected and wrongly shaped in `source`."""
     problems = []
     if missing := sorted(set(expected) - set(found)):
-        problems.append(f"missing {some(missing)}")
+        problems.append(f"missing {abbreviate(missing)}")
     if extra := sorted(set(found) - set(expected)):
-        problems.append(f"unexpected {some(extra)}")
+        problems.append(f"unexpected {abbreviate(extra)}")
     wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
     if wrong:
         listed = [f"{name} is {list(found[name])}, not {list(expected[name])}" for name in wrong]
-        problems.append(f"wrongly shaped: {some(listed)}")
+        problems.append(f"wrongly shaped: {abbreviate(listed)}")
     if problems:
-        raise CheckpointError(f"{where}: {'; '.join(problems)}")
+        raise CheckpointError(f"{source}: {'; '.join(problems)}")
 
 
-def some(items: list[str], limit: int = 12) -> str:
-    """The first of many names, and how many more there are."""
+def abbreviate(items: list[str], limit: int = 12) -> str:
+    """Joins the first `limit` items and the count of the others."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest

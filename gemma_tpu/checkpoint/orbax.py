@@ -1,8 +1,8 @@
-"""Orbax checkpoints: where the arrays of one lie, reading them slice by slice, and writing one leaf after another.
+"""Lists, reads and writes the arrays of Orbax checkpoints.
 
-Orbax stores each leaf of a pytree as a zarr array (version 2 or 3) named by the keys that lead to it, joined by ".",
-either in one OCDBT database or each in a directory of its own. Reading goes to TensorStore directly, because Orbax
-restores whole trees; writing goes through Orbax, so that what is written is an Orbax checkpoint in all its files.
+Orbax stores each leaf of a pytree as a zarr array (version 2 or 3) named by its keys, joined by ".", in an OCDBT
+database or in a directory for each array. Slices are read with TensorStore, since Orbax restores whole trees; writing
+uses Orbax itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import boxes, foreign, lazy, storage
+from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
 from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
@@ -29,8 +29,8 @@ from gemma_tpu.environment import quiet_libtpu
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 _ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
-# Written in chunks of this size, so that a device's shard of a large array can be read without the rest of it. Orbax
-# divides the longest axes; attention is sharded by heads, so each head is a chunk.
+# Chunk size of written arrays, so that shards can be read separately. Orbax divides the longest axes; attention weights
+# are chunked by heads, as they are sharded.
 _CHUNK_BYTES = 16 << 20
 _HEADS_AXIS = {"q_einsum": 0, "kv_einsum": 1, "qkv_einsum": 1, "attn_vec_einsum": 0}
 
@@ -56,8 +56,8 @@ class OrbaxArray(Leaf):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """What `list_arrays` found: `specs` maps an array's name, its keys joined by "/", to a TensorStore spec."""
+class Listing:
+    """The arrays of a checkpoint: `specs` maps an array's name, its keys joined by "/", to a TensorStore spec."""
 
     path: str
     specs: dict[str, dict[str, Any]]
@@ -67,12 +67,12 @@ def holds_arrays(names: set[str]) -> bool:
     """Whether a directory with these entries is an Orbax checkpoint."""
     if names & {"manifest.ocdbt", "_METADATA"}:
         return True
-    # Orbax before 2023 wrote no _METADATA, but a msgpack file of the tree beside a directory for each array.
+    # Orbax before 2023 wrote a msgpack file of the tree instead of _METADATA.
     return "checkpoint" in names and any(name.startswith(("transformer", "params", "layer_0")) for name in names)
 
 
-def list_arrays(path: str) -> Stored:
-    """The arrays of the checkpoint directory `path`, without opening any."""
+def list_arrays(path: str) -> Listing:
+    """Lists the arrays of the checkpoint directory `path` without opening them."""
     if TEMPORARY in path:
         raise CheckpointError(f"{path}: an Orbax checkpoint whose writing never finished")
     names = storage.entries(path)
@@ -81,7 +81,7 @@ def list_arrays(path: str) -> Stored:
         metadata = storage.read_json(storage.join(path, "_METADATA"))
     if "manifest.ocdbt" in names:
         manifest = storage.join(path, "manifest.ocdbt")
-        if what := foreign.recognise(storage.read_head(manifest)):
+        if what := unsupported_formats.identify(storage.read_head(manifest)):
             raise CheckpointError(f"{manifest}: is {what}")
         database = {"driver": "ocdbt", "cache_pool": "cache_pool#directory"}
         keys = storage.list_keys(storage.open_store(path, **database), path)
@@ -99,34 +99,34 @@ def list_arrays(path: str) -> Stored:
         else:
             kvstore = storage.spec(storage.join(path, directory))
         spec = {"driver": _ZARR[file], "kvstore": kvstore, "recheck_cached_data": "open"}
-        # A chunk that is not there reads as zeros. Newer Orbax writes zeros too, so there it means a damaged file.
+        # TensorStore reads a missing chunk as zeros. Newer Orbax stores zero chunks, so there one means damage.
         if metadata.get("store_array_data_equal_to_fill_value"):
             spec["fill_missing_data_reads"] = False
         specs[directory.replace(".", "/")] = spec
-    return Stored(path, specs)
+    return Listing(path, specs)
 
 
-def open_arrays(stored: Stored, names: Sequence[str]) -> dict[str, OrbaxArray]:
-    """Opens some of the arrays: reads their shapes and dtypes, not their data."""
-    futures = {name: ts.open(stored.specs[name], open=True, read=True, context=storage.context()) for name in names}
+def open_arrays(listing: Listing, names: Sequence[str]) -> dict[str, OrbaxArray]:
+    """Opens the arrays `names`, reading shapes and dtypes but no data."""
+    futures = {name: ts.open(listing.specs[name], open=True, read=True, context=storage.context()) for name in names}
     arrays = {}
     for name, future in futures.items():
         try:
-            arrays[name] = OrbaxArray(future.result(), name, stored.path)
+            arrays[name] = OrbaxArray(future.result(), name, listing.path)
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{stored.path}: cannot open {name}: {reason}") from error
+            raise CheckpointError(f"{listing.path}: cannot open {name}: {reason}") from error
     return arrays
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Lets Orbax save lazy arrays as if they were NumPy's, a few at a time in memory."""
+    """Saves lazy arrays like NumPy arrays, with a few at a time in memory."""
 
     def __init__(self, progress: Callable[[int], None]):
-        # Orbax copies what it is to write unless it is told not to, which some versions (0.12.4) cannot be.
+        # Avoids a copy of every array. Some versions (0.12.4) lack the argument.
         known = inspect.signature(ocp.type_handlers.NumpyHandler).parameters
-        settings: dict[str, Any] = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}
-        super().__init__(**settings)
+        options: dict[str, Any] = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}
+        super().__init__(**options)
         self.progress = progress
 
     async def serialize(
@@ -138,20 +138,20 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         args = args or [ocp.type_handlers.SaveArgs()] * len(values)
         start = 0
         for stop in range(1, len(values) + 1):
-            held = sum(value.nbytes for value in values[start:stop])
-            if held < 16 * lazy.BLOCK_BYTES and stop < len(values):
+            nbytes = sum(value.nbytes for value in values[start:stop])
+            if nbytes < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
             arrays = [boxes.contiguous(value.read_all()) for value in values[start:stop]]
-            writing = await super().serialize(arrays, infos[start:stop], args[start:stop])
+            futures = await super().serialize(arrays, infos[start:stop], args[start:stop])
             try:
-                for future in writing:
+                for future in futures:
                     future.result()
-            except BaseException:  # Ctrl-C: until its thread is done, it makes files anew that are cleaned up
-                for future in writing:
+            except BaseException:  # KeyboardInterrupt: cleaning up must wait for the writing thread
+                for future in futures:
                     with contextlib.suppress(Exception):
                         future.result()
                 raise
-            self.progress(held)
+            self.progress(nbytes)
             start = stop
         return []
 
@@ -161,7 +161,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
     ) -> None:
-        """Orbax's, which is done only when every array is, written or not. Its own is done when the first one fails."""
+        """Waits for all arrays even if one fails; Orbax's method returns at the first failure."""
         before = asyncio.all_tasks()
         try:
             await super()._background_serialize(values, infos, args)
@@ -171,20 +171,20 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 
 
 def write(path: Path, tree: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> None:
-    """Writes nested dicts of lazy arrays as one checkpoint directory. `progress` is told the bytes of each step."""
-    quiet_libtpu()  # Orbax asks JAX which process this is
+    """Writes nested dicts of lazy arrays to a checkpoint directory. Calls `progress` with the bytes of each step."""
+    quiet_libtpu()  # Orbax initializes JAX
     handlers = (LazyArray, _LazyHandler(progress)), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     args = ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(_save_args, tree))
     with _without_error_log(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as saver:
         saver.save(path, args=args)
     if (note := path / "commit_success.txt").exists():
-        note.write_text("Checkpoint commit was successful")  # without the path: that of this machine, and not final
+        note.write_text("Checkpoint commit was successful")  # without the temporary path that Orbax includes
 
 
 @contextlib.contextmanager
 def _without_error_log() -> Iterator[None]:
-    """Orbax logs an error of its threads, with a traceback, and then raises it."""
+    """Drops the tracebacks that Orbax logs for errors that it also raises."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return "raised an exception" not in record.getMessage()

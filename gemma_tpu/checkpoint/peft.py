@@ -1,16 +1,16 @@
-"""LoRA adapters of Hugging Face's peft: adapter_config.json and adapter_model.safetensors.
+"""Reads LoRA adapters of Hugging Face's peft: adapter_config.json and adapter_model.safetensors.
 
-Behind "base_model.model." a file has the names of the adapted model (peft 0.21, utils/save_and_load.py):
+After "base_model.model.", names are those of the adapted model (peft 0.21, utils/save_and_load.py):
 
-| name | what it is |
+| name | effect |
 |---|---|
 | X.lora_A.weight [R,in], X.lora_B.weight [out,R] | X.weight += scale · B·A; of a convolution, A is [R,in,p,p] |
 | X.lora_embedding_A [R,V], X.lora_embedding_B [D,R] | X.weight += scale · (B·A)ᵀ |
 | X.base_layer.weight, X.modules_to_save.weight, X.weight | X.weight is replaced |
 
 scale is lora_alpha / r, or lora_alpha / √r with use_rslora; rank_pattern and alpha_pattern override both for some X.
-In memory and in unmerged files, the adapter's name ("default") stands behind each part. `fan_in_fan_out` is for GPT-2's
-layers; peft takes it back for those of Gemma.
+In memory and in unmerged files, each part is followed by the adapter's name ("default"). `fan_in_fan_out` is for
+GPT-2's layers; peft resets it for Gemma's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!bias)\w+)??(?:\.weight)?")
 _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
-# Variants of LoRA: what they add is not scale · B·A, or is not added to a weight.
+# LoRA variants whose delta is not scale · B·A, or does not apply to a weight.
 _VARIANTS = (
     "use_dora",
     "use_qalora",
@@ -45,26 +45,26 @@ _VARIANTS = (
     "target_parameters",
     "trainable_token_indices",
 )
-# Ways to begin that change the base model too, so that the adapter does not go with the base as it is stored.
-_CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
+# Initializations that also change the base model, so that the adapter does not fit the stored base.
+_BASE_CHANGING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
 _WAY_OUT = "merge it with peft (merge_and_unload, save_pretrained), and load what that writes"
 
 
 class Changes(NamedTuple):
-    """By core (`hf_names`): weights to take instead of the base's, and what to add."""
+    """Weights that replace the base's, and deltas to add, by core (`hf_names`)."""
 
     replaced: Mapping[str, LazyArray]
     deltas: Mapping[str, LazyArray]
 
 
 def is_adapter(names: set[str]) -> bool:
-    """Whether a directory with these entries is an adapter of peft."""
+    """Whether a directory with these entries is a peft adapter."""
     return flax_lora.CONFIG in names and any(name.startswith("adapter_model.") for name in names)
 
 
 def refuse_alone(path: str) -> NoReturn:
-    """Says which model the adapter at `path` is for."""
-    base = flax_lora.read_config(storage.join(path, flax_lora.CONFIG)).get("base_model_name_or_path")
+    """Raises `CheckpointError` naming the base model of the adapter at `path`."""
+    base = storage.read_json(storage.join(path, flax_lora.CONFIG)).get("base_model_name_or_path")
     wanted = base or "the model it was trained on"
     raise CheckpointError(
         f"{path}: is a LoRA adapter, without the model: load {wanted} with adapter={path!r} (--adapter {path})"
@@ -72,9 +72,9 @@ def refuse_alone(path: str) -> NoReturn:
 
 
 def read(path: str) -> Changes:
-    """What the adapter directory `path` changes. `CheckpointError` for what this cannot do, naming it."""
+    """Reads the adapter directory `path`. Raises `CheckpointError` naming what is unsupported."""
     file = storage.join(path, flax_lora.CONFIG)
-    config = flax_lora.read_config(file)
+    config = storage.read_json(file)
     _refuse_variants(config, file)
     weights = storage.join(path, WEIGHTS)
     if not storage.is_file(weights):
@@ -113,9 +113,9 @@ def _refuse_variants(config: Mapping[str, Any], file: str) -> None:
     for key in _VARIANTS:
         if config.get(key):
             raise CheckpointError(f"{file}: {key} is not read here: {_WAY_OUT}")
-    begun = str(config.get("init_lora_weights", True)).lower()
-    if begun.startswith(_CHANGES_BASE):
-        raise CheckpointError(f"{file}: init_lora_weights {shown(begun)} changes the base model as well: {_WAY_OUT}")
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(_BASE_CHANGING_INITS):
+        raise CheckpointError(f"{file}: init_lora_weights {shown(init)} changes the base model as well: {_WAY_OUT}")
 
 
 def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any], file: str) -> LazyArray:
@@ -123,25 +123,24 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
     if not embedding and pair.keys() != {"A", "B"}:
         raise CheckpointError(f"{file}: {module} has {', '.join(sorted(pair))} and lacks the counterpart")
     a, b = pair["embedding_A" if embedding else "A"], pair["embedding_B" if embedding else "B"]
-    rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
+    rank = _match_pattern(config, "rank_pattern", module, config.get("r"))
     if not len(a.shape) >= 2 <= len(b.shape) or not 0 < a.shape[0] == b.shape[1] == rank:
         raise CheckpointError(
             f"{file}: {module} has A {list(a.shape)} and B {list(b.shape)}, but rank {shown(rank)} by "
             f"{flax_lora.CONFIG}"
         )
-    alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**53:
-        raise CheckpointError(f"{file}: lora_alpha of {module} is {shown(alpha)} in {flax_lora.CONFIG}, not a number")
+    alpha = _match_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
+    alpha = flax_lora.check_alpha(alpha, f"{file}: lora_alpha of {module}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if embedding:
         return Product(a.transpose(1, 0), b.transpose(1, 0), scale)
-    for _ in range(len(b.shape) - 2):  # of a convolution: [out,R,1,1]
+    for _ in range(len(b.shape) - 2):  # a convolution's B is [out,R,1,1]
         b = b.take(2, 0)
     return Product(b, a, scale)
 
 
-def _of_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    """As peft's `get_pattern_key`: the first pattern that matches the end of a module's name."""
+def _match_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, like peft's `get_pattern_key`."""
     patterns = config.get(key) or {}
     try:
         for pattern, value in patterns.items():

@@ -1,4 +1,4 @@
-"""Progress of work that is counted in bytes."""
+"""Progress reports in bytes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, total bytes
 
 
 @contextlib.contextmanager
 def reporter(progress: Progress | bool, total: int, title: str = "Loading") -> Iterator[Callable[[int], None]]:
-    """A function that is told bytes as they are done, by any thread, and shows them or passes them on.
+    """Yields a thread-safe function to call with byte counts, which updates a progress bar or calls `progress`.
 
-    What `progress` raises ends the work and leaves this context as it was raised, whatever the work has made of it.
+    An exception of `progress` propagates out of this context unchanged, even if the body wraps it.
     """
     lock = threading.Lock()
     done = 0
     raised: BaseException | None = None
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc=title, unit_scale=True, bar_format=shape, disable=progress is not True) as bar:
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=title, unit_scale=True, bar_format=bar_format, disable=progress is not True) as bar:
 
         def report(count: int) -> None:
             nonlocal done, raised
@@ -39,4 +39,4 @@ def reporter(progress: Progress | bool, total: int, title: str = "Loading") -> I
             yield report
         finally:
             if raised is not None:
-                raise raised from raised.__cause__  # not in the context of what came of it
+                raise raised from raised.__cause__  # without the wrapping exception as its context

@@ -1,4 +1,4 @@
-"""The small trained checkpoint that comes with this package: where it lies."""
+"""Locates gemma3-demo, the small trained checkpoint bundled with this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def shipped() -> Path:
-    """Its directory, in a clone and where the package is installed. `CheckpointError` if it is not there."""
+    """Its directory, in a clone or an installation. Raises `CheckpointError` if it does not exist."""
     path = _ROOT / "checkpoints" / NAME
     if not path.is_dir():
         raise CheckpointError(f"{NAME} is not at {path}: install gemma_tpu again, or clone its repository")

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all: written beside their place, made to last, then renamed."""
+"""Writes directories atomically: beside their destination, then synced and renamed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gemma_tpu import signals
 from gemma_tpu.checkpoint import disk, locks, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 
-PARTIAL = ".partial-gemma_tpu_"  # in the name of a directory that is being written, before a random end
-_LOCK = ".lock"  # first file in it, held by the process that writes
+PARTIAL = ".partial-gemma_tpu_"  # in the name of a directory being written, before a random suffix
+_LOCK = ".lock"  # file in it, created first and locked by the writing process
 
 
 @contextlib.contextmanager
 def staging(dst: str | os.PathLike[str], needed: int, *, exact: bool) -> Iterator[Path]:
-    """A path beside `dst` to write to, which becomes `dst` at the end, or vanishes if there is an error.
+    """Yields a path beside `dst` to write to, which is renamed to `dst` at exit, or removed on error.
 
-    `needed`: bytes that will be written, or, if not `exact`, at most. What a killed run has left beside `dst` is
-    removed first; what a living one is writing there is left alone, and who is done first has the place.
+    Removes leftovers of killed runs. If several processes write to `dst`, the first to finish wins. `needed`: bytes
+    to be written, an upper bound unless `exact`.
 
-    `CheckpointError` if `dst` exists or cannot be written: before anything is, where it can be known.
+    Raises `CheckpointError` if `dst` exists or cannot be written, before writing if possible.
     """
     target = storage.normalise(dst)
     if storage.is_remote(target):
@@ -39,17 +39,17 @@ def staging(dst: str | os.PathLike[str], needed: int, *, exact: bool) -> Iterato
         _remove_leftovers(path)
         free = disk.free_bytes(path)
         if exact:
-            disk.require(path, needed, target)
-        with _claimed(path) as work:
+            disk.require_free(path, needed, target)
+        with _work_directory(path) as work:
             yield work / path.name
-            disk.flush_tree(work / path.name)
+            disk.fsync_tree(work / path.name)
             _rename(work / path.name, path)
-            disk.flush(path.parent)
+            disk.fsync(path.parent)
     except CheckpointError:
         raise
     except Exception as error:
-        if (failure := disk.failure(path, error, needed, free)) is not None:
-            raise failure from error
+        if (write_error := disk.write_error(path, error, needed, free)) is not None:
+            raise write_error from error
         if isinstance(error, OSError):
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
         raise
@@ -62,36 +62,36 @@ def _exists(path: Path) -> CheckpointError:
 def _rename(work: Path, path: Path) -> None:
     try:
         os.rename(work, path)
-    except OSError as error:  # another run was done first
+    except OSError as error:  # another process finished first
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise _exists(path) from error
 
 
 @contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[Path]:
-    """A directory to work in, locked to show that somebody does; removed at the end."""
+def _work_directory(path: Path) -> Iterator[Path]:
+    """A locked temporary directory, removed at exit."""
     while True:
         with signals.temporary_directory(path.with_name(f"{path.name}{PARTIAL}")) as work:
             try:
-                lock = locks.take(work / _LOCK)
+                lock = locks.acquire(work / _LOCK)
             except OSError as error:
-                if not locks.unsupported(error):
+                if not locks.is_unsupported(error):
                     raise
                 yield work
                 return
-            if lock is not None:  # else taken for a leftover before it was locked
+            if lock is not None:  # else another process removed it as a leftover
                 with lock:
                     yield work
                 return
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Of killed runs. A directory without the lock that they make first is somebody's own, whatever its name."""
+    """Removes directories of killed runs. One without a lock file was not made here."""
     for old in path.parent.glob(f"{glob.escape(path.name + PARTIAL)}*"):
         try:
-            lock = locks.take(old / _LOCK, create=False)
-        except OSError:  # no locks on this file system, or not ours to remove
+            lock = locks.acquire(old / _LOCK, create=False)
+        except OSError:  # no locks on this file system, or no permission
             continue
         if lock is not None:
             shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,4 @@
-"""Files of a checkpoint, on a local disk or at `gs://`, through TensorStore's key-value stores.
-
-TensorStore reads byte ranges of local files and of Cloud Storage objects alike, without another client library, so
-everything that reads a checkpoint goes through here and is written once.
-"""
+"""Reads files on local disks and at `gs://` with TensorStore's key-value stores."""
 
 from __future__ import annotations
 
@@ -14,12 +10,12 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import foreign
+from gemma_tpu.checkpoint import unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checks import as_path, one_line, shown
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
-# A name that cannot be resolved should be an error within seconds, not after TensorStore's default of minutes.
+# Fails within seconds if a host cannot be resolved; TensorStore's default is minutes.
 _CONTEXT = {
     "gcs_request_retries": {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"},
     "cache_pool": {"total_bytes_limit": 0},
@@ -29,7 +25,7 @@ _context: ts.Context | None = None
 
 
 def context() -> ts.Context:
-    """The TensorStore context of every read. It caches databases' directories, but no data: data is read once."""
+    """The TensorStore context of all reads. Caches OCDBT directories but no data, which is read once."""
     global _context
     if _context is None:
         _context = ts.Context(_CONTEXT)
@@ -41,7 +37,7 @@ def is_remote(path: str) -> bool:
 
 
 def normalise(path: str | os.PathLike[str]) -> str:
-    """An absolute local path or a `gs://` URL, without a slash at its end."""
+    """An absolute local path or a `gs://` URL, without a trailing slash."""
     path = as_path("a checkpoint", path)
     if not is_remote(path):
         return os.path.abspath(os.path.expanduser(path))
@@ -58,9 +54,9 @@ def parent(path: str) -> str:
     return path.rsplit("/", 1)[0] or "/"
 
 
-def upward(path: str, top: str) -> tuple[str, ...]:
-    """`path` and the directories above it, up to `top`."""
-    return (path,) if path == top else (path, *upward(parent(path), top))
+def ancestors(path: str, top: str) -> tuple[str, ...]:
+    """`path` and its parent directories, up to `top`."""
+    return (path,) if path == top else (path, *ancestors(parent(path), top))
 
 
 def spec(path: str) -> dict[str, Any]:
@@ -72,7 +68,7 @@ def spec(path: str) -> dict[str, Any]:
 
 
 def open_store(path: str, **wrapper: Any) -> ts.KvStore:
-    """Opens a directory; `wrapper` (say `driver="ocdbt"`) opens a database that has that directory as its base."""
+    """Opens a directory, or with `wrapper` (such as `driver="ocdbt"`) the database in it."""
     store = {**wrapper, "base": spec(path)} if wrapper else spec(path)
     try:
         return ts.KvStore.open(store, context=context()).result()
@@ -81,7 +77,7 @@ def open_store(path: str, **wrapper: Any) -> ts.KvStore:
 
 
 def list_keys(store: ts.KvStore, path: str) -> list[str]:
-    """Every key below the directory that `store` opened, sorted."""
+    """All keys in `store`, sorted. `path` is for error messages."""
     try:
         return sorted(key.decode() for key in store.list().result())
     except Exception as error:
@@ -96,7 +92,7 @@ def entries(path: str) -> set[str]:
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there. A bucket is asked for its first byte, since listing what is around could take long."""
+    """Whether a file exists. Reads the first byte of a remote object, since listing its siblings may be slow."""
     if not is_remote(path):
         check_link(path)
         return os.path.isfile(path)
@@ -104,7 +100,7 @@ def is_file(path: str) -> bool:
 
 
 def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> bytes:
-    """A file's bytes, or those of a range. `CheckpointError` if the file is not there."""
+    """The bytes of a file, or of a range. Raises `CheckpointError` if it does not exist."""
     path = normalise(path)
     value = _read(path, byte_range)
     if value is None:
@@ -113,16 +109,16 @@ def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> 
 
 
 def read_head(path: str) -> bytes:
-    """The first `foreign.HEAD_BYTES` of a file, or all of a smaller one. `CheckpointError` if it is not there."""
+    """The first HEAD_BYTES of a file, or all of a smaller one. Raises `CheckpointError` if it does not exist."""
     if not is_remote(path):
         check_link(path)
         try:
             with open(path, "rb") as file:
-                return file.read(foreign.HEAD_BYTES)
+                return file.read(unsupported_formats.HEAD_BYTES)
         except OSError as error:
             raise unreadable(path, error) from error
     try:
-        return read_file(path, slice(0, foreign.HEAD_BYTES))
+        return read_file(path, slice(0, unsupported_formats.HEAD_BYTES))
     except CheckpointError as error:
         if "OUT_OF_RANGE" not in str(error):
             raise
@@ -130,32 +126,32 @@ def read_head(path: str) -> bytes:
 
 
 def check_link(path: str) -> None:
-    """`CheckpointError` for a symbolic link whose target is not there, as a cache leaves when it is cleaned."""
+    """Raises `CheckpointError` for a dangling symbolic link, as in a cache after cleaning."""
     if not is_remote(path) and os.path.islink(path) and not os.path.exists(path):
         raise CheckpointError(f"{path}: a link to {os.readlink(path)}, which is not there: fetch the checkpoint again")
 
 
 def read_text(path: str) -> str:
-    """A text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. `CheckpointError` if it is none."""
+    """Reads text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises `CheckpointError` otherwise."""
     data = read_file(path)
     try:
         return data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is {foreign.recognise(data) or f'no text: {error}'}") from error
+        raise CheckpointError(f"{path}: is {unsupported_formats.identify(data) or f'no text: {error}'}") from error
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """The JSON object in a file, its text as in `read_text`. `CheckpointError` if it is none."""
+    """Reads a JSON object, in an encoding of `read_text`. Raises `CheckpointError` otherwise."""
     return parse_json(read_text(path), path)
 
 
 def parse_json(text: str | bytes, path: str, *, strict: bool = False) -> dict[str, Any]:
-    """A JSON object. `path` is what errors name. `strict`: what Python reads and JSON does not allow is an error."""
-    rules: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant, "parse_int": _integer}
+    """Parses a JSON object. `strict`: rejects what Python accepts beyond JSON, and duplicate keys."""
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant, "parse_int": _integer}
     try:
-        value = json.loads(text, **(rules if strict else {}))
+        value = json.loads(text, **(hooks if strict else {}))
     except (ValueError, RecursionError) as error:
-        what = foreign.recognise(text if isinstance(text, bytes) else text.encode())
+        what = unsupported_formats.identify(text if isinstance(text, bytes) else text.encode())
         raise CheckpointError(f"{path}: is {what or f'no JSON: {one_line(error)}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object, but a {type(value).__name__}")
@@ -166,7 +162,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     for text in (*found, *found.values()):
         if isinstance(text, str):
-            text.encode()  # UnicodeEncodeError, which is a ValueError, for half a surrogate pair
+            text.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
@@ -175,7 +171,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | float:
-    return float(text) if text == "-0" else int(text)  # there is no negative integer 0
+    return float(text) if text == "-0" else int(text)  # keeps the sign of zero
 
 
 def _no_constant(name: str) -> None:
@@ -183,7 +179,7 @@ def _no_constant(name: str) -> None:
 
 
 def read_range(path: str, start: int, stop: int) -> np.ndarray:
-    """The bytes from `start` to `stop` of a file. Local files are read without TensorStore's two copies on the way."""
+    """The bytes from `start` to `stop` of a file. Reads local files directly, since TensorStore copies twice."""
     if is_remote(path):
         values = np.frombuffer(_read(path, slice(start, stop)) or b"", np.uint8)
         count = len(values)

@@ -1,4 +1,4 @@
-"""The parameter names of tunix's Gemma 3, an NNX model (google/tunix, tunix/models/gemma3/{model,vision,params}.py).
+"""Parameter names of tunix's Gemma 3, an NNX model (google/tunix, tunix/models/gemma3/{model,vision,params}.py).
 
 | tunix | canonical (Google) |
 |---|---|
@@ -10,7 +10,7 @@
 | attn/out_proj/kernel [nh,E] | MultiHeadDotProductAttention_0/out/kernel [n,h,E] |
 | mlp/fc{1,2}/… | MlpBlock_0/Dense_{0,1}/… |
 
-All else is as in Google's nested layout.
+All other names are those of Google's nested layout.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MHA = "MultiHeadDotProductAttention_0"
 
 
 def is_tunix(found: Iterable[str]) -> bool:
-    """Whether these names, below the root of a tree, are those of tunix."""
+    """Whether the names below the root of a tree are those of tunix."""
     return any(re.match(r"layers/\d+/", name) for name in found)
 
 
 def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
-    """Canonical names for arrays of a tunix tree. The heads of its vision tower are still merged, see `split_heads`."""
+    """Canonical arrays of a tunix tree. The heads of its vision tower stay merged, see `split_heads`."""
     found: names.Arrays = {}
     for name, array in arrays.items():
         if match := re.fullmatch(r"layers/(\d+)/(.+)", name):
@@ -46,13 +46,13 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
             else:
                 found[f"layer_{layer}/{_LAYER.get(rest, rest)}"] = array
         elif name.startswith(_VISION):
-            found[_vision(name.removeprefix(_VISION))] = array
+            found[_canonical_vision_name(name.removeprefix(_VISION))] = array
         else:
             found[name] = array
     return found
 
 
-def _vision(name: str) -> str:
+def _canonical_vision_name(name: str) -> str:
     name = re.sub(r"^blocks/(\d+)/", r"encoderblock_\1/", name)
     name = re.sub(r"/ln(\d)/", lambda match: f"/LayerNorm_{int(match[1]) - 1}/", name)
     name = re.sub(r"/mlp/fc(\d)/", lambda match: f"/MlpBlock_0/Dense_{int(match[1]) - 1}/", name)
@@ -61,7 +61,7 @@ def _vision(name: str) -> str:
 
 
 def split_heads(arrays: Mapping[str, LazyArray], config: VisionConfig) -> names.Arrays:
-    """Divides the axes in which tunix's vision tower merges heads: into as many as `config` has."""
+    """Splits the merged heads axes of tunix's vision tower into the heads of `config`."""
     width, heads = config.width, (config.num_heads, config.head_dim)
 
     def split(name: str, array: LazyArray) -> LazyArray:
@@ -74,8 +74,8 @@ def split_heads(arrays: Mapping[str, LazyArray], config: VisionConfig) -> names.
     return {name: split(name, array) for name, array in arrays.items()}
 
 
-def complete(deltas: Mapping[str, LazyArray]) -> names.Arrays:
-    """Adds zeros where what is added to one of a layer's `gate_proj` and `up_proj` lacks its counterpart."""
+def add_zero_deltas(deltas: Mapping[str, LazyArray]) -> names.Arrays:
+    """Adds a zero delta where only one of a layer's `gate_proj` and `up_proj` has one."""
     zeros: names.Arrays = {}
     for name, array in deltas.items():
         for part, other in ((_GATE, _UP), (_UP, _GATE)):

@@ -27,11 +27,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from gemma_tpu.checkpoint import open_checkpoint, read_companions, resolve
+    from gemma_tpu.checkpoint import open_checkpoint, read_text_assets, resolve
 
     checkpoint = open_checkpoint(resolve(name))
-    companions = read_companions(checkpoint)
-    tokenizer = companions.open_tokenizer()
+    assets = read_text_assets(checkpoint)
+    tokenizer = assets.open_tokenizer()
     return {
         "path": checkpoint.path,
         "layout": checkpoint.kind,
@@ -40,10 +40,10 @@ def _describe(name: str) -> dict[str, Any]:
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
         "tokenizer": checkpoint.tokenizer_path,
         "pieces": None if tokenizer is None else tokenizer.vocab_size,
-        "prompt_format": companions.format.name,
-        "chat_template": companions.chat_template and companions.chat_template[1],
-        "defaults": companions.options(tokenizer),
-        "notes": companions.notes(tokenizer),
+        "prompt_format": assets.format.name,
+        "chat_template": assets.chat_template and assets.chat_template[1],
+        "defaults": assets.sampling_defaults(tokenizer),
+        "notes": assets.notes(tokenizer),
         "config": checkpoint.config.summary(),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, lazy, load_params, open_checkpoint, values
+from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, lazy, load_params, open_checkpoint, weight_checks
 
 SAMPLE = samples.sample(samples.small(layers=6))
 ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -35,21 +35,21 @@ def test_the_largest_magnitude(dtype):
     """Against NumPy's own comparison, and every order of dimensions."""
     rng = np.random.default_rng(0)
     dtype = np.dtype(dtype)
-    infinity = values.peak_bits(np.array(np.inf, dtype))
-    assert values.peak_bits(np.array([0.0, -0.0], dtype)) == values.peak_bits(np.array([-0.0], dtype)) == 0
+    infinity = weight_checks.max_bits(np.array(np.inf, dtype))
+    assert weight_checks.max_bits(np.array([0.0, -0.0], dtype)) == weight_checks.max_bits(np.array([-0.0], dtype)) == 0
     for sign in (1, -1):
         array = (sign * abs(rng.standard_normal((6, 7)))).astype(dtype)
         for view in (array, array.T, array[1:5, ::2]):
             largest = view.flat[abs(view).argmax()]
-            assert values.peak_bits(view) == values.peak_bits(abs(largest)[None]) < infinity
+            assert weight_checks.max_bits(view) == weight_checks.max_bits(abs(largest)[None]) < infinity
         for bad in (np.nan, -np.nan, np.inf, -np.inf):
             spoiled = array.copy()
             spoiled[3, 4] = bad
-            assert values.peak_bits(spoiled.T) >= infinity
+            assert weight_checks.max_bits(spoiled.T) >= infinity
         extreme = np.full(3, sign * float(np.finfo(dtype).max if dtype != samples.BF16 else 3.38e38), dtype)
-        assert 0 < values.peak_bits(extreme) < infinity
+        assert 0 < weight_checks.max_bits(extreme) < infinity
         tiny = np.array([0, sign * 2.0**-133 if dtype == samples.BF16 else sign * np.finfo(dtype).tiny], dtype)
-        assert values.peak_bits(tiny) > 0
+        assert weight_checks.max_bits(tiny) > 0
 
 
 CASES = {
@@ -176,9 +176,9 @@ def test_a_head_of_zeros_is_an_error(tmp_path):
 
 def test_views_of_watched_arrays_read_the_same():
     """`map_leaves` rebuilds every kind of view around another leaf, and leaves the first as it was."""
-    a = lazy.Memory(np.arange(48.0).reshape(4, 12), "a")
+    a = lazy.InMemory(np.arange(48.0).reshape(4, 12), "a")
     view = lazy.stack([a.split(1, (3, 4)).transpose(1, 0, 2).merge(0).crop(0, 1, 11), lazy.Zeros((10, 4), a.dtype)])
     view = view.pad(1, 12).take(0, 0).expand(0).astype(np.dtype(np.float32))
-    doubled = view.map_leaves(lambda leaf: lazy.Memory(leaf.read_all() * 2, "doubled"))
+    doubled = view.map_leaves(lambda leaf: lazy.InMemory(leaf.read_all() * 2, "doubled"))
     np.testing.assert_array_equal(doubled.read_all(), view.read_all() * 2)
     assert [leaf.name for leaf in view.leaves()] != [leaf.name for leaf in doubled.leaves()]

@@ -38,7 +38,7 @@ def npz() -> bytes:
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1299c11d\nsize 4689074\n"
-# Each as the program that writes it does, as far as its header; see the sources named in gemma_tpu/checkpoint/foreign.
+# Headers as the formats' own programs write them; gemma_tpu/checkpoint/unsupported_formats.py names the sources.
 FILES: dict[str, tuple[str, bytes, str]] = {
     "Git LFS": ("model.safetensors", LFS, "a Git LFS pointer, not the file it stands for: run `git lfs pull`"),
     "a page": ("model.safetensors", b"<!doctype HTML>\n<html>Log in</html>", "an HTML page"),

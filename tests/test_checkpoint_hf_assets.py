@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
-from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_companions
+from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets
 from gemma_tpu.config import DEMO
 from gemma_tpu.text import SOFT_TOKEN, Tokenizer, render_messages
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
@@ -123,7 +123,7 @@ def test_generation_config(converted: Path, tokenizer: Tokenizer) -> None:
 
 def test_what_is_there_stays(tokenizer: Tokenizer) -> None:
     model = {"tokenizer.model": (CHECKPOINT / "tokenizer.model").read_bytes()}
-    text_only = hf_companions.missing(model, dataclasses.replace(DEMO, vision=None))
+    text_only = hf_assets.generate_missing(model, dataclasses.replace(DEMO, vision=None))
     assert set(text_only) == {
         "tokenizer.json",
         "tokenizer_config.json",
@@ -132,9 +132,11 @@ def test_what_is_there_stays(tokenizer: Tokenizer) -> None:
     }
     assert IMAGE_SOFT_TOKEN not in text_only["tokenizer.json"].decode()
     theirs = model | {"tokenizer_config.json": b"{}", "preprocessor_config.json": b"{}"}
-    assert hf_companions.missing(theirs, DEMO) == {}, "settings of transformers: its tokenizer and template are whole"
+    assert hf_assets.generate_missing(theirs, DEMO) == {}, (
+        "settings of transformers: its tokenizer and template are whole"
+    )
     own = model | {"chat_template.json": b"{}", "generation_config.json": b"{}"}
-    assert not {"chat_template.jinja", "generation_config.json"} & set(hf_companions.missing(own, DEMO))
+    assert not {"chat_template.jinja", "generation_config.json"} & set(hf_assets.generate_missing(own, DEMO))
 
 
 def test_a_tokenizer_that_does_not_fit(tokenizer: Tokenizer) -> None:
@@ -142,10 +144,10 @@ def test_a_tokenizer_that_does_not_fit(tokenizer: Tokenizer) -> None:
     with pytest.warns(
         CheckpointWarning, match=r"no settings and chat template .* it has 2048 pieces, the model 3000 rows"
     ):
-        made = hf_companions.missing({"tokenizer.model": (CHECKPOINT / "tokenizer.model").read_bytes()}, larger)
+        made = hf_assets.generate_missing({"tokenizer.model": (CHECKPOINT / "tokenizer.model").read_bytes()}, larger)
     assert set(made) == {"processor_config.json", "preprocessor_config.json"}
     with pytest.warns(CheckpointWarning, match="not a SentencePiece model"):
-        hf_companions.missing({"tokenizer.model": b"junk"}, DEMO)
+        hf_assets.generate_missing({"tokenizer.model": b"junk"}, DEMO)
 
 
 def test_the_released_vocabulary_gives_the_released_ids() -> None:
@@ -153,7 +155,7 @@ def test_the_released_vocabulary_gives_the_released_ids() -> None:
     released = pytest.importorskip("released_files")
     tokenizers = pytest.importorskip("tokenizers")
     model = released.released_file("tokenizer.model").read_bytes()
-    converted = hf_companions.tokenizer_json(hf_companions._pieces(model), Tokenizer(model), images=True)
+    converted = hf_assets.tokenizer_json(hf_assets._pieces(model), Tokenizer(model), images=True)
     made = tokenizers.Tokenizer.from_str(json.dumps(converted))
     theirs = tokenizers.Tokenizer.from_file(str(released.released_file("tokenizer.json")))
     for text in texts():

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_samples import VISION
 from tokenizer_files import renamed, tokenizer_json
 
-from gemma_tpu.checkpoint import CheckpointError, Companions, convert, open_checkpoint, read_companions
+from gemma_tpu.checkpoint import CheckpointError, TextAssets, convert, open_checkpoint, read_text_assets
 from gemma_tpu.text import GEMMA3, Tokenizer
 
 MODEL = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
@@ -48,7 +48,7 @@ def place(weights: Path, tmp_path: Path) -> Path:
     return path
 
 
-def write(place: Path, **files: object) -> Companions:
+def write(place: Path, **files: object) -> TextAssets:
     """Files by name with "__" for a dot; what is neither text nor bytes is written as JSON."""
     for name, content in files.items():
         path = place / name.replace("__", ".")
@@ -56,7 +56,7 @@ def write(place: Path, **files: object) -> Companions:
         if not isinstance(content, bytes):
             content = (content if isinstance(content, str) else json.dumps(content)).encode()
         path.write_bytes(content)
-    return read_companions(open_checkpoint(place))
+    return read_text_assets(open_checkpoint(place))
 
 
 def config(**changes: object) -> dict:
@@ -66,19 +66,19 @@ def config(**changes: object) -> dict:
 
 
 def test_nothing_beside_the_weights(place: Path) -> None:
-    companions = write(place)
-    assert companions.open_tokenizer() is None
-    assert (companions.options(None), companions.notes(None)) == ({}, [])
+    assets = write(place)
+    assert assets.open_tokenizer() is None
+    assert (assets.sampling_defaults(None), assets.notes(None)) == ({}, [])
 
 
 @pytest.mark.parametrize("file", ["tokenizer__model", "tokenizer__json"])
 def test_either_tokenizer_file(place: Path, file: str) -> None:
-    companions = write(place, **{file: MODEL if file.endswith("model") else tokenizer_json(MODEL)})
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, **{file: MODEL if file.endswith("model") else tokenizer_json(MODEL)})
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
     assert tokenizer.name == str(place / file.replace("__", "."))
     assert tokenizer.encode("the red circle") == SMALL.encode("the red circle")
-    assert companions.notes(tokenizer) == []
+    assert assets.notes(tokenizer) == []
 
 
 def test_a_pointer_in_place_of_a_tokenizer_json_is_named_beside_a_sentencepiece_model_too(place: Path) -> None:
@@ -89,15 +89,15 @@ def test_a_pointer_in_place_of_a_tokenizer_json_is_named_beside_a_sentencepiece_
 
 
 def test_a_sentencepiece_model_comes_before_a_tokenizer_json(place: Path) -> None:
-    companions = write(place, tokenizer__model=MODEL, tokenizer__json=tokenizer_json(MODEL))
-    assert companions.tokenizer_path == str(place / "tokenizer.model")
+    assets = write(place, tokenizer__model=MODEL, tokenizer__json=tokenizer_json(MODEL))
+    assert assets.tokenizer_path == str(place / "tokenizer.model")
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(place: Path) -> None:
     for name, content in (("tokenizer__json", b'{"model": {"type": "Newer"}}'), ("tokenizer__model", b"\0\1junk")):
-        companions = write(place, **{name: content})
+        assets = write(place, **{name: content})
         with pytest.raises(CheckpointError, match=str(place / name.replace("__", r"\."))):
-            companions.open_tokenizer()
+            assets.open_tokenizer()
 
 
 # Added tokens.
@@ -129,21 +129,21 @@ def test_added_tokens_wherever_they_stand(tmp_path: Path, files: dict, model: bo
         files = files | {"tokenizer__json": tokenizer_json(MODEL)}
     config = dataclasses.replace(CONFIG, vocab_size=802, vision=None)
     place = samples.save_hf(tmp_path / "hf", samples.sample(config).hf, samples.hf_config(config))
-    companions = write(place, **files, **({"tokenizer__model": MODEL} if model else {}))
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, **files, **({"tokenizer__model": MODEL} if model else {}))
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
     assert (tokenizer.vocab_size, tokenizer.id("<think>"), tokenizer.id("<|call|>")) == (802, 800, 801)
     assert (800 in tokenizer.special_ids, 801 in tokenizer.special_ids) == (False, True)
-    assert companions.notes(tokenizer) == []
+    assert assets.notes(tokenizer) == []
 
 
 def test_added_tokens_in_the_rows_behind_a_multimodal_vocabulary(place: Path, tmp_path: Path) -> None:
     """Hugging Face's tables have 64 rows more, the first for the soft tokens' stand-in; a fine-tune uses the next."""
     added = {"<image_soft_token>": 800, "<think>": 801}
     assert write(place, tokenizer__model=MODEL, added_tokens__json={"<image_soft_token>": 800}).config == CONFIG
-    companions = write(place, added_tokens__json=added)
-    assert companions.config == dataclasses.replace(CONFIG, vocab_size=864)
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, added_tokens__json=added)
+    assert assets.config == dataclasses.replace(CONFIG, vocab_size=864)
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
     assert tokenizer.encode("<think>") == [801]
     assert not tokenizer.has_piece(800)
@@ -152,34 +152,34 @@ def test_added_tokens_in_the_rows_behind_a_multimodal_vocabulary(place: Path, tm
     for path in (place, tmp_path / "orbax", again):
         table = open_checkpoint(path).arrays["embedder/input_embedding"]
         np.testing.assert_array_equal(table.read((slice(0, 864), slice(0, CONFIG.embed_dim))), stored)
-    assert read_companions(open_checkpoint(again)).open_tokenizer().encode("<think>") == [801]
+    assert read_text_assets(open_checkpoint(again)).open_tokenizer().encode("<think>") == [801]
 
 
 def test_added_tokens_behind_the_table_are_refused(place: Path) -> None:
     for far in (900, 10**12):
-        companions = write(place, tokenizer__model=MODEL, added_tokens__json={"<far>": far})
+        assets = write(place, tokenizer__model=MODEL, added_tokens__json={"<far>": far})
         with pytest.raises(CheckpointError, match=f"token '<far>' with id {far}, but the .* has 800 rows: not a pair"):
-            companions.open_tokenizer()
-    more = dataclasses.replace(companions, config=dataclasses.replace(CONFIG, vocab_size=700), added_tokens=())
+            assets.open_tokenizer()
+    more = dataclasses.replace(assets, config=dataclasses.replace(CONFIG, vocab_size=700), added_tokens=())
     with pytest.raises(CheckpointError, match="the tokenizer has 800 pieces, the model 700: not a pair"):
         more.open_tokenizer()
 
 
 def test_an_added_token_in_the_place_of_a_word_is_said(place: Path) -> None:
     word, reserved = SMALL.id("▁the"), SMALL.id("<unused1>")
-    companions = write(place, tokenizer__model=MODEL, added_tokens__json={"<think>": word, "<plan>": reserved})
-    tokenizer = companions.open_tokenizer()
-    (note,) = companions.notes(tokenizer)
+    assets = write(place, tokenizer__model=MODEL, added_tokens__json={"<think>": word, "<plan>": reserved})
+    tokenizer = assets.open_tokenizer()
+    (note,) = assets.notes(tokenizer)
     assert note.endswith(f"the added token '<think>' takes the place of the piece '▁the', id {word}")
 
 
 def test_a_table_with_more_rows_than_pieces_is_said(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, vocab_size=816, vision=None)
     place = samples.save_hf(tmp_path / "hf", samples.sample(config).hf, samples.hf_config(config))
-    companions = write(place, tokenizer__model=MODEL)
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, tokenizer__model=MODEL)
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
-    (note,) = companions.notes(tokenizer)
+    (note,) = assets.notes(tokenizer)
     assert "16 of the 816 rows of the embedding table have no piece" in note
     assert tokenizer.ids_without_piece(816) == list(range(800, 816))
 
@@ -211,11 +211,11 @@ def test_special_ids_of_the_config(place: Path) -> None:
     tokenizer = write(place, tokenizer__model=variant).open_tokenizer()
     assert tokenizer is not None
     assert tokenizer.end_of_image is None
-    companions = write(place, config__json=config(eoi_token_index=end))
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, config__json=config(eoi_token_index=end))
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
     assert tokenizer.end_of_image == end
-    assert companions.notes(tokenizer) == []
+    assert assets.notes(tokenizer) == []
 
 
 def test_special_ids_of_the_tokenizers_own_files(place: Path) -> None:
@@ -229,18 +229,18 @@ def test_special_ids_of_the_tokenizers_own_files(place: Path) -> None:
 
 def test_a_config_that_takes_a_word_for_a_special_token_is_not_believed(place: Path) -> None:
     word = SMALL.id("▁the")
-    companions = write(place, tokenizer__model=MODEL, config__json=config(boi_token_index=word))
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, tokenizer__model=MODEL, config__json=config(boi_token_index=word))
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
     assert tokenizer.start_of_image == SMALL.start_of_image
-    (note,) = companions.notes(tokenizer)
+    (note,) = assets.notes(tokenizer)
     assert note == (
         f"{place / 'tokenizer.model'}: config.json has id {word} for <start_of_image>, "
         f"but the piece of {word} is '▁the'; <start_of_image> is {SMALL.start_of_image}"
     )
 
 
-# Generation.
+# GenerationConfig.
 
 ENDS = sorted([SMALL.eos_id, SMALL.end_of_turn])
 
@@ -269,34 +269,34 @@ ENDS = sorted([SMALL.eos_id, SMALL.end_of_turn])
     ],
 )
 def test_generation_config_is_the_default(place: Path, said: dict, options: dict) -> None:
-    companions = write(place, tokenizer__model=MODEL, generation_config__json=said)
-    tokenizer = companions.open_tokenizer()
-    assert companions.options(tokenizer) == options
-    assert not [note for note in companions.notes(tokenizer) if "not followed" in note]
+    assets = write(place, tokenizer__model=MODEL, generation_config__json=said)
+    tokenizer = assets.open_tokenizer()
+    assert assets.sampling_defaults(tokenizer) == options
+    assert not [note for note in assets.notes(tokenizer) if "not followed" in note]
 
 
 def test_the_ends_of_a_config_count_where_there_is_no_generation_config(place: Path) -> None:
-    companions = write(place, tokenizer__model=MODEL, config__json=config(eos_token_id=[1, SMALL.id("<unused0>")]))
-    tokenizer = companions.open_tokenizer()
-    assert companions.options(tokenizer) == {"stop_tokens": sorted([*ENDS, SMALL.id("<unused0>")])}
-    assert companions.notes(tokenizer) == []
-    companions = write(place, generation_config__json={"top_k": 5})
-    assert "stop_tokens" not in companions.options(tokenizer)
+    assets = write(place, tokenizer__model=MODEL, config__json=config(eos_token_id=[1, SMALL.id("<unused0>")]))
+    tokenizer = assets.open_tokenizer()
+    assert assets.sampling_defaults(tokenizer) == {"stop_tokens": sorted([*ENDS, SMALL.id("<unused0>")])}
+    assert assets.notes(tokenizer) == []
+    assets = write(place, generation_config__json={"top_k": 5})
+    assert "stop_tokens" not in assets.sampling_defaults(tokenizer)
 
 
 def test_what_is_not_followed_is_said(place: Path) -> None:
     word = SMALL.id("▁red")
     said = {"repetition_penalty": 1.1, "num_beams": 4, "bad_words_ids": [[5, 6]], "typical_p": 1.0, "length_penalty": 2}
     said |= {"no_repeat_ngram_size": 0, "token_healing": True, "eos_token_id": [1, word, 5000]}
-    companions = write(place, tokenizer__model=MODEL, generation_config__json=said)
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, tokenizer__model=MODEL, generation_config__json=said)
+    tokenizer = assets.open_tokenizer()
     file = place / "generation_config.json"
-    assert companions.notes(tokenizer) == [
+    assert assets.notes(tokenizer) == [
         f"{file}: not followed: bad_words_ids [[5, 6]], num_beams 4, repetition_penalty 1.1, token_healing True",
         f"{file}: eos_token_id {word} is the piece '▁red': it ends an answer",
         f"{file}: eos_token_id 5000 has no piece in {place / 'tokenizer.model'}: it ends no answer",
     ]
-    assert companions.options(tokenizer)["stop_tokens"] == sorted([*ENDS, word])
+    assert assets.sampling_defaults(tokenizer)["stop_tokens"] == sorted([*ENDS, word])
 
 
 @pytest.mark.parametrize("said", [b"<html>", b"[1]", {"eos_token_id": "x"}, {"eos_token_id": [1, "x"]}])
@@ -320,8 +320,8 @@ def test_a_damaged_generation_config_is_named(place: Path, said: object) -> None
     ],
 )
 def test_a_template_of_another_format_is_said(place: Path, files: dict, file: str) -> None:
-    companions = write(place, tokenizer__model=MODEL, **files)
-    (note,) = companions.notes(companions.open_tokenizer())
+    assets = write(place, tokenizer__model=MODEL, **files)
+    (note,) = assets.notes(assets.open_tokenizer())
     assert note.startswith(f"{place / file}: the chat template is not followed")
 
 
@@ -339,11 +339,11 @@ REFUSES = '{% if messages[0].role == "system" %}{{ raise_exception("no system ro
     ],
 )
 def test_gemmas_own_format_however_it_is_spelled(place: Path, template: str) -> None:
-    companions = write(place, tokenizer__model=MODEL, chat_template__jinja=template)
-    tokenizer = companions.open_tokenizer()
+    assets = write(place, tokenizer__model=MODEL, chat_template__jinja=template)
+    tokenizer = assets.open_tokenizer()
     assert tokenizer is not None
-    assert companions.format is GEMMA3
-    assert companions.notes(tokenizer) == []
+    assert assets.format is GEMMA3
+    assert assets.notes(tokenizer) == []
 
 
 def test_a_template_for_text_is_enough_for_a_model_of_text(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_template_for_text_is_enough_for_a_model_of_text(tmp_path: Path) -> No
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
         "{{ m.content | trim }}<end_of_turn>{{ '\\n' }}{% endfor %}<start_of_turn>model{{ '\\n' }}"
     )
-    companions = write(place, tokenizer__model=MODEL, chat_template__jinja=f"{REFUSES}{template}")
-    assert companions.notes(companions.open_tokenizer()) == []
-    other = dataclasses.replace(companions, config=dataclasses.replace(config, vision=VISION))
+    assets = write(place, tokenizer__model=MODEL, chat_template__jinja=f"{REFUSES}{template}")
+    assert assets.notes(assets.open_tokenizer()) == []
+    other = dataclasses.replace(assets, config=dataclasses.replace(config, vision=VISION))
     assert len(other.notes(other.open_tokenizer())) == 1

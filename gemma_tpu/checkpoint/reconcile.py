@@ -1,8 +1,7 @@
-"""What a checkpoint's config says, and what its parameters are: one config that fits both, or an error.
+"""Reconciles a checkpoint's config with its stored parameters.
 
-Fine-tunes come with a config of another model than their weights: an output head that was merged apart from the
-embedding table, a decoder without the vision tower that its config describes. What is stored is taken, and a
-`CheckpointWarning` says so.
+The config of a fine-tune may not match its weights: an output head that was merged separately from the embedding
+table, a decoder without the vision tower in its config. The stored parameters win, and a `CheckpointWarning` says so.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Naming(NamedTuple):
-    """The parameters' names on one side: the embedding table's, an output head's, and what is known of all."""
+    """A naming scheme: the names of the embedding table and output head, and functions of all names."""
 
     table: str
     head: str
@@ -31,57 +30,50 @@ class Naming(NamedTuple):
     is_multimodal: Callable[[str], bool]
 
 
-GOOGLE = Naming(
-    names.INPUT_TABLE,
-    names.OUTPUT_HEAD,
-    names.canonical_shapes,
-    names.is_multimodal,
-)
-HUGGING_FACE = Naming(
-    hf_names.TABLE,
-    hf_names.HEAD,
-    hf_names.core_shapes,
-    hf_names.is_multimodal,
-)
+GOOGLE = Naming(names.INPUT_TABLE, names.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
+HUGGING_FACE = Naming(hf_names.TABLE, hf_names.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
 
 
-def settle(
-    arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, given: bool, text_only: bool
+def reconcile(
+    arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, explicit: bool, text_only: bool
 ) -> GemmaConfig:
-    """The config of the model that `arrays` hold, from which what repeats something or has no use is removed.
+    """Returns the config of the model in `arrays`; removes unused and duplicate parameters from `arrays`.
 
-    `given`: the config is the caller's own, so that no vision tower is added to it and its own head is not questioned.
+    `explicit`: the caller gave the config, so its tied or untied head stands and no vision tower is added.
     """
-    config = _vision(arrays, naming, config, path, given=given, text_only=text_only)
-    for name in (naming.table, naming.head):  # without the rows that Hugging Face appends
+    config = _reconcile_vision(arrays, naming, config, path, explicit=explicit, text_only=text_only)
+    for name in (naming.table, naming.head):
         table = arrays.get(name)
         if table is not None and table.shape[0] == config.vocab_size + hf_names.EXTRA_ROWS:
             arrays[name] = table.crop(0, 0, config.vocab_size)
-    return _head(arrays, naming, config, path, given=given)
+    return _reconcile_head(arrays, naming, config, path, explicit=explicit)
 
 
-def _vision(
-    arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, given: bool, text_only: bool
+def _reconcile_vision(
+    arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, explicit: bool, text_only: bool
 ) -> GemmaConfig:
     found = {name: array.shape for name, array in arrays.items() if naming.is_multimodal(name)}
-    without = dataclasses.replace(config, vision=None)
+    text_config = dataclasses.replace(config, vision=None)
     if not text_only:
         if config.vision and not found:
             _warn(f"{path}: its config has a vision tower, and no weights of one are there: the model takes text only")
-            return without
+            return text_config
         if config.vision or not found:
             return config
         released = dataclasses.replace(config, vision=VisionConfig())
-        if not given and found == {n: shape for n, shape in naming.shapes(released).items() if naming.is_multimodal(n)}:
+        expected = {name: shape for name, shape in naming.shapes(released).items() if naming.is_multimodal(name)}
+        if not explicit and found == expected:
             _warn(f"{path}: its config has no vision tower, but weights of Gemma 3's are there: the model takes images")
             return released
         _warn(f"{path}: its config has no vision tower: the weights of one are left out, and the model takes text only")
     for name in found:
         del arrays[name]
-    return without
+    return text_config
 
 
-def _head(arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, given: bool) -> GemmaConfig:
+def _reconcile_head(
+    arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, explicit: bool
+) -> GemmaConfig:
     head = arrays.get(naming.head)
     if head is None:
         if config.tied_head:
@@ -90,10 +82,10 @@ def _head(arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, pat
             f"{path}: its config has an output head of its own (tie_word_embeddings is false), and no {naming.head} is "
             "stored: make it true if the embedding table is the head"
         )
-    if naming.table not in arrays and config.tied_head:  # either of the two may be the one that was saved
+    if naming.table not in arrays and config.tied_head:  # saved under the head's name only
         arrays[naming.table] = arrays.pop(naming.head)
         return config
-    if given and not config.tied_head:
+    if explicit and not config.tied_head:
         return config
     if naming.table in arrays and redundant.equal(arrays[naming.table], head):
         del arrays[naming.head]
@@ -104,21 +96,21 @@ def _head(arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, pat
     return dataclasses.replace(config, tied_head=False)
 
 
-def check(
+def check_params(
     arrays: Mapping[str, LazyArray],
     naming: Naming,
     config: GemmaConfig,
     path: str,
     stored_name: Callable[[str], str] = lambda name: name,
 ) -> None:
-    """`CheckpointError` unless `arrays` are the parameters of a model, in their shapes and of floating point."""
+    """Raises `CheckpointError` unless `arrays` have the names and shapes of `config`, and floating-point dtypes."""
     expected = naming.shapes(config)
     found = {name: array.shape for name, array in arrays.items()}
     expected_stored, found_stored = (
         {stored_name(name): shape for name, shape in shapes.items()} for shapes in (expected, found)
     )
     try:
-        names.check(expected_stored, found_stored, path)
+        names.check_shapes(expected_stored, found_stored, path)
     except CheckpointError as error:
         if all(naming.is_multimodal(name) for name, _ in expected.items() ^ found.items()):
             raise CheckpointError(f"{error}: it can be loaded for text alone, with text_only") from error
@@ -132,4 +124,4 @@ def check(
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, CheckpointWarning, stacklevel=6)  # where open_checkpoint was called
+    warnings.warn(message, CheckpointWarning, stacklevel=6)  # the caller of open_checkpoint

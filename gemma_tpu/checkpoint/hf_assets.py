@@ -1,8 +1,8 @@
-"""The files beside the weights that transformers needs, for a checkpoint that has none: an Orbax one.
+"""Generates the tokenizer, processor and generation files that transformers needs, for checkpoints without them.
 
-`AutoTokenizer` and `AutoProcessor` of transformers 5.24 then give the ids of this package. The settings are those of
-the released files (their tokenizer_config.json; Gemma3ImageProcessor's and Gemma3Processor's defaults), the chat
-template is written here: the prompt format of the released one in fewer words.
+With them `AutoTokenizer` and `AutoProcessor` of transformers 5.24 produce the same ids as this package. The settings
+are those of the released tokenizer_config.json and the defaults of Gemma3ImageProcessor and Gemma3Processor. The chat
+template produces the released prompt format.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gemma_tpu.text import Tokenizer
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 from gemma_tpu.text.vocabulary import SPACE
 
-_SETTINGS = {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}  # of transformers' tokenizer
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 CHAT_TEMPLATE = """{{ bos_token }}
 {%- set ns = namespace(prefix="", turns=messages) -%}
@@ -48,21 +48,21 @@ CHAT_TEMPLATE = """{{ bos_token }}
 """
 
 
-def missing(
+def generate_missing(
     files: Mapping[str, bytes], config: GemmaConfig, special_ids: Mapping[str, int] | None = None
 ) -> dict[str, bytes]:
-    """What `files` (by name, those that go along already) lack of what transformers needs beside the weights.
+    """Generates the files that transformers needs beside the weights and that are not in `files`, by name.
 
-    Tokenizer, chat template and generation settings are made of tokenizer.model, or of a tokenizer.json that is alone,
-    unless the checkpoint has settings of transformers for its tokenizer; the image processor's of `config`. Warns
-    (CheckpointWarning) if they cannot be. `special_ids`: ids by role, as config.json has them.
+    The image processor's files come from `config`; the tokenizer's, the chat template and the generation config come
+    from tokenizer.model or tokenizer.json, unless `files` has tokenizer settings. `special_ids`: ids by role, from
+    config.json. A `CheckpointWarning` says if the tokenizer cannot be used.
     """
-    made: dict[str, bytes] = {}
-    if config.vision and not any(name in files for name in _PROCESSORS):
-        made |= {name: _dump(raw) for name, raw in zip(_PROCESSORS, _processors(config.vision), strict=True)}
+    generated: dict[str, bytes] = {}
+    if config.vision and not any(name in files for name in _PROCESSOR_FILES):
+        generated |= {name: _dump(raw) for name, raw in zip(_PROCESSOR_FILES, _processors(config.vision), strict=True)}
     name = next((name for name in ("tokenizer.model", "tokenizer.json") if name in files), None)
-    if name is None or files.keys() & _SETTINGS:
-        return made
+    if name is None or files.keys() & _TOKENIZER_FILES:
+        return generated
     try:
         pieces = [] if "tokenizer.json" in files else _pieces(files[name])
         tokenizer = Tokenizer(files[name], name=name, config_ids=special_ids)
@@ -74,24 +74,24 @@ def missing(
             CheckpointWarning,
             stacklevel=2,
         )
-        return made
+        return generated
     images = config.vision is not None and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
     if "tokenizer.json" not in files:
         converted = tokenizer_json(pieces, tokenizer, images)
-        made["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
-    made["tokenizer_config.json"] = _dump(_tokenizer_config(tokenizer, config, images))
+        generated["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
+    generated["tokenizer_config.json"] = _dump(_tokenizer_config(tokenizer, config, images))
     if not {"chat_template.jinja", "chat_template.json"} & files.keys():
-        made["chat_template.jinja"] = CHAT_TEMPLATE.encode()
+        generated["chat_template.jinja"] = CHAT_TEMPLATE.encode()
     if "generation_config.json" not in files:
-        made["generation_config.json"] = _dump(
+        generated["generation_config.json"] = _dump(
             {
                 "bos_token_id": tokenizer.bos_id,
-                # No settings of sampling: answers stay what they were before the conversion, greedy.
+                # No sampling settings, so that decoding stays greedy.
                 "eos_token_id": [tokenizer.eos_id, tokenizer.end_of_turn],
                 "pad_token_id": tokenizer.pad_id,
             }
         )
-    return made
+    return generated
 
 
 def _dump(raw: Mapping[str, Any]) -> bytes:
@@ -99,7 +99,7 @@ def _dump(raw: Mapping[str, Any]) -> bytes:
 
 
 def _processors(vision: VisionConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """processor_config.json and preprocessor_config.json."""
+    """Contents of processor_config.json and preprocessor_config.json."""
     image = {
         "image_processor_type": "Gemma3ImageProcessor",
         "processor_class": "Gemma3Processor",
@@ -140,15 +140,15 @@ def _tokenizer_config(tokenizer: Tokenizer, config: GemmaConfig, images: bool) -
 
 
 def _pieces(model: bytes) -> Sequence[Any]:
-    """The pieces of a SentencePiece model, with scores and types. ValueError if they cannot be read."""
+    """The pieces of a SentencePiece model, with scores and types. Raises ValueError if they cannot be read."""
     try:
-        # Not at the top: with another protobuf than it was generated for, it cannot be imported.
+        # Imported here since it fails with some versions of protobuf.
         from sentencepiece import sentencepiece_model_pb2
     except Exception as error:
         raise ValueError(
             f"sentencepiece and protobuf do not fit together ({error}): pip install -U protobuf"
         ) from error
-    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    proto: Any = sentencepiece_model_pb2  # untyped: its classes are created at import
     try:
         return proto.ModelProto.FromString(model).pieces
     except Exception as error:  # protobuf's DecodeError
@@ -156,25 +156,24 @@ def _pieces(model: bytes) -> Sequence[Any]:
 
 
 def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
-    """The SentencePiece model of `tokenizer` as the `tokenizers` package reads it.
+    """Converts the SentencePiece model of `tokenizer` to the format of the `tokenizers` package.
 
-    With `images`, `IMAGE_SOFT_TOKEN` is behind its pieces. Special ones have the names that Gemma's have, by which the
-    settings beside it know them, whatever this vocabulary calls them. SentencePiece joins the pair whose piece has the
-    highest score, which is what the order of merges says here. The pieces that it finds in a text before it joins
-    anything are added tokens; those of spaces are looked for in the text that has "▁" for them already.
+    SentencePiece merges the pair whose piece has the highest score, hence merges are sorted by score. Pieces that it
+    matches before merging become added tokens; those with "▁" match normalized text. Special pieces get Gemma's names,
+    as in tokenizer_config.json. With `images`, appends `IMAGE_SOFT_TOKEN`.
     """
     ids = {tokenizer.piece(i): i for i in range(len(pieces))}
-    roles = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.start_of_turn}
-    roles |= {tokenizer.end_of_turn, tokenizer.start_of_image, tokenizer.end_of_image}
+    special = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.start_of_turn}
+    special |= {tokenizer.end_of_turn, tokenizer.start_of_image, tokenizer.end_of_image}
     added, merges = [], []
     for i, piece in enumerate(pieces):
         if piece.type == piece.NORMAL:
             parts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece)))
             merges += [(-piece.score, ids[a], ids[b], [a, b]) for a, b in parts if a in ids and b in ids]
         elif piece.type != piece.BYTE:
-            added.append(_added(i, tokenizer.piece(i), special=i in roles))
+            added.append(_added_token(i, tokenizer.piece(i), special=i in special))
     if images:
-        added.append(_added(len(ids), IMAGE_SOFT_TOKEN, special=True))
+        added.append(_added_token(len(ids), IMAGE_SOFT_TOKEN, special=True))
     space, bos = {"String": " "}, "<bos>"
     return {
         "version": "1.0",
@@ -216,6 +215,6 @@ def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) ->
     }
 
 
-def _added(token: int, text: str, *, special: bool) -> dict[str, Any]:
-    no = {"single_word": False, "lstrip": False, "rstrip": False}
-    return {"id": token, "content": text, **no, "normalized": SPACE in text, "special": special}
+def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": SPACE in text, "special": special}
+    return {"id": token, "content": text, **flags}

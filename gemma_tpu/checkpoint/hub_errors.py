@@ -1,4 +1,4 @@
-"""Why a hub did not give what it was asked for, and asking again while it is only busy."""
+"""Errors of model hubs: retries while a hub is busy, and messages that say what to do."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
 _BUSY = (408, 429, 500, 502, 503, 504)
-_WAITS = (1.0, 4.0, 16.0)  # seconds before each further attempt, if the hub does not say
-_LONGEST_WAIT = 60.0  # seconds; who is told to wait longer is told so
+_WAITS = (1.0, 4.0, 16.0)  # seconds before each retry, unless the hub asks for more
+_MAX_WAIT = 60.0  # seconds; a longer wait is left to the user
 
 T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """A source does not have a model, or not for this user, or not now; the message says what to do."""
+    """A source cannot provide a model to this user now. The message says what to do."""
 
 
-def patiently(attempt: Callable[[], T], hub: str) -> T:
-    """What `attempt` returns; tried again, three times at most, as long as `hub` answers that it is busy.
+def retry_while_busy(attempt: Callable[[], T], hub: str) -> T:
+    """Calls `attempt`, with up to three retries while `hub` responds that it is busy.
 
-    Waits as long as the answer asks for (Retry-After, or Hugging Face's RateLimit), up to a minute.
+    Waits as long as the response asks (Retry-After, or Hugging Face's RateLimit), up to a minute.
     """
     for wait in _WAITS:
         try:
             return attempt()
         except Exception as error:
-            status, headers = _answer(error)
+            status, headers = _http_response(error)
             if status not in _BUSY:
                 raise
-            wait = max(wait, asked) if (asked := _asked_wait(headers)) else wait
-            if wait > _LONGEST_WAIT:
+            wait = max(wait, asked) if (asked := _retry_after(headers)) else wait
+            if wait > _MAX_WAIT:
                 raise
             _LOG.warning("%s is busy (HTTP %d): asking again in %.0f s", hub, status, wait)
             time.sleep(wait)
@@ -44,13 +44,13 @@ def patiently(attempt: Callable[[], T], hub: str) -> T:
 
 
 def explain(error: Exception, page: str, login: str | None = None) -> Unavailable:
-    """What a user can do about an error of a hub's client. `login`: how to say who one is, where that helps.
+    """Translates an error of a hub's client into what the user can do. `login`: how to log in, if that helps.
 
-    By status code where an answer has one, as the clients' exceptions come and go: huggingface_hub 2 turns a 429 or 5xx
-    of its first request into LocalEntryNotFoundError, with the answer in its cause.
+    Prefers the HTTP status to the exception type, which changes between client versions: huggingface_hub 2 turns a 429
+    or 5xx of its first request into LocalEntryNotFoundError, with the response in its cause.
     """
-    status, headers = _answer(error)
-    names = [type(one).__name__ for one in _chain(error)]
+    status, headers = _http_response(error)
+    names = [type(cause).__name__ for cause in _causes(error)]
 
     def named(*parts: str) -> bool:
         return any(part in name for part in parts for name in names)
@@ -62,7 +62,7 @@ def explain(error: Exception, page: str, login: str | None = None) -> Unavailabl
         return Unavailable(f"is busy or in trouble (HTTP {status}): {_later(headers)}")
     if named("RevisionNotFound"):
         return Unavailable(f"has it, but not in this revision: see {page}")
-    # Hugging Face answers 401 for a repository that does not exist too.
+    # Hugging Face also responds 401 for a repository that does not exist.
     if not named("Gated") and (status == 404 or named("RepositoryNotFound") or names[0] == "NotFoundError"):
         return Unavailable(f"does not have it, or does not show it to you: see {page}; to log in: {login}")
     if status in (401, 403) or named("Gated", "Credential", "Unauthenticated"):
@@ -78,32 +78,32 @@ def explain(error: Exception, page: str, login: str | None = None) -> Unavailabl
 
 
 def _later(headers: dict[str, str]) -> str:
-    wait = _asked_wait(headers)
+    wait = _retry_after(headers)
     if wait is None:
         return "run it again in a few minutes"
     return f"it asks to wait {wait:.0f} s; then run it again"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
-def _answer(error: BaseException) -> tuple[int | None, dict[str, str]]:
-    """Status and headers (in lower case) of the HTTP answer behind an error of urllib, requests or httpx."""
-    for one in _chain(error):
-        answer: Any = getattr(one, "response", None)
-        status = getattr(answer, "status_code", None) or getattr(one, "code", None) or getattr(one, "error_code", None)
-        if isinstance(status, int):
-            headers: Any = getattr(one if answer is None else answer, "headers", None) or {}
+def _http_response(error: BaseException) -> tuple[int | None, dict[str, str]]:
+    """Status and lower-case headers of the HTTP response behind an error of urllib, requests or httpx."""
+    for cause in _causes(error):
+        response: Any = getattr(cause, "response", None)
+        codes = getattr(response, "status_code", None), getattr(cause, "code", None), getattr(cause, "error_code", None)
+        if isinstance(status := next(filter(None, codes), None), int):
+            headers: Any = getattr(cause if response is None else response, "headers", None) or {}
             return status, {name.lower(): value for name, value in headers.items()}
     return None, {}
 
 
-def _asked_wait(headers: dict[str, str]) -> float | None:
-    """Seconds: of Retry-After, a number or a date, or of Hugging Face's `RateLimit: "api";r=0;t=55`."""
+def _retry_after(headers: dict[str, str]) -> float | None:
+    """Seconds from Retry-After (a number or a date) or Hugging Face's `RateLimit: "api";r=0;t=55`."""
     if asked := headers.get("retry-after"):
         if asked.strip().isdigit():
             return float(asked)

@@ -11,7 +11,7 @@ import pytest
 from checkpoint_samples import save_orbax
 from small_models import TEXT, random_params
 
-from gemma_tpu.checkpoint import merge_adapter, open_checkpoint, sample, sample_digests, save_params
+from gemma_tpu.checkpoint import merge_adapter, open_checkpoint, sample_digests, save_params
 
 CONFIG = dataclasses.replace(TEXT, vocab_size=1024)  # the table is larger than what is read whole
 TABLE = "embedder.table"
@@ -85,5 +85,5 @@ def test_an_adapter_is_looked_at_too(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_what_is_read_is_bounded(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound an array is still known by its shape."""
-    monkeypatch.setattr(sample, "_MOST_BYTES", 0)
+    monkeypatch.setattr("gemma_tpu.checkpoint.digests._MAX_BYTES", 0)
     assert digests(changed(checkpoint, "embed_tokens.weight", 512, tmp_path / "changed")) == digests(checkpoint)

@@ -1,4 +1,4 @@
-"""The files beside a checkpoint's weights from which its text side comes, and what of them is not followed."""
+"""Tokenizer, special ids, chat template and generation defaults, from the files beside a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.generation import Generation, read_generation
-from gemma_tpu.checkpoint.source import Checkpoint
+from gemma_tpu.checkpoint.generation_config import GenerationConfig, read_generation_config
+from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checks import shown
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose
@@ -31,11 +31,11 @@ _CONFIG_IDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Companions:
-    """What lies beside the weights.
+class TextAssets:
+    """The text files of a checkpoint.
 
-    `config_path` and `special_ids`: a config.json, and its special ids by role. `chat_template`: its text and file.
-    `format`: in which prompts are written.
+    `special_ids`: ids by role, from the config.json at `config_path`. `chat_template`: its text and file. `format`:
+    the prompt format.
     """
 
     path: str
@@ -44,20 +44,20 @@ class Companions:
     added_tokens: tuple[AddedToken, ...]
     config_path: str | None
     special_ids: Mapping[str, int]
-    generation: Generation
+    generation_config: GenerationConfig
     chat_template: tuple[str, str] | None
     format: Format
 
     def open_tokenizer(self, given: Tokenizer | str | Path | bytes | None = None) -> Tokenizer | None:
-        """The tokenizer beside the weights, or `given`; None if there is neither.
+        """Opens `given`, or else the tokenizer beside the weights; None if there is neither.
 
-        ValueError, naming the file, for one that cannot be read or that does not go with the weights.
+        Raises ValueError, naming the file, if it cannot be read or does not fit the weights.
         """
         rows, name = self.config.vocab_size, None
-        if beyond := [token for token in self.added_tokens if rows_needed([token]) > rows]:
+        if out_of_range := [token for token in self.added_tokens if rows_needed([token]) > rows]:
             raise CheckpointError(
-                f"{self.path}: the files beside the weights, or an adapter, add the token {beyond[-1].text!r} with id "
-                f"{beyond[-1].id}, but the embedding table has {rows} rows: not a pair"
+                f"{self.path}: the files beside the weights, or an adapter, add the token {out_of_range[-1].text!r} "
+                f"with id {out_of_range[-1].id}, but the embedding table has {rows} rows: not a pair"
             )
         if given is None:
             if (name := self.tokenizer_path) is None:
@@ -74,12 +74,12 @@ class Companions:
             raise CheckpointError(f"{tokenizer.name}: the tokenizer has {pieces} pieces, the model {rows}: not a pair")
         return tokenizer
 
-    def options(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """The defaults of this checkpoint, of `gemma_tpu.SamplingParams`.
+    def sampling_defaults(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """This checkpoint's defaults, as arguments of `gemma_tpu.SamplingParams`.
 
-        The end of a turn ends an answer also where `eos_token_id` does not say so: the prompts are in that format.
+        Adds <eos> and the end of a turn to the checkpoint's stop tokens, since prompts are written in turns.
         """
-        options = dict(self.generation.options)
+        options = dict(self.generation_config.options)
         rows = range(self.config.vocab_size)
         for name in ("stop_tokens", "forbidden_tokens"):
             if name in options:
@@ -89,20 +89,21 @@ class Companions:
         return options
 
     def notes(self, tokenizer: Tokenizer | None) -> list[str]:
-        """What a user should know: a sentence for each thing that is not followed or does not fit."""
+        """A sentence for the user about each setting that is ignored or does not fit the weights."""
         notes = []
-        said = self.generation.path or self.config_path
-        if self.generation.ignored:
-            listed = ", ".join(f"{key} {shown(value)}" for key, value in sorted(self.generation.ignored.items()))
-            notes.append(f"{said}: not followed: {listed}")
+        source = self.generation_config.path or self.config_path
+        if ignored := self.generation_config.ignored:
+            listed = ", ".join(f"{key} {shown(value)}" for key, value in sorted(ignored.items()))
+            notes.append(f"{source}: not followed: {listed}")
         if tokenizer is None:
             return notes
         notes += [f"{tokenizer.name}: {warning}" for warning in tokenizer.warnings]
-        for token in self.generation.options.get("stop_tokens", ()):
+        for token in self.generation_config.options.get("stop_tokens", ()):
+            eos = f"{source}: eos_token_id {token}"
             if not tokenizer.has_piece(token):
-                notes.append(f"{said}: eos_token_id {token} has no piece in {tokenizer.name}: it ends no answer")
+                notes.append(f"{eos} has no piece in {tokenizer.name}: it ends no answer")
             elif token not in tokenizer.special_ids:
-                notes.append(f"{said}: eos_token_id {token} is the piece {tokenizer.piece(token)!r}: it ends an answer")
+                notes.append(f"{eos} is the piece {tokenizer.piece(token)!r}: it ends an answer")
         if without := tokenizer.ids_without_piece(self.config.vocab_size):
             rows = f"{len(without)} of the {self.config.vocab_size} rows of the embedding table"
             notes.append(f"{tokenizer.name}: {rows} have no piece: the model never writes them")
@@ -119,32 +120,32 @@ class Companions:
         return notes
 
 
-def read_companions(checkpoint: Checkpoint) -> Companions:
-    """Reads them; the tokenizer itself is opened later. `CheckpointError` for a file that cannot be read."""
+def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
+    """Reads all but the tokenizer itself. Raises `CheckpointError` for a file that cannot be read."""
     files = (storage.join(directory, "config.json") for directory in checkpoint.directories)
     config_path = next(filter(storage.is_file, files), None)
     config = storage.read_json(config_path) if config_path else {}
     template = read_chat_template(checkpoint.directories)
-    return Companions(
+    return TextAssets(
         checkpoint.path,
         checkpoint.config,
         checkpoint.tokenizer_path,
         read_added_tokens(checkpoint.directories),
         config_path,
         special_ids(config),
-        read_generation(checkpoint.directories, config, config_path or ""),
+        read_generation_config(checkpoint.directories, config, config_path or ""),
         template,
         choose(template and template[0], config),
     )
 
 
 def special_ids(config: Mapping[str, Any]) -> dict[str, int]:
-    """Special ids by role, of a config.json."""
+    """Special ids by role, from a config.json."""
     found: dict[str, int] = {}
     for part in (config.get("text_config") or {}, config):
         for key, role in _CONFIG_IDS.items():
             value = part.get(key)
-            value = value[0] if isinstance(value, list) and value else value  # several ends: the first is <eos>
+            value = value[0] if isinstance(value, list) and value else value  # of several ends, <eos> is the first
             if isinstance(value, int) and not isinstance(value, bool):
                 found[role] = value
     return found

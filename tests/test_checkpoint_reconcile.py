@@ -94,7 +94,7 @@ def test_rows_that_no_token_uses_do_not_count(rows, tmp_path):
 
 
 def test_a_comparison_stops_at_the_first_difference(monkeypatch):
-    class Counted(lazy.Memory):
+    class Counted(lazy.InMemory):
         reads = 0
 
         def read(self, box: lazy.Box) -> np.ndarray:
@@ -235,7 +235,7 @@ def test_the_released_tower_is_known(given, tmp_path):
         del config["vision_config"]
     path = samples.save_hf(tmp_path / "c", sample.hf, config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemma_tpu.checkpoint.settle.VisionConfig", lambda: small)
+        patch.setattr("gemma_tpu.checkpoint.reconcile.VisionConfig", lambda: small)
         with pytest.warns(CheckpointWarning, match="weights of Gemma 3's are there: the model takes images"):
             opened = open_checkpoint(path)
         assert opened.config == sample.config
