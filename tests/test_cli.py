@@ -188,11 +188,10 @@ def test_a_command_is_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def python(*command: str, **variables: str) -> str:
-    """What a program prints that sees nothing of this one."""
+    """What a program prints that is started elsewhere, and sees nothing of this one."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": ""} | variables
-    return subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    options = {"env": environment, "cwd": "/", "capture_output": True, "text": True, "check": True}
+    return subprocess.run([sys.executable, *command], **options).stdout
 
 
 def test_help_waits_for_no_heavy_import() -> None:

@@ -19,43 +19,6 @@ DTYPES = ("bfloat16", "float32")
 _SHORT_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 
-def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a directory, a gs:// path, a name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
-    )
-
-
-def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
-
-
-def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tokenizer", metavar="FILE", help="a tokenizer.model or tokenizer.json (default: the one beside the weights)"
-    )
-
-
-def add_verify_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="do not compare the files with their checksums"
-    )
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mesh",
-        type=mesh_shape,
-        metavar="DATA,MODEL",
-        help="DATA copies of the model, each shared by MODEL devices (default: one copy on all devices)",
-    )
-
-
 def mesh_shape(text: str) -> tuple[int, int]:
     """Of an argument such as "1,8": the sizes of the data and model axes."""
     try:
@@ -63,6 +26,41 @@ def mesh_shape(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form DATA,MODEL, such as 1,8") from None
     return data, model
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "checkpoint": {
+        "metavar": "CHECKPOINT",
+        "help": "a directory, a gs:// path, a name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
+    },
+    "--adapter": {"metavar": "DIR", "help": "a LoRA adapter to merge into the weights"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--mesh": {
+        "type": mesh_shape,
+        "metavar": "DATA,MODEL",
+        "help": "DATA copies of the model, each shared by MODEL devices (default: one copy on all devices)",
+    },
+    "--no-verify": {
+        "dest": "verify",
+        "action": "store_false",
+        "help": "do not compare the files with their checksums",
+    },
+    "--tokenizer": {
+        "metavar": "FILE",
+        "help": "a tokenizer.model or tokenizer.json (default: the one beside the weights)",
+    },
+}
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds arguments of `SHARED`."""
+    for name in names:
+        parser.add_argument(name, **SHARED[name])
+
+
+def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the arguments `names` that were given or have a default."""
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser, of: str, *, default: str | None) -> None:
@@ -107,8 +105,7 @@ def join_processes(args: argparse.Namespace) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `load_model`."""
-    add_checkpoint_argument(parser)
-    add_mesh_argument(parser)
+    add_shared(parser, "checkpoint", "--mesh")
     add_dtype_argument(parser, "weights and cache", default="auto")
     parser.add_argument(
         "--max-context",
@@ -116,10 +113,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
     )
-    add_adapter_argument(parser)
-    add_tokenizer_argument(parser)
+    add_shared(parser, "--adapter", "--tokenizer", "--no-verify")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
-    add_verify_argument(parser)
     add_distributed_arguments(parser)
 
 
@@ -128,18 +123,8 @@ def load_model(args: argparse.Namespace) -> Model:
     import gemma_tpu
 
     progress = standard_streams.is_terminal(sys.stderr)
-    model = gemma_tpu.load(
-        args.checkpoint,
-        mesh=args.mesh,
-        dtype=args.dtype,
-        adapter=args.adapter,
-        max_context=args.max_context,
-        max_rows=1,
-        tokenizer=args.tokenizer,
-        text_only=args.text_only,
-        verify=args.verify,
-        progress=progress,
-    )
+    options = values(args, "mesh", "dtype", "adapter", "max_context", "tokenizer", "text_only", "verify")
+    model = gemma_tpu.load(args.checkpoint, max_rows=1, progress=progress, **options)
     if progress and model.dtype_reason:
         print(f"gemma-tpu: {model.dtype}, as {model.dtype_reason}", file=sys.stderr)
     return model
@@ -190,8 +175,7 @@ def _flag(name: str) -> str:
 
 def generation_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `Model.stream` that were given: sampling parameters and those of a prompt format."""
-    names = [*(row[0] for row in _SAMPLING), "stop", *(row[0] for row in _FORMAT)]
-    given = {name: getattr(args, name) for name in names if name in args}
+    given = values(args, *(row[0] for row in _SAMPLING), "stop", *(row[0] for row in _FORMAT))
     if "tools" in given:
         given["tools"] = _read_tools(given["tools"])
     return given

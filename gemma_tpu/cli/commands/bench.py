@@ -7,13 +7,7 @@ import dataclasses
 import json
 import sys
 
-from gemma_tpu.cli.arguments import (
-    add_distributed_arguments,
-    add_dtype_argument,
-    add_json_argument,
-    add_mesh_argument,
-    add_verify_argument,
-)
+from gemma_tpu.cli.arguments import add_distributed_arguments, add_dtype_argument, add_shared, values
 
 HELP = "Measure speed as a caller sees it."
 
@@ -38,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to decode at (default: 1 8)"
     )
     add_dtype_argument(parser, "weights and cache", default="auto")
-    add_mesh_argument(parser)
-    add_verify_argument(parser)
-    add_json_argument(parser)
+    add_shared(parser, "--mesh", "--no-verify", "--json")
     add_distributed_arguments(parser)
 
 
@@ -53,17 +45,9 @@ def main(args: argparse.Namespace) -> int:
 
     devices = available_devices()
     results = []
-    for rows, measured in bench(
-        CONFIGS[args.model] if args.model else args.checkpoint,
-        rows=args.rows,
-        context=args.context,
-        prompt=args.prompt,
-        tokens=args.tokens,
-        repeats=args.repeats,
-        dtype=args.dtype,
-        mesh=args.mesh,
-        verify=args.verify,
-    ):
+    source = CONFIGS[args.model] if args.model else args.checkpoint
+    options = values(args, "rows", "context", "prompt", "tokens", "repeats", "dtype", "mesh", "verify")
+    for rows, measured in bench(source, **options):
         results.append({"rows": rows, **dataclasses.asdict(measured)})
         print(_line(results[-1]), flush=True, file=sys.stderr)
     name = args.model or args.checkpoint

@@ -7,10 +7,9 @@ import sys
 
 from gemma_tpu import signals
 from gemma_tpu.cli import standard_streams
-from gemma_tpu.cli.arguments import add_adapter_argument, add_dtype_argument, add_verify_argument
+from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, values
 
 HELP = "Write a checkpoint in another layout."
-LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=LAYOUTS,
+        choices=("orbax", "orbax-flat", "safetensors"),
         help="orbax: nested, as Flax has it; orbax-flat: as Google releases Gemma; safetensors: as Hugging Face does",
     )
     add_dtype_argument(parser, "the weights written", default=None)
-    add_adapter_argument(parser)
-    add_verify_argument(parser)
+    add_shared(parser, "--adapter", "--no-verify")
     parser.set_defaults(needs_stdout=False)
 
 
@@ -32,14 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
+    adapter = None if args.adapter is None else resolve(args.adapter)
+    progress = standard_streams.is_terminal(sys.stderr)
     convert(
-        resolve(args.source),
-        args.target,
-        to=args.to,
-        dtype=args.dtype,
-        adapter=None if args.adapter is None else resolve(args.adapter),
-        verify=args.verify,
-        progress=standard_streams.is_terminal(sys.stderr),
+        resolve(args.source), args.target, adapter=adapter, progress=progress, **values(args, "to", "dtype", "verify")
     )
     print(args.target)
     return 0

@@ -11,8 +11,8 @@ from typing import Any
 from gemma_tpu.cli import standard_streams
 from gemma_tpu.cli.arguments import (
     add_generation_arguments,
-    add_json_argument,
     add_model_arguments,
+    add_shared,
     generation_kwargs,
     load_model,
 )
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="take the prompt without the chat format; <start_of_image> marks the images"
     )
-    add_json_argument(parser)
+    add_shared(parser, "--json")
     add_generation_arguments(parser)
 
 

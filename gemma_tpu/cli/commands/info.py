@@ -7,14 +7,13 @@ import json
 import math
 from typing import Any
 
-from gemma_tpu.cli.arguments import add_checkpoint_argument, add_json_argument
+from gemma_tpu.cli.arguments import add_shared
 
 HELP = "Show what a checkpoint holds, without loading it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint_argument(parser)
-    add_json_argument(parser)
+    add_shared(parser, "checkpoint", "--json")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_tpu.cli.arguments import add_dtype_argument, add_json_argument
+from gemma_tpu.cli.arguments import add_dtype_argument, add_shared
 from gemma_tpu.cli.standard_streams import is_terminal
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
-    add_json_argument(parser)
+    add_shared(parser, "--json")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,26 +6,18 @@ import argparse
 import json
 
 from gemma_tpu import signals
-from gemma_tpu.cli.arguments import (
-    add_adapter_argument,
-    add_checkpoint_argument,
-    add_dtype_argument,
-    add_json_argument,
-    add_mesh_argument,
-    add_tokenizer_argument,
-)
+from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, values
 
 HELP = "Compare a checkpoint's answers with those of a reference implementation."
-REFERENCES = ("gemma", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exits with 0 if every logit is within the tolerance, with 1 if not."
-    add_checkpoint_argument(parser)
+    add_shared(parser, "checkpoint")
     parser.add_argument(
         "--against",
         required=True,
-        choices=REFERENCES,
+        choices=("gemma", "transformers"),
         help="the reference: Google's gemma or Hugging Face's transformers",
     )
     parser.add_argument("--python", metavar="FILE", help="interpreter that has the reference (default: this one)")
@@ -44,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new-tokens", type=int, default=32, metavar="N", help="tokens of each greedy answer (default: 32)"
     )
-    add_mesh_argument(parser)
-    add_adapter_argument(parser)
-    add_tokenizer_argument(parser)
-    add_json_argument(parser)
+    add_shared(parser, "--mesh", "--adapter", "--tokenizer", "--json")
 
 
 @signals.raised()  # there may be a copy of the checkpoint on disk to remove, and a process of the reference to end
@@ -55,19 +44,8 @@ def main(args: argparse.Namespace) -> int:
     """Prints the report; 0 if the tolerance is met, else 1."""
     from gemma_tpu.verify import verify
 
-    report = verify(
-        args.checkpoint,
-        args.against,
-        tolerance=args.tolerance,
-        prompts=args.prompt,
-        image=False if args.no_image else args.image,
-        python=args.python,
-        dtype=args.dtype,
-        new_tokens=args.new_tokens,
-        mesh=args.mesh,
-        tokenizer=args.tokenizer,
-        adapter=args.adapter,
-        progress=True,
-    )
+    image = False if args.no_image else args.image
+    options = values(args, "tolerance", "python", "dtype", "new_tokens", "mesh", "tokenizer", "adapter")
+    report = verify(args.checkpoint, args.against, prompts=args.prompt, image=image, progress=True, **options)
     print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())
     return 0 if report.passed else 1
