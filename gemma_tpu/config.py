@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gemma_tpu.checks import check_flag, check_integer, check_number, shown
+from gemma_tpu.checks import brief, check_flag, check_integer, check_number
 
 MAX_LAYERS = 4096  # nothing is that deep; a number that is no number of layers should be an error at once
 _MAX_SIZE = 2**31 - 1  # of a dimension
@@ -104,7 +104,7 @@ class GemmaConfig:
                 check_number(name, value, 0, 2**53, low_open=True)
         check_flag("GemmaConfig: tied_head", self.tied_head)
         if not isinstance(self.vision, VisionConfig | None):
-            raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {shown(self.vision)}")
+            raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {brief(self.vision)}")
         problems = []
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
@@ -173,4 +173,4 @@ def as_config(value: Any) -> GemmaConfig | None:
         return value
     if isinstance(value, str) and value in CONFIGS:
         return CONFIGS[value]
-    raise ValueError(f"config must be a GemmaConfig or one of {', '.join(CONFIGS)}, got {shown(value)}")
+    raise ValueError(f"config must be a GemmaConfig or one of {', '.join(CONFIGS)}, got {brief(value)}")

@@ -13,9 +13,9 @@ from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation import Generation, read_generation
 from gemma_tpu.checkpoint.source import Checkpoint
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose
+from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
 # config.json's names of special ids, by role (`gemma_tpu.text.special`).
@@ -93,7 +93,7 @@ class Companions:
         notes = []
         said = self.generation.path or self.config_path
         if self.generation.ignored:
-            listed = ", ".join(f"{key} {shown(value)}" for key, value in sorted(self.generation.ignored.items()))
+            listed = ", ".join(f"{key} {brief(value)}" for key, value in sorted(self.generation.ignored.items()))
             notes.append(f"{said}: not followed: {listed}")
         if tokenizer is None:
             return notes
@@ -134,7 +134,7 @@ def read_companions(checkpoint: Checkpoint) -> Companions:
         special_ids(config),
         read_generation(checkpoint.directories, config, config_path or ""),
         template,
-        choose(template and template[0], config),
+        choose_format(template and template[0], config),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import one_line, shown
+from gemma_tpu.checks import brief, one_line
 from gemma_tpu.config import CONFIGS, GLOBAL_EVERY, MAX_LAYERS, GemmaConfig, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
@@ -69,7 +69,7 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     local_base, global_base, global_scale = _rope(text, path)
     image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
-        raise CheckpointError(f"{path}: image_token_index is {shown(image_token)}, no token id")
+        raise CheckpointError(f"{path}: image_token_index is {brief(image_token)}, no token id")
     extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
     try:
         return GemmaConfig(
@@ -102,7 +102,7 @@ def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
     """A part of a config, without what is null in it; empty if there is none."""
     part = raw.get(key)
     if not isinstance(part, Mapping | None):
-        raise CheckpointError(f"{path}: {key} is {shown(part)}, not an object")
+        raise CheckpointError(f"{path}: {key} is {brief(part)}, not an object")
     return {name: value for name, value in (part or {}).items() if value is not None}
 
 
@@ -110,18 +110,18 @@ def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> N
     for key, value in fixed.items():
         found = values.get(key)
         if found is not None and found != value:
-            raise CheckpointError(f"{path}: {key} is {shown(found)}; Gemma 3 models here have {value!r}")
+            raise CheckpointError(f"{path}: {key} is {brief(found)}; Gemma 3 models here have {value!r}")
 
 
 def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) -> None:
     for key in keys:
         value = values[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
-            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a positive number")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}, not a positive number")
         if key in _COUNTS and not isinstance(value, int):
-            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a whole number")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}, not a whole number")
         if key == "num_hidden_layers" and value > MAX_LAYERS:
-            raise CheckpointError(f"{path}: {key} is {shown(value)}; {MAX_LAYERS} is the most that is taken for true")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}; {MAX_LAYERS} is the most that is taken for true")
 
 
 def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
@@ -134,7 +134,7 @@ def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
     expected = ["full_attention" if (i + 1) % GLOBAL_EVERY == 0 else "sliding_attention" for i in range(layers)]
     if (types := text.get("layer_types")) is not None:
         if types != expected:
-            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else shown(types)
+            found = f"{types.count('full_attention')} of {len(types)}" if isinstance(types, list) else brief(types)
             raise CheckpointError(
                 f"{path}: layer_types makes {found} layers global, which is not Gemma 3's pattern of one in "
                 f"{GLOBAL_EVERY}: no other is supported"
@@ -142,7 +142,7 @@ def _require_layer_pattern(text: Mapping[str, Any], path: str) -> None:
         return
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
         if text.get(key, GLOBAL_EVERY) != GLOBAL_EVERY:
-            raise CheckpointError(f"{path}: {key} is {shown(text[key])}; Gemma 3 models here have {GLOBAL_EVERY}")
+            raise CheckpointError(f"{path}: {key} is {brief(text[key])}; Gemma 3 models here have {GLOBAL_EVERY}")
 
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"  # the types of layers
@@ -168,7 +168,7 @@ def _rope(text: Mapping[str, Any], path: str) -> tuple[float, float, float]:
         found = rope[kind].get("rope_type", rope[kind].get("type", "default"))
         if found not in accepted:
             raise CheckpointError(
-                f"{path}: rope type {shown(found)} is not supported on layers of {kind}; Gemma 3 has "
+                f"{path}: rope type {brief(found)} is not supported on layers of {kind}; Gemma 3 has "
                 f"{' or '.join(map(repr, accepted))} there"
             )
         rope[kind]["rope_type"] = found
@@ -192,7 +192,7 @@ def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
         side = vision[key]
         if isinstance(side, list):
             if not side or any(other != side[0] for other in side):
-                raise CheckpointError(f"{path}: {key} is {shown(side)}, not square")
+                raise CheckpointError(f"{path}: {key} is {brief(side)}, not square")
             side = side[0]
         sides[key] = side
     _require_numbers(vision | sides, _VISION_DEFAULTS, path)

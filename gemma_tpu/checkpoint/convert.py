@@ -20,7 +20,7 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.source import open_checkpoint
 from gemma_tpu.checkpoint.staging import staging
-from gemma_tpu.checks import as_path, shown
+from gemma_tpu.checks import as_path, brief
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary
@@ -122,7 +122,7 @@ def _write(
 ) -> Path:
     """`source`: files that `arrays` are read from, to be compared with their checksums."""
     if layout not in LAYOUTS:
-        raise CheckpointError(f"{shown(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
+        raise CheckpointError(f"{brief(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
         dtype = _dtype(dtype)
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}

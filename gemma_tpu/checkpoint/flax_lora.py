@@ -19,7 +19,7 @@ from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 
 CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")
@@ -54,7 +54,7 @@ def stored_alpha(directories: Iterable[str]) -> float | None:
 
 def _number(value: object, file: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        raise CheckpointError(f"{file}: lora_alpha is {shown(value)}, not a number")
+        raise CheckpointError(f"{file}: lora_alpha is {brief(value)}, not a number")
     return float(value)
 
 

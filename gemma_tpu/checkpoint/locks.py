@@ -58,7 +58,7 @@ def held(path: Path, what: str) -> Iterator[None]:
             raise
         yield
         return
-    with lock, signals.unfinished(path):
+    with lock, signals.remove_on_signal(path):
         try:
             yield
         finally:

@@ -138,7 +138,7 @@ def _parser(chosen: list[str]) -> argparse.ArgumentParser:
             if name == "bench":
                 _add_distributed_arguments(sub)
             # While it runs, verify may have a copy of the checkpoint on disk, and a process of the reference.
-            sub.set_defaults(run=signals.raised()(module.main) if name == "verify" else module.main)
+            sub.set_defaults(run=signals.raise_exit()(module.main) if name == "verify" else module.main)
     return parser
 
 
@@ -295,7 +295,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-@signals.ending()
+@signals.exit_at_once()
 def _convert(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 
@@ -312,7 +312,7 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-@signals.ending()
+@signals.exit_at_once()
 def _download(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 
