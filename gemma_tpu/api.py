@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from gemma_tpu import prompts
 from gemma_tpu.chat import Chat
-from gemma_tpu.checks import check_flag, check_progress, shown
+from gemma_tpu.checks import brief, check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine.engine import Engine, Progress
@@ -303,5 +303,5 @@ def _indices(name: str, given: Any, size: int) -> np.ndarray:
     except Exception:  # it may be anything that NumPy asks for its elements
         chosen = np.zeros((), int)
     if chosen.ndim != 1 or not chosen.size:
-        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {shown(given)}")
+        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {brief(given)}")
     return chosen

@@ -14,7 +14,7 @@ from gemma_tpu.engine.request import Request
 from gemma_tpu.options import Completion
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.stream import TextStream
-from gemma_tpu.text import before_calls
+from gemma_tpu.text import text_before_calls
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
@@ -148,7 +148,7 @@ class _ChatStream(TextStream):
                 chat.messages = self._messages[:-1]
                 return
             calls = completion.tool_calls
-            answer: Message = {"role": "assistant", "content": before_calls(text) if calls else text}
+            answer: Message = {"role": "assistant", "content": text_before_calls(text) if calls else text}
             chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
         finally:
             chat._answering.release()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from gemma_tpu.checks import as_tuple, shown
+from gemma_tpu.checks import as_tuple, brief
 from gemma_tpu.prompts import Reading
 from gemma_tpu.text import POLICIES, SHIELD_GEMMA
 
@@ -43,7 +43,7 @@ def classify(
     if not isinstance(policies, Mapping):
         policies = as_tuple("policies", policies)
         if unknown := [name for name in policies if not isinstance(name, str) or name not in POLICIES]:
-            raise ValueError(f"no policy is called {', '.join(map(shown, unknown))}; known are {', '.join(POLICIES)}")
+            raise ValueError(f"no policy is called {', '.join(map(brief, unknown))}; known are {', '.join(POLICIES)}")
         policies = {name: POLICIES[name] for name in policies}
     answers = model.format.answers or (model.tokenizer.id("Yes"), model.tokenizer.id("No"))
     return [{name: _verdict(model, image, text, answers) for name, text in policies.items()} for image in images]

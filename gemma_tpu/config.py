@@ -21,7 +21,7 @@ import itertools
 import math
 from typing import Any
 
-from gemma_tpu.checks import check_flag, check_integer, check_number, shown
+from gemma_tpu.checks import brief, check_flag, check_integer, check_number
 
 MAX_LAYERS = 4096  # nothing is that deep; a number that is no number of layers should be an error at once
 _MAX_SIZE = 2**31 - 1  # of a dimension
@@ -127,11 +127,11 @@ class GemmaConfig:
         are_layers = isinstance(self.layers, tuple) and all(isinstance(layer, LayerSpec) for layer in self.layers)
         if not are_layers or not 1 <= len(self.layers) <= MAX_LAYERS:
             raise ValueError(
-                f"GemmaConfig: layers must be a tuple of 1 to {MAX_LAYERS} LayerSpecs, got {shown(self.layers)}"
+                f"GemmaConfig: layers must be a tuple of 1 to {MAX_LAYERS} LayerSpecs, got {brief(self.layers)}"
             )
         check_flag("GemmaConfig: tied_head", self.tied_head)
         if not isinstance(self.vision, VisionConfig | None):
-            raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {shown(self.vision)}")
+            raise ValueError(f"GemmaConfig: vision must be a VisionConfig or None, got {brief(self.vision)}")
         problems = []
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
@@ -212,4 +212,4 @@ def as_config(value: Any) -> GemmaConfig | None:
         return value
     if isinstance(value, str) and value in CONFIGS:
         return CONFIGS[value]
-    raise ValueError(f"config must be a GemmaConfig or one of {', '.join(CONFIGS)}, got {shown(value)}")
+    raise ValueError(f"config must be a GemmaConfig or one of {', '.join(CONFIGS)}, got {brief(value)}")

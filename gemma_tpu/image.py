@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from gemma_tpu import fetch, file_kinds
-from gemma_tpu.checks import as_path, check_flag, check_integer, check_number, one_line, shown
+from gemma_tpu.checks import as_path, brief, check_flag, check_integer, check_number, one_line
 
 MAX_PIXELS = 64_000_000  # an 8,000 × 8,000 image; 192 MB as RGB
 # The longest side of a JPEG or GIF. Other formats allow longer rows, of which a few bytes may decode to gigabytes.
@@ -175,7 +175,7 @@ def pan_and_scan(
     pixels (transformers 5.23, image_processing_gemma3.py, with the released checkpoints' settings).
     """
     if not isinstance(image, Image.Image):
-        raise ValueError(f"image must be a PIL image (see load_image), got {shown(image)}")
+        raise ValueError(f"image must be a PIL image (see load_image), got {brief(image)}")
     check_integer("min_crop_size", min_crop_size, 1)
     check_integer("max_num_crops", max_num_crops, 2)
     check_number("min_ratio_to_activate", min_ratio_to_activate, 1)

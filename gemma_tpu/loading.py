@@ -24,7 +24,7 @@ from gemma_tpu.checkpoint import (
     resolve,
     sample_digests,
 )
-from gemma_tpu.checks import as_path, as_tuple, check_flag, check_integer, check_progress, shown
+from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.devices import choose_dtype
 from gemma_tpu.distributed.processes import everywhere, require_same
@@ -144,7 +144,7 @@ def _checked(
     if mesh is not None and not isinstance(mesh, Mesh):
         sides = as_tuple("mesh", mesh)
         if len(sides) != 2:
-            raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {shown(mesh)}")
+            raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {brief(mesh)}")
         for side, name in zip(sides, ("data", "model"), strict=True):
             check_integer(f"mesh: {name}", side, 1, 2**31 - 1)
         mesh = int(sides[0]), int(sides[1])
@@ -272,4 +272,4 @@ def named_dtype(dtype: Any) -> jnp.dtype:
             return found
     except Exception:  # it may be anything, and NumPy asks it several questions
         pass
-    raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {shown(dtype)}')
+    raise ValueError(f'dtype must be "bfloat16" or "float32" (float16 overflows in Gemma 3), got {brief(dtype)}')

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_tpu.checks import as_ids, as_tuple, check_integer, check_number, shown
+from gemma_tpu.checks import as_ids, as_tuple, brief, check_integer, check_number
 
 MAX_STOP_TOKENS = 16  # of one request
 
@@ -41,7 +41,7 @@ class SamplingParams:
         # A lone string is a stop string, not a sequence of letters.
         stop = (self.stop,) if isinstance(self.stop, str) else as_tuple("stop", self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop must be non-empty strings, got {shown(self.stop)}")
+            raise ValueError(f"stop must be non-empty strings, got {brief(self.stop)}")
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "forbidden_tokens", as_ids("forbidden_tokens", self.forbidden_tokens))
         if self.stop_tokens is not None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from gemma_tpu.checks import check_flag, one_line, shown
+from gemma_tpu.checks import brief, check_flag, one_line
 from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
 
@@ -74,7 +74,7 @@ def read_prompt(prompt: Any) -> PlainPrompt:
 def read_messages(messages: Any) -> list[Message]:
     """A conversation. ValueError for what is none."""
     if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[0], Mapping):
-        raise ValueError(f"messages must be a list of messages, got {shown(messages)}")
+        raise ValueError(f"messages must be a list of messages, got {brief(messages)}")
     return list(messages)
 
 

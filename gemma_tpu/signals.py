@@ -22,8 +22,8 @@ _unfinished: set[str] = set()  # paths that a signal removes
 
 
 @contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[None]:
-    """Within this context a signal handled by `ending` removes `path`, whether or not it exists yet."""
+def remove_on_signal(path: Path) -> Iterator[None]:
+    """Within this context a signal handled by `exit_at_once` removes `path`, whether or not it exists yet."""
     name = str(path.absolute())
     _unfinished.add(name)
     try:
@@ -36,7 +36,7 @@ def unfinished(path: Path) -> Iterator[None]:
 def temporary_directory(prefix: Path) -> Iterator[Path]:
     """A new directory whose path begins with `prefix`, removed on exit and by a signal."""
     path = Path(f"{prefix}{secrets.token_hex(8)}")
-    with unfinished(path):
+    with remove_on_signal(path):
         path.mkdir(mode=0o700)
         try:
             yield path
@@ -45,8 +45,8 @@ def temporary_directory(prefix: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP exit at once with status 130, 143 or 129 and remove all `unfinished` paths.
+def exit_at_once() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP exit at once with status 130, 143 or 129 and remove the paths of `remove_on_signal`.
 
     No `finally` block and no atexit function runs. An ignored signal, such as SIGHUP under nohup, stays ignored.
     """
@@ -68,7 +68,7 @@ def ending() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raise_exit() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit (143, 129) in the main thread; a second signal kills the process.
 
     For work that must also stop a child process.

@@ -96,9 +96,9 @@ def test_a_signal_that_is_ignored_stays_so():
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.raised(), signals.ending():
+        with signals.raise_exit(), signals.exit_at_once():
             signal.raise_signal(signal.SIGHUP)
-        with signals.raised(), pytest.raises(SystemExit, match="143"):
+        with signals.raise_exit(), pytest.raises(SystemExit, match="143"):
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

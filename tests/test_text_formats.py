@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA, choose, recognise
+from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA, choose_format, recognise_format
 
 # What the relatives' templates say and Gemma's own does not, as public copies and guides quote them.
 FUNCTIONS = "{{- '<start_function_declaration>' -}}{{- format_function_declaration(tool) | trim }}"
@@ -13,16 +13,16 @@ GEMMA = "{{ bos_token }}{{ '<start_of_turn>' + role }}{{ '<start_of_image>' }}{{
 
 def test_a_checkpoint_wants_the_format_of_its_template():
     for template, format in ((FUNCTIONS, FUNCTION_GEMMA), (TRANSLATION, TRANSLATE_GEMMA), (SAFETY, SHIELD_GEMMA)):
-        assert recognise(template) is format
-        assert choose(template, {"model_type": "gemma3"}) is format
-    assert recognise(GEMMA) is None
-    assert choose(GEMMA, {}) is choose(None, {}) is GEMMA3
+        assert recognise_format(template) is format
+        assert choose_format(template, {"model_type": "gemma3"}) is format
+    assert recognise_format(GEMMA) is None
+    assert choose_format(GEMMA, {}) is choose_format(None, {}) is GEMMA3
 
 
 def test_shieldgemma_is_known_by_its_config_too():
     raw = {"model_type": "shieldgemma2"}
-    assert choose(None, raw) is SHIELD_GEMMA
-    assert choose(GEMMA, raw | {"yes_token_index": 7, "no_token_index": 9}).answers == (7, 9)
+    assert choose_format(None, raw) is SHIELD_GEMMA
+    assert choose_format(GEMMA, raw | {"yes_token_index": 7, "no_token_index": 9}).answers == (7, 9)
 
 
 def test_options_of_another_format():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gemma_tpu.text import before_calls, parse_calls
+from gemma_tpu.text import parse_calls, text_before_calls
 
 
 def call(body: str, end: str = "<end_function_call>") -> str:
@@ -34,8 +34,8 @@ def test_values():
 def test_several_calls_and_what_comes_before():
     text = f"Let me see. {call('one{}')}{call('two{city:<escape>Paris<escape>}', '')}"
     assert [found["function"]["name"] for found in parse_calls(text)] == ["one", "two"]
-    assert before_calls(text) == "Let me see. "
-    assert before_calls("plain") == "plain"
+    assert text_before_calls(text) == "Let me see. "
+    assert text_before_calls("plain") == "plain"
 
 
 @pytest.mark.parametrize("body", ["f{a:<escape>x}", "f{a}", "f{a:[1,2}", "f", "{}", "f{a:1", "f{a:1}}"])

@@ -11,7 +11,7 @@ from typing import Any
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.hf_names import EXTRA_ROWS
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text import AddedToken
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
@@ -83,9 +83,9 @@ def _from_entry(token: int, entry: Mapping[str, Any]) -> AddedToken:
 
 def _checked(token: AddedToken) -> AddedToken:
     if isinstance(token.id, bool) or not isinstance(token.id, int) or token.id < 0:
-        raise ValueError(f"{shown(token.id)} is no token id")
+        raise ValueError(f"{brief(token.id)} is no token id")
     if not isinstance(token.text, str) or not token.text:
-        raise ValueError(f"{shown(token.text)} is no text of a token")
+        raise ValueError(f"{brief(token.text)} is no text of a token")
     return token
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_tpu.checkpoint import family, hf_names, names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import one_line, shown
+from gemma_tpu.checks import brief, one_line
 from gemma_tpu.config import CONFIGS, MAX_LAYERS, GemmaConfig, LayerSpec, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
@@ -69,7 +69,7 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     _refuse(text, _TEXT_FIXED, path)
     image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
-        raise CheckpointError(f"{path}: image_token_index is {shown(image_token)}, no token id")
+        raise CheckpointError(f"{path}: image_token_index is {brief(image_token)}, no token id")
     extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
     try:
         return GemmaConfig(
@@ -98,7 +98,7 @@ def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
     """A part of a config, without what is null in it; empty if there is none."""
     part = raw.get(key)
     if not isinstance(part, Mapping | None):
-        raise CheckpointError(f"{path}: {key} is {shown(part)}, not an object")
+        raise CheckpointError(f"{path}: {key} is {brief(part)}, not an object")
     return {name: value for name, value in (part or {}).items() if value is not None}
 
 
@@ -106,18 +106,18 @@ def _refuse(values: Mapping[str, Any], fixed: Mapping[str, Any], path: str) -> N
     for key, value in fixed.items():
         found = values.get(key)
         if found is not None and found != value:
-            raise CheckpointError(f"{path}: {key} is {shown(found)}; Gemma 3 models here have {value!r}")
+            raise CheckpointError(f"{path}: {key} is {brief(found)}; Gemma 3 models here have {value!r}")
 
 
 def _require_numbers(values: Mapping[str, Any], keys: Iterable[str], path: str) -> None:
     for key in keys:
         value = values[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
-            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a positive number")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}, not a positive number")
         if key in _COUNTS and not isinstance(value, int):
-            raise CheckpointError(f"{path}: {key} is {shown(value)}, not a whole number")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}, not a whole number")
         if key == "num_hidden_layers" and value > MAX_LAYERS:
-            raise CheckpointError(f"{path}: {key} is {shown(value)}; {MAX_LAYERS} is the most that is taken for true")
+            raise CheckpointError(f"{path}: {key} is {brief(value)}; {MAX_LAYERS} is the most that is taken for true")
 
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"  # the types of layers
@@ -139,11 +139,11 @@ def _layer_types(text: Mapping[str, Any], path: str) -> list[str]:
         every = text.get("sliding_window_pattern", 6)
         _require_numbers({"sliding_window_pattern": every}, ("sliding_window_pattern",), path)
         if (other := text.get("_sliding_window_pattern", every)) != every:
-            raise CheckpointError(f"{path}: _sliding_window_pattern is {shown(other)}; say so by layer_types")
+            raise CheckpointError(f"{path}: _sliding_window_pattern is {brief(other)}; say so by layer_types")
         return [_LOCAL if (i + 1) % every else _GLOBAL for i in range(count)]
     if not isinstance(types, list) or any(kind not in (_LOCAL, _GLOBAL) for kind in types) or len(types) != count:
         raise CheckpointError(
-            f"{path}: layer_types is {shown(types)}; it must be {_LOCAL!r} or {_GLOBAL!r} for each of {count} layers"
+            f"{path}: layer_types is {brief(types)}; it must be {_LOCAL!r} or {_GLOBAL!r} for each of {count} layers"
         )
     return types
 
@@ -170,7 +170,7 @@ def _rope(text: Mapping[str, Any], path: str) -> dict[str, tuple[float, float]]:
         name = rope.get("rope_type", rope.get("type", "default"))
         if name not in ("default", "linear"):
             raise CheckpointError(
-                f"{path}: rope type {shown(name)} is not supported on layers of {kind}; Gemma 3 has 'default' or "
+                f"{path}: rope type {brief(name)} is not supported on layers of {kind}; Gemma 3 has 'default' or "
                 "'linear' there"
             )
         scale = _positive(rope.get("factor"), "factor", path) if name == "linear" else 1.0
@@ -191,7 +191,7 @@ def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
         side = vision[key]
         if isinstance(side, list):
             if not side or any(other != side[0] for other in side):
-                raise CheckpointError(f"{path}: {key} is {shown(side)}, not square")
+                raise CheckpointError(f"{path}: {key} is {brief(side)}, not square")
             side = side[0]
         sides[key] = side
     _require_numbers(vision | sides, _VISION_DEFAULTS, path)

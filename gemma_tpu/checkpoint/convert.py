@@ -20,7 +20,7 @@ from gemma_tpu.checkpoint.open import open_checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.staging import staging
 from gemma_tpu.checkpoint.text_assets import special_ids
-from gemma_tpu.checks import as_path, shown
+from gemma_tpu.checks import as_path, brief
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary
@@ -124,7 +124,7 @@ def _write(
 ) -> Path:
     """`source`: files that `arrays` are read from, to be verified."""
     if layout not in LAYOUTS:
-        raise CheckpointError(f"{shown(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
+        raise CheckpointError(f"{brief(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
         dtype = _dtype(dtype)
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import one_line, shown
+from gemma_tpu.checks import brief, one_line
 
 TEXT = ("gemma3_text",)
 MULTIMODAL = ("gemma3", "shieldgemma2")
@@ -43,7 +43,7 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
     model_type = str(raw.get("model_type"))
     if model_type not in (*TEXT, *MULTIMODAL):
         known = max((prefix for prefix in _OTHERS if model_type.startswith(prefix)), key=len, default=None)
-        seems = _OTHERS[known] if known else f"a model of type {shown(model_type)}"
+        seems = _OTHERS[known] if known else f"a model of type {brief(model_type)}"
         raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
     text = raw.get("text_config") or raw
     text = text if isinstance(text, Mapping) else {}  # config_io rejects it

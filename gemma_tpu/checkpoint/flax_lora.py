@@ -18,7 +18,6 @@ from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checks import shown
 
 CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")
@@ -54,7 +53,7 @@ def stored_alpha(directories: Iterable[str]) -> float | None:
 def check_alpha(alpha: object, label: str) -> float:
     """Raises `CheckpointError`, beginning with `label`, if `alpha` is not a finite number."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**53:
-        raise CheckpointError(f"{label} is {shown(alpha)} in {CONFIG}, not a number")
+        raise CheckpointError(f"{label} is {brief(alpha)} in {CONFIG}, not a number")
     return float(alpha)
 
 

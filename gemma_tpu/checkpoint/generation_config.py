@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 
 _FILE = "generation_config.json"
 # Defaults of transformers (5.23, configuration_utils.py) for settings that a file with do_sample leaves out.
@@ -75,5 +75,5 @@ def _is_neutral(value: Any) -> bool:
 def _ids(value: Any, key: str, path: str) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise CheckpointError(f"{path}: {key} is {shown(value)}, neither a token id nor a list of them")
+        raise CheckpointError(f"{path}: {key} is {brief(value)}, neither a token id nor a list of them")
     return tuple(dict.fromkeys(ids))

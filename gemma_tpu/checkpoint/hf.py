@@ -22,7 +22,7 @@ from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
 from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
-from gemma_tpu.checks import one_line, shown
+from gemma_tpu.checks import brief, one_line
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
@@ -152,16 +152,16 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
     metadata = raw.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{where}: __metadata__ is {shown(metadata)}, not texts by name")
+        raise CheckpointError(f"{where}: __metadata__ is {brief(metadata)}, not texts by name")
     for name, entry in raw.items():
         if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
-            raise CheckpointError(f"{where}: {shown(name)} is {shown(entry)}, without dtype, shape and data_offsets")
+            raise CheckpointError(f"{where}: {brief(name)} is {brief(entry)}, without dtype, shape and data_offsets")
         shape, offsets = entry["shape"], entry["data_offsets"]
         others = (value for key, value in entry.items() if key not in _ENTRY_KEYS)
         if any(isinstance(value, list | dict) for value in others):
-            raise CheckpointError(f"{where}: {shown(name)} has more than is known of an array: {shown(entry)}")
+            raise CheckpointError(f"{where}: {brief(name)} has more than is known of an array: {brief(entry)}")
         if not isinstance(entry["dtype"], str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-            raise CheckpointError(f"{where}: {shown(name)} has the dtype, shape or data_offsets {shown(entry)}")
+            raise CheckpointError(f"{where}: {brief(name)} has the dtype, shape or data_offsets {brief(entry)}")
         found[name] = entry["dtype"], tuple(shape), offsets[0], offsets[1]
     if unsupported := sorted({code for code, *_ in found.values()} - set(DTYPES)):
         raise CheckpointError(
@@ -173,9 +173,9 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
         dtype = DTYPES[code]
         sizes = list(itertools.accumulate(shape, operator.mul, initial=dtype.itemsize))
         if stop - start != sizes[-1] or max(sizes) >= _TOO_LARGE:
-            raise CheckpointError(f"{where}: {shown(name)} has {stop - start} bytes")
+            raise CheckpointError(f"{where}: {brief(name)} has {stop - start} bytes")
         if start != end:
-            raise CheckpointError(f"{where}: {shown(name)} begins at byte {start}, and what is before it ends at {end}")
+            raise CheckpointError(f"{where}: {brief(name)} begins at byte {start}, and what is before it ends at {end}")
         entries[name], end = (dtype, shape, start), stop
     return entries, end
 

@@ -59,7 +59,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
             raise
         yield
         return
-    with lock, signals.unfinished(path):
+    with lock, signals.remove_on_signal(path):
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from gemma_tpu.checkpoint import flax_lora, hf, hf_names, storage
 from gemma_tpu.checkpoint.arithmetic import Product
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checks import one_line, shown
+from gemma_tpu.checks import brief, one_line
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -115,7 +115,7 @@ def _refuse_variants(config: Mapping[str, Any], file: str) -> None:
             raise CheckpointError(f"{file}: {key} is not read here: {_WAY_OUT}")
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(_BASE_CHANGING_INITS):
-        raise CheckpointError(f"{file}: init_lora_weights {shown(init)} changes the base model as well: {_WAY_OUT}")
+        raise CheckpointError(f"{file}: init_lora_weights {brief(init)} changes the base model as well: {_WAY_OUT}")
 
 
 def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any], file: str) -> LazyArray:
@@ -126,7 +126,7 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
     rank = _match_pattern(config, "rank_pattern", module, config.get("r"))
     if not len(a.shape) >= 2 <= len(b.shape) or not 0 < a.shape[0] == b.shape[1] == rank:
         raise CheckpointError(
-            f"{file}: {module} has A {list(a.shape)} and B {list(b.shape)}, but rank {shown(rank)} by "
+            f"{file}: {module} has A {list(a.shape)} and B {list(b.shape)}, but rank {brief(rank)} by "
             f"{flax_lora.CONFIG}"
         )
     alpha = _match_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
@@ -147,5 +147,5 @@ def _match_pattern(config: Mapping[str, Any], key: str, module: str, default: An
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 return value
     except (AttributeError, OverflowError, re.error) as error:
-        raise CheckpointError(f"{key} in {flax_lora.CONFIG} is {shown(patterns)}, not an object of patterns") from error
+        raise CheckpointError(f"{key} in {flax_lora.CONFIG} is {brief(patterns)}, not an object of patterns") from error
     return default

@@ -12,7 +12,7 @@ import tensorstore as ts
 
 from gemma_tpu.checkpoint import unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import as_path, one_line, shown
+from gemma_tpu.checks import as_path, brief, one_line
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://")
 # Fails within seconds if a host cannot be resolved; TensorStore's default is minutes.
@@ -166,7 +166,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"it has the key {shown(twice)} twice")
+        raise ValueError(f"it has the key {brief(twice)} twice")
     return found
 
 

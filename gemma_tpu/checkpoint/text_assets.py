@@ -13,9 +13,9 @@ from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation_config import GenerationConfig, read_generation_config
 from gemma_tpu.checkpoint.open import Checkpoint
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose
+from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
 # config.json's names of special ids, by role (`gemma_tpu.text.special`).
@@ -93,7 +93,7 @@ class TextAssets:
         notes = []
         source = self.generation_config.path or self.config_path
         if ignored := self.generation_config.ignored:
-            listed = ", ".join(f"{key} {shown(value)}" for key, value in sorted(ignored.items()))
+            listed = ", ".join(f"{key} {brief(value)}" for key, value in sorted(ignored.items()))
             notes.append(f"{source}: not followed: {listed}")
         if tokenizer is None:
             return notes
@@ -135,7 +135,7 @@ def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
         special_ids(config),
         read_generation_config(checkpoint.directories, config, config_path or ""),
         template,
-        choose(template and template[0], config),
+        choose_format(template and template[0], config),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from gemma_tpu.checks import check_integer, shown
+from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine import shapes
 from gemma_tpu.ops.attention import PREFIX
@@ -39,14 +39,14 @@ def make_plan(
 ) -> Plan:
     """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times."""
     if not isinstance(config, GemmaConfig):
-        raise ValueError(f"config must be a GemmaConfig, got {shown(config)}")
+        raise ValueError(f"config must be a GemmaConfig, got {brief(config)}")
     if not isinstance(where, Slice):
-        raise ValueError(f"where must be a slice (parse_slice), got {shown(where)}")
+        raise ValueError(f"where must be a slice (parse_slice), got {brief(where)}")
     check_integer("rows", rows, 1)
     check_integer("context", context, 2, config.max_context)
     check_integer("images", images, 0)
     if not isinstance(dtype, str) or dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"dtype must be bfloat16 or float32, got {shown(dtype)}")
+        raise ValueError(f"dtype must be bfloat16 or float32, got {brief(dtype)}")
     choice = choose_mesh(config, where, rows, context, dtype)
     first, *others = choice.candidates
     progress(f"compiling for {where.topology}")

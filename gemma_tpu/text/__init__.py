@@ -8,10 +8,10 @@ from gemma_tpu.text.formats import (
     SHIELD_GEMMA,
     TRANSLATE_GEMMA,
     Format,
-    choose,
-    recognise,
+    choose_format,
+    recognise_format,
 )
-from gemma_tpu.text.function_calls import before_calls, parse_calls
+from gemma_tpu.text.function_calls import parse_calls, text_before_calls
 from gemma_tpu.text.safety import POLICIES
 from gemma_tpu.text.template import Prompt, expand_images, render_messages, render_raw
 from gemma_tpu.text.thoughts import Thoughts
@@ -33,11 +33,11 @@ __all__ = [
     "StopStrings",
     "Thoughts",
     "Tokenizer",
-    "before_calls",
-    "choose",
+    "text_before_calls",
+    "choose_format",
     "expand_images",
     "parse_calls",
-    "recognise",
+    "recognise_format",
     "render_messages",
     "render_raw",
 ]

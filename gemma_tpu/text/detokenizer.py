@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 from gemma_tpu.text.tokenizer import Tokenizer, decode_utf8
 
 
@@ -46,7 +46,7 @@ class StopStrings:
         if isinstance(stops, str):
             stops = [stops]
         if not all(isinstance(stop, str) and stop for stop in stops):
-            raise ValueError(f"stop strings must be non-empty strings, got {shown(list(stops))}")
+            raise ValueError(f"stop strings must be non-empty strings, got {brief(list(stops))}")
         self._stops = list(stops)
         self._held = ""
         self.stopped: str | None = None  # the stop string that was found

@@ -43,15 +43,15 @@ FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
 OPTIONS = tuple(option for known in FORMATS for option in known.options)
 
 
-def choose(template: str | None, config: Mapping[str, Any]) -> Format:
+def choose_format(template: str | None, config: Mapping[str, Any]) -> Format:
     """The format of a checkpoint, from its chat template (None without one) and the content of its config.json."""
     if config.get("model_type") == "shieldgemma2":
         yes, no = config.get("yes_token_index"), config.get("no_token_index")
         return SHIELD_GEMMA if yes is None or no is None else dataclasses.replace(SHIELD_GEMMA, answers=(yes, no))
-    return (template and recognise(template)) or GEMMA3
+    return (template and recognise_format(template)) or GEMMA3
 
 
-def recognise(template: str) -> Format | None:
+def recognise_format(template: str) -> Format | None:
     """The relative whose chat template (Jinja text) this is, or None. Gemma 3's own: see `recognition`."""
     if "<start_function_declaration>" in template:
         return FUNCTION_GEMMA

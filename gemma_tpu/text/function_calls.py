@@ -28,7 +28,7 @@ def parse_calls(text: str) -> list[dict[str, Any]]:
     return calls
 
 
-def before_calls(text: str) -> str:
+def text_before_calls(text: str) -> str:
     """The text of an answer before its first call."""
     return text.partition("<start_function_call>")[0]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemma_tpu import image as image_lib
-from gemma_tpu.checks import as_tuple, one_line, shown
+from gemma_tpu.checks import as_tuple, brief, one_line
 from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
 from gemma_tpu.text.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
     for i, message in enumerate(messages):
         location = f"messages[{i}]"
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f'{location}: expected {{"role": …, "content": …}}, got {shown(message)}')
+            raise ValueError(f'{location}: expected {{"role": …, "content": …}}, got {brief(message)}')
         if message["role"] in ("developer", "system"):
             if i:
                 raise ValueError(f"{location}: a developer's message may only be the first")
@@ -129,10 +129,10 @@ def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping
         role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
         if role is None:
             raise ValueError(
-                f"{location}: unknown role {shown(message['role'])}; known are developer, user, assistant and tool"
+                f"{location}: unknown role {brief(message['role'])}; known are developer, user, assistant and tool"
             )
         if role not in allowed:
-            raise ValueError(f"{location}: role {shown(message['role'])} out of turn: expected {' or '.join(allowed)}")
+            raise ValueError(f"{location}: role {brief(message['role'])} out of turn: expected {' or '.join(allowed)}")
         if message.get("content") is None and not message.get("tool_calls"):
             raise ValueError(f"{location}: lacks content")
         turns.append((location, role, message))
@@ -150,12 +150,12 @@ def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]
     """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping."""
     calls, given = [], message.get("tool_calls")
     if not isinstance(given, list | tuple | None):
-        raise ValueError(f"{location}: tool_calls must be a list of calls, got {shown(given)}")
+        raise ValueError(f"{location}: tool_calls must be a list of calls, got {brief(given)}")
     for i, call in enumerate(given or ()):
         at = f"{location}.tool_calls[{i}]"
         function = call.get("function", call) if isinstance(call, Mapping) else call
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {shown(call)}')
+            raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {brief(call)}')
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             try:
@@ -163,7 +163,7 @@ def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{at}: its arguments are no JSON: {one_line(error)}") from error
         if not isinstance(arguments, Mapping):
-            raise ValueError(f"{at}: arguments must be an object, got {shown(arguments)}")
+            raise ValueError(f"{at}: arguments must be an object, got {brief(arguments)}")
         _require_values(arguments, f"{at}: arguments")
         calls.append({"name": function["name"], "arguments": arguments, "id": call.get("id")})
     return calls
@@ -175,14 +175,14 @@ def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], locat
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, str | list | tuple):
-        raise ValueError(f"{location}: a response must be text, an object or a list of those, got {shown(content)}")
+        raise ValueError(f"{location}: a response must be text, an object or a list of those, got {brief(content)}")
     if isinstance(content, str) or all(isinstance(part, Mapping) and "type" in part for part in content):
         text = "".join(value for _, kind, value in content_parts(content, location) if kind == "text")
         content = [{"name": message.get("name"), "response": text}]
     for part in content:
         if not isinstance(part, Mapping) or "response" not in part:
             raise ValueError(
-                f'{location}: expected {{"name": …, "response": …}}, a list of those, or text, got {shown(part)}'
+                f'{location}: expected {{"name": …, "response": …}}, a list of those, or text, got {brief(part)}'
             )
         name, call_id = part.get("name"), message.get("tool_call_id")
         answered = [
@@ -201,7 +201,7 @@ def _declaration(tool: Any, location: str) -> Pieces:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(
-            f'{location}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {shown(tool)}'
+            f'{location}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {brief(tool)}'
         )
     location = f"{location} ({one_line(function['name'])[:80]})"
     _require_values(function, location)
@@ -229,10 +229,10 @@ def _properties(properties: Mapping[str, Any], location: str) -> Pieces:
     for i, name in enumerate(sorted(properties, key=str.lower)):
         schema, at = properties[name], f"{location}.{name}"
         if name in _SCHEMA_KEYS:
-            raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {shown(name)}; call it another")
+            raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {brief(name)}; call it another")
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         if not isinstance(kind, str):
-            raise ValueError(f"{at}: needs one type, such as 'string', got {shown(kind)}")
+            raise ValueError(f"{at}: needs one type, such as 'string', got {brief(kind)}")
         yield False, f"{',' if i else ''}{name}:{{description:"
         yield from _string(_description(schema, at))
         if kind.upper() == "STRING" and schema.get("enum"):
@@ -271,14 +271,14 @@ def _items(schema: Mapping[str, Any], location: str) -> Pieces:
 def _object(value: Any, location: str) -> Mapping[str, Any]:
     """A schema's object, {} for None."""
     if not isinstance(value, Mapping | None):
-        raise ValueError(f"{location} must be an object, got {shown(value)}")
+        raise ValueError(f"{location} must be an object, got {brief(value)}")
     return value or {}
 
 
 def _description(schema: Mapping[str, Any], location: str) -> str:
     text = schema.get("description")
     if not isinstance(text, str | None):
-        raise ValueError(f"{location}: description must be a string, got {shown(text)}")
+        raise ValueError(f"{location}: description must be a string, got {brief(text)}")
     return text or ""
 
 
@@ -288,16 +288,16 @@ def _require_values(value: Any, location: str, depth: int = 0) -> None:
         raise ValueError(f"{location}: nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         if invalid := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{location}: keys must be strings, got {shown(invalid[0])}")
+            raise ValueError(f"{location}: keys must be strings, got {brief(invalid[0])}")
         for inner in value.values():
             _require_values(inner, location, depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for inner in value:
             _require_values(inner, location, depth + 1)
     elif not isinstance(value, str | bool | int | float | np.number | None):
-        raise ValueError(f"{location}: holds {shown(value)}, which is not text, a number, a list or an object")
+        raise ValueError(f"{location}: holds {brief(value)}, which is not text, a number, a list or an object")
     elif isinstance(value, int) and abs(value) > 10**300:
-        raise ValueError(f"{location}: holds {shown(value)}")
+        raise ValueError(f"{location}: holds {brief(value)}")
 
 
 def _wrapped(delimiters: tuple[str, str], name: str, values: Mapping[str, Any]) -> Pieces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 
 _TABLE = """
 aa Afar|ab Abkhazian|af Afrikaans|ak Akan|am Amharic|an Aragonese|ar Arabic|as Assamese|az Azerbaijani|ba Bashkir
@@ -35,11 +35,11 @@ def language(code: Any, location: str) -> tuple[str, str]:
     A script or region does not change the name. ValueError, prefixed with `location`, for an unknown code.
     """
     if not isinstance(code, str):
-        raise ValueError(f"{location}: a language's code must be a string such as 'de', got {shown(code)}")
+        raise ValueError(f"{location}: a language's code must be a string such as 'de', got {brief(code)}")
     code = code.strip().replace("_", "-")
     if (name := _NAMES.get(code.partition("-")[0].lower())) is None:
         by_name = {known.lower(): key for key, known in _NAMES.items()}
         close = difflib.get_close_matches(code.lower(), by_name, n=1, cutoff=0.8)
         hint = f": do you mean {by_name[close[0]]!r}?" if close else ": give an ISO 639 code such as 'de' or 'pt-BR'"
-        raise ValueError(f"{location}: no language has the code {shown(code)}{hint}")
+        raise ValueError(f"{location}: no language has the code {brief(code)}{hint}")
     return code, name

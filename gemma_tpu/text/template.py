@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gemma_tpu import image as image_lib
-from gemma_tpu.checks import shown
+from gemma_tpu.checks import brief
 from gemma_tpu.picture import Picture
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
@@ -263,14 +263,14 @@ def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Tur
             system = _system_text(content, where)
             continue
         if role not in ("user", "assistant", "model"):
-            raise ValueError(f"{where}: unknown role {shown(role)}; known are system, user and assistant (or model)")
+            raise ValueError(f"{where}: unknown role {brief(role)}; known are system, user and assistant (or model)")
         role = "user" if role == "user" else "model"
         expected = "model" if len(turns) % 2 else "user"
         if role != expected:
             said = (
                 "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
             )
-            raise ValueError(f"{where}: role {shown(message['role'])} out of turn: {said}")
+            raise ValueError(f"{where}: role {brief(message['role'])} out of turn: {said}")
         turns.append((where, role, content))
     if not turns:
         raise ValueError("messages hold no message of a user")
@@ -303,13 +303,13 @@ def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
             raise ValueError(f'{at}: expected a part such as {{"type": "text", "text": …}}, got {type(part).__name__}')
         kind = part.get("type")
         if kind not in ("text", "image", "image_url"):
-            raise ValueError(f"{at}: unknown type {shown(kind)}; known are text, image and image_url")
+            raise ValueError(f"{at}: unknown type {brief(kind)}; known are text, image and image_url")
         if kind == "image":
             yield at, "image", _image_source(part, at)
             continue
         value = part.get(kind)
         if value is None:
-            raise ValueError(f"{at}: a part of type {shown(kind)} needs the key {shown(kind)}")
+            raise ValueError(f"{at}: a part of type {brief(kind)} needs the key {brief(kind)}")
         if kind == "text":
             if not isinstance(value, str):
                 raise ValueError(f"{at}: text must be a string, got {type(value).__name__}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gemma_tpu.checks import as_tuple, check_integer, shown
+from gemma_tpu.checks import as_tuple, brief, check_integer
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.text.special import FUNCTION_PIECES, IMAGE_SOFT_TOKEN, REQUIRED, control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import SPACE, AddedToken, open_vocabulary
@@ -141,7 +141,7 @@ class Tokenizer:
         SentencePiece model, "▁" (U+2581) decodes to a space.
         """
         if not isinstance(text, str):
-            raise ValueError(f"text must be a string, got {shown(text)}")
+            raise ValueError(f"text must be a string, got {brief(text)}")
         ids = [self.bos_id] if bos else []
         try:
             text.encode()

@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gemma_tpu.checks import check_integer, check_number, shown
+from gemma_tpu.checks import brief, check_integer, check_number
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
 from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
@@ -63,7 +63,7 @@ def verify(
     """
     for name, value, known in (("against", against, REFERENCES), ("dtype", dtype, TOLERANCE)):
         if not isinstance(value, str) or value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {brief(value)}")
     check_integer("new_tokens", new_tokens, 1)
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     check_number("tolerance", tolerance, 0)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(needs_stdout=False)
 
 
-@signals.ending()
+@signals.exit_at_once()
 def main(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import convert, resolve
 

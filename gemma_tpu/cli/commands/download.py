@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(needs_stdout=False)
 
 
-@signals.ending()
+@signals.exit_at_once()
 def main(args: argparse.Namespace) -> int:
     from gemma_tpu.checkpoint import download
 

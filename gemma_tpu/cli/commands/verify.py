@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--mesh", "--adapter", "--tokenizer", "--json")
 
 
-@signals.raised()  # there may be a copy of the checkpoint on disk to remove, and a process of the reference to end
+@signals.raise_exit()  # there may be a copy of the checkpoint on disk to remove, and a process of the reference to end
 def main(args: argparse.Namespace) -> int:
     """Prints the report; 0 if the tolerance is met, else 1."""
     from gemma_tpu.verify import verify
