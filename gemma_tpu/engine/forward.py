@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,12 +23,6 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 def in_32_bits(call: _Call) -> _Call:
     """`call` as if JAX_ENABLE_X64 were off: counts and sums made by jax.numpy are otherwise int64 and float64."""
     return jax.enable_x64(False)(call)
-
-
-def precision(params: Params) -> contextlib.AbstractContextManager:
-    """float32 weights mean float32 products: TPUs and GPUs would otherwise round the factors to bf16 or TF32."""
-    is_float32 = next(iter(params.values())).dtype == jnp.float32
-    return jax.default_matmul_precision("highest" if is_float32 else "default")
 
 
 def number_soft_tokens(tokens: np.ndarray) -> np.ndarray:
@@ -92,9 +85,8 @@ def _forward(
     start: jax.Array,
     tap: Tap | None = None,
 ) -> jax.Array:
-    with precision(params):
-        x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, tap)
-        logits = text_model(config, params).embedder.decode(x)
+    x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, tap)
+    logits = text_model(config, params).embedder.decode(x)
     if tap:
         tap("logits", logits)
     return logits
@@ -134,8 +126,7 @@ def forward(
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
-    with precision(params):
-        return vision_model(config, params)(pixels, tap)
+    return vision_model(config, params)(pixels, tap)
 
 
 _jit_encode = jax.jit(_encode, static_argnums=0)
