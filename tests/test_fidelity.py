@@ -70,7 +70,7 @@ def outputs(case: models.Case, params: Params, inputs: models.Inputs) -> dict[st
     pixels = jnp.asarray(inputs.pixels) if case.vision else None
 
     def run(params: Params) -> dict[str, jax.Array]:
-        taps: dict[str, jax.Array] = {}
+        captured: dict[str, jax.Array] = {}
         soft = None if pixels is None else encode_images(config, params, pixels)
         forward(
             config,
@@ -79,11 +79,11 @@ def outputs(case: models.Case, params: Params, inputs: models.Inputs) -> dict[st
             inputs.expanded_lengths,
             soft_tokens=soft,
             start=inputs.start,
-            tap=lambda name, value: taps.update({name: value}),
+            capture=lambda name, value: captured.update({name: value}),
         )
-        return taps if case.layers else {"logits": taps["logits"]}
+        return captured if case.layers else {"logits": captured["logits"]}
 
-    return {tap: np.asarray(value) for tap, value in jax.jit(run)(params).items()}
+    return {name: np.asarray(value) for name, value in jax.jit(run)(params).items()}
 
 
 def assert_logits_agree(
@@ -99,13 +99,13 @@ def test_logits(name: str, goldens: dict, about: dict) -> None:
     """Over kv heads, windows, padding, far positions, query scales, depths and images: see CASES for what is where."""
     case = models.by_name(name)
     inputs = models.inputs(case)
-    taps = outputs(case, params_of(case, about), inputs)
-    assert_logits_agree(case, inputs, taps["logits"], goldens, case.tolerance)
+    captured = outputs(case, params_of(case, about), inputs)
+    assert_logits_agree(case, inputs, captured["logits"], goldens, case.tolerance)
     if case.layers:
         names = [f"layers.{i}" for i in range(case.config["num_layers"])]
-        assert set(names) < taps.keys()
+        assert set(names) < captured.keys()
         for key in names:
-            rows = [row[:n] for row, n in zip(taps[key], inputs.expanded_lengths, strict=True)]
+            rows = [row[:n] for row, n in zip(captured[key], inputs.expanded_lengths, strict=True)]
             assert_agrees(case, key, np.concatenate(rows)[:, models.CHANNELS], goldens, HIDDEN_TOLERANCE)
 
 

@@ -53,7 +53,7 @@ def attend(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Queries:
-    """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
+    """Softmax attention; scores and softmax in float32. A query whose mask is empty gets the mean of all values."""
     B, T, K, G, H = query.shape
     scores = product("bkqh,bksh->bkqs", by_head(query), key, dtype=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
@@ -63,7 +63,7 @@ def attend(
 
 
 def by_head(query: Queries) -> Float[Array, "B K Q H"]:
-    """The Q = G × T queries of a kv head as one dimension: given two, XLA writes scores in no order to read them in."""
+    """The Q = G × T queries of a kv head as one dimension: with two, XLA lays scores out as is slow to read."""
     B, T, K, G, H = query.shape
     return jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
 

@@ -59,7 +59,7 @@ class MLP(nnx.Module):
         self.down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (hidden_dim, embed_dim)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        # A batch of two products: XLA's CPU backend would transpose a weight of two output dimensions at each call.
+        # A batch of two products: XLA for CPUs would transpose a weight with two output dimensions at every call.
         gate, up = contract("cbtd,cfd->cbtf", jnp.broadcast_to(x, (2, *x.shape)), self.gate_up.get_value())
         hidden = jax.nn.gelu(gate, approximate=True) * up
         return contract("btf,fd->btd", hidden, self.down.get_value())

@@ -1,4 +1,4 @@
-"""The Gemma 3 decoder. It knows nothing of caches: its caller says how to attend. Letters: see gemma_tpu.config."""
+"""The Gemma 3 decoder, without a cache: the caller gives it the attention. Letters: see gemma_tpu.config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gemma_tpu.model.attention import Attention, KeyValues, Queries
 from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
 from gemma_tpu.sharding import constrain
 
-# (layer, queries, keys, values of the tokens at hand) → what the queries read.
+# (layer, queries, keys and values of the given tokens) → attended values.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]
-Tap = Callable[[str, jax.Array], None]
+Capture = Callable[[str, jax.Array], None]
 
 
 class Block(nnx.Module):
@@ -76,22 +76,22 @@ class Transformer(nnx.Module):
         attend: AttendLayer,
         *,
         mesh: Mesh | None = None,
-        tap: Tap | None = None,
+        capture: Capture | None = None,
     ) -> Float[Array, "B T D"]:
-        """Embeddings → final hidden states. `tap(name, value)` is called with the output of every layer.
+        """Embeddings → final hidden states. `capture(name, value)` is called with the output of every layer.
 
         `mesh`: where the parameters are split over devices, so that activations can be split to suit.
         """
         kinds = [(layer.rope_base, layer.rope_scale) for layer in self.config.layers]
         ropes = {kind: rope_angles(positions, self.config.head_dim, *kind) for kind in dict.fromkeys(kinds)}
-        if tap:
-            tap("embed", x)
+        if capture:
+            capture("embed", x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
                 x = layer(x, ropes[kinds[i]], functools.partial(attend, i), mesh)
-            if tap:
-                tap(f"layers.{i}", x)
+            if capture:
+                capture(f"layers.{i}", x)
         x = self.final_norm(x)
-        if tap:
-            tap("final_norm", x)
+        if capture:
+            capture("final_norm", x)
         return x

@@ -147,22 +147,22 @@ class VisionTower(nnx.Module):
         self.pooled_grid = math.isqrt(config.num_soft_tokens)
 
     def __call__(
-        self, pixels: Float[Array, "I side side 3"], tap=None, attend: AttendPatches = full_attention
+        self, pixels: Float[Array, "I side side 3"], capture=None, attend: AttendPatches = full_attention
     ) -> Float[Array, "I soft D"]:
         """`pixels` in [-1, 1]. Soft tokens are not multiplied by √D, unlike text embeddings."""
-        tap = tap or (lambda name, value: None)
+        capture = capture or (lambda name, value: None)
         x = self.patch(pixels.astype(self.projection.dtype)) + self.positions[...]
-        tap("vision.patch", x)
+        capture("vision.patch", x)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"vision_block_{i}"):
                 x = block(x, attend)
-            tap(f"vision.blocks.{i}", x)
+            capture(f"vision.blocks.{i}", x)
         x = self.norm(x)
-        tap("vision.norm", x)
+        capture("vision.norm", x)
         (I, P, E), out = x.shape, self.pooled_grid
         side = math.isqrt(P) // out
         pooled = x.reshape(I, out, side, out, side, E).astype(jnp.float32).mean(axis=(2, 4)).astype(x.dtype)
         normed = self.soft_token_norm(pooled.reshape(I, out * out, E))
         soft = contract("ipe,ed->ipd", normed, self.projection.get_value())
-        tap("vision.soft_tokens", soft)
+        capture("vision.soft_tokens", soft)
         return soft
