@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Facts:
             data=data,
             model=devices.size // data,
             dtype=str(model.dtype),
-            parameters=sum(array.size for array in model.params.values()),
+            parameters=sum(math.prod(weight.shape) for weight in model.params.values()),
             vision=model.config.vision is not None,
         )
 

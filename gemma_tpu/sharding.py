@@ -92,6 +92,19 @@ def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def constrain(x: jax.Array, dims: str, mesh: Mesh | None, *, summed: tuple[str, Sequence[int]] = ("", ())) -> jax.Array:
+    """`x` split as the letters of its dimensions say, where XLA's default would add a collective; without a mesh, `x`.
+
+    `summed`: letters and sizes of the dimensions that the product which gave `x` sums over. Mesh axes that split those
+    do not split `x`.
+    """
+    if mesh is None:
+        return x
+    letters, sizes = summed
+    spec = partition(letters + dims, (*sizes, *x.shape), mesh).spec[len(letters) :]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def param_sharding(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """The sharding of a parameter by its name (`gemma_tpu.model.param_shapes`); norms and biases are whole."""
     dims = _PARAM_DIMS.get(re.sub(r"^layers\.\d+\.|(?<=vision\.)blocks\.\d+\.", "", name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.model import Params, param_shapes
+from gemma_tpu.model.linear import QuantizedWeight, Weight
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 # A window of 8 wraps soon; eight layers are six local ones, a global one, and a seventh local one after it.
@@ -54,6 +56,25 @@ def random_params(config: GemmaConfig, seed: int = 0) -> dict[str, jax.Array]:
     return {name: leaf(struct.shape) for name, struct in sorted(param_shapes(config).items())}
 
 
+def quantized(params: Params) -> dict[str, Weight]:
+    """int8 in place of every weight that is multiplied by or looked up, with a scale for each output channel."""
+    last = re.compile(r"embedder\.|qkv$|gate_up$")  # weights whose last dimension is summed over; else it is the output
+
+    def one(name: str, value: jax.Array) -> Weight:
+        if name.endswith(("scale", "bias", "positions")):
+            return value
+        summed = (value.ndim - 1,) if last.search(name) else tuple(range(value.ndim - 1))
+        scales = jnp.max(jnp.abs(value), axis=summed, keepdims=True) / 127
+        return QuantizedWeight(jnp.round(value / scales).astype(jnp.int8), scales, value.dtype)
+
+    return {name: one(name, value) for name, value in params.items()}
+
+
+def whole(weight: Weight) -> jax.Array:
+    """The float32 weight that a quantised one stands for."""
+    return weight.values * weight.scales if isinstance(weight, QuantizedWeight) else weight
+
+
 def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
     return make_mesh(config, (data, model), jax.devices()[: data * model])
 
@@ -61,8 +82,8 @@ def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
 def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options) -> Engine:
     mesh = mesh or mesh_of(1, 1)
     params = {
-        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
-        for name, value in (params or random_params(config)).items()
+        name: jax.tree.map(lambda part, name=name: jax.device_put(part, param_sharding(name, part.shape, mesh)), weight)
+        for name, weight in (params or random_params(config)).items()
     }
     settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
     return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import config_of
+from small_models import config_of, quantized
 
 from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
 from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.model import param_shapes
+from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import make_mesh
 
@@ -28,6 +28,7 @@ import models
 GOLDENS = Path(__file__).parent / "goldens"
 SOFT_TOKENS_TOLERANCE = 1e-5
 HIDDEN_TOLERANCE = 2e-4
+QUANTIZED_TOLERANCE = 1.5  # of int8 weights, one scale for each output channel; these logits have a deviation of 3
 
 LOGITS_CASES = [case.name for case in models.CASES if case.prompts and not case.new_tokens]
 GREEDY_CASES = [case.name for case in models.CASES if case.new_tokens]
@@ -63,16 +64,13 @@ def assert_agrees(case: models.Case, key: str, ours: np.ndarray, goldens: dict, 
         assert error <= tolerance, f"{key} differ from {reference}'s by {error}"
 
 
-@pytest.mark.parametrize("name", LOGITS_CASES)
-def test_logits(name: str, goldens: dict, about: dict) -> None:
-    """Over kv heads, windows, padding, far positions, query scales, depths and images: see CASES for what is where."""
-    case = models.by_name(name)
-    config, params, inputs = config_of(case.config), params_of(case, about), models.inputs(case)
+def outputs(case: models.Case, params: Params, inputs: models.Inputs) -> dict[str, np.ndarray]:
+    """Every module's output, the logits among them, of all tokens of a case."""
+    config = config_of(case.config)
     pixels = jnp.asarray(inputs.pixels) if case.vision else None
 
-    def run(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Every module's output, the logits among them."""
-        taps: dict[str, jax.Array] = {}
+    def run(params: Params) -> dict[str, jax.Array]:
+        captured: dict[str, jax.Array] = {}
         soft = None if pixels is None else encode_images(config, params, pixels)
         forward(
             config,
@@ -81,21 +79,43 @@ def test_logits(name: str, goldens: dict, about: dict) -> None:
             inputs.expanded_lengths,
             soft_tokens=soft,
             start=inputs.start,
-            tap=lambda name, value: taps.update({name: value}),
+            capture=lambda name, value: captured.update({name: value}),
         )
-        return taps if case.layers else {"logits": taps["logits"]}
+        return captured if case.layers else {"logits": captured["logits"]}
 
-    taps = {tap: np.asarray(value) for tap, value in jax.jit(run)(params).items()}
-    logits = taps["logits"]
+    return {name: np.asarray(value) for name, value in jax.jit(run)(params).items()}
+
+
+def assert_logits_agree(
+    case: models.Case, inputs: models.Inputs, logits: np.ndarray, goldens: dict, tolerance: float
+) -> None:
     kept = np.concatenate([row[at] for row, at in zip(logits, inputs.kept, strict=True)])
     for key, value in models.summary(case, kept).items():
-        assert_agrees(case, key, value, goldens, case.tolerance)
+        assert_agrees(case, key, value, goldens, tolerance)
+
+
+@pytest.mark.parametrize("name", LOGITS_CASES)
+def test_logits(name: str, goldens: dict, about: dict) -> None:
+    """Over kv heads, windows, padding, far positions, query scales, depths and images: see CASES for what is where."""
+    case = models.by_name(name)
+    inputs = models.inputs(case)
+    captured = outputs(case, params_of(case, about), inputs)
+    assert_logits_agree(case, inputs, captured["logits"], goldens, case.tolerance)
     if case.layers:
-        names = [f"layers.{i}" for i in range(config.num_layers)]
-        assert set(names) < taps.keys()
+        names = [f"layers.{i}" for i in range(case.config["num_layers"])]
+        assert set(names) < captured.keys()
         for key in names:
-            rows = [row[:n] for row, n in zip(taps[key], inputs.expanded_lengths, strict=True)]
+            rows = [row[:n] for row, n in zip(captured[key], inputs.expanded_lengths, strict=True)]
             assert_agrees(case, key, np.concatenate(rows)[:, models.CHANNELS], goldens, HIDDEN_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["grouped_ragged", "two_images"])
+def test_logits_of_a_quantised_model(name: str, goldens: dict, about: dict) -> None:
+    """That what is stored quantised goes through the same code; test_linear.py has what it must equal exactly."""
+    case = models.by_name(name)
+    inputs = models.inputs(case)
+    logits = outputs(case, quantized(params_of(case, about)), inputs)["logits"]
+    assert_logits_agree(case, inputs, logits, goldens, QUANTIZED_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["two_images", "tower_27_blocks"])

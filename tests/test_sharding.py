@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,7 +13,7 @@ from small_models import TEXT
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.engine.programs import abstract_state
 from gemma_tpu.model import param_shapes
-from gemma_tpu.model.placement import OnMesh
+from gemma_tpu.model.linear import lookup
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh, param_sharding, partition
 
@@ -70,7 +71,7 @@ def test_a_split_table_is_looked_up_where_it_lies(vocabulary: int, split: P) -> 
     where = partition("VD", table.shape, mesh)
     assert where.spec == split
     ids = np.arange(2 * vocabulary, dtype=np.int32).reshape(2, -1) % vocabulary  # each id, in each half of the rows
-    look_up = jax.jit(OnMesh(mesh).look_up)
+    look_up = jax.jit(functools.partial(lookup, mesh=mesh))
     args = jax.device_put(table, where), ids
     assert np.array_equal(look_up(*args), table[ids])
     sent = Hlo(look_up.lower(*args).compile().as_text()).collectives()

@@ -88,7 +88,7 @@ def test_layers_of_any_kind_run_cached_and_not(kind: str) -> None:
         engine.close()
     whole = np.concatenate([prompt, answer])
     expected = numpy_logits(config, params, whole)
-    plain = forward(config, params, whole[None], tap=lambda *_: None)  # eagerly: 32 layers take long to compile
+    plain = forward(config, params, whole[None], capture=lambda *_: None)  # eagerly: 32 layers take long to compile
     np.testing.assert_allclose(np.asarray(plain)[0], expected, atol=2e-3)
     assert answer == expected[PROMPT - 1 : -1].argmax(axis=-1).tolist()
     assert len(set(answer)) > 5, "an answer that repeats itself shows little"

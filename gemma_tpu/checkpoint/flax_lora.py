@@ -18,6 +18,7 @@ from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checks import brief
 
 CONFIG = "adapter_config.json"
 _EINSUM = re.compile(r"(.+)/_LoRAEinsum_(\w+)/lora/([ab])")

@@ -62,7 +62,8 @@ def _flags(value: str) -> str:
 def common_digests(params: Params) -> dict[str, str]:
     """Digests of the shards that several processes hold, by parameter name and slice."""
     shards = {}
-    for name, array in params.items():
+    for path, array in jax.tree_util.tree_leaves_with_path(dict(params)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         holders: dict[str, set[int]] = {}
         for device, index in array.sharding.devices_indices_map(array.shape).items():
             holders.setdefault(_slice_name(index), set()).add(device.process_index)

@@ -28,6 +28,7 @@ from gemma_tpu.distributed.shared_device import LeadingDevice, OnFailure
 from gemma_tpu.engine.device import Device
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
+from gemma_tpu.model.linear import Weight
 
 _PORT = "gemma_tpu/port"  # in the key-value store: where process 0 listens, if JAX has the coordinator's port already
 _JAX_STARTS = 60  # seconds for JAX to connect processes that are all there
@@ -138,7 +139,7 @@ def _give_up(error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-class _Shared(dict[str, jax.Array]):
+class _Shared(dict[str, Weight]):
     """Parameters that all processes hold."""
 
     key: int

@@ -41,10 +41,9 @@ class Device:
         # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
         self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
         self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
-        self._abstract_params = {
-            name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
-            for name, value in self._text_params.items()
-        }
+        self._abstract_params = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._text_params
+        )
         self._num_soft = config.vision.num_soft_tokens if config.vision else 0
         self._config, self._mesh, self._rows, self._context, self._dtype = config, mesh, rows, context, dtype
         self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}

@@ -1,8 +1,7 @@
-"""The plain path: whole sequences without a cache. Teacher-forced logits, training, and the oracle of the fast path."""
+"""The plain path, without a cache: teacher-forced logits, training, and what the cached path must equal."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.attention import attend, attention_mask
-from gemma_tpu.model.transformer import AttendLayer, Tap
+from gemma_tpu.model.transformer import AttendLayer, Capture
 
 AnyArray = jax.Array | np.ndarray  # where a caller may hold either
 _Call = TypeVar("_Call", bound=Callable[..., Any])
@@ -24,12 +23,6 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 def in_32_bits(call: _Call) -> _Call:
     """`call` as if JAX_ENABLE_X64 were off: counts and sums made by jax.numpy are otherwise int64 and float64."""
     return jax.enable_x64(False)(call)
-
-
-def precision(params: Params) -> contextlib.AbstractContextManager:
-    """float32 weights mean float32 products: TPUs and GPUs would otherwise round the factors to bf16 or TF32."""
-    is_float32 = next(iter(params.values())).dtype == jnp.float32
-    return jax.default_matmul_precision("highest" if is_float32 else "default")
 
 
 def number_soft_tokens(tokens: np.ndarray) -> np.ndarray:
@@ -68,7 +61,7 @@ def hidden_states(
     soft_tokens: Float[Array, "I soft D"] | None = None,
     soft_index: Int[Array, "B T"] | None = None,
     start: Int[Array, "B"] | Int[Array, ""] | int = 0,
-    tap: Tap | None = None,
+    capture: Capture | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states. Differentiable and traceable; `start` is the position of each row's first token."""
     model = text_model(config, params)
@@ -79,7 +72,7 @@ def hidden_states(
     else:
         image = image_ids(soft_index, soft_tokens.shape[1])
     x = model.embed(tokens, soft_tokens, soft_index)
-    return model(x, positions, self_attention(config, positions, lengths, image), tap=tap)
+    return model(x, positions, self_attention(config, positions, lengths, image), capture=capture)
 
 
 def _forward(
@@ -90,13 +83,12 @@ def _forward(
     soft_tokens: jax.Array | None,
     soft_index: jax.Array | None,
     start: jax.Array,
-    tap: Tap | None = None,
+    capture: Capture | None = None,
 ) -> jax.Array:
-    with precision(params):
-        x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, tap)
-        logits = text_model(config, params).embedder.decode(x)
-    if tap:
-        tap("logits", logits)
+    x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, capture)
+    logits = text_model(config, params).embedder.decode(x)
+    if capture:
+        capture("logits", logits)
     return logits
 
 
@@ -112,12 +104,12 @@ def forward(
     *,
     soft_tokens: Float[AnyArray, "I soft D"] | None = None,
     start: Int[AnyArray, "B"] | int = 0,
-    tap: Tap | None = None,
+    capture: Capture | None = None,
 ) -> Float[Array, "B T V"]:
     """float32 logits of every position of expanded `tokens` (SOFT_TOKEN where a soft token stands).
 
     Rows shorter than T are padded on the right with anything; `lengths` says how much is real. `soft_tokens` of all
-    images stand in the order of their runs, row by row. With `tap`, runs eagerly and shows every module's output.
+    images stand in the order of their runs, row by row. With `capture`, runs eagerly and shows every module's output.
     """
     tokens = np.asarray(tokens)
     soft_index = number_soft_tokens(tokens)
@@ -126,16 +118,15 @@ def forward(
     if wanted != given:
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
-    if tap is None:  # numpy arrays as they are: only those belong to every process of a mesh
+    if capture is None:  # numpy arrays as they are: only those belong to every process of a mesh
         return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
     soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
     index, start = jnp.asarray(soft_index), jnp.asarray(start)
-    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, tap)
+    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, capture)
 
 
-def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, tap: Tap | None = None) -> jax.Array:
-    with precision(params):
-        return vision_model(config, params)(pixels, tap)
+def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, capture: Capture | None = None) -> jax.Array:
+    return vision_model(config, params)(pixels, capture)
 
 
 _jit_encode = jax.jit(_encode, static_argnums=0)
@@ -143,8 +134,8 @@ _jit_encode = jax.jit(_encode, static_argnums=0)
 
 @in_32_bits
 def encode_images(
-    config: GemmaConfig, params: Params, pixels: Float[AnyArray, "I side side 3"], *, tap: Tap | None = None
+    config: GemmaConfig, params: Params, pixels: Float[AnyArray, "I side side 3"], *, capture: Capture | None = None
 ) -> Float[Array, "I soft D"]:
     """Soft tokens of images given as pixels in [-1, 1], in the dtype of the weights."""
-    run = _jit_encode if tap is None else functools.partial(_encode, tap=tap)
+    run = _jit_encode if capture is None else functools.partial(_encode, capture=capture)
     return run(config, params, jnp.asarray(pixels))

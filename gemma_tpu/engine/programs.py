@@ -18,10 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from gemma_tpu.cache.kv_cache import append, init_cache, slot_positions, write
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine.finite import finite
-from gemma_tpu.engine.forward import hidden_states, image_ids, precision
+from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.shapes import cache_length
 from gemma_tpu.model import Params, text_model, vision_model
-from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.ops.attention import attend_part, finish, join
 from gemma_tpu.ops.sampling import Leaf, Sampling, sample
@@ -96,8 +95,7 @@ def encode(
     params: Params, pixels: Float[Array, "I side side 3"], *, config: GemmaConfig, mesh: Mesh
 ) -> tuple[Float[Array, "soft D"], ...]:
     """Soft tokens of each image, as separate arrays that are whole on every device."""
-    with precision(params):
-        soft_tokens = vision_model(config, params)(pixels, attend=functools.partial(split_attention, mesh=mesh))
+    soft_tokens = vision_model(config, params)(pixels, attend=functools.partial(split_attention, mesh=mesh))
     return tuple(jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec())) for one in soft_tokens)
 
 
@@ -151,10 +149,9 @@ def prefill(
             part = join(part, look(keys, values, positions, slot_positions(start, keys.shape[2])))
         return finish(part, query)
 
-    with precision(params):
-        model, placement = text_model(config, params), OnMesh(mesh)
-        x = model.embed(tokens, soft_tokens, soft_index, placement=placement)
-        model(x, positions, attend_layer, placement=placement)
+    model = text_model(config, params)
+    x = model.embed(tokens, soft_tokens, soft_index, mesh=mesh)
+    model(x, positions, attend_layer, mesh=mesh)
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
     return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), mesh)
 
@@ -237,7 +234,7 @@ def decode(
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
     pad, unpad = _padding(B, min_rows, mesh)
-    model, placement, controls = text_model(config, params), OnMesh(mesh), picked.controls
+    model, controls = text_model(config, params), picked.controls
     put = functools.partial(append, split=mesh.shape["slots"] > 1)
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
@@ -255,8 +252,8 @@ def decode(
             part = attend_part(unpad(query), keys, values, position, held_pos, window=window, mesh=mesh)
             return pad(finish(part, unpad(query)))
 
-        x = model.embed(pad(row.last[:, None]), placement=placement)
-        x = model(x, pad(position), attend_layer, placement=placement)
+        x = model.embed(pad(row.last[:, None]), mesh=mesh)
+        x = model(x, pad(position), attend_layer, mesh=mesh)
         logits = unpad(model.embedder.decode(x))[:, 0]
         good = finite(logits)
         logits = jnp.where(controls.forbidden, -jnp.inf, logits)
@@ -277,9 +274,8 @@ def decode(
         i, row, _ = carry
         return (i < steps) & jnp.any(row.remaining > 0)
 
-    with precision(params):
-        empty = jnp.full((max_steps, B), NO_TOKEN)
-        _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    empty = jnp.full((max_steps, B), NO_TOKEN)
+    _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
     if rows is not None:
         picked = jax.tree.map(lambda all_rows, some: all_rows.at[rows].set(some), state, picked)
     # The host reads the tokens, and can read only what its own devices hold.
@@ -298,8 +294,7 @@ def whole_sequences(
     mesh: Mesh,
 ) -> Float[Array, "B T D"]:
     """Final hidden states of whole sequences by the plain path, without a cache; whole on every device."""
-    with precision(params):
-        x = hidden_states(config, params, tokens, lengths, jnp.stack(images) if images else None, soft_index)
+    x = hidden_states(config, params, tokens, lengths, jnp.stack(images) if images else None, soft_index)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -311,8 +306,7 @@ def head(
 
     `whole`: the same on every device, so that each process of a mesh can read them.
     """
-    with precision(params):
-        logits = text_model(config, params).embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
+    logits = text_model(config, params).embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
     everywhere = NamedSharding(mesh, PartitionSpec())
     good = jax.lax.with_sharding_constraint(jnp.all(finite(logits), axis=1), everywhere)
     return jax.lax.with_sharding_constraint(logits, everywhere) if whole else logits, good

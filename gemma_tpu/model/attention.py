@@ -5,11 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
-from gemma_tpu.model.placement import Placement
+from gemma_tpu.model.linear import as_matrix, contract
+from gemma_tpu.ops.product import product
+from gemma_tpu.sharding import constrain
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
 
@@ -31,19 +34,17 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "B T D"], rope: Rope) -> tuple[Queries, KeyValues, KeyValues]:
         """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
-        # One contracted dimension and one output dimension: given more, XLA may reorder a weight to suit an activation.
-        weight = self.qkv[...]
-        flat = jnp.einsum("btd,od->bto", x, weight.reshape(-1, weight.shape[-1]))
-        qkv = flat.reshape(*x.shape[:2], *weight.shape[:-1])
+        flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()))
+        qkv = flat.reshape(*x.shape[:2], *self.qkv.shape[:-1])
         query = apply_rope(self.query_norm(qkv[:, :, :, :-2]), rope) * self.query_scale
         key = apply_rope(self.key_norm(qkv[:, :, :, -2]), rope)
         return query.astype(x.dtype), key.astype(x.dtype), qkv[:, :, :, -1]
 
-    def output(self, encoded: Queries, placement: Placement) -> Float[Array, "B T D"]:
-        weight = self.out[...]
-        flat, rows = encoded.reshape(*encoded.shape[:2], -1), weight.reshape(-1, weight.shape[-1])
-        # D lies as the weight's does, or XLA may send each device the whole weight.
-        return placement.place(jnp.einsum("bto,od->btd", flat, rows), "BTD", ("KGH", weight.shape[:-1]))
+    def output(self, encoded: Queries, mesh: Mesh | None) -> Float[Array, "B T D"]:
+        flat = encoded.reshape(*encoded.shape[:2], -1)
+        out = contract("bto,od->btd", flat, as_matrix(self.out.get_value()))
+        # D is split as the weight's is, or XLA may send each device the whole weight.
+        return constrain(out, "BTD", mesh, summed=("KGH", self.out.shape[:-1]))
 
 
 def attend(
@@ -52,17 +53,17 @@ def attend(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Queries:
-    """Softmax attention; scores and softmax in float32. A query with an empty mask gives a mean of all values."""
+    """Softmax attention; scores and softmax in float32. A query whose mask is empty gets the mean of all values."""
     B, T, K, G, H = query.shape
-    scores = jnp.einsum("bkqh,bksh->bkqs", by_head(query), key, preferred_element_type=jnp.float32)
+    scores = product("bkqh,bksh->bkqs", by_head(query), key, dtype=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    encoded = jnp.einsum("bkqs,bksh->bkqh", probs, value)
+    encoded = product("bkqs,bksh->bkqh", probs, value)
     return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
 
 
 def by_head(query: Queries) -> Float[Array, "B K Q H"]:
-    """The Q = G × T queries of a kv head as one dimension: given two, XLA writes scores in no order to read them in."""
+    """The Q = G × T queries of a kv head as one dimension: with two, XLA lays scores out as is slow to read."""
     B, T, K, G, H = query.shape
     return jnp.moveaxis(query, 1, 3).reshape(B, K, G * T, H)
 

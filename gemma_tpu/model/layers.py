@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.model.placement import Placement
+from gemma_tpu.model.linear import contract, lookup
 
 NORM_EPS = 1e-6
 _ROPE_BLOCK = 256  # positions are split as block * 256 + offset, so that the tables stay small
@@ -37,16 +38,16 @@ class Embedder(nnx.Module):
         self.table = nnx.Param(init(rngs.params(), (vocab_size, embed_dim)))
         self.head = None if tied_head else nnx.Param(init(rngs.params(), (vocab_size, embed_dim)))
 
-    def encode(self, tokens: Int[Array, "B T"], placement: Placement) -> Float[Array, "B T D"]:
+    def encode(self, tokens: Int[Array, "B T"], mesh: Mesh | None) -> Float[Array, "B T D"]:
         """Embeddings times √D. Ids outside the vocabulary (placeholders of soft tokens) give the row of id 0."""
-        table = self.table[...]
+        table = self.table.get_value()
         scale = jnp.sqrt(table.shape[1]).astype(table.dtype)  # rounded to the weights' dtype, as both references do
-        return placement.look_up(table, jnp.where(tokens < 0, 0, tokens)) * scale
+        return lookup(table, jnp.where(tokens < 0, 0, tokens), mesh) * scale
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits."""
         head = self.table if self.head is None else self.head
-        return jnp.einsum("btd,vd->btv", x, head[...], preferred_element_type=jnp.float32)
+        return contract("btd,vd->btv", x, head.get_value(), dtype=jnp.float32)
 
 
 class MLP(nnx.Module):
@@ -58,10 +59,10 @@ class MLP(nnx.Module):
         self.down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (hidden_dim, embed_dim)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        # A batch of two products: XLA's CPU backend would transpose a weight of two output dimensions at each call.
-        gate, up = jnp.einsum("cbtd,cfd->cbtf", jnp.broadcast_to(x, (2, *x.shape)), self.gate_up[...])
+        # A batch of two products: XLA for CPUs would transpose a weight with two output dimensions at every call.
+        gate, up = contract("cbtd,cfd->cbtf", jnp.broadcast_to(x, (2, *x.shape)), self.gate_up.get_value())
         hidden = jax.nn.gelu(gate, approximate=True) * up
-        return jnp.einsum("btf,fd->btd", hidden, self.down[...])
+        return contract("btf,fd->btd", hidden, self.down.get_value())
 
 
 @functools.lru_cache

@@ -11,12 +11,13 @@ import jax
 from flax import nnx
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.model.linear import Weight
 from gemma_tpu.model.transformer import Transformer
 from gemma_tpu.model.vision import VisionTower
 
 _VISION = "vision."
 
-Params = Mapping[str, jax.Array]  # "layers.0.attention.qkv" → array, as in `param_shapes`
+Params = Mapping[str, Weight]  # "layers.0.attention.qkv" → array or quantised weight, as in `param_shapes`
 
 
 def text_model(config: GemmaConfig, params: Params) -> Transformer:

@@ -1,4 +1,4 @@
-"""The Gemma 3 decoder. It knows nothing of caches: its caller says how to attend. Letters: see gemma_tpu.config."""
+"""The Gemma 3 decoder, without a cache: the caller gives it the attention. Letters: see gemma_tpu.config."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.attention import Attention, KeyValues, Queries
 from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
-from gemma_tpu.model.placement import Placement
+from gemma_tpu.sharding import constrain
 
-# (layer, queries, keys, values of the tokens at hand) → what the queries read.
+# (layer, queries, keys and values of the given tokens) → attended values.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]
-Tap = Callable[[str, jax.Array], None]
-ANYWHERE = Placement()
+Capture = Callable[[str, jax.Array], None]
 
 
 class Block(nnx.Module):
@@ -36,14 +36,14 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         rope: Rope,
         attend: Callable[[Queries, KeyValues, KeyValues], Queries],
-        placement: Placement,
+        mesh: Mesh | None,
     ) -> Float[Array, "B T D"]:
         def whole(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-            # Where the attention's weights are split over D, XLA would split all that is added to as well.
-            return placement.place(x, "BT.")
+            # Where the attention's weights are split over D, XLA would split the residual stream as well.
+            return constrain(x, "BT.", mesh)
 
         encoded = attend(*self.attention.project(whole(self.pre_attention_norm(x)), rope))
-        x = whole(x + self.post_attention_norm(whole(self.attention.output(encoded, placement))))
+        x = whole(x + self.post_attention_norm(whole(self.attention.output(encoded, mesh))))
         return whole(x + self.post_ffw_norm(whole(self.mlp(self.pre_ffw_norm(x)))))
 
 
@@ -60,10 +60,10 @@ class Transformer(nnx.Module):
         soft_tokens: Float[Array, "I soft D"] | None = None,
         soft_index: Int[Array, "B T"] | None = None,
         *,
-        placement: Placement = ANYWHERE,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "B T D"]:
         """Embeddings of tokens; where `soft_index` ≥ 0, that soft token (counted over all images) takes its place."""
-        x = self.embedder.encode(tokens, placement)
+        x = self.embedder.encode(tokens, mesh)
         if soft_tokens is None or soft_index is None:
             return x
         soft = soft_tokens.reshape(-1, x.shape[-1]).astype(x.dtype)[jnp.maximum(soft_index, 0)]
@@ -75,20 +75,23 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         attend: AttendLayer,
         *,
-        placement: Placement = ANYWHERE,
-        tap: Tap | None = None,
+        mesh: Mesh | None = None,
+        capture: Capture | None = None,
     ) -> Float[Array, "B T D"]:
-        """Embeddings → final hidden states. `tap(name, value)` sees the output of every layer."""
+        """Embeddings → final hidden states. `capture(name, value)` is called with the output of every layer.
+
+        `mesh`: where the parameters are split over devices, so that activations can be split to suit.
+        """
         kinds = [(layer.rope_base, layer.rope_scale) for layer in self.config.layers]
         ropes = {kind: rope_angles(positions, self.config.head_dim, *kind) for kind in dict.fromkeys(kinds)}
-        if tap:
-            tap("embed", x)
+        if capture:
+            capture("embed", x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, ropes[kinds[i]], functools.partial(attend, i), placement)
-            if tap:
-                tap(f"layers.{i}", x)
+                x = layer(x, ropes[kinds[i]], functools.partial(attend, i), mesh)
+            if capture:
+                capture(f"layers.{i}", x)
         x = self.final_norm(x)
-        if tap:
-            tap("final_norm", x)
+        if capture:
+            capture("final_norm", x)
         return x

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from gemma_tpu.config import VisionConfig
 from gemma_tpu.devices import attention_kernel
 from gemma_tpu.model.layers import NORM_EPS, RMSNorm
+from gemma_tpu.model.linear import as_matrix, contract
+from gemma_tpu.ops.product import precision, product
 from gemma_tpu.sharding import partition
 
 PatchHeads = Float[Array, "I P n h"]
@@ -42,9 +44,9 @@ def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> Pat
     """Unmasked attention between all patches in plain JAX, softmax in float32."""
 
     def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
-        scores = jnp.einsum("itnh,ipnh->intp", q, key, preferred_element_type=jnp.float32)
+        scores = product("itnh,ipnh->intp", q, key, dtype=jnp.float32)
         probs = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-        return jnp.einsum("intp,ipnh->itnh", probs, value)
+        return product("intp,ipnh->itnh", probs, value)
 
     I, P, n, h = query.shape
     if P <= _QUERY_BLOCK or P % _QUERY_BLOCK:
@@ -69,7 +71,8 @@ def _in_tpu_kernel(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> Pat
     """JAX's Pallas kernel, which keeps the scores on the chip."""
     blocks = BlockSizes(block_q=_KERNEL_BLOCK, block_k_major=_KERNEL_BLOCK, block_k=_KERNEL_BLOCK, block_b=1)
     by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    return jnp.swapaxes(flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks), 1, 2)
+    with jax.default_matmul_precision(precision(query)):
+        return jnp.swapaxes(flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks), 1, 2)
 
 
 def _in_cudnn(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
@@ -86,8 +89,8 @@ class VisionAttention(nnx.Module):
         self.out_bias = nnx.Param(jnp.zeros(E))
 
     def __call__(self, x: Float[Array, "I P E"], attend: AttendPatches) -> Float[Array, "I P E"]:
-        qkv = jnp.einsum("ipe,cnhe->cipnh", x, self.qkv[...]) + self.qkv_bias[...][:, None, None]
-        return jnp.einsum("ipnh,nhe->ipe", attend(*qkv), self.out[...]) + self.out_bias[...]
+        qkv = contract("ipe,cnhe->cipnh", x, self.qkv.get_value()) + self.qkv_bias[...][:, None, None]
+        return contract("ipnh,nhe->ipe", attend(*qkv), self.out.get_value()) + self.out_bias[...]
 
 
 class VisionMLP(nnx.Module):
@@ -99,8 +102,8 @@ class VisionMLP(nnx.Module):
         self.down_bias = nnx.Param(jnp.zeros(config.width))
 
     def __call__(self, x: Float[Array, "I P E"]) -> Float[Array, "I P E"]:
-        hidden = jax.nn.gelu(jnp.einsum("ipe,em->ipm", x, self.up[...]) + self.up_bias[...], approximate=True)
-        return jnp.einsum("ipm,me->ipe", hidden, self.down[...]) + self.down_bias[...]
+        hidden = jax.nn.gelu(contract("ipe,em->ipm", x, self.up.get_value()) + self.up_bias[...], approximate=True)
+        return contract("ipm,me->ipe", hidden, self.down.get_value()) + self.down_bias[...]
 
 
 class VisionBlock(nnx.Module):
@@ -124,11 +127,10 @@ class PatchEmbedding(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.width))
 
     def __call__(self, pixels: Float[Array, "I side side 3"]) -> Float[Array, "I P E"]:
-        kernel = self.kernel[...]
-        I, p, E = pixels.shape[0], kernel.shape[0], kernel.shape[-1]
+        I, p = pixels.shape[0], self.kernel.shape[0]
         grid = pixels.shape[1] // p
         patches = pixels.reshape(I, grid, p, grid, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(I, grid * grid, -1)
-        return jnp.einsum("ipc,ce->ipe", patches, kernel.reshape(-1, E)) + self.bias[...]
+        return contract("ipc,ce->ipe", patches, as_matrix(self.kernel.get_value())) + self.bias[...]
 
 
 class VisionTower(nnx.Module):
@@ -145,21 +147,22 @@ class VisionTower(nnx.Module):
         self.pooled_grid = math.isqrt(config.num_soft_tokens)
 
     def __call__(
-        self, pixels: Float[Array, "I side side 3"], tap=None, attend: AttendPatches = full_attention
+        self, pixels: Float[Array, "I side side 3"], capture=None, attend: AttendPatches = full_attention
     ) -> Float[Array, "I soft D"]:
         """`pixels` in [-1, 1]. Soft tokens are not multiplied by √D, unlike text embeddings."""
-        tap = tap or (lambda name, value: None)
+        capture = capture or (lambda name, value: None)
         x = self.patch(pixels.astype(self.projection.dtype)) + self.positions[...]
-        tap("vision.patch", x)
+        capture("vision.patch", x)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"vision_block_{i}"):
                 x = block(x, attend)
-            tap(f"vision.blocks.{i}", x)
+            capture(f"vision.blocks.{i}", x)
         x = self.norm(x)
-        tap("vision.norm", x)
+        capture("vision.norm", x)
         (I, P, E), out = x.shape, self.pooled_grid
         side = math.isqrt(P) // out
         pooled = x.reshape(I, out, side, out, side, E).astype(jnp.float32).mean(axis=(2, 4)).astype(x.dtype)
-        soft = jnp.einsum("ipe,ed->ipd", self.soft_token_norm(pooled.reshape(I, out * out, E)), self.projection[...])
-        tap("vision.soft_tokens", soft)
+        normed = self.soft_token_norm(pooled.reshape(I, out * out, E))
+        soft = contract("ipe,ed->ipd", normed, self.projection.get_value())
+        capture("vision.soft_tokens", soft)
         return soft

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.model.attention import MASKED, sees
+from gemma_tpu.ops.product import precision
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512
 _LANES = 128  # a TPU register is 8 × 128; numbers that are one to a query stand in all of a row's lanes
@@ -107,8 +108,7 @@ def _kernel(
 ) -> None:
     """One block of queries and one of keys; the sums stay in scratch memory over all the blocks of keys."""
     j = pl.program_id(3)
-    precision = jax.lax.Precision.HIGHEST if key_ref.dtype == jnp.float32 else None
-    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
+    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision(key_ref))
 
     @pl.when(j == 0)
     def _begin() -> None:

@@ -87,6 +87,6 @@ def _capture(
         if name != "logits":
             captured[name] = value[..., jnp.asarray(rows), :].astype(jnp.float32)
 
-    soft = None if pixels is None else encode_images(config, params, pixels, tap=keep)
-    logits = forward(config, params, np.array([question.expanded]), soft_tokens=soft, tap=keep)
+    soft = None if pixels is None else encode_images(config, params, pixels, capture=keep)
+    logits = forward(config, params, np.array([question.expanded]), soft_tokens=soft, capture=keep)
     return captured | {"logits": logits[0, jnp.asarray(question.logit_positions)]}

@@ -1,0 +1,91 @@
+"""Weights, and the two things a model does with one: multiply by it and look up its rows.
+
+Only this module knows how a weight is stored. A layer gives an einsum string in the letters of gemma_tpu.config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Num
+
+from gemma_tpu.ops.product import product
+from gemma_tpu.sharding import partition
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedWeight:
+    """`values × scales`, one scale for each output channel.
+
+    `scales` has the dimensions of `values`, with size 1 for those that a product sums over. `dtype` is that of
+    activations looked up in this weight.
+    """
+
+    values: Any  # int8[…]; Any, because a transformation of the tree puts shapes or shardings in the place of arrays
+    scales: Any  # float32[…]
+    dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+Weight = jax.Array | QuantizedWeight
+
+
+def as_matrix(weight: Weight) -> Weight:
+    """All dimensions but the last as one.
+
+    XLA may reorder a weight at every call to suit an activation, unless one dimension is contracted and one is output.
+    """
+    return jax.tree.map(lambda part: part.reshape(-1, part.shape[-1]), weight)
+
+
+def contract(spec: str, x: jax.Array, weight: Weight, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    """The product `spec` of activations and a weight, in `dtype` (default: that of the activations)."""
+    if not isinstance(weight, QuantizedWeight):
+        return product(spec, x, weight, dtype=dtype)
+    found = product(spec, x, weight.values.astype(x.dtype), dtype=jnp.float32)
+    return (found * _output_scales(spec, weight.scales)).astype(dtype or x.dtype)
+
+
+def _output_scales(spec: str, scales: jax.Array) -> jax.Array:
+    """Scales with the dimensions of the product's output, of size 1 where it has one that the weight lacks."""
+    dims, out = spec.split(",")[1].split("->")
+    kept = [dim for dim in out if dim in dims]
+    scales = jnp.einsum(f"{dims}->{''.join(kept)}", scales)  # drops the contracted dimensions, whose size is 1
+    return jnp.expand_dims(scales, [i for i, dim in enumerate(out) if dim not in kept])
+
+
+def lookup(weight: Weight, ids: Int[Array, "B T"], mesh: Mesh | None = None) -> Float[Array, "B T D"]:
+    """The rows of a [V, D] weight; 0 ≤ ids < V."""
+    if not isinstance(weight, QuantizedWeight):
+        return _rows(weight, ids, mesh)
+    values, scales = (_rows(part, ids, mesh) for part in (weight.values, weight.scales))
+    return (values * scales).astype(weight.dtype)
+
+
+def _rows(table: Num[Array, "V D"], ids: Int[Array, "B T"], mesh: Mesh | None) -> Num[Array, "B T D"]:
+    """Each device looks up the rows it holds, and one sum joins them.
+
+    XLA may otherwise send the whole table to every device for each token (jax 0.11.2 on GPUs).
+    """
+    if mesh is None:
+        return table[ids]
+    spec, ids_spec = partition("VD", table.shape, mesh).spec, partition("BT", ids.shape, mesh).spec
+    if spec[0] is None:
+        return table[ids]
+    axes, columns = spec
+
+    def local(own: Num[Array, "part D"], ids: Int[Array, "B T"]) -> Num[Array, "B T D"]:
+        index = ids - jax.lax.axis_index(axes) * own.shape[0]
+        here = (index >= 0) & (index < own.shape[0])
+        return jax.lax.psum(jnp.where(here[..., None], own[jnp.where(here, index, 0)], 0), axes)
+
+    out_specs = PartitionSpec(*ids_spec, columns)
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec, ids_spec), out_specs=out_specs)(table, ids)
