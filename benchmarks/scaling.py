@@ -27,6 +27,7 @@ import PIL.Image
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.request import ImageInput, row_controls
 from gemma_tpu.engine.shapes import STEPS_PER_CALL, min_rows
@@ -44,7 +45,7 @@ def load(name: str, devices: int, dtype: str, rows: int) -> Model:
     config = CONFIGS[name]
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
     params = random_params(config, jnp.dtype(dtype), mesh)
-    return Model(config, params, None, mesh=mesh, dtype=dtype, max_context=CONTEXT, max_rows=rows)
+    return Model(Deployment(config, mesh, rows=rows, context=CONTEXT, dtype=dtype), params, None)
 
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:

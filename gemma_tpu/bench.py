@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from gemma_tpu.api import Model
 from gemma_tpu.cli.arguments import add_verify_argument, mesh_shape
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.devices import available_devices
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
@@ -120,7 +121,8 @@ def main(args: argparse.Namespace) -> int:
             mesh = make_mesh(config, args.mesh)
             dtype, _ = resolve_dtype(args.dtype, mesh)
             make = functools.partial(random_params, config, dtype, mesh)
-            model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
+            deployment = Deployment(config, mesh, rows=rows, context=args.context, dtype=dtype)
+            model = Model(deployment, everywhere(make, mesh, make), None)
         else:
             model = load(
                 args.checkpoint, mesh=args.mesh, dtype=args.dtype, verify=args.verify, progress=False, **options

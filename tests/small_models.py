@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -51,14 +52,28 @@ def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
     return make_mesh(config, (data, model), jax.devices()[: data * model])
 
 
+def make_deployment(
+    config: GemmaConfig,
+    mesh: Mesh | None = None,
+    *,
+    max_context: int = 192,
+    max_rows: int = 1,
+    chunks: Sequence[int] | None = None,
+) -> Deployment:
+    """In float32, on one device unless a mesh is given."""
+    return Deployment(config, mesh or mesh_of(1, 1), max_rows, max_context, jnp.float32, chunks)
+
+
 def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options) -> Engine:
     mesh = mesh or mesh_of(1, 1)
     params = {
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
         for name, value in (params or random_params(config)).items()
     }
-    settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
-    return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)
+    shape: dict[str, Any] = {"max_context": 128, "max_rows": 4, "chunks": (8, 16)}
+    shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
+    options = {"steps_per_call": 4} | options
+    return Engine(make_deployment(config, mesh, **shape), params, **options)
 
 
 @contextlib.contextmanager

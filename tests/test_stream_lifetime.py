@@ -13,7 +13,6 @@ import weakref
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from test_api import CONFIG, FREE, PICTURE, TOKENIZER, make_model
 
@@ -147,10 +146,9 @@ def test_a_stop_token_and_the_length_still_end_an_answer_that_has_a_stop_string(
 
 
 def test_without_a_tokenizer_nothing_is_begun() -> None:
-    from small_models import mesh_of, random_params
+    from small_models import make_deployment, random_params
 
-    settings = {"mesh": mesh_of(1, 1), "dtype": np.float32, "max_context": 192, "max_rows": 1}
-    with gemma_tpu.Model(CONFIG, random_params(CONFIG), None, **settings) as model:
+    with gemma_tpu.Model(make_deployment(CONFIG), random_params(CONFIG), None) as model:
         submit, begun = model.engine.submit, []
         model.engine.submit = lambda *args: begun.append(submit(*args)) or begun[-1]
         for call in (model.generate, model.stream):

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.processes import open_device
 from gemma_tpu.engine.arrival import Arrival, arrive, check_length
 from gemma_tpu.engine.chunk import make_chunk
@@ -26,7 +25,7 @@ from gemma_tpu.engine.programs import NO_TOKEN, NOT_FINITE, Controls
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch, row_controls
 from gemma_tpu.engine.rows import Row, choose_row, chunk_end
 from gemma_tpu.engine.sequences import check_logits, pad
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
+from gemma_tpu.engine.shapes import IMAGE_BATCHES, STEPS_PER_CALL
 from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
 from gemma_tpu.options import SamplingParams
@@ -39,28 +38,23 @@ class Engine(Worker):
 
     def __init__(
         self,
-        config: GemmaConfig,
+        deployment: Deployment,
         params: Params,
         *,
-        mesh: Mesh,
-        max_context: int,
-        max_rows: int,
-        dtype: jax.typing.DTypeLike,
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
-        chunks: Sequence[int] | None = None,
         batch_always: bool | None = None,
     ) -> None:
         super().__init__("gemma-engine")
-        self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
-        self._dtype = np.dtype(dtype)
+        self.config, self.max_context, self.max_rows = deployment.config, deployment.context, deployment.rows
+        self._dtype = deployment.dtype
         self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
-        self._num_soft = config.vision.num_soft_tokens if config.vision else 0
-        platform = mesh.devices.flat[0].platform
-        self._chunks = chunk_sizes(platform, max_context, self._num_soft, chunks)
+        self._num_soft, self._chunks = deployment.num_soft_tokens, deployment.prefill_sizes
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
-        self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
+        self._batch_always = self.max_rows == 1 or (
+            deployment.platform != "cpu" if batch_always is None else batch_always
+        )
 
         self._pending: collections.deque[Arrival] = collections.deque()
         self._turn = 0
@@ -68,13 +62,13 @@ class Engine(Worker):
         self._device = open_device(
             params,
             self._abort,
-            config=config,
-            mesh=mesh,
-            rows=max_rows,
-            context=max_context,
-            dtype=self._dtype,
+            config=deployment.config,
+            mesh=deployment.mesh,
+            rows=deployment.rows,
+            context=deployment.context,
+            dtype=deployment.dtype,
             max_steps=steps_per_call,
-            min_rows=min_rows(platform),
+            min_rows=deployment.min_rows,
         )
         self._reset()
         self._start()
