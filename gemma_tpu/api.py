@@ -20,13 +20,17 @@ from gemma_tpu.checks import check_flag, check_progress, shown
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine.engine import Engine, Progress
+from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.sequences import check_logits
+from gemma_tpu.engine.validate import check_length
+from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import TextStream, stop_watch
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 
@@ -72,7 +76,7 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype:
-        return self.deployment.dtype
+        return np.dtype(self.deployment.dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -209,21 +213,21 @@ class Model:
         """
         tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
         at = _indices("positions", positions, tokens.shape[1])
-        self.engine.check_logits(tokens.shape[1], len(tokens) * len(at))
-        expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
-        rows, kept = zip(*expanded, strict=True)
-        markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
+        check_logits(self.deployment, tokens.shape[1], len(tokens) * len(at))
+        expanded = [expand_images(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
+        markers = sum(len(row.starts) for row in expanded)
         shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
         if len(shown) != markers:
             raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
         inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
-        return self.engine.logits(rows, np.array(kept, np.int32)[:, at], inputs)
+        kept = np.array([row.kept for row in expanded], np.int32)
+        return self.engine.logits([row.tokens for row in expanded], kept[:, at], inputs)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
         prompt = self._render(prompts.read_messages(messages), None, Reading())
         last = np.array([[len(prompt.tokens) - 1]], np.int32)
-        return self.engine.logits([prompt.tokens], last, self._image_inputs(prompt.images))[0, 0]
+        return self.engine.logits([prompt.tokens], last, [one.image for one in self._placed_inputs(prompt)])[0, 0]
 
     def classify(
         self, images: Images, policies: Sequence[str] | Mapping[str, str] | None = None
@@ -243,13 +247,19 @@ class Model:
             return []
         if self.config.vision is None:
             raise ValueError("this model has no vision tower: it takes text only")
-        inputs = [ImageInput(image, self.config.vision.image_size) for image in images]
-        for image in inputs:
-            if not self.engine.knows_image(image.digest):
-                image.prepare()  # resized here, on the caller's thread, not on the engine's
+        inputs: dict[Any, ImageInput] = {}  # one for each that looks the same
+        for image in images:
+            made = ImageInput(image, self.config.vision.image_size)
+            if made.digest not in inputs and not self.engine.knows_image(made.digest):
+                made.prepare()  # resized here, on the caller's thread, not on the engine's
+            inputs.setdefault(made.digest, made)
         for image in images:  # not before all are prepared: crops are cut from the same picture
             image.release()
-        return inputs
+        return [inputs[image.digest] for image in images]
+
+    def _placed_inputs(self, prompt: Prompt) -> list[PlacedImage[ImageInput]]:
+        inputs = self._image_inputs([placed.image for placed in prompt.images])
+        return [PlacedImage(placed.start, image) for placed, image in zip(prompt.images, inputs, strict=True)]
 
     def _options(self, options: dict[str, Any]) -> SamplingParams:
         known = [field.name for field in dataclasses.fields(SamplingParams)]
@@ -291,9 +301,9 @@ class Model:
         return *without(dropped), dropped
 
     def _submit(self, prompt: Prompt, options: SamplingParams) -> Request:
-        self.engine.check_length(len(prompt.tokens))  # before the work that images are
+        check_length(len(prompt.tokens), self.deployment.context)  # before the work that images are
         watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
-        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options, watch)
+        return self.engine.submit(prompt.tokens, self._placed_inputs(prompt), options, watch)
 
 
 def _indices(name: str, given: Any, size: int) -> np.ndarray:

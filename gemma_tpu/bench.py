@@ -28,6 +28,7 @@ from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
 from gemma_tpu.model import param_shapes
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 
@@ -87,7 +88,7 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
             picture = PIL.Image.fromarray(rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8))
             ids = [2, *[SOFT_TOKEN] * model.config.vision.num_soft_tokens, *rng.integers(4, 99, 20).tolist()]
             start = time.perf_counter()
-            image = ImageInput(picture, model.config.vision.image_size)
+            image = PlacedImage(1, ImageInput(picture, model.config.vision.image_size))
             for _ in model.engine.submit(ids, [image], SamplingParams(max_new_tokens=1, stop_tokens=())):
                 pass
             times.append(time.perf_counter() - start)

@@ -331,7 +331,7 @@ class Reader:
 
 
 def busy(model: gemma_tpu.Model) -> bool:
-    return model.engine._busy() or bool(model.engine._pending)
+    return model.engine._has_work()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = WAIT / 1000) -> None:

@@ -104,7 +104,7 @@ class Bench:
 
     def settled(self) -> bool:
         engine, end = self.model.engine, time.monotonic() + 5
-        while any(row.request for row in engine._rows) or engine._pending or engine._unread:
+        while engine._has_work():
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)

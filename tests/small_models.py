@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.config import SOFT_TOKEN, GemmaConfig, VisionConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.step import Step
 from gemma_tpu.model import Params, param_shapes
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 # A window of 8 wraps soon; eight layers are six local ones, a global one, and a seventh local one after it.
@@ -64,7 +67,7 @@ def make_deployment(
     return Deployment(config, mesh or mesh_of(1, 1), max_rows, max_context, jnp.float32, chunks)
 
 
-def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options) -> Engine:
+def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options: Any) -> Engine:
     mesh = mesh or mesh_of(1, 1)
     params = {
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
@@ -76,22 +79,28 @@ def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | 
     return Engine(make_deployment(config, mesh, **shape), params, **options)
 
 
+def placed(tokens: list[int], shown: list[ImageInput]) -> list[PlacedImage[ImageInput]]:
+    """Images at the soft tokens of a prompt, which do not touch."""
+    starts = [i for i, token in enumerate(tokens) if token == SOFT_TOKEN and tokens[i - 1] != SOFT_TOKEN]
+    return [PlacedImage(start, image) for start, image in zip(starts, shown, strict=True)]
+
+
 @contextlib.contextmanager
 def waiting_for_a_cancel(engine: Engine) -> Iterator[None]:
     """Once every answer has begun, none goes on before one is cancelled: none can end before its reader leaves."""
-    decode, seen = engine._device.decode, threading.Event()
+    run, seen = engine._runner.run, threading.Event()
 
-    def gated(*args: Any) -> jax.Array:
-        while not seen.is_set():
-            requests = [row.request for row in engine._rows if row.request]
-            if engine._pending or not all(request.generated for request in requests):
+    def gated(step: Step) -> jax.Array | None:
+        while step.decode and not seen.is_set():
+            requests = [row.request for row in engine._scheduler.rows if row.request]
+            if engine._scheduler.waiting or not all(request.generated for request in requests):
                 break
             if any(request.cancelled for request in requests):
                 seen.set()
             time.sleep(0.001)
-        return decode(*args)
+        return run(step)
 
-    with mock.patch.object(engine._device, "decode", gated):
+    with mock.patch.object(engine._runner, "run", gated):
         try:
             yield
         finally:

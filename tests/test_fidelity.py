@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import placed
 
 from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, VisionConfig
 from gemma_tpu.deployment import Deployment
@@ -126,11 +127,12 @@ def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     case = models.by_name(name)
     config, inputs = config_of(case), models.inputs(case)
     images = [ImageInput(Image.fromarray(image), config.vision.image_size) for image in inputs.images]
+    expanded = inputs.expanded[0].tolist()
     mesh = make_mesh(config, (1, 1), jax.devices()[:1])
     engine = Engine(Deployment(config, mesh, rows=1, context=128, dtype=jnp.float32), params_of(case, about))
     try:
         request = engine.submit(
-            inputs.expanded[0].tolist(), images, SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)
+            expanded, placed(expanded, images), SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)
         )
         tokens = [token for piece in request for token in piece]
     finally:

@@ -109,13 +109,13 @@ def test_lengths_are_few() -> None:
 def test_another_stream_goes_on_while_a_length_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler is held up here until the stream has come to its end."""
     with make_model() as model:
-        ended, compile = threading.Event(), model.engine._device.compile_logits
+        ended, compile = threading.Event(), model.engine._runner.compile_logits
 
         def slowly(*args) -> None:
             assert ended.wait(60)
             compile(*args)
 
-        monkeypatch.setattr(model.engine._device, "compile_logits", slowly)
+        monkeypatch.setattr(model.engine._runner, "compile_logits", slowly)
         stream = model.stream("Hello", **LONG)
         next(stream)
         asking = threading.Thread(target=model.logits, args=([[2, 3, 4]],))
@@ -138,7 +138,7 @@ def test_too_little_memory_for_logits_is_the_callers_error(monkeypatch: pytest.M
         next(stream)
         for method in ("compile_logits", "logits"):
             with monkeypatch.context() as patch:
-                patch.setattr(model.engine._device, method, fail)
+                patch.setattr(model.engine._runner, method, fail)
                 with pytest.raises(RuntimeError, match=r"the devices have no room.*no room$"):
                     model.logits([[2, 3, 4]])
         assert len(stream.finish().tokens) == 150

@@ -17,7 +17,7 @@ from gemma_tpu.engine import encode_images, forward, programs
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import number_soft_tokens
 from gemma_tpu.engine.programs import Controls
-from gemma_tpu.engine.rows import chunk_end, image_spans
+from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.plan.hlo import Hlo
@@ -120,10 +120,10 @@ def test_prefill_then_decode_equals_the_plain_path(
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
     for row, length in enumerate(LENGTHS):
-        spans = image_spans(tokens[row, :length].tolist(), VISION.num_soft_tokens)
-        prefilled, target = 0, max([length - 6, *(span.end for span in spans)])
+        starts = IMAGES.get(row, ())
+        prefilled, target = 0, max([length - 6, *(start + VISION.num_soft_tokens for start in starts)])
         while prefilled < target:
-            end = chunk_end(prefilled, target, size, spans)
+            end = chunk_end(prefilled, target, size, starts, VISION.num_soft_tokens)
             cached.prefill(row, prefilled, end, size, whole=row % 2 == 0)
             prefilled = end
         targets.append(target)

@@ -42,7 +42,7 @@ def _no_garbage_collector():
 def settled(model: gemma_tpu.Model) -> None:
     """Waits until nothing runs."""
     until = time.monotonic() + SOON
-    while model.engine._busy() or model.engine._pending:
+    while model.engine._has_work():
         assert time.monotonic() < until, "rows are still busy"
         time.sleep(0.001)
 
@@ -165,7 +165,7 @@ def test_a_stream_that_broke_off_says_so(model: gemma_tpu.Model, monkeypatch) ->
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.engine._device, "decode", fail)
+        patch.setattr(model.engine._runner, "_decode", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             list(stream)
     assert stream.completion.finish_reason == "error"
@@ -180,7 +180,7 @@ def test_a_stream_does_not_keep_its_model(chat: bool) -> None:
     stream = (model.chat() if chat else model).stream("Hello", images=PICTURE, **LONG)
     next(stream)
     engine, params = weakref.ref(model.engine), [weakref.ref(value) for value in model.params.values()]
-    states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._device._state)]
+    states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._runner._state)]
     gone = weakref.ref(model)
     del model
     assert gone() is None

@@ -20,6 +20,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import hidden_states, image_ids, precision
 from gemma_tpu.engine.shapes import cache_length
+from gemma_tpu.engine.step import NO_TOKEN, NOT_FINITE
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.placement import OnMesh
 from gemma_tpu.model.vision import split_attention
@@ -27,9 +28,6 @@ from gemma_tpu.ops.attention import attend_part, finish, join
 from gemma_tpu.ops.sampling import Leaf, Sampling, sample
 from gemma_tpu.options import MAX_STOP_TOKENS
 from gemma_tpu.sharding import partition
-
-NO_TOKEN = -1  # where a row produced nothing
-NOT_FINITE = -2  # where a row's logits were NaN or infinity: its end
 
 
 @jax.tree_util.register_dataclass

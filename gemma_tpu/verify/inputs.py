@@ -31,7 +31,8 @@ _PARAGRAPH = (
 class Question:
     """One prompt; hashable, so that a program can be compiled for it.
 
-    `tokens` has a <start_of_image> per image, `expanded` the whole block (gemma_tpu.text).
+    `tokens` has a <start_of_image> per image, `expanded` the whole block (gemma_tpu.text), with soft tokens from each
+    of the positions `images` on.
     `rows`: tokens whose logits are compared, `at`: where they stand in `expanded` (the first token of a block stands
     for its <start_of_image>, as in Google's package). `hidden`: positions in `expanded` whose hidden states are.
     """
@@ -39,7 +40,7 @@ class Question:
     name: str
     tokens: tuple[int, ...]
     expanded: tuple[int, ...]
-    images: int
+    images: tuple[int, ...]
     rows: tuple[int, ...]
     at: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -103,24 +104,16 @@ def _turn(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _question(name: str, tokens: list[int], model: Model, new_tokens: int) -> Question:
     tokenizer, vision = model._tokenizer, model.config.vision
-    marker = None if tokenizer is None else tokenizer.start_of_image
-    expanded: list[int] = []
-    at = []
-    for token in tokens:
-        at.append(len(expanded))
-        if tokenizer is not None and token == marker:
-            expanded += expand_images([token], vision.num_soft_tokens if vision else None, tokenizer)
-        else:
-            expanded.append(token)
+    expanded = expand_images(tokens, vision.num_soft_tokens if vision else None, tokenizer)
     rows = range(max(0, len(tokens) - _LOGIT_ROWS), len(tokens))
     return Question(
         name=name,
         tokens=tuple(tokens),
-        expanded=tuple(expanded),
-        images=sum(token == marker for token in tokens),
+        expanded=tuple(expanded.tokens),
+        images=tuple(expanded.starts),
         rows=tuple(rows),
-        at=tuple(at[row] for row in rows),
-        hidden=spread(len(expanded)),
+        at=tuple(expanded.kept[row] for row in rows),
+        hidden=spread(len(expanded.tokens)),
         new_tokens=new_tokens,
     )
 
