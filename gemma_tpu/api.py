@@ -247,12 +247,10 @@ class Model:
             return []
         if self.config.vision is None:
             raise ValueError("this model has no vision tower: it takes text only")
-        inputs: dict[Any, ImageInput] = {}  # one for each that looks the same
-        for image in images:
-            made = ImageInput(image, self.config.vision.image_size)
-            if made.digest not in inputs and not self.engine.knows_image(made.digest):
+        inputs = {image.digest: ImageInput(image, self.config.vision.image_size) for image in images}
+        for digest, made in inputs.items():
+            if not self.engine.knows_image(digest):
                 made.prepare()  # resized here, on the caller's thread, not on the engine's
-            inputs.setdefault(made.digest, made)
         for image in images:  # not before all are prepared: crops are cut from the same picture
             image.release()
         return [inputs[image.digest] for image in images]

@@ -251,11 +251,13 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
 
     if where in ("decode", "reset"):
         monkeypatch.setattr(engine._runner, "_decode", fail if where == "decode" else out_of_memory)
-    calls = [engine.submit(prompt(4, seed=i), (), LONG, fail if where == "watch" else None) for i in range(6)]
     with ThreadPoolExecutor(12) as pool:
-        waiting = [pool.submit(run, request) for request in calls]
-        if where == "task":
+        waiting = []
+        if where == "task":  # first: it holds up the requests
             waiting.append(pool.submit(engine._call, fail))
+            assert stuck.wait(SOON)
+        calls = [engine.submit(prompt(4, seed=i), (), LONG, fail if where == "watch" else None) for i in range(6)]
+        waiting += [pool.submit(run, request) for request in calls]
         assert stuck.wait(SOON)
         waiting += [pool.submit(engine.encode_images, []) for _ in range(2)]
         while len(engine._waited_for) < 2 + (where == "task"):

@@ -154,10 +154,7 @@ def require_same(
     """
     if _group is None or _is_local(mesh):
         return
-    with _group.together("compare", next(_keys), function, args):
-        found, error = _digests_of_all(_group, here)
-    _raise_any(found, error)
-    _end_if_different(_group, found)
+    _end_if_different(_group, _ask_all(_group, "compare", next(_keys), here, function, args))
 
 
 def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., Params], *args: Any) -> Params:
@@ -175,10 +172,8 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
         made.update(here())
         return common_digests(made)
 
-    with _group.together("make", made.key, function, args):
-        found, error = _digests_of_all(_group, make)
     try:
-        _raise_any(found, error)
+        found = _ask_all(_group, "make", made.key, make, function, args)
     except Exception:
         with _group.together("drop", made.key):
             made.clear()
@@ -190,20 +185,21 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
 _Answers = dict[str, dict[str, Any]]  # by process: "digests", or an "error"
 
 
-def _digests_of_all(group: Group, here: Callable[[], Mapping[str, str]]) -> tuple[_Answers, Exception | None]:
-    """Within `together`; with the error of this process, if there is one."""
-    try:
-        own, failed = {"digests": here()}, None
-    except Exception as error:
-        own, failed = {}, error
-    return {"process 0": own, **group.answers()}, failed
-
-
-def _raise_any(found: _Answers, own: Exception | None) -> None:
-    if own is not None:
-        raise own
+def _ask_all(
+    group: Group, kind: str, key: int, here: Callable[[], Mapping[str, str]], function: Callable[..., Any], args: Any
+) -> _Answers:
+    """The digests of all processes; raises the error of any."""
+    with group.together(kind, key, function, args):
+        try:
+            own, failed = {"digests": here()}, None
+        except Exception as error:
+            own, failed = {}, error
+        found = {"process 0": own, **group.answers()}
+    if failed is not None:
+        raise failed
     if errors := [f"{who}: {answer['error']}" for who, answer in found.items() if "error" in answer]:
         raise RuntimeError("; ".join(errors))
+    return found
 
 
 def _end_if_different(group: Group, found: _Answers) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.group import Group
@@ -53,17 +52,15 @@ class LeadingRunner(SharedRunner):
         with self._sent("run", step):
             return super().run(step)
 
-    def logits(
-        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]
-    ) -> tuple[jax.Array, jax.Array]:
-        with self._sent("logits", tokens, lengths, kept, images):
-            logits, good = super().logits(tokens, lengths, kept, images)
+    def logits(self, *args: Any) -> tuple[jax.Array, jax.Array]:
+        with self._sent("logits", *args):
+            logits, good = super().logits(*args)
         return logits.addressable_data(0), good.addressable_data(0)
 
-    def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
-        with self._sent("compile_logits", rows, tokens, kept, images):
+    def compile_logits(self, *args: int) -> None:
+        with self._sent("compile_logits", *args):
             pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
-        super().compile_logits(rows, tokens, kept, images)
+        super().compile_logits(*args)
 
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         return [array.addressable_data(0) for array in super().soft_tokens(digests)]
