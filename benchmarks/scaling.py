@@ -115,7 +115,7 @@ def measure(name: str, devices: int, context: int, length: int, repeats: int) ->
         for row in range(rows):
             numbers = row, length, 2, context - length
             asked = row_params(activate(*numbers, SamplingParams(), ()), config.vocab_size)
-            state = programs.admit(state, *map(np.int32, numbers), asked, mesh=mesh)
+            state = programs.activate(state, *map(np.int32, numbers), asked, mesh=mesh)
         args = None, np.int32(STEPS_PER_CALL)
         decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.

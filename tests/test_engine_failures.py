@@ -124,7 +124,7 @@ def _caches() -> list[jax.Array]:
     return [array for array in jax.live_arrays() if array.shape == shape]
 
 
-@pytest.mark.parametrize("program", ["prefill", "admit", "decode", "release"])
+@pytest.mark.parametrize("program", ["prefill", "activate", "decode", "release"])
 @pytest.mark.parametrize("consumed", [True, False])
 def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
     program: str, consumed: bool, monkeypatch: pytest.MonkeyPatch

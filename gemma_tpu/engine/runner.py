@@ -17,20 +17,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.engine.programs import Controls, State
+from gemma_tpu.engine.programs import RowParams, State
 from gemma_tpu.engine.step import NO_TOKEN, Activate, Decode, Encode, Prefill, Step
 from gemma_tpu.model import Params
 from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.options import MAX_STOP_TOKENS
 
 
-def row_params(activate: Activate, vocab_size: int) -> Controls:
+def row_params(activate: Activate, vocab_size: int) -> RowParams:
     """What the decode program knows of one row, as numpy arrays."""
     stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
     stop[0, : len(activate.stop)] = activate.stop
     forbidden = np.zeros((1, vocab_size), bool)
     forbidden[0, activate.forbidden] = True
-    return Controls(Sampling(**activate.sampling), stop, forbidden)
+    return RowParams(Sampling(**activate.sampling), stop, forbidden)
 
 
 class Runner:
@@ -156,7 +156,7 @@ class Runner:
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
         params = row_params(row, self._deployment.config.vocab_size)
-        self._state = programs.admit(self._state, *numbers, params, **self._mesh)
+        self._state = programs.activate(self._state, *numbers, params, **self._mesh)
 
     def _decode(self, decode: Decode) -> jax.Array:
         rows = np.array(decode.rows, np.int32) if decode.alone else None
