@@ -165,13 +165,13 @@ class Model:
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        settings, plain = self._options(options), prompts.read_prompt(prompt)
+        sampling_params, plain = self._sampling_params(options), prompts.read_prompt(prompt)
         reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
         rendered, dropped = self._render(plain, images, reading), 0
         if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
-            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
+            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, sampling_params, reading)
         tokenizer = self.tokenizer
-        return TextStream(self._submit(rendered, settings), tokenizer, dropped)
+        return TextStream(self._submit(rendered, sampling_params), tokenizer, dropped)
 
     def waiting_before(self, stream: TextStream) -> int | None:
         """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
@@ -192,7 +192,7 @@ class Model:
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        self._options(options)
+        self._sampling_params(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
     def logits(
@@ -259,13 +259,13 @@ class Model:
         inputs = self._image_inputs([placed.image for placed in prompt.images])
         return [PlacedImage(placed.start, image) for placed, image in zip(prompt.images, inputs, strict=True)]
 
-    def _options(self, options: dict[str, Any]) -> SamplingParams:
+    def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:
         known = [field.name for field in dataclasses.fields(SamplingParams)]
         if unknown := sorted(options.keys() - {*known, *OPTIONS}):
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
-        settings = dataclasses.replace(self.defaults, **given)
-        return dataclasses.replace(settings, forbidden_tokens=(*settings.forbidden_tokens, *self._never_written))
+        asked = dataclasses.replace(self.defaults, **given)
+        return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
 
     def _reading(self, reading: Reading, options: dict[str, Any]) -> Reading:
         """`reading` with those of `options` that are the prompt format's."""
@@ -277,7 +277,7 @@ class Model:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
-        self, messages: Sequence[Message], prompt: Prompt, options: SamplingParams, reading: Reading
+        self, messages: Sequence[Message], prompt: Prompt, sampling_params: SamplingParams, reading: Reading
     ) -> tuple[Sequence[Message], Prompt, int]:
         """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
@@ -285,7 +285,7 @@ class Model:
         than the context.
         """
         context = self.deployment.context
-        limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
+        limit = context - min(sampling_params.max_new_tokens, context // _ANSWER_SHARE)
         turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
 
         def without(dropped: int) -> tuple[Sequence[Message], Prompt]:
@@ -298,10 +298,11 @@ class Model:
         dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
         return *without(dropped), dropped
 
-    def _submit(self, prompt: Prompt, options: SamplingParams) -> Request:
+    def _submit(self, prompt: Prompt, sampling_params: SamplingParams) -> Request:
         check_length(len(prompt.tokens), self.deployment.context)  # before the work that images are
-        watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
-        return self.engine.submit(prompt.tokens, self._placed_inputs(prompt), options, watch)
+        stop = sampling_params.stop
+        watch = stop_watch(self.tokenizer, stop) if stop else None
+        return self.engine.submit(prompt.tokens, self._placed_inputs(prompt), sampling_params, watch)
 
 
 def _indices(name: str, given: Any, size: int) -> np.ndarray:
