@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import json
 import random
 import time
 from typing import Any
@@ -422,5 +423,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin = time.monotonic()
-    print(dict(run(args.steps, args.seed)))
+    print(json.dumps(run(args.steps, args.seed)))
     print(f"{args.steps:,} operations in {time.monotonic() - begin:.0f} s")
