@@ -184,11 +184,18 @@ def test_an_error_before_a_program_is_called_leaves_the_state(engine: Engine, mo
             def failing_with_work(step: Step, run=engine._runner.run) -> object:  # as one that cannot be sent
                 return fail() if step.decode else run(step)
 
-            beside = engine.submit(prompt(9), (), LONG)
-            next(iter(events := iter(beside)))
+            begun, patched = threading.Event(), threading.Event()
+
+            def hold(tokens: list[int], begun=begun, patched=patched) -> None:  # it does not end before
+                if begun.is_set():
+                    assert patched.wait(SOON)
+                begun.set()
+
+            next(events := iter(engine.submit(prompt(9), (), LONG, hold)))
             with patch.context() as inner:
                 inner.setattr(engine._runner, method, failing_with_work if method == "run" else fail)
                 requests = [engine.submit(prompt(5, seed=i), (), LONG) for i in range(6)]
+                patched.set()
                 for request in requests:
                     with pytest.raises(TypeError, match="cannot be sent"):
                         run(request)
