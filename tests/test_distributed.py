@@ -226,7 +226,7 @@ def test_a_frozen_process_is_lost(checkpoint: Path, environment: dict[str, str],
         assert seconds < FROZEN
     assert "process 1 gives up" in (first / "0.err").read_text()
     assert "process 1 gives up: process 0 on " in (second / "1.err").read_text()
-    assert "RuntimeError: process 1 on " in (second / "0.err").read_text()
+    assert "ProcessesLostError: process 1 on " in (second / "0.err").read_text()
 
 
 def test_weights_that_differ_between_hosts_are_an_error(
