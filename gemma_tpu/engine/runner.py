@@ -86,7 +86,7 @@ class Runner:
 
     @in_32_bits
     def logits(
-        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes]
+        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes], /
     ) -> tuple[jax.Array, jax.Array]:
         """float32[B, K, V]: the plain path's logits at positions int32[B, K]; bool[B]: whether a row's are finite.
 
@@ -98,7 +98,7 @@ class Runner:
         return programs.head(self._text_params, x, kept, whole=self._whole_logits, **self._static)
 
     @in_32_bits
-    def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
+    def compile_logits(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
         """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
         d, shape = self._deployment, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
         whole, D = NamedSharding(d.mesh, PartitionSpec()), d.config.embed_dim
