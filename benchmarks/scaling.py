@@ -27,10 +27,14 @@ import PIL.Image
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
-from gemma_tpu.engine.request import ImageInput, row_controls
+from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.runner import row_params
 from gemma_tpu.engine.shapes import STEPS_PER_CALL, min_rows
+from gemma_tpu.engine.step import activate
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.plan.hlo import COLLECTIVES, Hlo
 from gemma_tpu.sharding import make_mesh
 
@@ -44,7 +48,7 @@ def load(name: str, devices: int, dtype: str, rows: int) -> Model:
     config = CONFIGS[name]
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
     params = random_params(config, jnp.dtype(dtype), mesh)
-    return Model(config, params, None, mesh=mesh, dtype=dtype, max_context=CONTEXT, max_rows=rows)
+    return Model(Deployment(config, mesh, rows=rows, context=CONTEXT, dtype=dtype), params, None)
 
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
@@ -57,7 +61,7 @@ def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
         if model.config.vision:
             prompts[1][700:700] = [SOFT_TOKEN] * model.config.vision.num_soft_tokens
             picture = PIL.Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
-            images = [ImageInput(picture, model.config.vision.image_size)]
+            images = [PlacedImage(700, ImageInput(picture, model.config.vision.image_size))]
         options = SamplingParams(max_new_tokens=ANSWER, stop_tokens=())
         requests = [model.engine.submit(prompts[0], (), options), model.engine.submit(prompts[1], images, options)]
         for request in requests:
@@ -104,14 +108,14 @@ def measure(name: str, devices: int, context: int, length: int, repeats: int) ->
     config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
     params = random_params(config, dtype, mesh)
-    controls = row_controls(SamplingParams(), (), config.vocab_size)
     static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
     seconds, sent = [], 0
     for rows in ROWS:
         state = programs.init_state(config, rows, context, dtype, mesh)
         for row in range(rows):
-            numbers = (np.int32(x) for x in (row, length, 2, context - length))
-            state = programs.admit(state, *numbers, controls, mesh=mesh)
+            numbers = row, length, 2, context - length
+            asked = row_params(activate(*numbers, SamplingParams(), ()), config.vocab_size)
+            state = programs.activate(state, *map(np.int32, numbers), asked, mesh=mesh)
         args = None, np.int32(STEPS_PER_CALL)
         decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.

@@ -157,13 +157,13 @@ def mistakes(model: gemma_tpu.Model) -> list[Callable[[], Any]]:
 class Failures:
     """Makes device programs fail now and then, before they run or after: then the state they consumed is lost."""
 
-    def __init__(self, device: Any, count: int, requests: int, seed: int) -> None:
+    def __init__(self, runner: Any, count: int, requests: int, seed: int) -> None:
         self.injected = 0
         self._left, self._chance = count, count / max(1, requests)
         self._random = random.Random(seed)
         self.active = False
-        for name in ("prefill", "decode", "encode"):
-            setattr(device, name, self._failing(getattr(device, name)))
+        for name in ("_prefill", "_decode", "_encode"):
+            setattr(runner, name, self._failing(getattr(runner, name)))
 
     def _failing(self, program: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ class Soak:
         self._lock = threading.Lock()
         self.counts: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
-        self._failures = Failures(model.engine._device, failures, requests, seed)
+        self._failures = Failures(model.engine._runner, failures, requests, seed)
 
     def run(self, threads: int) -> None:
         self._solo = [item.ask() for item in self._items]
@@ -264,12 +264,11 @@ class Soak:
         """Waits until every row is free: by itself, without the garbage collector's help."""
         engine = self._model.engine
         end = time.monotonic() + _SETTLE
-        while (busy := [row.index for row in engine._rows if row.request] or len(engine._pending)) and (
-            time.monotonic() < end
-        ):
+        while engine._has_work() and time.monotonic() < end:
             time.sleep(0.01)
-        if busy:
-            self.wrong.append(f"rows still busy: {busy}")
+        if engine._has_work():
+            busy = [row.index for row in engine._scheduler.rows if row.request]
+            self.wrong.append(f"still busy: rows {busy}, {len(engine._scheduler.waiting)} requests that wait")
 
     def _visit(self, left: Any, number: int) -> None:
         draw = random.Random(f"{self._seed} {number}")

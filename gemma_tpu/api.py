@@ -19,13 +19,18 @@ from gemma_tpu.chat import Chat
 from gemma_tpu.checks import brief, check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine.engine import Engine, Progress
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.sequences import check_logits
+from gemma_tpu.engine.validate import check_length
+from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import TextStream, stop_watch
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 
@@ -35,19 +40,15 @@ class Model:
 
     def __init__(
         self,
-        config: GemmaConfig,
+        deployment: Deployment,
         params: Params,
         tokenizer: Tokenizer | None,
         *,
-        mesh: Mesh,
-        dtype: jax.typing.DTypeLike,
-        max_context: int,
-        max_rows: int,
         dtype_reason: str = "",
         defaults: SamplingParams | None = None,
         format: Format = GEMMA3,
     ) -> None:
-        self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
+        self.deployment, self.params = deployment, params
         self.dtype_reason = dtype_reason  # why `load` has chosen it; "" where the caller did
         self._tokenizer, self.format = tokenizer, format
         self.defaults = defaults or SamplingParams()  # of this checkpoint, for the options that a call does not give
@@ -60,18 +61,22 @@ class Model:
             # An image can be shown to a model, not written by it.
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
-            self._never_written += tokenizer.ids_without_piece(config.vocab_size)
-        self.engine = Engine(
-            config,
-            params,
-            mesh=mesh,
-            max_context=max_context,
-            max_rows=max_rows,
-            dtype=self.dtype,
-            eos_tokens=ends,
-        )
-        self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
+            self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
+        self.engine = Engine(deployment, params, eos_tokens=ends)
+        self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
+
+    @property
+    def config(self) -> GemmaConfig:
+        return self.deployment.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.deployment.mesh
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.deployment.dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -160,13 +165,13 @@ class Model:
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        settings, plain = self._options(options), prompts.read_prompt(prompt)
+        sampling_params, plain = self._sampling_params(options), prompts.read_prompt(prompt)
         reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
         rendered, dropped = self._render(plain, images, reading), 0
         if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
-            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, settings, reading)
+            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, sampling_params, reading)
         tokenizer = self.tokenizer
-        return TextStream(self._submit(rendered, settings), tokenizer, dropped)
+        return TextStream(self._submit(rendered, sampling_params), tokenizer, dropped)
 
     def waiting_before(self, stream: TextStream) -> int | None:
         """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
@@ -187,7 +192,7 @@ class Model:
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        self._options(options)
+        self._sampling_params(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
     def logits(
@@ -208,21 +213,21 @@ class Model:
         """
         tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
         at = _indices("positions", positions, tokens.shape[1])
-        self.engine.check_logits(tokens.shape[1], len(tokens) * len(at))
-        expanded = [prompts.expand_tokens(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
-        rows, kept = zip(*expanded, strict=True)
-        markers = 0 if self._tokenizer is None else int((tokens == self._tokenizer.start_of_image).sum())
+        check_logits(self.deployment, tokens.shape[1], len(tokens) * len(at))
+        expanded = [expand_images(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
+        markers = sum(len(row.starts) for row in expanded)
         shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
         if len(shown) != markers:
             raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
         inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
-        return self.engine.logits(rows, np.array(kept, np.int32)[:, at], inputs)
+        kept = np.array([row.kept for row in expanded], np.int32)
+        return self.engine.logits([row.tokens for row in expanded], kept[:, at], inputs)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
         prompt = self._render(prompts.read_messages(messages), None, Reading())
         last = np.array([[len(prompt.tokens) - 1]], np.int32)
-        return self.engine.logits([prompt.tokens], last, self._image_inputs(prompt.images))[0, 0]
+        return self.engine.logits([prompt.tokens], last, [one.image for one in self._placed_inputs(prompt)])[0, 0]
 
     def classify(
         self, images: Images, policies: Sequence[str] | Mapping[str, str] | None = None
@@ -242,21 +247,25 @@ class Model:
             return []
         if self.config.vision is None:
             raise ValueError("this model has no vision tower: it takes text only")
-        inputs = [ImageInput(image, self.config.vision.image_size) for image in images]
-        for image in inputs:
-            if not self.engine.knows_image(image.digest):
-                image.prepare()  # resized here, on the caller's thread, not on the engine's
+        inputs = {image.digest: ImageInput(image, self.config.vision.image_size) for image in images}
+        for digest, made in inputs.items():
+            if not self.engine.knows_image(digest):
+                made.prepare()  # resized here, on the caller's thread, not on the engine's
         for image in images:  # not before all are prepared: crops are cut from the same picture
             image.release()
-        return inputs
+        return [inputs[image.digest] for image in images]
 
-    def _options(self, options: dict[str, Any]) -> SamplingParams:
+    def _placed_inputs(self, prompt: Prompt) -> list[PlacedImage[ImageInput]]:
+        inputs = self._image_inputs([placed.image for placed in prompt.images])
+        return [PlacedImage(placed.start, image) for placed, image in zip(prompt.images, inputs, strict=True)]
+
+    def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:
         known = [field.name for field in dataclasses.fields(SamplingParams)]
         if unknown := sorted(options.keys() - {*known, *OPTIONS}):
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
-        settings = dataclasses.replace(self.defaults, **given)
-        return dataclasses.replace(settings, forbidden_tokens=(*settings.forbidden_tokens, *self._never_written))
+        asked = dataclasses.replace(self.defaults, **given)
+        return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
 
     def _reading(self, reading: Reading, options: dict[str, Any]) -> Reading:
         """`reading` with those of `options` that are the prompt format's."""
@@ -268,15 +277,15 @@ class Model:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
-        self, messages: Sequence[Message], prompt: Prompt, options: SamplingParams, reading: Reading
+        self, messages: Sequence[Message], prompt: Prompt, sampling_params: SamplingParams, reading: Reading
     ) -> tuple[Sequence[Message], Prompt, int]:
         """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
         The answer needs room too: a prompt that would leave it less than its share is shortened like one that is longer
         than the context.
         """
-        context = self.engine.max_context
-        limit = context - min(options.max_new_tokens, context // _ANSWER_SHARE)
+        context = self.deployment.context
+        limit = context - min(sampling_params.max_new_tokens, context // _ANSWER_SHARE)
         turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
 
         def without(dropped: int) -> tuple[Sequence[Message], Prompt]:
@@ -289,10 +298,11 @@ class Model:
         dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
         return *without(dropped), dropped
 
-    def _submit(self, prompt: Prompt, options: SamplingParams) -> Request:
-        self.engine.check_length(len(prompt.tokens))  # before the work that images are
-        watch = stop_watch(self.tokenizer, options.stop) if options.stop else None
-        return self.engine.submit(prompt.tokens, self._image_inputs(prompt.images), options, watch)
+    def _submit(self, prompt: Prompt, sampling_params: SamplingParams) -> Request:
+        check_length(len(prompt.tokens), self.deployment.context)  # before the work that images are
+        stop = sampling_params.stop
+        watch = stop_watch(self.tokenizer, stop) if stop else None
+        return self.engine.submit(prompt.tokens, self._placed_inputs(prompt), sampling_params, watch)
 
 
 def _indices(name: str, given: Any, size: int) -> np.ndarray:

@@ -17,11 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from gemma_tpu.api import Model
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
 from gemma_tpu.model import param_shapes
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 
@@ -81,7 +83,7 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
             picture = PIL.Image.fromarray(rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8))
             ids = [2, *[SOFT_TOKEN] * model.config.vision.num_soft_tokens, *rng.integers(4, 99, 20).tolist()]
             start = time.perf_counter()
-            image = ImageInput(picture, model.config.vision.image_size)
+            image = PlacedImage(1, ImageInput(picture, model.config.vision.image_size))
             for _ in model.engine.submit(ids, [image], SamplingParams(max_new_tokens=1, stop_tokens=())):
                 pass
             times.append(time.perf_counter() - start)
@@ -127,4 +129,4 @@ def _random_model(
     chosen, _ = resolve_dtype(dtype, mesh)
     make = functools.partial(random_params, config, chosen, mesh)
     params = everywhere(make, mesh, make)
-    return Model(config, params, None, mesh=mesh, dtype=chosen, max_context=max_context, max_rows=max_rows)
+    return Model(Deployment(config, mesh, rows=max_rows, context=max_context, dtype=chosen), params, None)

@@ -96,13 +96,13 @@ class Chat:
     def _answer(self, said: Sequence[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
         """Streams the answer to `said`, or what comes to the answer in it that was `begun`."""
         options = {**self._options, **options}
-        settings = self._model._options(options)
+        sampling_params = self._model._sampling_params(options)
         reading = dataclasses.replace(self._reading, continue_final=begun is not None)
         reading = self._model._reading(reading, options)
         prompt, dropped = self._model._render(list(said), None, reading), 0
         if self._drop_oldest:
-            said, prompt, dropped = self._model._fit(said, prompt, settings, reading)
-        request = self._model._submit(prompt, settings)
+            said, prompt, dropped = self._model._fit(said, prompt, sampling_params, reading)
+        request = self._model._submit(prompt, sampling_params)
         messages = list(said) if begun is None else list(said[:-1])
         return _ChatStream(self, messages, begun or "", request, dropped)
 

@@ -26,6 +26,7 @@ from gemma_tpu.checkpoint import (
 )
 from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.devices import choose_dtype
 from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.model import Params
@@ -182,9 +183,8 @@ def _deploy(
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     check_resident(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype, capacity=capacity)
     params = read(dtype, mesh)
-    shape = {"mesh": mesh, "max_context": max_context, "max_rows": max_rows}
-    chosen = {"dtype": dtype, "dtype_reason": dtype_reason, "defaults": defaults, "format": format}
-    return Model(config, params, tokenizer, **shape, **chosen)
+    deployment = Deployment(config, mesh, rows=max_rows, context=max_context, dtype=dtype)
+    return Model(deployment, params, tokenizer, dtype_reason=dtype_reason, defaults=defaults, format=format)
 
 
 def _text_side(

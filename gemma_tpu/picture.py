@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -93,6 +94,17 @@ class Picture:
 
     def __repr__(self) -> str:
         return f"<gemma_tpu.Picture {self.size[0]} × {self.size[1]}>"
+
+
+ImageT = TypeVar("ImageT", covariant=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedImage(Generic[ImageT]):
+    """An image in a prompt, whose soft tokens begin at position `start`."""
+
+    start: int
+    image: ImageT
 
 
 class _Crop(Picture):

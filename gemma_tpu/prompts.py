@@ -13,6 +13,7 @@ from PIL import Image
 from gemma_tpu.checks import brief, check_flag, one_line
 from gemma_tpu.picture import Picture
 from gemma_tpu.text import Format, Prompt, Tokenizer, expand_images, render_raw
+from gemma_tpu.text.template import place_images
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}, see gemma_tpu.text.render_messages
 SinglePrompt = str | Message | Sequence[Message] | Sequence[int] | np.ndarray
@@ -191,7 +192,8 @@ def render(
         raise ValueError(f"{named}: part of the chat format, which goes with a string that is not raw, or messages")
     if isinstance(prompt, str):
         return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of)
-    return Prompt(expand_tokens(cast(list[int], prompt), num_soft_tokens, tokenizer)[0], list(shown))
+    expanded = expand_images(cast(list[int], prompt), num_soft_tokens, tokenizer)
+    return Prompt(expanded.tokens, list(place_images(expanded.starts, shown)))
 
 
 def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -202,17 +204,3 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
             "tokenizer.json beside the weights, and load it again"
         )
     return tokenizer
-
-
-def expand_tokens(
-    tokens: Sequence[int], num_soft_tokens: int | None, tokenizer: Tokenizer | None
-) -> tuple[list[int], list[int]]:
-    """Tokens with images expanded (`expand_images`), and where each token given has gone."""
-    if tokenizer is None:
-        return list(tokens), list(range(len(tokens)))
-    expanded: list[int] = []
-    kept = []
-    for token in tokens:
-        kept.append(len(expanded))
-        expanded += expand_images([token], num_soft_tokens, tokenizer)
-    return expanded, kept

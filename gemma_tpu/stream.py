@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
-from gemma_tpu.engine.process import check_process
+from gemma_tpu.engine.errors import check_process
 from gemma_tpu.engine.request import Request, StopWatch
 from gemma_tpu.options import Completion
 from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
@@ -75,7 +75,7 @@ class TextStream(Iterator[str]):
     def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
         self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
         self._events = iter(request)
-        self._answer = AnswerText(tokenizer, request.options.stop)
+        self._answer = AnswerText(tokenizer, request.sampling_params.stop)
         self._reading = threading.Lock()
         self._reader: int | None = None  # the thread that has the lock
         self._ended = False
@@ -156,7 +156,7 @@ class TextStream(Iterator[str]):
         try:
             if not self._ended and self._answer.tokens:
                 self._request.wait()
-                answer = AnswerText(self._tokenizer, self._request.options.stop)
+                answer = AnswerText(self._tokenizer, self._request.sampling_params.stop)
                 answer.push(self._request.generated)
                 answer.flush()
                 self._answer = answer

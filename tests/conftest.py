@@ -33,10 +33,10 @@ def browser():
 @pytest.fixture
 def slow(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """So small a model is done before anybody could stop it: here it writes 400 tokens a second."""
-    decode = model.engine._dispatch_decode
+    decode = model.engine._runner._decode
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.02)
         return decode(*arguments)
 
-    monkeypatch.setattr(model.engine, "_dispatch_decode", slowly)
+    monkeypatch.setattr(model.engine._runner, "_decode", slowly)

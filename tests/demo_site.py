@@ -28,6 +28,7 @@ import gemma_tpu
 from demo.app import Server, mount
 from demo.auth import BasicAuth
 from demo.state import Loader
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.model import param_shapes
 from gemma_tpu.sharding import make_mesh
 
@@ -77,9 +78,9 @@ def tiny_model() -> Iterator[gemma_tpu.Model]:
     shapes = param_shapes(CONFIG)
     params = {name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
     tokenizer = gemma_tpu.Tokenizer(TOKENIZER)
-    dtype = jnp.dtype("float32")
-    with gemma_tpu.Model(CONFIG, params, tokenizer, mesh=mesh, dtype=dtype, max_context=8192, max_rows=1) as model:
-        model.engine._chunks = [64]  # fewer programs to compile
+    chunks = (64,)  # fewer programs to compile
+    deployment = Deployment(CONFIG, mesh, rows=1, context=8192, dtype=jnp.float32, chunks=chunks)
+    with gemma_tpu.Model(deployment, params, tokenizer) as model:
         yield model
 
 
@@ -329,7 +330,7 @@ class Reader:
 
 
 def busy(model: gemma_tpu.Model) -> bool:
-    return model.engine._busy() or bool(model.engine._pending)
+    return model.engine._has_work()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = WAIT / 1000) -> None:

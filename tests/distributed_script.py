@@ -15,6 +15,8 @@ import PIL.Image
 import gemma_tpu
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.step import Step
+from gemma_tpu.picture import PlacedImage
 
 SETTINGS: dict[str, Any] = {"max_context": 128, "max_rows": 2, "progress": False}
 ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
@@ -53,26 +55,30 @@ def mistakes(model: gemma_tpu.Model) -> list[str]:
     image = Unprepared(PIL.Image.new("RGB", (9, 9)), vision.image_size)
     prompt = [2, *[SOFT_TOKEN] * vision.num_soft_tokens, 70]
 
-    def unsendable(*_: Any, **__: Any) -> None:
-        raise TypeError("cannot be sent")
-
     def ask() -> None:
-        for _ in model.engine.submit(prompt, [image], gemma_tpu.SamplingParams(max_new_tokens=3)):
+        for _ in model.engine.submit(prompt, [PlacedImage(1, image)], gemma_tpu.SamplingParams(max_new_tokens=3)):
             pass
 
-    def ask_with(method: str) -> None:
-        real = getattr(model.engine._device, method)
-        setattr(model.engine._device, method, unsendable)
+    def ask_with(part: str) -> None:
+        """As if a step that has this part could not be pickled."""
+        run = model.engine._runner.run
+
+        def send(step: Step) -> jax.Array | None:
+            if getattr(step, part):
+                raise TypeError("cannot be sent")
+            return run(step)
+
+        model.engine._runner.run = send
         try:
             model.generate("Hello", **ANSWER)
         finally:
-            setattr(model.engine._device, method, real)
+            del model.engine._runner.run
 
     said = []
     for call in (
         ask,
         lambda: model.engine.encode_images([image]),
-        *(functools.partial(ask_with, name) for name in ("prefill", "admit", "decode")),
+        *(functools.partial(ask_with, name) for name in ("prefill", "activate", "decode")),
     ):
         try:
             call()

@@ -44,6 +44,7 @@ from tokenizer_files import tokenizer_json
 
 import gemma_tpu
 from gemma_tpu.checkpoint import convert, download, merge_adapter, open_checkpoint, read_text_assets
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -62,8 +63,8 @@ class Bench:
         config = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size, vision=VISION)
         mesh = make_mesh(config, (1, 1), jax.devices()[:1])
         params = {n: jax.device_put(a, param_sharding(n, a.shape, mesh)) for n, a in random_params(config).items()}
-        shape = {"dtype": jnp.float32, "max_context": 64, "max_rows": 2}
-        self.model = gemma_tpu.Model(config, params, tokenizer, mesh=mesh, **shape)
+        deployment = Deployment(config, mesh, rows=2, context=64, dtype=jnp.float32)
+        self.model = gemma_tpu.Model(deployment, params, tokenizer)
         self.model.warmup()
         sample = samples.sample(dataclasses.replace(samples.small(layers=2), vocab_size=tokenizer.vocab_size))
         self.config = samples.hf_config(sample.config)
@@ -103,7 +104,7 @@ class Bench:
 
     def settled(self) -> bool:
         engine, end = self.model.engine, time.monotonic() + 5
-        while any(row.request for row in engine._rows) or engine._pending or engine._unread:
+        while engine._has_work():
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)

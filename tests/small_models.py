@@ -7,7 +7,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -16,10 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
+from gemma_tpu.config import SOFT_TOKEN, GemmaConfig, VisionConfig, gemma3_layers
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.request import ImageInput
+from gemma_tpu.engine.step import Step
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.model.linear import QuantizedWeight, Weight
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 # A window of 8 wraps soon; eight layers are six local ones, a global one, and a seventh local one after it.
@@ -79,32 +83,52 @@ def mesh_of(data: int, model: int, config: GemmaConfig = TEXT) -> Mesh:
     return make_mesh(config, (data, model), jax.devices()[: data * model])
 
 
-def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options) -> Engine:
+def make_deployment(
+    config: GemmaConfig,
+    mesh: Mesh | None = None,
+    *,
+    max_context: int = 192,
+    max_rows: int = 1,
+    chunks: Sequence[int] | None = None,
+) -> Deployment:
+    """In float32, on one device unless a mesh is given."""
+    return Deployment(config, mesh or mesh_of(1, 1), max_rows, max_context, jnp.float32, chunks)
+
+
+def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | None = None, **options: Any) -> Engine:
     mesh = mesh or mesh_of(1, 1)
     params = {
         name: jax.tree.map(lambda part, name=name: jax.device_put(part, param_sharding(name, part.shape, mesh)), weight)
         for name, weight in (params or random_params(config)).items()
     }
-    settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
-    return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)
+    shape: dict[str, Any] = {"max_context": 128, "max_rows": 4, "chunks": (8, 16)}
+    shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
+    options = {"steps_per_call": 4} | options
+    return Engine(make_deployment(config, mesh, **shape), params, **options)
+
+
+def placed(tokens: list[int], shown: list[ImageInput]) -> list[PlacedImage[ImageInput]]:
+    """Images at the soft tokens of a prompt, which do not touch."""
+    starts = [i for i, token in enumerate(tokens) if token == SOFT_TOKEN and tokens[i - 1] != SOFT_TOKEN]
+    return [PlacedImage(start, image) for start, image in zip(starts, shown, strict=True)]
 
 
 @contextlib.contextmanager
 def waiting_for_a_cancel(engine: Engine) -> Iterator[None]:
     """Once every answer has begun, none goes on before one is cancelled: none can end before its reader leaves."""
-    decode, seen = engine._device.decode, threading.Event()
+    run, seen = engine._runner.run, threading.Event()
 
-    def gated(*args: Any) -> jax.Array:
-        while not seen.is_set():
-            requests = [row.request for row in engine._rows if row.request]
-            if engine._pending or not all(request.generated for request in requests):
+    def gated(step: Step) -> jax.Array | None:
+        while step.decode and not seen.is_set():
+            requests = [row.request for row in engine._scheduler.rows if row.request]
+            if engine._scheduler.waiting or not all(request.generated for request in requests):
                 break
             if any(request.cancelled for request in requests):
                 seen.set()
             time.sleep(0.001)
-        return decode(*args)
+        return run(step)
 
-    with mock.patch.object(engine._device, "decode", gated):
+    with mock.patch.object(engine._runner, "run", gated):
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, mesh_of, random_params, waiting_for_a_cancel
+from small_models import TEXT, VISION, make_deployment, mesh_of, random_params, waiting_for_a_cancel
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
@@ -43,8 +43,7 @@ def make_model(data: int = 1, model: int = 1, **options) -> gemma_tpu.Model:
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
         for name, value in random_params(CONFIG).items()
     }
-    settings = {"dtype": jnp.float32, "max_context": 192, "max_rows": 4} | options
-    return gemma_tpu.Model(CONFIG, params, TOKENIZER, mesh=mesh, **settings)
+    return gemma_tpu.Model(make_deployment(CONFIG, mesh, **{"max_rows": 4} | options), params, TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +240,8 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         return request
 
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
-    settings = {"dtype": jnp.float32, "max_context": 192, "max_rows": 1, "format": FUNCTION_GEMMA}
-    with gemma_tpu.Model(config, random_params(config), tokenizer, mesh=mesh_of(1, 1), **settings) as model:
+    params = random_params(config)
+    with gemma_tpu.Model(make_deployment(config), params, tokenizer, format=FUNCTION_GEMMA) as model:
         monkeypatch.setattr(model, "_submit", submit)
         chat = model.chat()
         assert chat.send("What colour is the sky?").tool_calls == chat.calls == []
@@ -368,14 +367,16 @@ def test_rows_without_a_piece_are_never_written() -> None:
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
         for name, value in random_params(config).items()
     }
-    shape = {"mesh": mesh, "dtype": jnp.float32, "max_context": 192, "max_rows": 1}
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
-        with gemma_tpu.Model(config, params, tokenizer, **shape) as model:
+        with gemma_tpu.Model(make_deployment(config), params, tokenizer) as model:
             request = model._submit(
-                model._render([2, 70, 71], None, Reading()), model._options({**FREE, "temperature": 1})
+                model._render([2, 70, 71], None, Reading()), model._sampling_params({**FREE, "temperature": 1})
             )
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"
-    with gemma_tpu.Model(config, params, None, **shape) as model, pytest.raises(ValueError, match=message):
+    with (
+        gemma_tpu.Model(make_deployment(config), params, None) as model,
+        pytest.raises(ValueError, match=message),
+    ):
         model.generate("Hello")

@@ -41,7 +41,7 @@ def test_the_fewest_turns_are_forgotten_in_few_renders(
     turns: int, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = talk(turns)
-    room = model.engine.max_context - FREE["max_new_tokens"]
+    room = model.deployment.context - FREE["max_new_tokens"]
     lengths = [len(render_messages(without(messages, n), TOKENIZER, None).tokens) for n in range(turns + 1)]
     expected = next(n for n, length in enumerate(lengths) if length <= room)
     rendered: list[object] = []

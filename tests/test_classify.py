@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import config_of, mesh_of
+from small_models import config_of, make_deployment, mesh_of
 
 import gemma_tpu
 from gemma_tpu.sharding import param_sharding
@@ -36,9 +36,7 @@ def model():
         for name, value in models.weights(case).items()
     }
     format = dataclasses.replace(SHIELD_GEMMA, answers=(40, 41))
-    with gemma_tpu.Model(
-        config, params, TOKENIZER, mesh=mesh, dtype="float32", max_context=512, max_rows=1, format=format
-    ) as model:
+    with gemma_tpu.Model(make_deployment(config, mesh, max_context=512), params, TOKENIZER, format=format) as model:
         yield model
 
 

@@ -23,14 +23,15 @@ import numpy as np
 import PIL.Image
 import pytest
 from checkpoint_samples import save_orbax
-from small_models import random_params
+from small_models import TEXT, VISION, make_deployment, random_params
 from test_api import CONFIG as EIGHT_LAYERS
 
 from gemma_tpu.checkpoint import save_params
-from gemma_tpu.distributed.channel import Peer
+from gemma_tpu.distributed.channel import Peer, pack, unpack
 from gemma_tpu.distributed.group import Group
-from gemma_tpu.distributed.shared_device import LeadingDevice
-from gemma_tpu.engine.device import Device
+from gemma_tpu.distributed.shared_runner import LeadingRunner
+from gemma_tpu.engine.runner import Runner
+from gemma_tpu.engine.warmup import warmup_steps
 
 CONFIG = dataclasses.replace(
     EIGHT_LAYERS, layers=EIGHT_LAYERS.layers[:6]
@@ -44,10 +45,29 @@ FROZEN = 60  # seconds for it on a machine that is busy, if the process is silen
 def test_every_call_that_changes_a_device_is_made_by_all_processes() -> None:
     """Calls that read, wait, or speak of errors are process 0's alone."""
     own = {"soft_tokens", "wait", "explained"}
-    calls = {name for name, value in vars(Device).items() if callable(value) and not name.startswith("_")}
-    mirrored = {name for name, value in vars(LeadingDevice).items() if callable(value)}
+    calls = {name for name, value in vars(Runner).items() if callable(value) and not name.startswith("_")}
+    mirrored = {name for name, value in vars(LeadingRunner).items() if callable(value)}
     assert calls - own <= mirrored
-    assert calls >= {"prefill", "decode", "clear"}
+    assert calls >= {"run", "reset", "logits"}
+
+
+def test_a_step_is_small_and_comes_as_it_was_sent() -> None:
+    """Pixels in the dtype of the weights, forbidden tokens as ids and not as a mask over the vocabulary."""
+    deployment = make_deployment(dataclasses.replace(TEXT, vision=VISION, vocab_size=262_144), chunks=(8, 16))
+    steps = [step for _, step in warmup_steps(dataclasses.replace(deployment, dtype="bfloat16"), batch_always=False)]
+    for step in steps:
+        (found,) = unpack(packed := pack(step))
+        for name, part in vars(step).items():
+            np.testing.assert_equal(_plain(getattr(found, name)), _plain(part))
+        pixels = sum(images.pixels.size for images in step.encode)
+        assert len(packed) < 2 * pixels + 2000
+
+
+def _plain(part: Any) -> Any:
+    """Dataclasses as dicts, in tuples too."""
+    if isinstance(part, tuple):
+        return [_plain(one) for one in part]
+    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +228,7 @@ def test_a_frozen_process_is_lost(checkpoint: Path, environment: dict[str, str],
         assert seconds < FROZEN
     assert "process 1 gives up" in (first / "0.err").read_text()
     assert "process 1 gives up: process 0 on " in (second / "1.err").read_text()
-    assert "RuntimeError: process 1 on " in (second / "0.err").read_text()
+    assert "ProcessesLostError: process 1 on " in (second / "0.err").read_text()
 
 
 def test_weights_that_differ_between_hosts_are_an_error(
@@ -340,12 +360,12 @@ def test_a_call_that_fails_first_does_not_hide_the_loss() -> None:
 def test_a_result_that_fails_first_does_not_hide_the_loss() -> None:
     """What requests are told, if the program has failed while its tokens were waited for."""
     with group_of_two() as (group, far):
-        device = object.__new__(LeadingDevice)  # of which nothing but its group is needed
-        device._group = group
+        runner = object.__new__(LeadingRunner)  # of which nothing but its group is needed
+        runner._group = group
         other = ValueError("no such image")
-        assert device.explained(other) is other
+        assert runner.explained(other) is other
         threading.Timer(0.3, far.close).start()
-        assert str(device.explained(GLOO)).startswith("process 1 on there is lost")
+        assert str(runner.explained(GLOO)).startswith("process 1 on there is lost")
 
 
 def test_a_call_that_fails_here_ends_all() -> None:
@@ -369,16 +389,17 @@ def test_what_cannot_be_sent_is_nobody_else_s_error() -> None:
             pass
 
 
-def test_a_device_starts_afresh_unless_a_program_failed() -> None:
+def test_a_runner_starts_afresh_unless_a_program_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it may be running elsewhere. What fails before a program is called leaves all in step."""
+    resets = []
+    monkeypatch.setattr(Runner, "reset", lambda _: resets.append(1))
     with group_of_two() as (group, _):
-        device = object.__new__(LeadingDevice)
-        device._group, device._program_failed = group, False
-        resets = []
-        device._reset = lambda: resets.append(group.loss())
-        device.explained(KeyError("of the preparation"))
-        device.reset()
-        assert resets == [None]
-        device.explained(GLOO)
-        device.reset()
-        assert "a program failed" in str(resets[1])
+        runner = object.__new__(LeadingRunner)
+        runner._group, runner._key, runner._program_failed = group, 0, False
+        runner.explained(KeyError("of the preparation"))
+        runner.reset()
+        assert resets == [1]
+        runner.explained(GLOO)
+        with pytest.raises(RuntimeError, match="a program failed, and several processes cannot start afresh"):
+            runner.reset()
+        assert resets == [1]

@@ -12,14 +12,15 @@ import jax.monitoring
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of, random_params, waiting_for_a_cancel
+from small_models import TEXT, VISION, make_engine, mesh_of, placed, random_params, waiting_for_a_cancel
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.engine import encode_images, forward, programs
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.finite import NotFiniteError
+from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
 CONTEXT = 128
@@ -75,7 +76,8 @@ def test_ragged_requests_answer_as_alone(engine: Engine) -> None:
         (prompt(40, 6, 21), shown),  # the first image would straddle the first chunk's end
         (prompt(9, 1), shown[1:]),
     ]
-    requests = [engine.submit(tokens, pictures, NO_STOP) for tokens, pictures in cases]  # more than there are rows
+    # More than there are rows.
+    requests = [engine.submit(tokens, placed(tokens, pictures), NO_STOP) for tokens, pictures in cases]
     for (tokens, pictures), request in zip(cases, requests, strict=True):
         answer = run(request)
         assert len(answer) == 20
@@ -85,14 +87,14 @@ def test_ragged_requests_answer_as_alone(engine: Engine) -> None:
 
 def test_a_conversation_continues_from_its_cache(engine: Engine) -> None:
     tokens, pictures = prompt(30, 5, seed=1), images(3)
-    answer = run(engine.submit(tokens, pictures, NO_STOP))
+    answer = run(engine.submit(tokens, placed(tokens, pictures), NO_STOP))
     follow_up = tokens + answer + prompt(12, 4, seed=2)
-    request = engine.submit(follow_up, pictures + images(4), NO_STOP)
+    request = engine.submit(follow_up, placed(follow_up, pictures + images(4)), NO_STOP)
     second = run(request)
     assert request.usage.cached_tokens == len(tokens) + len(answer) - 1
     assert is_greedy(follow_up, second, pictures + images(4))
     # The same tokens with another picture are another prompt.
-    other = engine.submit(follow_up, images(5, 4), NO_STOP)
+    other = engine.submit(follow_up, placed(follow_up, images(5, 4)), NO_STOP)
     assert is_greedy(follow_up, run(other), images(5, 4))
     assert other.usage.cached_tokens == 0
 
@@ -130,7 +132,7 @@ def test_an_abandoned_answer_frees_its_row(engine: Engine) -> None:
         stream.close()
     answers = [run(engine.submit(prompt(5, seed=n), (), NO_STOP)) for n in range(7, 12)]
     assert all(len(answer) == 20 for answer in answers)
-    assert all(row.request is None for row in engine._rows)
+    assert all(row.request is None for row in engine._scheduler.rows)
 
 
 def test_a_progress_callback_may_use_the_engine_or_fail(engine: Engine) -> None:
@@ -208,7 +210,7 @@ def test_warm_programs_serve_every_request_without_compiling(engine: Engine) -> 
         )
         first = [engine.submit(prompt(n, seed=20), (), NO_STOP) for n in (1, 6, 12, 90)]
         answers = [run(request) for request in first]
-        more = [engine.submit(prompt(n, 2, seed=21), images(n), sampled) for n in (8, 16, 31)]
+        more = [engine.submit(prompt(n, 2, seed=21), [PlacedImage(2, *images(n))], sampled) for n in (8, 16, 31)]
         more.append(engine.submit([*prompt(90, seed=20), *answers[3], 5, 6], (), sampled))
         assert [len(run(request)) <= 9 for request in more] == [True] * 4
         assert more[-1].usage.cached_tokens > 0
@@ -221,8 +223,12 @@ def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
     for tokens, shown, message in (
         ([], [], "empty"),
         ([1] * CONTEXT, [], f"has {CONTEXT} tokens, and the context of {CONTEXT} must hold the answer too"),
-        (prompt(9, 2), [], "places for 1 images, and 0 were given"),
-        ([1, 2], images(1), "places for 0 images, and 1 were given"),
+        (prompt(9, 2), [], r"has 4 soft tokens, .* images of 4 each at \[\]"),
+        ([1, 2], [PlacedImage(0, *images(1))], r"has 0 soft tokens, .* images of 4 each at \[0\]"),
+        (prompt(9, 2), [PlacedImage(1, *images(1))], r"has 4 soft tokens, .* at \[1\]"),
+        (prompt(12, 1, 6), [PlacedImage(6, image) for image in images(1, 2)], r"at \[6, 6\]"),
+        (prompt(12, 1, 6), [PlacedImage(start, *images(1)) for start in (6, 1)], r"at \[6, 1\]"),
+        ([*[SOFT_TOKEN] * 3, 5, SOFT_TOKEN, 6], [PlacedImage(0, *images(1))], r"at \[0\]"),
         ([1, 64], [], r"ids in \[0, 64\)"),
         ([1, -7, 1], [], r"ids in \[0, 64\)"),
     ):
@@ -326,7 +332,7 @@ def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -
         free.wait()
         raise RuntimeError("released")
 
-    monkeypatch.setattr(engine._device, "decode", hang)
+    monkeypatch.setattr(engine._runner, "_decode", hang)
     request, later = (engine.submit(prompt(4), (), NO_STOP) for _ in range(2))
     assert stuck.wait(60)
     waiting = ThreadPoolExecutor(1).submit(engine.logits, [[1] * 4], np.zeros((1, 1), int))

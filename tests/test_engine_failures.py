@@ -20,9 +20,11 @@ from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.process import ProcessesLostError
+from gemma_tpu.engine.errors import ProcessesLostError
 from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.step import Step
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 
 LONG = dataclasses.replace(NO_STOP, max_new_tokens=60)
 SOON = 60  # seconds for what must not hang
@@ -78,7 +80,7 @@ def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeyp
     """Its pixels, its options, its stop strings; the others have their solo answers, from the state there was."""
     alone = {n: run(engine.submit(prompt(n), (), LONG)) for n in (4, 9)}
     resets: list[int] = []
-    monkeypatch.setattr(engine._device, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(engine._runner, "reset", lambda: resets.append(1))
 
     def raising(tokens: list[int]) -> None:
         raise ZeroDivisionError("cannot watch")
@@ -87,7 +89,7 @@ def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeyp
         others = [(alone[n], engine.submit(prompt(n), (), LONG)) for n in (4, 9)]
         (picture,) = images(1)
         unprepared = engine.submit(
-            prompt(17, 3), [Unprepared(PIL.Image.new("RGB", (40, 60), "red"), picture.side)], NO_STOP
+            prompt(17, 3), [PlacedImage(3, Unprepared(PIL.Image.new("RGB", (40, 60), "red"), picture.side))], NO_STOP
         )
         unseen = object.__new__(SamplingParams)
         for field, value in (dataclasses.asdict(NO_STOP) | {"temperature": "hot"}).items():
@@ -101,12 +103,12 @@ def test_what_is_wrong_with_one_request_is_its_own_error(engine: Engine, monkeyp
         for answer, request in others:
             assert run(request) == answer
     assert not resets
-    assert not engine._busy()
+    assert not any(row.request for row in engine._scheduler.rows)
 
 
 def test_a_task_that_fails_is_its_callers_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     resets: list[int] = []
-    monkeypatch.setattr(engine._device, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(engine._runner, "reset", lambda: resets.append(1))
     beside = engine.submit(prompt(4), (), LONG)
     (picture,) = images(1)
     with pytest.raises(MemoryError):
@@ -122,7 +124,7 @@ def _caches() -> list[jax.Array]:
     return [array for array in jax.live_arrays() if array.shape == shape]
 
 
-@pytest.mark.parametrize("program", ["prefill", "admit", "decode", "release"])
+@pytest.mark.parametrize("program", ["prefill", "activate", "decode", "release"])
 @pytest.mark.parametrize("consumed", [True, False])
 def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
     program: str, consumed: bool, monkeypatch: pytest.MonkeyPatch
@@ -173,17 +175,27 @@ def test_an_error_before_a_program_is_called_leaves_the_state(engine: Engine, mo
     resets: list[int] = []
     answer = run(engine.submit(prompt(4), (), LONG))
     with monkeypatch.context() as patch:
-        patch.setattr(engine._device, "reset", lambda: resets.append(1))
-        for method in ("decode", "prefill", "admit"):
+        patch.setattr(engine._runner, "reset", lambda: resets.append(1))
+        for method in ("_decode", "_prefill", "_activate", "run"):
 
             def fail(*_, **__):
                 raise TypeError("cannot be sent")
 
-            beside = engine.submit(prompt(9), (), LONG)
-            next(iter(events := iter(beside)))
+            def failing_with_work(step: Step, run=engine._runner.run) -> object:  # as one that cannot be sent
+                return fail() if step.decode else run(step)
+
+            begun, patched = threading.Event(), threading.Event()
+
+            def hold(tokens: list[int], begun=begun, patched=patched) -> None:  # it does not end before
+                if begun.is_set():
+                    assert patched.wait(SOON)
+                begun.set()
+
+            next(events := iter(engine.submit(prompt(9), (), LONG, hold)))
             with patch.context() as inner:
-                inner.setattr(engine._device, method, fail)
+                inner.setattr(engine._runner, method, failing_with_work if method == "run" else fail)
                 requests = [engine.submit(prompt(5, seed=i), (), LONG) for i in range(6)]
+                patched.set()
                 for request in requests:
                     with pytest.raises(TypeError, match="cannot be sent"):
                         run(request)
@@ -197,13 +209,13 @@ def test_a_program_that_fails_while_its_tokens_are_waited_for(failing_engine: En
     def broken(x: np.ndarray) -> np.ndarray:
         raise ValueError("in the program")
 
-    def decode(rows: object, steps: int) -> jax.Array:
+    def decode(_: object) -> jax.Array:
         shape = jax.ShapeDtypeStruct((4, 4), np.int32)
         return jax.jit(lambda x: jax.pure_callback(broken, shape, x))(np.zeros(3, np.int32))
 
     answer = run(failing_engine.submit(prompt(4), (), LONG))
     with monkeypatch.context() as patch:
-        patch.setattr(failing_engine._device, "decode", decode)
+        patch.setattr(failing_engine._runner, "_decode", decode)
         with pytest.raises(jax.errors.JaxRuntimeError, match="in the program"):
             run(failing_engine.submit(prompt(4), (), LONG))
     assert run(failing_engine.submit(prompt(4), (), LONG)) == answer
@@ -241,16 +253,18 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
     def out_of_memory(*_):
         stuck.set()
         hold.wait(SOON)
-        monkeypatch.setattr(engine._device, "reset", fail)
+        monkeypatch.setattr(engine._runner, "reset", fail)
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
 
     if where in ("decode", "reset"):
-        monkeypatch.setattr(engine._device, "decode", fail if where == "decode" else out_of_memory)
-    calls = [engine.submit(prompt(4, seed=i), (), LONG, fail if where == "watch" else None) for i in range(6)]
+        monkeypatch.setattr(engine._runner, "_decode", fail if where == "decode" else out_of_memory)
     with ThreadPoolExecutor(12) as pool:
-        waiting = [pool.submit(run, request) for request in calls]
-        if where == "task":
+        waiting = []
+        if where == "task":  # first: it holds up the requests
             waiting.append(pool.submit(engine._call, fail))
+            assert stuck.wait(SOON)
+        calls = [engine.submit(prompt(4, seed=i), (), LONG, fail if where == "watch" else None) for i in range(6)]
+        waiting += [pool.submit(run, request) for request in calls]
         assert stuck.wait(SOON)
         waiting += [pool.submit(engine.encode_images, []) for _ in range(2)]
         while len(engine._waited_for) < 2 + (where == "task"):
@@ -266,16 +280,19 @@ def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, err
             RuntimeError, match=r"failed for good: (Own of a user|KeyboardInterrupt|SystemExit 3|GeneratorExit)$"
         ):
             later()
-    assert engine._device._state is None
+    assert engine._runner._state is None
 
 
 def test_a_lost_process_is_named_whichever_thread_notices_first(failing_engine: Engine, monkeypatch) -> None:
+    submitted = threading.Event()
+
     def lost(*_):
+        assert submitted.wait(SOON)
         raise ProcessesLostError("process 2 on host is lost: restart all processes")
 
-    monkeypatch.setattr(failing_engine._device, "decode", lost)
-    monkeypatch.setattr(failing_engine._device, "release", lost)
+    monkeypatch.setattr(failing_engine._runner, "run", lost)
     waiting = [failing_engine.submit(prompt(4, seed=i), (), LONG) for i in range(2)]
+    submitted.set()
     for call in (*(functools.partial(run, one) for one in waiting), lambda: failing_engine.submit([1])):
         with pytest.raises(RuntimeError, match=r"^process 2 on host is lost"):
             call()

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import config_of, quantized
+from small_models import config_of, placed, quantized
 
 from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput
@@ -140,11 +141,12 @@ def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     case = models.by_name(name)
     config, inputs = config_of(case.config), models.inputs(case)
     images = [ImageInput(Image.fromarray(image), config.vision.image_size) for image in inputs.images]
+    expanded = inputs.expanded[0].tolist()
     mesh = make_mesh(config, (1, 1), jax.devices()[:1])
-    engine = Engine(config, params_of(case, about), mesh=mesh, max_context=128, max_rows=1, dtype=jnp.float32)
+    engine = Engine(Deployment(config, mesh, rows=1, context=128, dtype=jnp.float32), params_of(case, about))
     try:
         request = engine.submit(
-            inputs.expanded[0].tolist(), images, SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)
+            expanded, placed(expanded, images), SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)
         )
         tokens = [token for piece in request for token in piece]
     finally:

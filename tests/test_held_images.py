@@ -8,14 +8,12 @@ import io
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import TEXT, VISION, mesh_of, random_params
+from small_models import TEXT, VISION, make_deployment, random_params
 
 import gemma_tpu
 from gemma_tpu.engine.engine import Engine
@@ -32,8 +30,7 @@ _ELSEWHERE = (gemma_tpu.Model, Engine, gemma_tpu.Tokenizer, types.ModuleType, ty
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[gemma_tpu.Model]:
-    shape: dict[str, Any] = {"dtype": jnp.float32, "max_context": 192, "max_rows": 2}
-    with gemma_tpu.Model(CONFIG, random_params(CONFIG), TOKENIZER, mesh=mesh_of(1, 1), **shape) as model:
+    with gemma_tpu.Model(make_deployment(CONFIG, max_rows=2), random_params(CONFIG), TOKENIZER) as model:
         yield model
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
-from small_models import mesh_of, random_params
+from small_models import make_deployment, random_params
 from test_api import CONFIG, OTHER, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
@@ -109,13 +109,13 @@ def test_lengths_are_few() -> None:
 def test_another_stream_goes_on_while_a_length_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler is held up here until the stream has come to its end."""
     with make_model() as model:
-        ended, compile = threading.Event(), model.engine._device.compile_logits
+        ended, compile = threading.Event(), model.engine._runner.compile_logits
 
         def slowly(*args) -> None:
             assert ended.wait(60)
             compile(*args)
 
-        monkeypatch.setattr(model.engine._device, "compile_logits", slowly)
+        monkeypatch.setattr(model.engine._runner, "compile_logits", slowly)
         stream = model.stream("Hello", **LONG)
         next(stream)
         asking = threading.Thread(target=model.logits, args=([[2, 3, 4]],))
@@ -128,18 +128,17 @@ def test_another_stream_goes_on_while_a_length_compiles(monkeypatch: pytest.Monk
 
 def test_too_little_memory_for_logits_is_the_callers_error(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CONFIG, vision=None)
-    settings = {"mesh": mesh_of(1, 1), "dtype": np.float32, "max_context": 192, "max_rows": 1}
     params = {name: value for name, value in random_params(CONFIG).items() if not name.startswith("vision.")}
 
     def fail(*_, **__) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nmore lines")
 
-    with gemma_tpu.Model(config, params, TOKENIZER, **settings) as model:
+    with gemma_tpu.Model(make_deployment(config), params, TOKENIZER) as model:
         stream = model.stream("Hello", **LONG)
         next(stream)
         for method in ("compile_logits", "logits"):
             with monkeypatch.context() as patch:
-                patch.setattr(model.engine._device, method, fail)
+                patch.setattr(model.engine._runner, method, fail)
                 with pytest.raises(RuntimeError, match=r"the devices have no room.*no room$"):
                     model.logits([[2, 3, 4]])
         assert len(stream.finish().tokens) == 150

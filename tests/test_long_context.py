@@ -15,6 +15,7 @@ from test_programs import _record
 
 from gemma_tpu.cache.kv_cache import cache_bytes
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import image_ids, number_soft_tokens
@@ -24,6 +25,7 @@ from gemma_tpu.model import param_shapes
 from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.params import text_model
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 
 CONTEXT = 131_072
 # As 27B: five local layers to a global one, W 1,024, global positions divided by 8; ending on local layers.
@@ -86,7 +88,10 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
     for start in starts:
         tokens[start : start + VISION.num_soft_tokens] = SOFT_TOKEN
     pictures = [PIL.Image.fromarray(rng.integers(0, 256, (56, 56, 3), dtype=np.uint8)) for _ in starts]
-    images = [ImageInput(picture, VISION.image_size) for picture in pictures]
+    images = [
+        PlacedImage(start, ImageInput(picture, VISION.image_size))
+        for start, picture in zip(starts, pictures, strict=True)
+    ]
     pixels = np.stack([to_pixels(picture, VISION.image_size) for picture in pictures])
     seen: list[np.ndarray] = []
     monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
@@ -106,11 +111,10 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
 
 
 def _engine(params: dict[str, jax.Array], config: GemmaConfig = CONFIG, **options) -> Engine:
-    settings = {"max_context": CONTEXT, "max_rows": 1, "dtype": jnp.float32} | options
-    return Engine(config, params, mesh=mesh_of(1, 1, config), **settings)
+    return Engine(Deployment(config, mesh_of(1, 1, config), 1, CONTEXT, jnp.float32, **options), params)
 
 
-def _tokens(engine: Engine, tokens: list[int], images: list[ImageInput], new: int = NEW) -> list[int]:
+def _tokens(engine: Engine, tokens: list[int], images: list[PlacedImage[ImageInput]], new: int = NEW) -> list[int]:
     request = engine.submit(tokens, images, SamplingParams(max_new_tokens=new, stop_tokens=()))
     return [token for event in request for token in event]
 

@@ -125,6 +125,6 @@ def test_bytes_on_a_device_are_those_of_real_arrays() -> None:
         shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == device]
         return sum(shard.data.nbytes for shard in shards)
 
-    assert held(engine._device._text_params) == memory.weights
-    assert held(engine._device._state) == memory.state
+    assert held(engine._runner._text_params) == memory.weights
+    assert held(engine._runner._state) == memory.state
     engine.close()

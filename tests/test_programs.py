@@ -16,8 +16,8 @@ from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.engine import encode_images, forward, programs
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import number_soft_tokens
-from gemma_tpu.engine.programs import Controls
-from gemma_tpu.engine.rows import chunk_end, image_spans
+from gemma_tpu.engine.programs import RowParams
+from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.plan.hlo import Hlo
@@ -76,15 +76,15 @@ class _Cached:
             self.params, self.state, *arguments, config=self.config, mesh=self.mesh, fresh=begin == 0
         )
 
-    def admit(self, row: int, length: int, token: int, remaining: int) -> None:
+    def activate(self, row: int, length: int, token: int, remaining: int) -> None:
         nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
-        controls = Controls(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
+        row_params = RowParams(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
         numbers = (np.int32(x) for x in (row, length, token, remaining))
-        self.state = programs.admit(self.state, *numbers, controls, mesh=self.mesh)
+        self.state = programs.activate(self.state, *numbers, row_params, mesh=self.mesh)
 
     def decode(self, row: int, length: int, token: int, *, single: bool, min_rows: int) -> int:
         """One greedy step after `length` cached tokens."""
-        self.admit(row, length, token, 1)
+        self.activate(row, length, token, 1)
         picked = np.array([row], np.int32) if single else None
         static = {"config": self.config, "mesh": self.mesh, "max_steps": 4, "min_rows": min_rows}
         self.state, tokens = programs.decode(self.params, self.state, picked, np.int32(1), **static)
@@ -120,10 +120,10 @@ def test_prefill_then_decode_equals_the_plain_path(
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
     for row, length in enumerate(LENGTHS):
-        spans = image_spans(tokens[row, :length].tolist(), VISION.num_soft_tokens)
-        prefilled, target = 0, max([length - 6, *(span.end for span in spans)])
+        starts = IMAGES.get(row, ())
+        prefilled, target = 0, max([length - 6, *(start + VISION.num_soft_tokens for start in starts)])
         while prefilled < target:
-            end = chunk_end(prefilled, target, size, spans)
+            end = chunk_end(prefilled, target, size, starts, VISION.num_soft_tokens)
             cached.prefill(row, prefilled, end, size, whole=row % 2 == 0)
             prefilled = end
         targets.append(target)
@@ -152,7 +152,7 @@ def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], mon
     cached = _Cached(mesh_of(*mesh))
     row, resting, length = 2, 3, 6  # of one group where there are two
     cached.prefill(row, 0, length, 16, whole=True)
-    cached.admit(resting, 45, 1, remaining=0)
+    cached.activate(resting, 45, 1, remaining=0)
     spoil = jax.jit(lambda x: x.at[:, :, 8:].set(jnp.nan), donate_argnums=0)
     cache = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cached.state.cache]
     cached.state = dataclasses.replace(cached.state, cache=tuple(cache))

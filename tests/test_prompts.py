@@ -162,7 +162,7 @@ def test_a_string_is_a_message_with_its_images_first() -> None:
 
 def test_options_of_the_chat_format_reach_it() -> None:
     crops = render("Which?", RED.resize((1200, 300)), GEMMA3, TOKENIZER, N, Reading(pan_and_scan=True))
-    assert [image.size for image in crops.images] == [(1200, 300), *[(300, 300)] * 4]
+    assert [placed.image.size for placed in crops.images] == [(1200, 300), *[(300, 300)] * 4]
     assert "here are some crops" in spelled(crops.tokens)
     cut = [HELLO, {"role": "assistant", "content": "Hi the"}]
     assert spelled(render(cut, None, GEMMA3, TOKENIZER, N, Reading(continue_final=True)).tokens).endswith(
@@ -192,4 +192,7 @@ def test_raw_text_and_ids_take_images_at_their_marks() -> None:
     raw = render("See <start_of_image>!", RED, GEMMA3, TOKENIZER, N, Reading(raw=True))
     ids = [TOKENIZER.bos_id, *TOKENIZER.encode("See "), soi, *TOKENIZER.encode("!")]
     assert raw == render(ids, [RED], GEMMA3, TOKENIZER, N, Reading())
+    assert [placed.start for placed in raw.images] == [raw.tokens.index(SOFT_TOKEN)]
+    with pytest.raises(ValueError, match="has 1 <start_of_image> but 2 image"):
+        render(ids, [RED, RED], GEMMA3, TOKENIZER, N, Reading())
     assert spelled(raw.tokens) == "<bos>See \n\n<start_of_image>****<end_of_image>\n\n!"

@@ -14,8 +14,10 @@ import pytest
 
 import gemma_tpu.engine.request as checked
 import gemma_tpu.options
+from gemma_tpu.engine.runner import row_params
+from gemma_tpu.engine.step import activate
 from gemma_tpu.image import to_pixels
-from gemma_tpu.picture import Picture
+from gemma_tpu.picture import Picture, PlacedImage
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +73,11 @@ def test_wrong_ones_are_one_clear_error(options_module, options: dict[str, Any],
         options_module.SamplingParams(**options)
 
 
-def row_controls(options: Any) -> Any:
-    """Of options that were made unchecked."""
+def params_of_row(options: Any) -> Any:
+    """What the device is told of options that were made unchecked."""
     same = object.__new__(gemma_tpu.SamplingParams)
     vars(same).update(vars(options))
-    return checked.row_controls(same, options.stop_tokens, 9)
+    return row_params(activate(0, 0, 0, 0, same, options.stop_tokens), 9)
 
 
 def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
@@ -88,10 +90,10 @@ def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
     assert options == options_module.SamplingParams(**plain, **lists)
     assert options_module.SamplingParams(stop=[]) == options_module.SamplingParams()
     assert options_module.SamplingParams(stop="ab").stop == ("ab",)
-    controls, expected = (row_controls(one) for one in (options, options_module.SamplingParams(**plain, **lists)))
-    np.testing.assert_array_equal(controls.forbidden, expected.forbidden)
-    np.testing.assert_array_equal(controls.stop, expected.stop)
-    assert controls.sampling == expected.sampling
+    found, expected = (params_of_row(one) for one in (options, options_module.SamplingParams(**plain, **lists)))
+    np.testing.assert_array_equal(found.forbidden, expected.forbidden)
+    np.testing.assert_array_equal(found.stop, expected.stop)
+    assert found.sampling == expected.sampling
 
 
 def test_an_image_holds_the_picture_or_its_pixels_and_a_finished_request_none() -> None:
@@ -110,6 +112,8 @@ def test_an_image_holds_the_picture_or_its_pixels_and_a_finished_request_none() 
             assert (image._held == pixels).all()
             assert (image.pixels == pixels).all()
         for end in (lambda request: request.finish("stop"), lambda request: request.fail(ValueError())):
-            request = checked.Request([1], [whole, crop], gemma_tpu.SamplingParams())
+            images = [PlacedImage(start, image) for start, image in ((1, whole), (4, crop))]
+            request = checked.Request([1, -1, -1, 2, -1, -1, 3], images, gemma_tpu.SamplingParams(), num_soft_tokens=2)
+            assert request.keys == [1, whole.digest, whole.digest, 2, crop.digest, crop.digest, 3]
             end(request)
             assert not request.images

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.engine.rows import Row, cache_keys, choose_row, chunk_end, image_spans
-
-S = SOFT_TOKEN
-
-
-def test_images_are_found_and_keyed_by_content() -> None:
-    tokens = [2, S, S, S, 5, 6, S, S, S, 7]
-    spans = image_spans(tokens, 3)
-    assert [(span.start, span.end, span.image) for span in spans] == [(1, 4, 0), (6, 9, 1)]
-    assert cache_keys(tokens, spans, [b"a", b"b"]) == [2, b"a", b"a", b"a", 5, 6, b"b", b"b", b"b", 7]
-    with pytest.raises(ValueError, match="takes 3 soft tokens, the prompt has a run of 2"):
-        image_spans([1, S, S, 4], 3)
+from gemma_tpu.engine.rows import Row, choose_row, chunk_end
 
 
 def test_chunks_never_split_an_image() -> None:
-    tokens = [1] * 5 + [S] * 4 + [1] * 3 + [S] * 4 + [1] * 4
-    spans = image_spans(tokens, 4)
+    starts, length = (5, 12), 20
     for longest in range(4, 25):
         at, ends = 0, []
-        while at < len(tokens):
-            at = chunk_end(at, len(tokens), longest, spans)
+        while at < length:
+            at = chunk_end(at, length, longest, starts, 4)
             ends.append(at)
-        assert ends[-1] == len(tokens)
+        assert ends[-1] == length
         assert all(end - begin <= longest for begin, end in zip([0, *ends], ends, strict=False))
-        assert not any(span.start < end < span.end for end in ends for span in spans)
+        assert not any(start < end < start + 4 for end in ends for start in starts)
     with pytest.raises(ValueError, match="no room for an image"):
-        chunk_end(5, len(tokens), 3, spans)
+        chunk_end(5, length, 3, starts, 4)
 
 
 def test_a_row_is_continued_only_as_a_whole() -> None:

@@ -13,7 +13,6 @@ import weakref
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from test_api import CONFIG, FREE, PICTURE, TOKENIZER, make_model
 
@@ -43,7 +42,7 @@ def _no_garbage_collector():
 def settled(model: gemma_tpu.Model) -> None:
     """Waits until nothing runs."""
     until = time.monotonic() + SOON
-    while model.engine._busy() or model.engine._pending:
+    while model.engine._has_work():
         assert time.monotonic() < until, "rows are still busy"
         time.sleep(0.001)
 
@@ -147,10 +146,9 @@ def test_a_stop_token_and_the_length_still_end_an_answer_that_has_a_stop_string(
 
 
 def test_without_a_tokenizer_nothing_is_begun() -> None:
-    from small_models import mesh_of, random_params
+    from small_models import make_deployment, random_params
 
-    settings = {"mesh": mesh_of(1, 1), "dtype": np.float32, "max_context": 192, "max_rows": 1}
-    with gemma_tpu.Model(CONFIG, random_params(CONFIG), None, **settings) as model:
+    with gemma_tpu.Model(make_deployment(CONFIG), random_params(CONFIG), None) as model:
         submit, begun = model.engine.submit, []
         model.engine.submit = lambda *args: begun.append(submit(*args)) or begun[-1]
         for call in (model.generate, model.stream):
@@ -167,7 +165,7 @@ def test_a_stream_that_broke_off_says_so(model: gemma_tpu.Model, monkeypatch) ->
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.engine._device, "decode", fail)
+        patch.setattr(model.engine._runner, "_decode", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             list(stream)
     assert stream.completion.finish_reason == "error"
@@ -182,7 +180,7 @@ def test_a_stream_does_not_keep_its_model(chat: bool) -> None:
     stream = (model.chat() if chat else model).stream("Hello", images=PICTURE, **LONG)
     next(stream)
     engine, params = weakref.ref(model.engine), [weakref.ref(value) for value in model.params.values()]
-    states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._device._state)]
+    states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._runner._state)]
     gone = weakref.ref(model)
     del model
     assert gone() is None

@@ -45,6 +45,11 @@ def spelled(tokenizer: Tokenizer, prompt: Prompt) -> str:
     return tokenizer.decode(prompt.tokens, skip_special=False).replace("<image_soft_token>", "*")
 
 
+def soft_positions(prompt: Prompt) -> list[int]:
+    """Where soft tokens stand, according to the images of a prompt."""
+    return [placed.start + i for placed in prompt.images for i in range(N)]
+
+
 IMAGE = {"type": "image", "image": Image.new("RGB", (3, 2))}
 
 
@@ -54,7 +59,7 @@ def test_conversations_as_hugging_face_renders_them(tokenizer: Tokenizer, case: 
     prompt = render_messages(case["messages"], tokenizer, N, load_image=blank, **options)
     assert prompt.tokens == case["tokens"]
     assert len(prompt.images) == prompt.tokens.count(tokenizer.start_of_image)
-    assert prompt.tokens.count(SOFT_TOKEN) == N * len(prompt.images)
+    assert [i for i, token in enumerate(prompt.tokens) if token == SOFT_TOKEN] == soft_positions(prompt)
 
 
 def test_images_are_in_the_order_of_their_runs(tokenizer: Tokenizer) -> None:
@@ -64,9 +69,9 @@ def test_images_are_in_the_order_of_their_runs(tokenizer: Tokenizer) -> None:
         {"type": "image", "image": [900, 300]},
     ]
     prompt = render_messages([user(parts)], tokenizer, N, load_image=blank)
-    assert [image.size for image in prompt.images] == [(300, 200), (900, 300)]
+    assert [placed.image.size for placed in prompt.images] == [(300, 200), (900, 300)]
     prompt = render_messages([user(parts)], tokenizer, N, load_image=blank, pan_and_scan=True)
-    assert [image.size for image in prompt.images] == [(300, 200), (900, 300), *[(300, 300)] * 3]
+    assert [placed.image.size for placed in prompt.images] == [(300, 200), (900, 300), *[(300, 300)] * 3]
 
 
 def test_image_sources_of_the_openai_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -82,8 +87,8 @@ def test_image_sources_of_the_openai_shape(tokenizer: Tokenizer, tmp_path: Path)
         {"type": "image_url", "image_url": url},
     ]
     prompt = render_messages([user(parts)], tokenizer, N)
-    assert [image.mode for image in prompt.images] == ["RGB"] * 6
-    assert {image.getpixel((0, 0)) for image in prompt.images} == {(255, 0, 0)}
+    assert [placed.image.mode for placed in prompt.images] == ["RGB"] * 6
+    assert {placed.image.getpixel((0, 0)) for placed in prompt.images} == {(255, 0, 0)}
 
 
 @pytest.mark.parametrize("key", ["image", "url", "path", "base64"])
@@ -101,7 +106,7 @@ def test_image_sources_of_hugging_faces_shape(tokenizer: Tokenizer, tmp_path: Pa
     }[key]
     empty = dict.fromkeys({"image", "url", "path", "base64", "text"} - {key})  # as a data set with one schema has it
     prompt = render_messages([user([{"type": "image", **empty, key: value} for value in values])], tokenizer, N)
-    assert [image.getpixel((2, 1)) for image in prompt.images] == [(255, 0, 0)] * len(values)
+    assert [placed.image.getpixel((2, 1)) for placed in prompt.images] == [(255, 0, 0)] * len(values)
 
 
 def test_model_is_another_name_of_assistant(tokenizer: Tokenizer) -> None:
@@ -217,7 +222,8 @@ def test_raw_text_is_expanded_after_tokenizing(tokenizer: Tokenizer) -> None:
     prompt = render_raw("See\n\n<start_of_image>\n and <start_of_image>", images, tokenizer, N)
     encode = tokenizer.encode
     assert prompt.tokens == [tokenizer.bos_id, *encode("See\n\n"), *block, *encode("\n and "), *block]
-    assert [image.getpixel((0, 0)) for image in prompt.images] == [(255, 0, 0), (0, 0, 255)]
+    assert [placed.image.getpixel((0, 0)) for placed in prompt.images] == [(255, 0, 0), (0, 0, 255)]
+    assert [i for i, token in enumerate(prompt.tokens) if token == SOFT_TOKEN] == soft_positions(prompt)
 
 
 def test_raw_text_gets_one_bos_and_its_controls(tokenizer: Tokenizer) -> None:
@@ -241,9 +247,11 @@ def test_expand_images_of_token_lists(tokenizer: Tokenizer) -> None:
     expanded = expand_images(tokens, 2, tokenizer)
     (double,) = tokenizer.double_newline
     block = [double, soi, -1, -1, tokenizer.end_of_image, double]
-    assert expanded == [tokenizer.bos_id, *block, *block, 20]
-    assert expand_images([2, 20], None, tokenizer) == [2, 20]
+    assert expanded.tokens == [tokenizer.bos_id, *block, *block, 20]
+    assert expanded.kept == [0, 1, 7, 13]
+    assert expanded.starts == [3, 9]
+    assert expand_images([2, 20], None, tokenizer) == ([2, 20], [0, 1], [])
     with pytest.raises(ValueError, match="only once"):
-        expand_images(expanded, 2, tokenizer)
+        expand_images(expanded.tokens, 2, tokenizer)
     with pytest.raises(ValueError, match="reads only text"):
         expand_images(tokens, None, tokenizer)

@@ -125,7 +125,7 @@ def test_a_parameter_loaded_wrong_is_found(
 
 
 def question(**changes) -> Question:
-    return dataclasses.replace(Question("q", (2, 5), (2, 5), 0, (0, 1), (0, 1), (0, 1), 3), **changes)
+    return dataclasses.replace(Question("q", (2, 5), (2, 5), (), (0, 1), (0, 1), (0, 1), 3), **changes)
 
 
 def sides() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -213,7 +213,7 @@ def test_questions(model: api.Model) -> None:
     assert len(by_name["past the window"].tokens) == 24 + 64
     assert len(by_name["past the window"].logit_rows) == 64
     shown = by_name["image"]
-    assert shown.images == 1
+    assert len(shown.images) == 1
     assert shown.expanded.count(SOFT_TOKEN) == 16
     marker = shown.tokens.index(model.tokenizer.start_of_image)
     around = shown.logit_positions[marker + 1] - shown.logit_positions[marker]

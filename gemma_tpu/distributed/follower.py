@@ -16,8 +16,8 @@ import jax
 from gemma_tpu.distributed.channel import Peer, pack_answer, unpack
 from gemma_tpu.distributed.fingerprint import common_digests
 from gemma_tpu.distributed.group import VERDICT
-from gemma_tpu.distributed.shared_device import SharedDevice
-from gemma_tpu.engine.device import Device
+from gemma_tpu.distributed.shared_runner import SharedRunner
+from gemma_tpu.engine.runner import Runner
 
 
 class Follower:
@@ -26,7 +26,7 @@ class Follower:
     def __init__(self, leader: Peer, process: int) -> None:
         self._leader, self._process = leader, process
         self._messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._held: dict[int, Any] = {}  # parameters, then the device made of them, by key
+        self._held: dict[int, Any] = {}  # parameters, then the runner made of them, by key
         self._ended = False
         # A thread of its own: the main thread may be waiting for programs of processes that are gone.
         threading.Thread(target=self._listen, name="gemma-leader", daemon=True).start()
@@ -40,7 +40,7 @@ class Follower:
             kind, *rest = self._messages.get()
             if kind == "end":
                 for one in self._held.values():
-                    if isinstance(one, Device):
+                    if isinstance(one, Runner):
                         one.wait()  # process 0 may need this process to finish a program
                 self._ended = True
                 self._answer()
@@ -59,24 +59,21 @@ class Follower:
         self._exit(_one_line(error))
 
     def _obey(self, kind: str, key: int, *args: Any) -> None:
-        if kind == "make":
+        if kind in ("make", "compare"):
             function, arguments = args
             try:
-                self._held[key] = params = function(*arguments)
-                self._answer(digests=common_digests(params))
+                digests = made = function(*arguments)
+                if kind == "make":
+                    self._held[key], digests = made, common_digests(made)
+                self._answer(digests=digests)
             except Exception as error:  # process 0 may want something else then
                 self._answer(error=_one_line(error))
-        elif kind == "compare":
-            function, arguments = args
-            try:
-                self._answer(digests=function(*arguments))
-            except Exception as error:  # as above
-                self._answer(error=_one_line(error))
         elif kind == "open":
-            self._held[key] = SharedDevice(self._held[key], **args[0])
+            deployment, options = args
+            self._held[key] = SharedRunner(deployment, self._held[key], **options)
         elif kind == "call":
-            name, arguments, keywords = args
-            getattr(self._held[key], name)(*arguments, **keywords)
+            method, arguments = args
+            getattr(self._held[key], method)(*arguments)
         else:
             self._held.pop(key, None)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from gemma_tpu.distributed.channel import Peer, pack, unpack_answer
-from gemma_tpu.engine.process import ProcessesLostError
+from gemma_tpu.engine.errors import ProcessesLostError
 
 VERDICT = 2  # seconds to learn that a program failed because another process is lost, where that is why
 _LAST_CALL = 5  # seconds that process 0, when it ends, waits for a call that is being sent

@@ -1,8 +1,8 @@
-"""Several processes, one model: process 0 has the requests, and every process makes the calls that they lead to.
+"""Several processes, one model: process 0 has the requests and plans, and every process runs the same steps.
 
 `jax.distributed` makes one mesh of all hosts' devices, whose programs every process has to run in the same order.
-Process 0 therefore sends each call on a device (gemma_tpu.engine.device), with its arguments, to the others before it
-makes the call itself; the others do nothing but follow. When one is lost all end: none can go on alone.
+Process 0 therefore sends each step (gemma_tpu.engine.step) to the others before it runs it; the others do nothing but
+follow. When one is lost all end: none can go on alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import jax
 from jax._src.distributed import global_state  # the key-value store of jax.distributed has no public name
 from jax.sharding import Mesh
 
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.cluster import Cluster, find_cluster, parse_address
 from gemma_tpu.distributed.fingerprint import common_digests, differences, software
 from gemma_tpu.distributed.follower import Follower
 from gemma_tpu.distributed.group import Group
-from gemma_tpu.distributed.shared_device import LeadingDevice, OnFailure
-from gemma_tpu.engine.device import Device
+from gemma_tpu.distributed.shared_runner import LeadingRunner, OnFailure
+from gemma_tpu.engine.runner import Runner
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
 from gemma_tpu.model.linear import Weight
@@ -154,10 +155,7 @@ def require_same(
     """
     if _group is None or _is_local(mesh):
         return
-    with _group.together("compare", next(_keys), function, args):
-        found, error = _digests_of_all(_group, here)
-    _raise_any(found, error)
-    _end_if_different(_group, found)
+    _end_if_different(_group, _ask_all(_group, "compare", next(_keys), here, function, args))
 
 
 def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., Params], *args: Any) -> Params:
@@ -175,10 +173,8 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
         made.update(here())
         return common_digests(made)
 
-    with _group.together("make", made.key, function, args):
-        found, error = _digests_of_all(_group, make)
     try:
-        _raise_any(found, error)
+        found = _ask_all(_group, "make", made.key, make, function, args)
     except Exception:
         with _group.together("drop", made.key):
             made.clear()
@@ -190,20 +186,21 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
 _Answers = dict[str, dict[str, Any]]  # by process: "digests", or an "error"
 
 
-def _digests_of_all(group: Group, here: Callable[[], Mapping[str, str]]) -> tuple[_Answers, Exception | None]:
-    """Within `together`; with the error of this process, if there is one."""
-    try:
-        own, failed = {"digests": here()}, None
-    except Exception as error:
-        own, failed = {}, error
-    return {"process 0": own, **group.answers()}, failed
-
-
-def _raise_any(found: _Answers, own: Exception | None) -> None:
-    if own is not None:
-        raise own
+def _ask_all(
+    group: Group, kind: str, key: int, here: Callable[[], Mapping[str, str]], function: Callable[..., Any], args: Any
+) -> _Answers:
+    """The digests of all processes; raises the error of any."""
+    with group.together(kind, key, function, args):
+        try:
+            own, failed = {"digests": here()}, None
+        except Exception as error:
+            own, failed = {}, error
+        found = {"process 0": own, **group.answers()}
+    if failed is not None:
+        raise failed
     if errors := [f"{who}: {answer['error']}" for who, answer in found.items() if "error" in answer]:
         raise RuntimeError("; ".join(errors))
+    return found
 
 
 def _end_if_different(group: Group, found: _Answers) -> None:
@@ -217,20 +214,20 @@ def _end_if_different(group: Group, found: _Answers) -> None:
     raise RuntimeError(why)
 
 
-def open_device(params: Params, on_failure: OnFailure, *, mesh: Mesh, **options: Any) -> Device:
-    """A device for an engine; shared with the other processes if the mesh has devices of theirs.
+def open_runner(deployment: Deployment, params: Params, on_failure: OnFailure, **options: Any) -> Runner:
+    """A runner for an engine; shared with the other processes if the mesh has devices of theirs.
 
     `on_failure` is called, from another thread, when a process has been lost and calls may never end.
     """
-    if _is_local(mesh):
-        return Device(params, mesh=mesh, **options)
+    if _is_local(mesh := deployment.mesh):
+        return Runner(deployment, params, **options)
     if _group is None:
         raise RuntimeError("a mesh of several processes: call gemma_tpu.initialize() in each of them first")
     if not isinstance(params, _Shared):
         raise ValueError("parameters on a mesh of several processes must be made by all of them: use load()")
     if len({device.process_index for device in mesh.devices.flat}) != jax.process_count():
         raise ValueError("a mesh needs devices of every process, or of process 0 alone")
-    return LeadingDevice(_group, params.key, params, on_failure, mesh=mesh, **options)
+    return LeadingRunner(_group, params.key, deployment, params, on_failure, **options)
 
 
 def _is_local(mesh: Mesh) -> bool:

@@ -1,4 +1,4 @@
-"""Which images a device knows: encoded in batches, remembered for follow-up questions, laid out for a chunk."""
+"""Which images' soft tokens the device holds: encoded in batches, and remembered for follow-up questions."""
 
 from __future__ import annotations
 
@@ -7,47 +7,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_tpu.engine.device import Device
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
+from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES
+from gemma_tpu.engine.step import Encode
 
 
-class SoftTokens:
-    """The vision tower's side of an engine. Used by the engine's thread alone, but for `in`."""
+class ImageIndex:
+    """Digests of the images whose soft tokens are at hand once all planned steps have run. `in` is for any thread."""
 
-    def __init__(self, device: Device, per_image: int) -> None:
-        self._device, self.per_image = device, per_image
+    def __init__(self, dtype: np.dtype) -> None:
+        self._dtype = dtype
         self._known: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        self._forgotten: tuple[bytes, ...] = ()  # by the last step, which may not have come to it
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._known
 
     def prepare(self, images: Sequence[ImageInput]) -> None:
-        """Has the pixels of images at hand that `of` will need; raises what is wrong with them."""
+        """Has the pixels of images at hand that `use` will need; raises what is wrong with them."""
         for image in images:
             if image.digest not in self._known:
                 image.prepare()
 
-    def of(self, images: Sequence[ImageInput]) -> list[bytes]:
-        """The digests of images, after having them encoded if need be."""
-        new = {image.digest: image for image in images if image.digest not in self._known}
-        todo = list(new.values())
+    def use(self, images: Sequence[ImageInput]) -> tuple[tuple[Encode, ...], tuple[bytes, ...]]:
+        """What a step has to encode and may forget so that these images are at hand in it."""
+        if not images:
+            return (), ()
+        todo = list({image.digest: image for image in images if image.digest not in self._known}.values())
+        encode = []
         while todo:
             size = next(size for size in IMAGE_BATCHES if size <= len(todo))
             batch, todo = todo[:size], todo[size:]
-            digests = [image.digest for image in batch]
-            self._device.encode(digests, np.stack([image.pixels for image in batch]))
-            self._known |= dict.fromkeys(digests)
-        for image in images:
-            self._known.move_to_end(image.digest)
-        if (excess := len(self._known) - max(REMEMBERED_IMAGES, len(images))) > 0:
-            self._device.forget([self._known.popitem(last=False)[0] for _ in range(excess)])
-        return [image.digest for image in images]
+            pixels = np.stack([image.pixels for image in batch]).astype(self._dtype)
+            encode.append(Encode(tuple(image.digest for image in batch), pixels))
+        digests = {image.digest: None for image in images}
+        self._known |= digests
+        for digest in digests:
+            self._known.move_to_end(digest)
+        excess = len(self._known) - max(REMEMBERED_IMAGES, len(digests))
+        self._forgotten = tuple(self._known.popitem(last=False)[0] for _ in range(excess))
+        return tuple(encode), self._forgotten
 
-    def for_chunk(self, images: Sequence[ImageInput], rows: int, tokens: int) -> list[bytes | None]:
-        """As many places as a chunk of rows × tokens has for images, filled with those given."""
-        capacity = images_of_chunk(rows, tokens, self.per_image)
-        if not capacity:
-            return []
-        digests = self.of(images)
-        return [*digests, *[None] * (capacity - len(digests))]
+    def clear(self) -> tuple[bytes, ...]:
+        """Knows no image any more; returns all that the device may hold."""
+        held = (*self._forgotten, *self._known)
+        self._known.clear()
+        self._forgotten = ()
+        return held

@@ -20,6 +20,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.shapes import cache_length
+from gemma_tpu.engine.step import NO_TOKEN, NOT_FINITE
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.vision import split_attention
 from gemma_tpu.ops.attention import attend_part, finish, join
@@ -27,13 +28,10 @@ from gemma_tpu.ops.sampling import Leaf, Sampling, sample
 from gemma_tpu.options import MAX_STOP_TOKENS
 from gemma_tpu.sharding import partition
 
-NO_TOKEN = -1  # where a row produced nothing
-NOT_FINITE = -2  # where a row's logits were NaN or infinity: its end
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Controls:
+class RowParams:
     """What the caller of a row asked for. `stop` is padded with NO_TOKEN."""
 
     sampling: Sampling
@@ -54,16 +52,16 @@ class State:
     length: Leaf  # int32[R]
     last: Leaf  # int32[R]
     remaining: Leaf  # int32[R]
-    controls: Controls
+    row_params: RowParams
 
 
 def _empty_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> State:
     zeros = functools.partial(jnp.zeros, rows)
     sampling = Sampling(zeros(), zeros(jnp.int32), zeros(), zeros(), zeros(jnp.uint32))
     stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN)
-    controls = Controls(sampling, stop, jnp.zeros((rows, config.vocab_size), bool))
+    row_params = RowParams(sampling, stop, jnp.zeros((rows, config.vocab_size), bool))
     cache = init_cache(config, rows, context, dtype)
-    return State(cache, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), controls)
+    return State(cache, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), row_params)
 
 
 def abstract_state(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike, mesh: Mesh) -> State:
@@ -157,23 +155,23 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
-def admit(
+def activate(
     state: State,
     row: Int[Array, ""],
     length: Int[Array, ""],
     last: Int[Array, ""],
     remaining: Int[Array, ""],
-    controls: Controls,
+    row_params: RowParams,
     *,
     mesh: Mesh,
 ) -> State:
-    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests). `controls` are of one row."""
+    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests). `row_params` are of one row."""
     state = State(
         cache=state.cache,
         length=state.length.at[row].set(length),
         last=state.last.at[row].set(last),
         remaining=state.remaining.at[row].set(remaining),
-        controls=jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), state.controls, controls),
+        row_params=jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), state.row_params, row_params),
     )
     return _pin(state, mesh)
 
@@ -234,7 +232,7 @@ def decode(
     picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
     B = picked.length.shape[0]
     pad, unpad = _padding(B, min_rows, mesh)
-    model, controls = text_model(config, params), picked.controls
+    model, row_params = text_model(config, params), picked.row_params
     put = functools.partial(append, split=mesh.shape["slots"] > 1)
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
@@ -256,16 +254,16 @@ def decode(
         x = model(x, pad(position), attend_layer, mesh=mesh)
         logits = unpad(model.embedder.decode(x))[:, 0]
         good = finite(logits)
-        logits = jnp.where(controls.forbidden, -jnp.inf, logits)
+        logits = jnp.where(row_params.forbidden, -jnp.inf, logits)
         with jax.named_scope("sample"):
-            token = sample(logits, row.length + 1, controls.sampling)
-        stopped = jnp.any(token[:, None] == controls.stop, axis=-1) | ~good
+            token = sample(logits, row.length + 1, row_params.sampling)
+        stopped = jnp.any(token[:, None] == row_params.stop, axis=-1) | ~good
         row = State(
             cache=tuple(cache),
             length=row.length + active,
             last=jnp.where(active, token, row.last),
             remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
-            controls=controls,
+            row_params=row_params,
         )
         written = jnp.where(good, token, NOT_FINITE)
         return i + 1, row, tokens.at[i].set(jnp.where(active, written, NO_TOKEN))

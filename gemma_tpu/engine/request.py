@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,28 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import PIL.Image
 
-from gemma_tpu.engine.process import check_process
-from gemma_tpu.engine.programs import NO_TOKEN, Controls
-from gemma_tpu.ops.sampling import Sampling
-from gemma_tpu.options import MAX_STOP_TOKENS, SamplingParams, Timings, Usage
-from gemma_tpu.picture import Picture
-
-
-def row_controls(options: SamplingParams, stop_tokens: Sequence[int], vocab_size: int) -> Controls:
-    """What the device is told of one row's options, as numpy arrays."""
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
-    stop[0, : len(stop_tokens)] = list(stop_tokens)
-    forbidden = np.zeros((1, vocab_size), bool)
-    forbidden[0, list(options.forbidden_tokens)] = True
-    sampling = Sampling(
-        temperature=np.array([options.temperature], np.float32),
-        top_k=np.array([options.top_k], np.int32),
-        top_p=np.array([options.top_p], np.float32),
-        min_p=np.array([options.min_p], np.float32),
-        seed=np.array([seed], np.uint32),
-    )
-    return Controls(sampling, stop, forbidden)
+from gemma_tpu.engine.errors import check_process
+from gemma_tpu.options import SamplingParams, Timings, Usage
+from gemma_tpu.picture import Picture, PlacedImage
 
 
 class ImageInput:
@@ -63,7 +43,7 @@ class ImageInput:
 @dataclasses.dataclass
 class _Clock:
     submitted: float
-    admitted: float = math.nan
+    assigned: float = math.nan  # to a batch row
     prefilled: float = math.nan
     first: float = math.nan
     finished: float = math.nan
@@ -77,23 +57,30 @@ StopWatch = Callable[[list[int]], int | None]
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
+    `keys` are what the cache of the prompt depends on: its tokens, with the images' digests where they stand.
+
     Leaving the iteration early (break, an exception, a garbage-collected generator) cancels the work.
     """
 
     def __init__(
         self,
         tokens: Sequence[int],
-        images: Sequence[ImageInput],
-        options: SamplingParams,
+        images: Sequence[PlacedImage[ImageInput]],
+        sampling_params: SamplingParams,
         stop_watch: StopWatch | None = None,
+        *,
+        num_soft_tokens: int = 0,
     ) -> None:
         self.tokens = list(tokens)
         self.images = list(images)
-        self.options = options
+        self.sampling_params = sampling_params
+        self.keys: list[int | bytes] = list(tokens)
+        for placed in images:
+            self.keys[placed.start : placed.start + num_soft_tokens] = [placed.image.digest] * num_soft_tokens
         self.generated: list[int] = []
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
-        self.image_tokens = 0
+        self.image_tokens = num_soft_tokens * len(images)
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
@@ -124,6 +111,15 @@ class Request:
         self._ended.wait()
 
     # The engine's end.
+
+    def assign(self, cached_tokens: int) -> None:
+        """It has a batch row, whose cache holds so many of its tokens already."""
+        self.cached_tokens = cached_tokens
+        self.clock.assigned = time.perf_counter()
+
+    def prefilled(self) -> None:
+        """Its prompt is in the cache, as far as the host is concerned."""
+        self.clock.prefilled = time.perf_counter()
 
     def push(self, tokens: list[int]) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
@@ -157,8 +153,8 @@ class Request:
         clock, after_first = self.clock, len(self.generated) - 1
         decode = clock.finished - clock.first
         return Timings(
-            queue=clock.admitted - clock.submitted,
-            prefill=clock.prefilled - clock.admitted,
+            queue=clock.assigned - clock.submitted,
+            prefill=clock.prefilled - clock.assigned,
             first_token=clock.first - clock.submitted,
             decode=decode,
             tokens_per_second=after_first / decode if after_first > 0 and decode > 0 else 0.0,

@@ -1,52 +1,27 @@
-"""Host-side bookkeeping of the cache's rows: who sits where, what can be reused, which tokens go next."""
+"""Batch rows as the scheduler knows them: what each holds, which one a prompt can continue, and their next chunks."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from gemma_tpu.config import SOFT_TOKEN
+import numpy as np
+
 from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.shapes import images_of_chunk
+from gemma_tpu.engine.step import Prefill
+from gemma_tpu.picture import PlacedImage
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSpan:
-    """Soft tokens of image number `image` of a request: positions start … end - 1."""
+def chunk_end(start: int, target: int, longest: int, images: Iterable[int], num_soft_tokens: int) -> int:
+    """End of the chunk that begins at `start`: as long as allowed without splitting an image over two chunks.
 
-    start: int
-    end: int
-    image: int
-
-
-def image_spans(tokens: Sequence[int], num_soft_tokens: int) -> list[ImageSpan]:
-    """Where the images of an expanded prompt stand. ValueError if a run of soft tokens has another length."""
-    spans = []
-    for is_soft, run in itertools.groupby(range(len(tokens)), key=lambda i: tokens[i] == SOFT_TOKEN):
-        if is_soft:
-            positions = list(run)
-            if len(positions) != num_soft_tokens:
-                raise ValueError(
-                    f"an image takes {num_soft_tokens} soft tokens, the prompt has a run of {len(positions)}"
-                )
-            spans.append(ImageSpan(positions[0], positions[-1] + 1, len(spans)))
-    return spans
-
-
-def cache_keys(tokens: Sequence[int], spans: Sequence[ImageSpan], digests: Sequence[bytes]) -> list[int | bytes]:
-    """What the cache of a prompt depends on: its tokens, with the images' digests where their soft tokens stand."""
-    keys: list[int | bytes] = list(tokens)
-    for span in spans:
-        keys[span.start : span.end] = [digests[span.image]] * (span.end - span.start)
-    return keys
-
-
-def chunk_end(start: int, target: int, longest: int, spans: Sequence[ImageSpan]) -> int:
-    """End of the chunk that begins at `start`: as long as allowed without splitting an image over two chunks."""
+    `images`: where their soft tokens begin.
+    """
     end = min(target, start + longest)
-    for span in spans:
-        if span.start < end < span.end:
-            end = span.start
+    for image in images:
+        if image < end < image + num_soft_tokens:
+            end = image
     if end <= start:
         raise ValueError(f"a chunk of {longest} tokens has no room for an image block")
     return end
@@ -54,22 +29,20 @@ def chunk_end(start: int, target: int, longest: int, spans: Sequence[ImageSpan])
 
 @dataclasses.dataclass
 class Row:
-    """A row of the cache. `keys` are those of the tokens in it.
+    """A batch row. `keys` are those (`Request.keys`) of the tokens in its cache.
 
-    A row that the device itself put to rest (stop token, length) is known to be as read. One that the host put to rest
-    (`halted`) goes on in the calls that are under way: it is free only when they have been read.
+    A row that the device stopped (stop token, length) is known to be as read. One that the host stopped (`halted`)
+    goes on in the calls under way, and is free only when their tokens have been read.
     """
 
     index: int
     request: Request | None = None
-    spans: list[ImageSpan] = dataclasses.field(default_factory=list)
-    prompt_keys: list[int | bytes] = dataclasses.field(default_factory=list)
     keys: list[int | bytes] = dataclasses.field(default_factory=list)
     decoding: bool = False
     last_key: int | bytes = 0  # of the token to be fed next
     remaining: int = 0  # tokens the request may still produce, as far as they have been read
-    dispatched: bool = False  # whether a decode call for the request has been dispatched
-    unread: int = 0  # dispatched decode calls whose tokens have not been read
+    dispatched: bool = False  # whether a decode call for the request has been planned
+    unread: int = 0  # planned decode calls whose tokens have not been read
     halted: bool = False
     last_used: int = 0
 
@@ -84,23 +57,23 @@ class Row:
     def free(self) -> bool:
         return self.request is None and not (self.halted and self.unread)
 
-    def images_until(self, end: int) -> list[tuple[ImageSpan, ImageInput]]:
+    def images_until(self, end: int) -> list[PlacedImage[ImageInput]]:
         """The images that a chunk from the end of what is cached up to `end` holds."""
-        begin, images = len(self.keys), self.occupant.images
-        return [(span, images[span.image]) for span in self.spans if begin <= span.start and span.end <= end]
+        begin = len(self.keys)
+        return [placed for placed in self.occupant.images if begin <= placed.start < end]
 
     @property
     def prefill_target(self) -> int:
         """Tokens to cache before decoding: all but the last, which the first decode step feeds."""
-        return len(self.prompt_keys) - 1
+        return len(self.occupant.keys) - 1
 
     @property
     def prefilling(self) -> bool:
         return self.request is not None and not self.decoding and not self.halted
 
 
-def choose_row(rows: Sequence[Row], prompt_keys: Sequence[int | bytes]) -> tuple[Row, int] | None:
-    """The free row to use and how many of its cached tokens still hold, or None if no row is free.
+def choose_row(rows: Sequence[Row], keys: Sequence[int | bytes]) -> tuple[Row, int] | None:
+    """The free row for a prompt of these keys, and how many of its cached tokens still hold; None if none is free.
 
     A ring has forgotten what lies more than W behind its end, so a row can be continued but not rewound: its whole
     content must begin the prompt. Otherwise the row unused for longest is emptied.
@@ -111,7 +84,32 @@ def choose_row(rows: Sequence[Row], prompt_keys: Sequence[int | bytes]) -> tuple
 
     def reusable(row: Row) -> int:
         n = len(row.keys)
-        return n if n < len(prompt_keys) and row.keys == list(prompt_keys[:n]) else 0
+        return n if n < len(keys) and row.keys == list(keys[:n]) else 0
 
     best = max(free, key=lambda row: (reusable(row), -row.last_used))
     return best, reusable(best)
+
+
+def make_prefill(
+    rows: Sequence[Row], ends: Mapping[int, int], sizes: Sequence[int], max_rows: int, num_soft_tokens: int
+) -> Prefill:
+    """A call for the tokens of each row up to its end (`ends`, by row number), in the shortest of the `sizes`."""
+    longest = max(ends[row.index] - len(row.keys) for row in rows)
+    size = next(size for size in sizes if size >= longest)
+    whole = len(rows) > 1 or max_rows == 1
+    B = max_rows if whole else 1
+    tokens, soft_index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
+    start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
+    digests: list[bytes | None] = []
+    for row in rows:
+        at = row.index if whole else 0
+        begin, end = len(row.keys), ends[row.index]
+        start[at], count[at] = begin, end - begin
+        tokens[at, : end - begin] = row.occupant.tokens[begin:end]
+        for placed in row.images_until(end):
+            soft = len(digests) * num_soft_tokens + np.arange(num_soft_tokens)
+            soft_index[at, placed.start - begin :][:num_soft_tokens] = soft
+            digests.append(placed.image.digest)
+    digests += [None] * (images_of_chunk(B, size, num_soft_tokens) - len(digests))
+    picked = None if whole else np.array([rows[0].index], np.int32)
+    return Prefill(picked, tokens, start, count, tuple(digests), soft_index, fresh=not start.any())

@@ -8,16 +8,18 @@ import numpy as np
 from jaxtyping import Int
 
 from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.shapes import sequence_length
 
 MAX_BYTES = 2 << 30  # of the logits that one call returns: 2,048 tokens over the vocabulary of the released models
 
 
-def check_logits(tokens: int, positions: int, *, max_context: int, vocab_size: int) -> None:
+def check_logits(deployment: Deployment, tokens: int, positions: int) -> None:
     """ValueError for rows of more tokens than the context holds, or logits at more positions (of all rows) than fit."""
-    if tokens > max_context:
+    context, vocab_size = deployment.context, deployment.config.vocab_size
+    if tokens > context:
         raise ValueError(
-            f"a row has {tokens:,} tokens with its images, and the context holds {max_context:,}: shorten it, or load "
+            f"a row has {tokens:,} tokens with its images, and the context holds {context:,}: shorten it, or load "
             "the model with a larger max_context"
         )
     if (nbytes := positions * vocab_size * 4) > MAX_BYTES:

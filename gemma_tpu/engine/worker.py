@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
-from gemma_tpu.engine.process import ProcessesLostError, check_process
+from gemma_tpu.engine.errors import ProcessesLostError, check_process
 
 _FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck
 

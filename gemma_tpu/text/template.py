@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from gemma_tpu import image as image_lib
 from gemma_tpu.checks import brief
-from gemma_tpu.picture import Picture
+from gemma_tpu.picture import ImageT, Picture, PlacedImage
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
 Shown = Image.Image | Picture
@@ -39,11 +39,11 @@ _BEFORE_ORIGINAL, _BEFORE_CROPS, _BETWEEN_CROPS = (
 class Prompt:
     """`tokens`, fully expanded: an image is <start_of_image>, num_soft_tokens × SOFT_TOKEN, <end_of_image>.
 
-    `images` (RGB) are in the order of those runs.
+    `images` (RGB) stand where their soft tokens begin, in that order.
     """
 
     tokens: list[int]
-    images: list[Shown] = dataclasses.field(default_factory=list)
+    images: list[PlacedImage[Shown]] = dataclasses.field(default_factory=list)
 
 
 def render_messages(
@@ -133,32 +133,50 @@ def render_raw(
     tokens = tokenizer.encode(text, control=True)
     if bos and tokens[:1] != [tokenizer.bos_id]:
         tokens.insert(0, tokenizer.bos_id)
-    markers = 0 if tokenizer.start_of_image is None else tokens.count(tokenizer.start_of_image)
-    if images or markers:
+    if images:
         _require_images(tokenizer, num_soft_tokens)
-    if markers != len(images):
-        raise ValueError(
-            f"the prompt has {markers} <start_of_image> but {len(images)} image(s) were given; it needs one for each"
-        )
-    return Prompt(expand_images(tokens, num_soft_tokens, tokenizer), [load_image(source) for source in images])
+    expanded = expand_images(tokens, num_soft_tokens, tokenizer)
+    placed = place_images(expanded.starts, images)
+    return Prompt(expanded.tokens, [PlacedImage(one.start, load_image(one.image)) for one in placed])
 
 
-def expand_images(tokens: Sequence[int], num_soft_tokens: int | None, tokenizer: Tokenizer) -> list[int]:
+class Expanded(NamedTuple):
+    """Tokens with whole images in them: where each token given has gone, and where each image's soft tokens begin."""
+
+    tokens: list[int]
+    kept: list[int]
+    starts: list[int]
+
+
+def expand_images(tokens: Sequence[int], num_soft_tokens: int | None, tokenizer: Tokenizer | None) -> Expanded:
     """`tokens` with the rest of an image put around each <start_of_image>.
 
     That is: the ids of "\\n\\n", <start_of_image>, num_soft_tokens × SOFT_TOKEN, <end_of_image>, the ids of "\\n\\n".
-    ValueError if there is one and the model reads only text, or if the tokens are expanded already.
+    A <start_of_image> is kept as the first of them; without a tokenizer no token is one. ValueError if there is one and
+    the model reads only text, or if the tokens are expanded already.
     """
     if SOFT_TOKEN in tokens:
         raise ValueError("the tokens hold soft tokens already: expand the images of a prompt only once")
-    if tokenizer.start_of_image is None or tokenizer.start_of_image not in tokens:
-        return list(tokens)
-    block = _image_block(tokenizer, num_soft_tokens)
-    block = [*tokenizer.double_newline, *block, *tokenizer.double_newline]
-    expanded: list[int] = []
+    expanded = Expanded([], [], [])
     for token in tokens:
-        expanded += block if token == tokenizer.start_of_image else [token]
+        expanded.kept.append(len(expanded.tokens))
+        if tokenizer is not None and token == tokenizer.start_of_image:
+            block = _image_block(tokenizer, num_soft_tokens)
+            expanded.starts.append(len(expanded.tokens) + len(tokenizer.double_newline) + 1)
+            expanded.tokens.extend([*tokenizer.double_newline, *block, *tokenizer.double_newline])
+        else:
+            expanded.tokens.append(token)
     return expanded
+
+
+def place_images(starts: Sequence[int], images: Sequence[ImageT]) -> list[PlacedImage[ImageT]]:
+    """Each image at its start. ValueError if their numbers differ."""
+    if len(starts) != len(images):
+        raise ValueError(
+            f"the prompt has {len(starts)} <start_of_image> but {len(images)} image(s) were given; it needs one for "
+            "each"
+        )
+    return [PlacedImage(start, image) for start, image in zip(starts, images, strict=True)]
 
 
 class PromptBuilder:
@@ -170,7 +188,7 @@ class PromptBuilder:
         self._load_image = load_image
         self._pan_and_scan = pan_and_scan
         self._tokens: list[int] = []
-        self._images: list[Shown] = []
+        self._images: list[PlacedImage[Shown]] = []
         self._text = ""
 
     def begin(self) -> None:
@@ -211,9 +229,11 @@ class PromptBuilder:
 
     def _block(self, image: Shown) -> None:
         self.text("\n\n")
-        self.control(*_image_block(self._tokenizer, self._num_soft_tokens))
+        start, *rest = _image_block(self._tokenizer, self._num_soft_tokens)
+        self.control(start)
+        self._images.append(PlacedImage(len(self._tokens), image))
+        self.control(*rest)
         self.text("\n\n")
-        self._images.append(image)
 
     def prompt(self) -> Prompt:
         self.control()

@@ -31,15 +31,16 @@ _PARAGRAPH = (
 class Question:
     """One prompt; hashable, so that it can be a static argument of a jitted function.
 
-    `tokens` has one <start_of_image> per image, `expanded` its whole block of tokens (gemma_tpu.text). Logits are
-    compared at `logit_rows` of `tokens`, which are `logit_positions` of `expanded` (a block's first token corresponds
-    to its <start_of_image>, as in Google's package); hidden states at `hidden_positions` of `expanded`.
+    `tokens` has one <start_of_image> per image, `expanded` its whole block of tokens (gemma_tpu.text); its soft tokens
+    begin at the positions `images`. Logits are compared at `logit_rows` of `tokens`, which are `logit_positions` of
+    `expanded` (a block's first token corresponds to its <start_of_image>, as in Google's package); hidden states at
+    `hidden_positions` of `expanded`.
     """
 
     name: str
     tokens: tuple[int, ...]
     expanded: tuple[int, ...]
-    images: int
+    images: tuple[int, ...]
     logit_rows: tuple[int, ...]
     logit_positions: tuple[int, ...]
     hidden_positions: tuple[int, ...]
@@ -103,24 +104,16 @@ def _turn(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _question(name: str, tokens: list[int], model: Model, new_tokens: int) -> Question:
     tokenizer, vision = model._tokenizer, model.config.vision
-    marker = None if tokenizer is None else tokenizer.start_of_image
-    expanded: list[int] = []
-    positions = []
-    for token in tokens:
-        positions.append(len(expanded))
-        if tokenizer is not None and token == marker:
-            expanded += expand_images([token], vision.num_soft_tokens if vision else None, tokenizer)
-        else:
-            expanded.append(token)
+    expanded = expand_images(tokens, vision.num_soft_tokens if vision else None, tokenizer)
     rows = range(max(0, len(tokens) - _LOGIT_ROWS), len(tokens))
     return Question(
         name=name,
         tokens=tuple(tokens),
-        expanded=tuple(expanded),
-        images=sum(token == marker for token in tokens),
+        expanded=tuple(expanded.tokens),
+        images=tuple(expanded.starts),
         logit_rows=tuple(rows),
-        logit_positions=tuple(positions[row] for row in rows),
-        hidden_positions=spread(len(expanded)),
+        logit_positions=tuple(expanded.kept[row] for row in rows),
+        hidden_positions=spread(len(expanded.tokens)),
         new_tokens=new_tokens,
     )
 

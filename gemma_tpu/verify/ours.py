@@ -20,6 +20,7 @@ from gemma_tpu.image import to_pixels
 from gemma_tpu.loading import load
 from gemma_tpu.model import Params
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 from gemma_tpu.verify.inputs import Question, spread
 
 Outputs = dict[str, np.ndarray]  # "0/layers.3" → rows of that module's output for question 0
@@ -60,7 +61,9 @@ class Ours:
         vision = self.model.config.vision
         if not question.images or vision is None:
             return None
-        return jnp.asarray(np.stack([to_pixels(Image.fromarray(self._image), vision.image_size)] * question.images))
+        return jnp.asarray(
+            np.stack([to_pixels(Image.fromarray(self._image), vision.image_size)] * len(question.images))
+        )
 
     def _greedy(self, question: Question) -> list[int]:
         """Greedy decoding by the engine, with its caches, without image markers and without stop tokens."""
@@ -70,7 +73,8 @@ class Ours:
         options = SamplingParams(max_new_tokens=question.new_tokens, stop_tokens=(), forbidden_tokens=forbidden)
         images = []
         if question.images and vision:
-            images = [ImageInput(Image.fromarray(self._image), vision.image_size)] * question.images
+            image = ImageInput(Image.fromarray(self._image), vision.image_size)
+            images = [PlacedImage(start, image) for start in question.images]
         return [token for piece in self.model.engine.submit(question.expanded, images, options) for token in piece]
 
 

@@ -97,7 +97,7 @@ def run_reference(
         "start_of_image": None if tokenizer is None else tokenizer.start_of_image,
         "end_of_image": None if tokenizer is None else tokenizer.end_of_image,
         "tower_rows": {str(n): spread(n) for n in _tower_lengths(config)},
-        "questions": [dataclasses.asdict(question) for question in questions],
+        "questions": [dataclasses.asdict(question) | {"images": len(question.images)} for question in questions],
     }
     (folder / "request.json").write_text(json.dumps(request))
     np.save(folder / "image.npy", image)

@@ -1,54 +1,44 @@
-"""A request as it comes in: checked, and as the cache sees it. All of this is done on its caller's thread."""
+"""Requests checked as they come in, on their callers' threads."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch
-from gemma_tpu.engine.rows import ImageSpan, cache_keys, image_spans
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.picture import PlacedImage
 
 
-@dataclasses.dataclass(frozen=True)
-class Arrival:
-    """A request that waits for a row."""
-
-    request: Request
-    spans: list[ImageSpan]
-    keys: list[int | bytes]
-
-
-def arrive(
+def make_request(
+    deployment: Deployment,
     tokens: Sequence[Any],
-    images: Sequence[ImageInput],
-    options: SamplingParams,
+    images: Sequence[PlacedImage[ImageInput]],
+    sampling_params: SamplingParams,
     stop_watch: StopWatch | None,
-    *,
-    vocab_size: int,
-    num_soft_tokens: int,
-    max_context: int,
-) -> Arrival:
+) -> Request:
     """ValueError for what cannot be run."""
+    vocab_size = deployment.config.vocab_size
     if not len(tokens):
         raise ValueError("the prompt is empty")
-    check_length(len(tokens), max_context)
+    check_length(len(tokens), deployment.context)
     if bad := _not_ids((token for token in tokens if token != SOFT_TOKEN), vocab_size):
         raise ValueError(f"a prompt is ids in [0, {vocab_size}), got {bad[0]!r}")
     if tokens[-1] == SOFT_TOKEN:
         raise ValueError("a prompt cannot end within an image")
-    if bad := _not_ids((*(options.stop_tokens or ()), *options.forbidden_tokens), vocab_size):
+    if bad := _not_ids((*(sampling_params.stop_tokens or ()), *sampling_params.forbidden_tokens), vocab_size):
         raise ValueError(f"stop_tokens and forbidden_tokens must be ids in [0, {vocab_size}), got {bad}")
-    spans = image_spans(tokens, num_soft_tokens)
-    if len(spans) != len(images):
-        raise ValueError(f"the prompt has places for {len(spans)} images, and {len(images)} were given")
-    request = Request(tokens, images, options, stop_watch)
-    request.image_tokens = sum(span.end - span.start for span in spans)
-    return Arrival(request, spans, cache_keys(tokens, spans, [image.digest for image in images]))
+    soft_tokens = [i for i, token in enumerate(tokens) if token == SOFT_TOKEN]
+    count, starts = deployment.num_soft_tokens, [placed.start for placed in images]
+    if soft_tokens != [start + i for start in starts for i in range(count)]:
+        raise ValueError(
+            f"the prompt has {len(soft_tokens)} soft tokens, which are not those of images of {count} each at {starts}"
+        )
+    return Request(tokens, images, sampling_params, stop_watch, num_soft_tokens=count)
 
 
 def check_length(tokens: int, max_context: int) -> None:

@@ -1,0 +1,171 @@
+"""Steps as calls of the device programs, on parameters, a state and soft tokens that lie on a mesh.
+
+A step is host values alone, and only tokens are ever read back. So processes that share a mesh stay in lockstep by
+running the same steps (gemma_tpu.distributed.processes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
+from gemma_tpu.engine.programs import RowParams, State
+from gemma_tpu.engine.step import NO_TOKEN, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.model import Params
+from gemma_tpu.ops.sampling import Sampling
+from gemma_tpu.options import MAX_STOP_TOKENS
+
+
+def row_params(activate: Activate, vocab_size: int) -> RowParams:
+    """What the decode program knows of one row, as numpy arrays."""
+    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
+    stop[0, : len(activate.stop)] = activate.stop
+    forbidden = np.zeros((1, vocab_size), bool)
+    forbidden[0, activate.forbidden] = True
+    return RowParams(Sampling(**activate.sampling), stop, forbidden)
+
+
+class Runner:
+    """One model on a mesh. To be `reset` before anything else, and called by one thread at a time."""
+
+    _whole_logits = False  # whether each process of a mesh is to have all of them
+
+    def __init__(self, deployment: Deployment, params: Params, *, max_steps: int) -> None:
+        # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
+        self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
+        self._vision_params = {name: value for name, value in params.items() if name.startswith("vision.")}
+        self._abstract_params = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._text_params
+        )
+        self._deployment = deployment
+        self._mesh, self._dtype = {"mesh": deployment.mesh}, deployment.dtype
+        self._static = {"config": dataclasses.replace(deployment.config, vision=None), **self._mesh}
+        self._decode_static = {"max_steps": max_steps, "min_rows": deployment.min_rows, **self._static}
+        self._state: State | None = None
+
+    @in_32_bits
+    def reset(self) -> None:
+        """An empty state in the place of the old one, and no image known."""
+        self._free_state()
+        d = self._deployment
+        self._state = programs.init_state(d.config, d.rows, d.context, d.dtype, d.mesh)
+        self._soft_tokens: dict[bytes, jax.Array] = {}
+        if d.num_soft_tokens:
+            self._blank = programs.blank_image((d.num_soft_tokens, d.config.embed_dim), d.dtype, d.mesh)
+
+    @in_32_bits
+    def run(self, step: Step) -> jax.Array | None:
+        """Has the device do a step. int32[max_steps, B], whole on every device and on its way here, if it decodes."""
+        for row in step.clear:
+            self._clear(row)
+        for row in step.release:
+            self._release(row)
+        for images in step.encode:
+            self._encode(images)
+        for chunk in step.prefill:
+            self._prefill(chunk)
+        for row in step.activate:
+            self._activate(row)
+        tokens = self._decode(step.decode) if step.decode else None
+        for digest in step.forget:
+            self._soft_tokens.pop(digest, None)
+        return tokens
+
+    def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
+        """[soft, D] of each image, encoded before."""
+        return [self._soft_tokens[digest] for digest in digests]
+
+    @in_32_bits
+    def logits(
+        self, tokens: np.ndarray, lengths: np.ndarray, kept: np.ndarray, images: Sequence[bytes], /
+    ) -> tuple[jax.Array, jax.Array]:
+        """float32[B, K, V]: the plain path's logits at positions int32[B, K]; bool[B]: whether a row's are finite.
+
+        `tokens` int32[B, T], `lengths` int32[B]; the `images` have been encoded.
+        """
+        soft = tuple(self._soft_tokens[digest] for digest in images)
+        args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens))
+        x = programs.whole_sequences(*args, **self._static)
+        return programs.head(self._text_params, x, kept, whole=self._whole_logits, **self._static)
+
+    @in_32_bits
+    def compile_logits(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
+        """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
+        d, shape = self._deployment, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+        whole, D = NamedSharding(d.mesh, PartitionSpec()), d.config.embed_dim
+        image = jax.ShapeDtypeStruct((d.num_soft_tokens, D), d.dtype, sharding=whole)
+        args = (shape((rows, tokens)), shape((rows,)), (image,) * images, shape((rows, tokens)))
+        programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
+        x = jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
+        args = (x, shape((rows, kept)))
+        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        jax.block_until_ready((self._state, self._soft_tokens))
+
+    @property
+    def intact(self) -> bool:
+        """Whether there is a state; a program that failed may have consumed it."""
+        return self._state is not None and not any(x.is_deleted() for x in jax.tree.leaves(self._state))
+
+    def explained(self, error: Exception) -> Exception:
+        """Too little memory, as a compiler or device says it, in a line and with the way out; the rest as it is."""
+        if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+            return error
+        short = RuntimeError(
+            "the devices have no room for a program beside weights and caches: load with a smaller max_context or "
+            "max_rows, text_only, or on more devices (`gemma-tpu plan` says what fits). It was "
+            + str(error).strip().splitlines()[0]
+        )
+        short.__cause__ = error
+        return short
+
+    def close(self) -> None:
+        """Frees device memory."""
+        self._text_params, self._vision_params, self._soft_tokens = {}, {}, {}
+        self._free_state()
+
+    # The calls of a step.
+
+    def _clear(self, row: int) -> None:
+        self._state = programs.clear(self._state, np.int32(row), **self._mesh)
+
+    def _release(self, row: int) -> None:
+        self._state = programs.release(self._state, np.int32(row), **self._mesh)
+
+    def _encode(self, images: Encode) -> None:
+        encoded = programs.encode(self._vision_params, images.pixels, config=self._deployment.config, **self._mesh)
+        self._soft_tokens |= zip(images.digests, encoded, strict=True)
+
+    def _prefill(self, chunk: Prefill) -> None:
+        shown = tuple(self._blank if digest is None else self._soft_tokens[digest] for digest in chunk.images)
+        soft = programs.stack(shown, **self._mesh) if shown else None
+        args = (self._text_params, self._state, chunk.rows, chunk.tokens, chunk.start, chunk.count)
+        self._state = programs.prefill(*args, soft, chunk.soft_index, fresh=chunk.fresh, **self._static)
+
+    def _activate(self, row: Activate) -> None:
+        numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
+        params = row_params(row, self._deployment.config.vocab_size)
+        self._state = programs.activate(self._state, *numbers, params, **self._mesh)
+
+    def _decode(self, decode: Decode) -> jax.Array:
+        rows = np.array(decode.rows, np.int32) if decode.alone else None
+        args = (self._text_params, self._state, rows, np.int32(decode.steps))
+        self._state, tokens = programs.decode(*args, **self._decode_static)
+        tokens.copy_to_host_async()
+        return tokens
+
+    def _free_state(self) -> None:
+        """At once, though an error that is still held may refer to it: two have no room."""
+        for array in jax.tree.leaves(self._state):
+            array.delete()
+        self._state = None

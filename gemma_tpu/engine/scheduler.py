@@ -1,0 +1,211 @@
+"""Assigns requests to batch rows and plans what the device does next. No jax, no thread, no clock.
+
+`plan` gives a `Step`; `commit` takes the tokens that came of it. Several steps may be planned before the first is
+committed, so that the device always has work: what a row has written by then is known only as far as it was read.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gemma_tpu.engine.errors import NotFiniteError
+from gemma_tpu.engine.images import ImageIndex
+from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.rows import Row, choose_row, chunk_end, make_prefill
+from gemma_tpu.engine.step import NO_TOKEN, NOT_FINITE, Activate, Decode, Prefill, Step, activate
+
+
+@dataclasses.dataclass
+class Scheduler:
+    """For one thread at a time.
+
+    `max_rows` and `context`: batch rows, and tokens of prompt and answer of each. `prefill_sizes`: tokens of a prefill
+    call, ascending. `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call.
+    `batch_always`: whether each call runs on all rows; otherwise one that is for a single row runs on that row.
+    `eos_tokens` end an answer whose request names no stop tokens. `dtype`: that of the weights.
+    """
+
+    max_rows: int
+    context: int
+    prefill_sizes: Sequence[int]
+    num_soft_tokens: int
+    steps_per_call: int
+    batch_always: bool
+    eos_tokens: Sequence[int]
+    dtype: np.dtype
+
+    def __post_init__(self) -> None:
+        self.rows = [Row(i) for i in range(self.max_rows)]
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.images = ImageIndex(self.dtype)
+        self._turn = 0
+        self._release: list[int] = []  # rows for the next step
+        self._clear: list[int] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is something to plan; tokens that have not been committed are the caller's to know."""
+        return bool(self.waiting or self._release or self._clear or any(row.request for row in self.rows))
+
+    def plan(self) -> Step:
+        """What the device does next; possibly nothing, until earlier steps have been committed."""
+        self._turn += 1
+        self._end_cancelled()
+        self._assign_waiting()
+        prefill, shown = self._prefill()
+        started, decode = self._activate(), self._decode()
+        encode, forget = self.images.use(shown)
+        clear, self._clear = tuple(self._clear), []
+        release, self._release = tuple(self._release), []
+        return Step(clear, release, encode, prefill, started, decode, forget)
+
+    def dispatched(self, step: Step) -> None:
+        """A planned step has been handed to the device: the prompts of the rows it activates have been prefilled."""
+        for started in step.activate:
+            self.rows[started.row].occupant.prefilled()
+
+    def commit(self, step: Step, tokens: np.ndarray) -> None:
+        """Delivers the tokens int32[steps, B] of a planned step that decodes. In the order of the steps."""
+        decode = step.decode or Decode((), 0, False)
+        columns = tokens.T.tolist()
+        for index in decode.rows:
+            row = self.rows[index]
+            row.unread -= 1
+            self._deliver(row, [token for token in columns[0 if decode.alone else index] if token != NO_TOKEN])
+
+    def fail(self, error: BaseException) -> None:
+        """Ends every request."""
+        waiting = list(self.waiting)
+        self.waiting.clear()
+        for request in [*waiting, *(row.request for row in self.rows)]:
+            if request:
+                request.fail(error)
+
+    def restart(self) -> Step:
+        """After `fail`: no row holds anything and no image is known. The step that makes it so on the device."""
+        self.rows = [Row(i) for i in range(self.max_rows)]
+        self._release, self._clear = [], []
+        return Step(clear=tuple(range(self.max_rows)), forget=self.images.clear())
+
+    def _end_cancelled(self) -> None:
+        for row in self.rows:
+            if row.request and row.request.cancelled:
+                if row.decoding:
+                    self._release.append(row.index)
+                # The calls under way still write into the cache, which cannot be rewound. What they write is delivered,
+                # so that a conversation with this answer in it can go on from there.
+                row.decoding, row.halted = False, True
+                if not row.unread:
+                    self._vacate(row).finish("cancelled")
+        cancelled = [request for request in self.waiting if request.cancelled]
+        for request in cancelled:  # without waiting for a row
+            self.waiting.remove(request)
+            request.finish("cancelled")
+
+    def _vacate(self, row: Row, *, resting: bool = False) -> Request:
+        """Takes the request out of a row. `resting`: the device has stopped the row already."""
+        request = row.occupant
+        if row.decoding and not resting:
+            self._release.append(row.index)
+        row.request, row.decoding, row.halted, row.last_used = None, False, not resting, self._turn
+        return request
+
+    @contextlib.contextmanager
+    def _only(self, row: Row) -> Iterator[None]:
+        """What is done for one request on the host: an error in it is that request's alone."""
+        try:
+            yield
+        except Exception as error:
+            self._vacate(row).fail(error)
+
+    def _assign_waiting(self) -> None:
+        while self.waiting and (choice := choose_row(self.rows, self.waiting[0].keys)):
+            row, cached = choice
+            request = row.request = self.waiting.popleft()
+            row.keys, row.halted = request.keys[:cached], False
+            request.assign(cached)
+
+    def _prefill(self) -> tuple[tuple[Prefill, ...], list[ImageInput]]:
+        """The next chunk of each row that is not prefilled yet, and the images in them."""
+        ends: dict[int, int] = {}
+        for row in self.rows:
+            if row.prefilling and len(row.keys) < row.prefill_target:
+                with self._only(row):
+                    starts = [placed.start for placed in row.occupant.images]
+                    longest = self.prefill_sizes[-1]
+                    end = chunk_end(len(row.keys), row.prefill_target, longest, starts, self.num_soft_tokens)
+                    self.images.prepare([placed.image for placed in row.images_until(end)])
+                    ends[row.index] = end
+        rows = [self.rows[index] for index in ends]
+        groups = [rows] if self.batch_always and rows else [[row] for row in rows]
+        shown = [placed.image for row in rows for placed in row.images_until(ends[row.index])]
+        sizes = self.prefill_sizes, self.max_rows, self.num_soft_tokens
+        prefill = tuple(make_prefill(group, ends, *sizes) for group in groups)
+        for row in rows:
+            row.keys = row.occupant.keys[: ends[row.index]]
+        return prefill, shown
+
+    def _activate(self) -> tuple[Activate, ...]:
+        """Lets the rows whose prompts are in the cache begin to decode."""
+        activated = []
+        for row in self.rows:
+            if row.prefilling and len(row.keys) >= row.prefill_target:
+                with self._only(row):
+                    request = row.occupant
+                    remaining = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
+                    numbers = row.index, row.prefill_target, request.tokens[-1], remaining
+                    activated.append(activate(*numbers, request.sampling_params, self._stop_tokens(request)))
+                    row.decoding, row.dispatched = True, False
+                    row.last_key, row.remaining = request.keys[-1], remaining
+        return tuple(activated)
+
+    def _decode(self) -> Decode | None:
+        rows = [row for row in self.rows if row.decoding]
+        if not rows:
+            return None
+        # A row's first token is worth a call of its own: its caller is waiting for it.
+        first = not all(row.dispatched for row in rows)
+        for row in rows:
+            row.dispatched = True
+            row.unread += 1
+        alone = not self.batch_always and len(rows) == 1
+        return Decode(tuple(row.index for row in rows), 1 if first else self.steps_per_call, alone)
+
+    def _stop_tokens(self, request: Request) -> Sequence[int]:
+        stop_tokens = request.sampling_params.stop_tokens
+        return self.eos_tokens if stop_tokens is None else stop_tokens
+
+    def _deliver(self, row: Row, new: list[int]) -> None:
+        if not new:
+            return
+        if spoiled := new[-1] == NOT_FINITE:
+            new = new[:-1]
+            self._clear.append(row.index)
+            row.keys = []
+        else:
+            # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
+            row.keys += [row.last_key, *new[:-1]]
+            row.last_key = new[-1]
+            row.remaining -= len(new)
+        request = row.request
+        if request is None:  # it has left while this call was under way
+            return
+        stopped = not spoiled and new[-1] in self._stop_tokens(request)
+        complete = False  # a stop string
+        if visible := new[:-1] if stopped else new:
+            with self._only(row):
+                complete = request.push(visible)
+        resting = spoiled or stopped or not row.remaining
+        if row.request and (resting or complete):
+            self._vacate(row, resting=resting)
+            if stopped or complete:
+                request.finish("stop")
+            elif spoiled:
+                request.fail(NotFiniteError(f"after {len(request.generated)} tokens of an answer", self.dtype))
+            else:
+                request.finish("length")
