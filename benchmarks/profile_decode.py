@@ -17,6 +17,7 @@ import numpy as np
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.loading import resolve_dtype
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import make_mesh
@@ -32,9 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     config = CONFIGS[args.model]
     mesh = make_mesh(config)
-    dtype = resolve_dtype("auto", mesh)
-    params = random_params(config, dtype, mesh)
-    model = Model(config, params, None, mesh=mesh, dtype=dtype, max_context=args.context, max_rows=args.rows)
+    dtype, _ = resolve_dtype("auto", mesh)
+    deployment = Deployment(config, mesh, args.rows, args.context, dtype)
+    model = Model(deployment, random_params(deployment), None)
 
     def run() -> None:
         prompts = np.random.default_rng(0).integers(4, config.vocab_size, (args.rows, 1024)).tolist()

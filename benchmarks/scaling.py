@@ -20,16 +20,15 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
+from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.request import ImageInput, row_controls
-from gemma_tpu.engine.shapes import STEPS_PER_CALL, min_rows
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.plan.hlo import COLLECTIVES, Hlo
 from gemma_tpu.sharding import make_mesh
@@ -43,8 +42,8 @@ ROWS, CALLS = (1, 8), 8
 def load(name: str, devices: int, dtype: str, rows: int) -> Model:
     config = CONFIGS[name]
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
-    params = random_params(config, jnp.dtype(dtype), mesh)
-    return Model(config, params, None, mesh=mesh, dtype=dtype, max_context=CONTEXT, max_rows=rows)
+    deployment = Deployment(config, mesh, rows, CONTEXT, dtype)
+    return Model(deployment, random_params(deployment), None)
 
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
@@ -101,19 +100,20 @@ def check(name: str, counts: list[int]) -> bool:
 
 def measure(name: str, devices: int, context: int, length: int, repeats: int) -> str:
     """A line of the table. Calls follow each other as the engine's do, the next one ready before the last is read."""
-    config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
+    config = dataclasses.replace(CONFIGS[name], vision=None)
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
-    params = random_params(config, dtype, mesh)
+    params = random_params(Deployment(config, mesh, max(ROWS), context, "bfloat16"))
     controls = row_controls(SamplingParams(), (), config.vocab_size)
-    static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
     seconds, sent = [], 0
     for rows in ROWS:
-        state = programs.init_state(config, rows, context, dtype, mesh)
+        deployment = Deployment(config, mesh, rows, context, "bfloat16")
+        state = programs.init_state(deployment)
         for row in range(rows):
             numbers = (np.int32(x) for x in (row, length, 2, context - length))
-            state = programs.admit(state, *numbers, controls, mesh=mesh)
+            state = programs.admit(state, *numbers, controls, deployment=deployment)
         args = None, np.int32(STEPS_PER_CALL)
-        decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
+        static = {"deployment": deployment, "max_steps": STEPS_PER_CALL}
+        decode = programs.decode.lower(params, state, *args, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.
         lines = itertools.chain(*Hlo(decode.as_text()).computations.values())
         collectives = [one for one in lines if one.op.removesuffix("-start") in COLLECTIVES]

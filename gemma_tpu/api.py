@@ -19,6 +19,7 @@ from gemma_tpu.chat import Chat
 from gemma_tpu.checks import check_flag, check_progress, shown
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine, Progress
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.model import Params
@@ -35,19 +36,15 @@ class Model:
 
     def __init__(
         self,
-        config: GemmaConfig,
+        deployment: Deployment,
         params: Params,
         tokenizer: Tokenizer | None,
         *,
-        mesh: Mesh,
-        dtype: jax.typing.DTypeLike,
-        max_context: int,
-        max_rows: int,
         dtype_reason: str = "",
         defaults: SamplingParams | None = None,
         format: Format = GEMMA3,
     ) -> None:
-        self.config, self.params, self.mesh, self.dtype = config, params, mesh, jnp.dtype(dtype)
+        self.deployment, self.params = deployment, params
         self.dtype_reason = dtype_reason  # why `load` has chosen it; "" where the caller did
         self._tokenizer, self.format = tokenizer, format
         self.defaults = defaults or SamplingParams()  # of this checkpoint, for the options that a call does not give
@@ -60,18 +57,23 @@ class Model:
             # An image can be shown to a model, not written by it.
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
-            self._never_written += tokenizer.ids_without_piece(config.vocab_size)
-        self.engine = Engine(
-            config,
-            params,
-            mesh=mesh,
-            max_context=max_context,
-            max_rows=max_rows,
-            dtype=self.dtype,
-            eos_tokens=ends,
-        )
-        self._num_soft_tokens = config.vision.num_soft_tokens if config.vision else None
+            self._never_written += tokenizer.ids_without_piece(self.config.vocab_size)
+        self.engine = Engine(deployment, params, eos_tokens=ends)
+        self._num_soft_tokens = deployment.num_soft_tokens or None
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
+
+    @property
+    def config(self) -> GemmaConfig:
+        return self.deployment.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.deployment.mesh
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of weights and cache."""
+        return jnp.dtype(self.deployment.dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:

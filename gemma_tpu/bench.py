@@ -16,18 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Sharding
 
 from gemma_tpu.api import Model
 from gemma_tpu.cli.arguments import add_verify_argument, mesh_shape
-from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.config import CONFIGS, SOFT_TOKEN
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.devices import available_devices
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
-from gemma_tpu.model import param_shapes
 from gemma_tpu.options import SamplingParams
-from gemma_tpu.sharding import make_mesh, param_sharding
+from gemma_tpu.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Measurement:
     unit: str
 
 
-def random_params(config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> dict[str, jax.Array]:
-    """Random weights of a config, made on the mesh leaf by leaf (one program for all leaves compiles for minutes)."""
+def random_params(deployment: Deployment) -> dict[str, jax.Array]:
+    """Random weights, made on the mesh leaf by leaf (one program for all leaves compiles for minutes)."""
 
-    def leaf(seed: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        scale = 0.1 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5
-        return _randomly(shape, dtype, param_sharding(name, shape, mesh))(seed, scale)
+    def leaf(seed: int, like: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = 0.1 if like.ndim == 1 else math.prod(like.shape[:-1]) ** -0.5
+        return _randomly(like.shape, like.dtype, like.sharding)(seed, scale)
 
-    return {name: leaf(i, name, s.shape) for i, (name, s) in enumerate(param_shapes(config).items())}
+    return {name: leaf(i, like) for i, (name, like) in enumerate(deployment.abstract_params.items())}
 
 
 @functools.cache  # layers share shapes: a dozen programs make all leaves
-def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> Callable[[int, float], jax.Array]:
+def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> Callable[[int, float], jax.Array]:
     def make(seed: jax.Array, scale: jax.Array) -> jax.Array:
         return (jax.random.normal(jax.random.key(seed), shape, jnp.float32) * scale).astype(dtype)
 
@@ -114,17 +114,16 @@ def main(args: argparse.Namespace) -> int:
     results = []
     # A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
     for rows in args.rows:
-        options = {"max_context": args.context, "max_rows": rows}
         if args.model:
             config = CONFIGS[args.model]
             mesh = make_mesh(config, args.mesh)
             dtype, _ = resolve_dtype(args.dtype, mesh)
-            make = functools.partial(random_params, config, dtype, mesh)
-            model = Model(config, everywhere(make, mesh, make), None, mesh=mesh, dtype=dtype, **options)
+            deployment = Deployment(config, mesh, rows, args.context, dtype)
+            make = functools.partial(random_params, deployment)
+            model = Model(deployment, everywhere(make, mesh, make), None)
         else:
-            model = load(
-                args.checkpoint, mesh=args.mesh, dtype=args.dtype, verify=args.verify, progress=False, **options
-            )
+            options = {"max_context": args.context, "max_rows": rows, "verify": args.verify, "progress": False}
+            model = load(args.checkpoint, mesh=args.mesh, dtype=args.dtype, **options)
         shape = {"rows": rows, "prompt": args.prompt, "tokens": args.tokens}
         with model:
             begin = time.perf_counter()

@@ -1,6 +1,7 @@
-"""A model on a mesh: what is run, where, for how many requests and how long a context.
+"""A model on a mesh, for so many requests at once and so long a context.
 
-`load`, the engine and the planner take a `Deployment`; the shapes of every device program follow from it.
+`load`, the engine, the planner and the benchmarks take a `Deployment`; the shapes of every device program and the bytes
+on every device follow from it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,39 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from gemma_tpu.cache.kv_cache import init_cache
+from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine import shapes
+from gemma_tpu.memory import Memory, shard_bytes
+from gemma_tpu.model import param_shapes
+from gemma_tpu.sharding import param_sharding
+
+STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
+IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
+REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
+
+_CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
+_CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
+
+# A TPU multiplies fewer than 8 rows on its vector unit, which is slower than 8 on the matrix unit; on a GPU, XLA writes
+# the products of a single row out to memory before it sums them.
+_MIN_ROWS = {"tpu": 8, "gpu": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Deployment:
-    """`rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row.
+    """Hashable: the static argument of the device programs.
 
-    `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
-    suit the platform.
+    `rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row. `dtype` is
+    that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that suit the
+    platform.
     """
 
     config: GemmaConfig
@@ -37,6 +56,18 @@ class Deployment:
         if self.chunks is not None:
             object.__setattr__(self, "chunks", tuple(self.chunks))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields: what follows from them is worked out again by the process that unpickles them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def text(self) -> Deployment:
+        """The text decoder's part, equal for deployments that differ in their vision towers alone.
+
+        The decoder's programs are compiled for it, so that a model with images and one without share them.
+        """
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, vision=None), chunks=None)
+
     @property
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
@@ -49,9 +80,70 @@ class Deployment:
     @functools.cached_property
     def prefill_sizes(self) -> tuple[int, ...]:
         """Tokens of a prefill call, ascending; the longest holds an image whole."""
-        return tuple(shapes.chunk_sizes(self.platform, self.context, self.num_soft_tokens, self.chunks))
+        chunks = self.chunks or (_CPU_CHUNKS if self.platform == "cpu" else _CHUNKS)
+        sizes = (*chunks, max(chunks[-1], self.num_soft_tokens))
+        return tuple(sorted({min(size, self.context) for size in sizes}))
 
     @property
     def min_rows(self) -> int:
-        """Rows that a decode step is padded to."""
-        return shapes.min_rows(self.platform)
+        """Rows that a decode step is padded to on each device."""
+        return _MIN_ROWS.get(self.platform, 1)
+
+    def images_of_chunk(self, rows: int, tokens: int) -> int:
+        """Images that a prefill call of rows × tokens has room for; 0 without a vision tower."""
+        return rows * (tokens // self.num_soft_tokens) if self.config.vision else 0
+
+    @functools.cached_property
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtype and shardings of every parameter, as `load` makes them."""
+        return {
+            name: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=param_sharding(name, x.shape, self.mesh))
+            for name, x in param_shapes(self.config).items()
+        }
+
+    def empty_state(self) -> State:
+        cache = init_cache(self.config, self.rows, self._slots, self.dtype)
+        return State.empty(cache, self.rows, self.config.vocab_size)
+
+    @property
+    def _slots(self) -> int:
+        unit = self.mesh.shape["slots"] * (128 if self.platform == "tpu" else 1)
+        return -(-self.context // unit) * unit
+
+    @functools.cached_property
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state."""
+        state = jax.eval_shape(self.empty_state)
+        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), state, state.shardings(self.mesh))
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Bytes on each device of what stays there: weights, state, remembered soft tokens."""
+        params, state = self.abstract_params, self.abstract_state
+        by_layer = [shard_bytes(layer) for layer in state.cache]
+        caches = {
+            kind: sum(size for layer, size in enumerate(by_layer) if self.config.is_global(layer) is kind)
+            for kind in (True, False)
+        }
+        soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
+        return Memory(
+            weights=shard_bytes(x for name, x in params.items() if not name.startswith("vision.")),
+            vision=shard_bytes(x for name, x in params.items() if name.startswith("vision.")),
+            global_cache=caches[True],
+            local_cache=caches[False],
+            rows=shard_bytes(jax.tree.leaves(state)) - sum(by_layer),
+            images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
+        )
+
+    def fits(self, capacity: int | None) -> bool:
+        """Whether weights and state do, on devices of so many bytes; None is unknown."""
+        return capacity is None or self.memory.resident <= capacity
+
+    def require_room(self, capacity: int | None) -> None:
+        """ValueError, with the table, unless it fits."""
+        if capacity is not None and not self.fits(capacity):
+            raise ValueError(
+                f"{self.context:,} tokens × {self.rows} rows in {self.dtype} do not fit on {self.mesh.size} devices; "
+                f"each would hold\n{self.memory.table(capacity)}\nLoad with a smaller max_context or max_rows, "
+                "text_only, or on more devices (`gemma-tpu plan` says what fits)"
+            )

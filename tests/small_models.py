@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -57,8 +58,10 @@ def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | 
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
         for name, value in (params or random_params(config)).items()
     }
-    settings = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "steps_per_call": 4} | options
-    return Engine(config, params, mesh=mesh, dtype=jnp.float32, **settings)
+    shape = {"max_context": 128, "max_rows": 4, "chunks": (8, 16)} | options
+    rows, context, chunks = (shape.pop(name) for name in ("max_rows", "max_context", "chunks"))
+    deployment = Deployment(config, mesh, rows, context, shape.pop("dtype", "float32"), chunks)
+    return Engine(deployment, params, **{"steps_per_call": 4} | shape)
 
 
 @contextlib.contextmanager

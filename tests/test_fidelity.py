@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, VisionConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput
@@ -126,7 +127,7 @@ def test_greedy_tokens(name: str, goldens: dict, about: dict) -> None:
     config, inputs = config_of(case), models.inputs(case)
     images = [ImageInput(Image.fromarray(image), config.vision.image_size) for image in inputs.images]
     mesh = make_mesh(config, (1, 1), jax.devices()[:1])
-    engine = Engine(config, params_of(case, about), mesh=mesh, max_context=128, max_rows=1, dtype=jnp.float32)
+    engine = Engine(Deployment(config, mesh, 1, 128, "float32"), params_of(case, about))
     try:
         request = engine.submit(
             inputs.expanded[0].tolist(), images, SamplingParams(temperature=0.0, max_new_tokens=case.new_tokens)

@@ -15,6 +15,7 @@ from test_programs import _record
 
 from gemma_tpu.cache.kv_cache import cache_bytes
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import image_ids, number_soft_tokens
@@ -108,8 +109,7 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
 
 
 def _engine(params: dict[str, jax.Array], config: GemmaConfig = CONFIG, **options) -> Engine:
-    settings = {"max_context": CONTEXT, "max_rows": 1, "dtype": jnp.float32} | options
-    return Engine(config, params, mesh=mesh_of(1, 1, config), **settings)
+    return Engine(Deployment(config, mesh_of(1, 1, config), 1, CONTEXT, "float32", **options), params)
 
 
 def _tokens(engine: Engine, tokens: list[int], images: list[ImageInput], new: int = NEW) -> list[int]:

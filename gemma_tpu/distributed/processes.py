@@ -19,6 +19,7 @@ import jax
 from jax._src.distributed import global_state  # the key-value store of jax.distributed has no public name
 from jax.sharding import Mesh
 
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.fingerprint import common_digests, differences, software
 from gemma_tpu.distributed.follower import Follower
@@ -216,20 +217,21 @@ def _end_if_different(group: Group, found: _Answers) -> None:
     raise RuntimeError(why)
 
 
-def open_device(params: Params, on_failure: OnFailure, *, mesh: Mesh, **options: Any) -> Device:
+def open_device(params: Params, on_failure: OnFailure, deployment: Deployment, **options: Any) -> Device:
     """A device for an engine; shared with the other processes if the mesh has devices of theirs.
 
     `on_failure` is called, from another thread, when a process has been lost and calls may never end.
     """
+    mesh = deployment.mesh
     if _is_local(mesh):
-        return Device(params, mesh=mesh, **options)
+        return Device(params, deployment, **options)
     if _group is None:
         raise RuntimeError("a mesh of several processes: call gemma_tpu.initialize() in each of them first")
     if not isinstance(params, _Shared):
         raise ValueError("parameters on a mesh of several processes must be made by all of them: use load()")
     if len({device.process_index for device in mesh.devices.flat}) != jax.process_count():
         raise ValueError("a mesh needs devices of every process, or of process 0 alone")
-    return LeadingDevice(_group, params.key, params, on_failure, mesh=mesh, **options)
+    return LeadingDevice(_group, params.key, params, on_failure, deployment=deployment, **options)
 
 
 def _is_local(mesh: Mesh) -> bool:

@@ -6,18 +6,17 @@ processes that share a mesh are in step if they make the same calls in the same 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.cache.state import Controls, State
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.engine.programs import Controls, State
 from gemma_tpu.model import Params
 
 
@@ -29,14 +28,9 @@ class Device:
     def __init__(
         self,
         params: Params,
+        deployment: Deployment,
         *,
-        config: GemmaConfig,
-        mesh: Mesh,
-        rows: int,
-        context: int,
-        dtype: jax.typing.DTypeLike,
         max_steps: int,
-        min_rows: int,
     ) -> None:
         # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
         self._text_params = {name: value for name, value in params.items() if not name.startswith("vision.")}
@@ -45,26 +39,23 @@ class Device:
             name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
             for name, value in self._text_params.items()
         }
-        self._num_soft = config.vision.num_soft_tokens if config.vision else 0
-        self._config, self._mesh, self._rows, self._context, self._dtype = config, mesh, rows, context, dtype
-        self._static = {"config": dataclasses.replace(config, vision=None), "mesh": mesh}
-        self._decode_static = {"max_steps": max_steps, "min_rows": min_rows, **self._static}
+        self._deployment, self._max_steps = deployment, max_steps
+        self._static = {"deployment": deployment.text}
         self._state: State | None = None
 
     @in_32_bits
     def reset(self) -> None:
         """An empty state in the place of the old one, and no image known."""
         self._free_state()
-        self._state = programs.init_state(self._config, self._rows, self._context, self._dtype, self._mesh)
+        self._state = programs.init_state(self._deployment.text)
         self._soft_tokens: dict[bytes, jax.Array] = {}
-        if vision := self._config.vision:
-            shape = (vision.num_soft_tokens, self._config.embed_dim)
-            self._blank = programs.blank_image(shape, self._dtype, self._mesh)
+        if self._deployment.config.vision:
+            self._blank = programs.blank_image(self._deployment)
 
     @in_32_bits
     def encode(self, digests: Sequence[bytes], pixels: np.ndarray) -> None:
         """Keeps the soft tokens of float32[I, side, side, 3] under the images' digests."""
-        encoded = programs.encode(self._vision_params, pixels, config=self._config, mesh=self._mesh)
+        encoded = programs.encode(self._vision_params, pixels, deployment=self._deployment)
         self._soft_tokens |= zip(digests, encoded, strict=True)
 
     def forget(self, digests: Sequence[bytes]) -> None:
@@ -88,28 +79,28 @@ class Device:
     ) -> None:
         """`images` are digests, None where there is room for an image and none is given; otherwise as the program."""
         shown = tuple(self._blank if digest is None else self._soft_tokens[digest] for digest in images)
-        soft = programs.stack(shown, mesh=self._mesh) if shown else None
+        soft = programs.stack(shown, **self._static) if shown else None
         args = (self._text_params, self._state, rows, tokens, start, count, soft, soft_index)
         self._state = programs.prefill(*args, fresh=fresh, **self._static)
 
     @in_32_bits
     def admit(self, row: int, length: int, last: int, remaining: int, controls: Controls) -> None:
         numbers = (np.int32(value) for value in (row, length, last, remaining))
-        self._state = programs.admit(self._state, *numbers, controls, mesh=self._mesh)
+        self._state = programs.admit(self._state, *numbers, controls, **self._static)
 
     @in_32_bits
     def release(self, row: int) -> None:
-        self._state = programs.release(self._state, np.int32(row), mesh=self._mesh)
+        self._state = programs.release(self._state, np.int32(row), **self._static)
 
     @in_32_bits
     def clear(self, row: int) -> None:
-        self._state = programs.clear(self._state, np.int32(row), mesh=self._mesh)
+        self._state = programs.clear(self._state, np.int32(row), **self._static)
 
     @in_32_bits
     def decode(self, rows: np.ndarray | None, steps: int) -> jax.Array:
         """int32[max_steps, B], whole on every device."""
         args = (self._text_params, self._state, rows, np.int32(steps))
-        self._state, tokens = programs.decode(*args, **self._decode_static)
+        self._state, tokens = programs.decode(*args, max_steps=self._max_steps, **self._static)
         return tokens
 
     @in_32_bits
@@ -128,12 +119,13 @@ class Device:
     @in_32_bits
     def compile_logits(self, rows: int, tokens: int, kept: int, images: int) -> None:
         """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
-        whole, D = NamedSharding(self._mesh, PartitionSpec()), self._config.embed_dim
+        dtype, D = self._deployment.dtype, self._deployment.config.embed_dim
+        whole = NamedSharding(self._deployment.mesh, PartitionSpec())
         shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-        one = jax.ShapeDtypeStruct((self._num_soft, D), self._dtype, sharding=whole)
+        one = jax.ShapeDtypeStruct((self._deployment.num_soft_tokens, D), dtype, sharding=whole)
         args = (shape((rows, tokens)), shape((rows,)), (one,) * images, shape((rows, tokens)))
         programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
-        x = jax.ShapeDtypeStruct((rows, tokens, D), self._dtype, sharding=whole)
+        x = jax.ShapeDtypeStruct((rows, tokens, D), dtype, sharding=whole)
         args = (x, shape((rows, kept)))
         programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
 

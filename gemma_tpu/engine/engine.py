@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.cache.state import NO_TOKEN, Controls
+from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_device
 from gemma_tpu.engine.arrival import Arrival, arrive, check_length
 from gemma_tpu.engine.chunk import make_chunk
 from gemma_tpu.engine.finite import NotFiniteError, require_finite
 from gemma_tpu.engine.images import SoftTokens
-from gemma_tpu.engine.programs import NO_TOKEN, NOT_FINITE, Controls
+from gemma_tpu.engine.programs import NOT_FINITE
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch, row_controls
 from gemma_tpu.engine.rows import Row, choose_row, chunk_end
 from gemma_tpu.engine.sequences import check_logits, pad
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, STEPS_PER_CALL, chunk_sizes, min_rows
 from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
 from gemma_tpu.options import SamplingParams
@@ -39,43 +38,28 @@ class Engine(Worker):
 
     def __init__(
         self,
-        config: GemmaConfig,
+        deployment: Deployment,
         params: Params,
         *,
-        mesh: Mesh,
-        max_context: int,
-        max_rows: int,
-        dtype: jax.typing.DTypeLike,
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
-        chunks: Sequence[int] | None = None,
         batch_always: bool | None = None,
     ) -> None:
         super().__init__("gemma-engine")
-        self.config, self.mesh, self.max_context, self.max_rows = config, mesh, max_context, max_rows
-        self._dtype = np.dtype(dtype)
+        self.deployment, self.config = deployment, deployment.config
+        self.max_context, self.max_rows = deployment.context, deployment.rows
+        self._dtype = np.dtype(deployment.dtype)
         self._eos_tokens, self._steps_per_call = tuple(eos_tokens), steps_per_call
-        self._num_soft = config.vision.num_soft_tokens if config.vision else 0
-        platform = mesh.devices.flat[0].platform
-        self._chunks = chunk_sizes(platform, max_context, self._num_soft, chunks)
+        self._num_soft, self._chunks = deployment.num_soft_tokens, deployment.prefill_sizes
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
-        self._batch_always = max_rows == 1 or (platform != "cpu" if batch_always is None else batch_always)
+        by_platform = deployment.platform != "cpu"
+        self._batch_always = self.max_rows == 1 or (by_platform if batch_always is None else batch_always)
 
         self._pending: collections.deque[Arrival] = collections.deque()
         self._turn = 0
         self._rows: list[Row] = []
-        self._device = open_device(
-            params,
-            self._abort,
-            config=config,
-            mesh=mesh,
-            rows=max_rows,
-            context=max_context,
-            dtype=self._dtype,
-            max_steps=steps_per_call,
-            min_rows=min_rows(platform),
-        )
+        self._device = open_device(params, self._abort, deployment, max_steps=steps_per_call)
         self._reset()
         self._start()
 
@@ -157,7 +141,7 @@ class Engine(Worker):
 
     def _reset(self) -> None:
         self._device.reset()
-        self._soft_tokens = SoftTokens(self._device, self._num_soft)
+        self._soft_tokens = SoftTokens(self._device, self.deployment)
         self._forget_rows()
 
     def _forget_rows(self) -> None:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, Deployment
 from gemma_tpu.engine.device import Device
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
 
 
 class SoftTokens:
     """The vision tower's side of an engine. Used by the engine's thread alone, but for `in`."""
 
-    def __init__(self, device: Device, per_image: int) -> None:
-        self._device, self.per_image = device, per_image
+    def __init__(self, device: Device, deployment: Deployment) -> None:
+        self._device, self._deployment = device, deployment
         self._known: collections.OrderedDict[bytes, None] = collections.OrderedDict()
 
     def __contains__(self, digest: bytes) -> bool:
@@ -46,7 +46,7 @@ class SoftTokens:
 
     def for_chunk(self, images: Sequence[ImageInput], rows: int, tokens: int) -> list[bytes | None]:
         """As many places as a chunk of rows × tokens has for images, filled with those given."""
-        capacity = images_of_chunk(rows, tokens, self.per_image)
+        capacity = self._deployment.images_of_chunk(rows, tokens)
         if not capacity:
             return []
         digests = self.of(images)

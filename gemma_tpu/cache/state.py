@@ -1,0 +1,62 @@
+"""What the device keeps between calls: the cache, and for each batch row its length and controls.
+
+R: rows of the cache; V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemma_tpu.ops.sampling import Leaf, Sampling
+from gemma_tpu.options import MAX_STOP_TOKENS
+from gemma_tpu.sharding import partition
+
+NO_TOKEN = -1  # in place of a token where there is none
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """What the caller of a row asked for. `stop` is padded with NO_TOKEN."""
+
+    sampling: Sampling
+    stop: Leaf  # int32[R, MAX_STOP_TOKENS]
+    forbidden: Leaf  # bool[R, V]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The one value that every program takes and returns.
+
+    `length`: tokens in the cache. `last`: the token to feed next, at position `length`. `remaining`: tokens a row may
+    still produce; a row with 0 rests.
+    """
+
+    cache: Leaf  # Cache
+    length: Leaf  # int32[R]
+    last: Leaf  # int32[R]
+    remaining: Leaf  # int32[R]
+    controls: Controls
+
+    @classmethod
+    def empty(cls, cache: Leaf, rows: int, vocab_size: int) -> State:
+        """All rows at rest beside an empty `cache`."""
+
+        def zeros(dtype: str) -> jax.Array:
+            return jnp.zeros(rows, dtype)
+
+        sampling = Sampling(zeros("f4"), zeros("i4"), zeros("f4"), zeros("f4"), zeros("u4"))
+        stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN, jnp.int32)
+        controls = Controls(sampling, stop, jnp.zeros((rows, vocab_size), bool))
+        return cls(cache, zeros("i4"), zeros("i4"), zeros("i4"), controls)
+
+    def shardings(self, mesh: Mesh) -> State:
+        """The cache is split over rows and kv heads; the few numbers per row are on every device."""
+        shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), self)
+        cache = jax.tree.map(lambda x: partition("RKSH", x.shape, mesh), self.cache)
+        return dataclasses.replace(shardings, cache=cache)
