@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from gemma_tpu.cache.kv_cache import init_cache
+from gemma_tpu.cache.kv_cache import KVCache
 from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.model import param_shapes
+from gemma_tpu.ops.rows import min_rows
 from gemma_tpu.sharding import param_sharding
 
 STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
@@ -30,10 +31,6 @@ REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
 
-# A TPU multiplies fewer than 8 rows on its vector unit, which is slower than 8 on the matrix unit; on a GPU, XLA writes
-# the products of a single row out to memory before it sums them.
-_MIN_ROWS = {"tpu": 8, "gpu": 2}
-
 
 @dataclasses.dataclass(frozen=True)
 class Deployment:
@@ -41,7 +38,7 @@ class Deployment:
 
     `rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row. `dtype` is
     that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that suit the
-    platform.
+    platform. `cache` is the class of the cache.
     """
 
     config: GemmaConfig
@@ -50,6 +47,7 @@ class Deployment:
     context: int
     dtype: DTypeLike
     chunks: Sequence[int] | None = None
+    cache: type = KVCache
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
@@ -87,7 +85,7 @@ class Deployment:
     @property
     def min_rows(self) -> int:
         """Rows that a decode step is padded to on each device."""
-        return _MIN_ROWS.get(self.platform, 1)
+        return min_rows(self.mesh)
 
     def images_of_chunk(self, rows: int, tokens: int) -> int:
         """Images that a prefill call of rows × tokens has room for; 0 without a vision tower."""
@@ -102,13 +100,8 @@ class Deployment:
         }
 
     def empty_state(self) -> State:
-        cache = init_cache(self.config, self.rows, self._slots, self.dtype)
+        cache = self.cache.init(self.config, self.mesh, self.rows, self.context, self.dtype)
         return State.empty(cache, self.rows, self.config.vocab_size)
-
-    @property
-    def _slots(self) -> int:
-        unit = self.mesh.shape["slots"] * (128 if self.platform == "tpu" else 1)
-        return -(-self.context // unit) * unit
 
     @functools.cached_property
     def abstract_state(self) -> State:
@@ -119,19 +112,15 @@ class Deployment:
     @functools.cached_property
     def memory(self) -> Memory:
         """Bytes on each device of what stays there: weights, state, remembered soft tokens."""
-        params, state = self.abstract_params, self.abstract_state
-        by_layer = [shard_bytes(layer) for layer in state.cache]
-        caches = {
-            kind: sum(size for layer, size in enumerate(by_layer) if self.config.is_global(layer) is kind)
-            for kind in (True, False)
-        }
+        params, cache = self.abstract_params, self.abstract_state.cache
+        rest = dataclasses.replace(self.abstract_state, cache=None)
         soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
         return Memory(
             weights=shard_bytes(x for name, x in params.items() if not name.startswith("vision.")),
             vision=shard_bytes(x for name, x in params.items() if name.startswith("vision.")),
-            global_cache=caches[True],
-            local_cache=caches[False],
-            rows=shard_bytes(jax.tree.leaves(state)) - sum(by_layer),
+            global_cache=cache.nbytes(windowed=False),
+            local_cache=cache.nbytes(windowed=True),
+            rows=shard_bytes(jax.tree.leaves(rest)),
             images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
         )
 

@@ -15,9 +15,9 @@ from plan_samples import SMALL, compiled
 
 from gemma_tpu.engine import programs
 from gemma_tpu.memory import shard_bytes
-from gemma_tpu.model.vision import split_attention
 from gemma_tpu.ops.attention import PREFIX
 from gemma_tpu.ops.flash_attention import flash
+from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
 from gemma_tpu.plan.chips import parse_slice
@@ -173,6 +173,6 @@ def test_the_kernel_of_the_vision_tower_compiles_for_every_chip(where: str, dtyp
     """And on the device nothing has the size of patches × patches."""
     mesh = plan_compiled.mesh_for(SMALL, parse_slice(where), (2, 2))
     patches = jax.ShapeDtypeStruct((2, 4096, 16, 72), dtype, sharding=partition("IPnh", (2, 4096, 16, 72), mesh))
-    compiled = jax.jit(functools.partial(split_attention, mesh=mesh)).lower(*[patches] * 3).compile()
+    compiled = jax.jit(functools.partial(patch_attention, mesh=mesh)).lower(*[patches] * 3).compile()
     # Query, key and value by head, their 72 numbers padded to 128, and little beside them.
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * 8 * 4096 * 128 * jnp.dtype(dtype).itemsize

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
-from gemma_tpu import deployment as deployment_module
+from gemma_tpu.cache.kv_cache import KVCache
 from gemma_tpu.cache.state import Controls
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
@@ -21,6 +22,7 @@ from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import number_soft_tokens
 from gemma_tpu.engine.rows import chunk_end, image_spans
 from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops import rows as row_ops
 from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -54,8 +56,8 @@ def _expected(config: GemmaConfig) -> tuple[np.ndarray, np.ndarray]:
 class _Cached:
     """Drives the programs by hand."""
 
-    def __init__(self, mesh, config: GemmaConfig = MULTIMODAL) -> None:
-        self.deployment = Deployment(config, mesh, ROWS, CONTEXT, "float32").text
+    def __init__(self, mesh, config: GemmaConfig = MULTIMODAL, cache: type = KVCache) -> None:
+        self.deployment = Deployment(config, mesh, ROWS, CONTEXT, "float32", cache=cache).text
         self.soft_tokens = _expected(config)[0]
         self.params = {
             name: jax.device_put(value, param_sharding(name, value.shape, mesh))
@@ -92,18 +94,20 @@ class _Cached:
 
 
 @pytest.mark.parametrize(
-    ("shape", "kv_heads", "size", "block"),
+    ("shape", "kv_heads", "size", "block", "cache"),
     [
-        ((1, 1), 4, 5, 3),
-        ((1, 8), 4, 16, 48),
-        ((1, 8), 1, 5, 2),
-        ((2, 4), 4, 5, 8),
-        ((2, 4), 2, 16, 5),
-        ((8, 1), 4, 16, 8),
+        ((1, 1), 4, 5, 3, KVCache),
+        ((1, 8), 4, 16, 48, KVCache),
+        ((1, 8), 1, 5, 2, KVCache),
+        ((2, 4), 4, 5, 8, KVCache),
+        ((2, 4), 2, 16, 5, KVCache),
+        ((8, 1), 4, 16, 8, KVCache),
+        ((1, 1), 2, 5, 8, PlainCache),  # the programs know no cache by name
+        ((2, 4), 4, 16, 8, PlainCache),
     ],
 )
 def test_prefill_then_decode_equals_the_plain_path(
-    shape: tuple[int, int], kv_heads: int, size: int, block: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], kv_heads: int, size: int, block: int, cache: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of any size, images anywhere, then token by token to the end of the context, row after row.
 
@@ -116,7 +120,7 @@ def test_prefill_then_decode_equals_the_plain_path(
     monkeypatch.setattr(attention_ops, "PREFIX", block)
     jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
-    cached = _Cached(mesh_of(*shape, config), config)
+    cached = _Cached(mesh_of(*shape, config), config, cache)
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
     for row, length in enumerate(LENGTHS):
@@ -129,7 +133,7 @@ def test_prefill_then_decode_equals_the_plain_path(
         targets.append(target)
     for row, length in enumerate(LENGTHS):  # while one decodes, those before and after it rest
         if row == 1:
-            monkeypatch.setitem(deployment_module._MIN_ROWS, "cpu", 8)
+            monkeypatch.setitem(row_ops._MIN_ROWS, "cpu", 8)
             jax.clear_caches()
         for position in range(targets[row], length):
             single = position % 2 == 0 and shape == (1, 1)
@@ -157,8 +161,10 @@ def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], mon
     cached.prefill(row, 0, length, 16, whole=True)
     cached.admit(resting, 45, 1, remaining=0)
     spoil = jax.jit(lambda x: x.at[:, :, 8:].set(jnp.nan), donate_argnums=0)
-    cache = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cached.state.cache]
-    cached.state = dataclasses.replace(cached.state, cache=tuple(cache))
+    cache = cached.state.cache
+    layers = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cache.layers]
+    spoilt = dataclasses.replace(cache, layers=tuple(layers))
+    cached.state = dataclasses.replace(cached.state, cache=spoilt)
     cached.decode(row, length, int(_tokens()[row, length]), single=False)
     jax.effects_barrier()
     assert np.abs(seen[-1][row] - _expected(MULTIMODAL)[1][row, length]).max() < 1e-4
@@ -198,7 +204,7 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
 
 def test_the_state_is_donated() -> None:
     cached = _Cached(mesh_of(1, 1))
-    old = cached.state.cache[0][0]
+    old = cached.state.cache.layers[0][0]
     cached.prefill(0, 0, 3, 16, whole=True)
     assert old.is_deleted()
 

@@ -6,14 +6,15 @@ R: rows of the cache; V: vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from gemma_tpu.ops.sampling import Leaf, Sampling
 from gemma_tpu.options import MAX_STOP_TOKENS
-from gemma_tpu.sharding import partition
 
 NO_TOKEN = -1  # in place of a token where there is none
 
@@ -37,14 +38,14 @@ class State:
     still produce; a row with 0 rests.
     """
 
-    cache: Leaf  # Cache
+    cache: Any  # a KVCache, or another class with its methods
     length: Leaf  # int32[R]
     last: Leaf  # int32[R]
     remaining: Leaf  # int32[R]
     controls: Controls
 
     @classmethod
-    def empty(cls, cache: Leaf, rows: int, vocab_size: int) -> State:
+    def empty(cls, cache: Any, rows: int, vocab_size: int) -> State:
         """All rows at rest beside an empty `cache`."""
 
         def zeros(dtype: str) -> jax.Array:
@@ -56,7 +57,17 @@ class State:
         return cls(cache, zeros("i4"), zeros("i4"), zeros("i4"), controls)
 
     def shardings(self, mesh: Mesh) -> State:
-        """The cache is split over rows and kv heads; the few numbers per row are on every device."""
+        """The cache's own; the few numbers per row are on every device."""
         shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), self)
-        cache = jax.tree.map(lambda x: partition("RKSH", x.shape, mesh), self.cache)
-        return dataclasses.replace(shardings, cache=cache)
+        return dataclasses.replace(shardings, cache=self.cache.shardings())
+
+    def take(self, rows: Int[Array, "B"]) -> State:
+        """The state of these rows alone."""
+        taken = jax.tree.map(lambda x: x[rows], dataclasses.replace(self, cache=None))
+        return dataclasses.replace(taken, cache=self.cache.take(rows))
+
+    def put(self, rows: Int[Array, "B"], taken: State) -> State:
+        """This state with `rows` as they are in `taken`."""
+        mine, theirs = (dataclasses.replace(state, cache=None) for state in (self, taken))
+        state = jax.tree.map(lambda x, some: x.at[rows].set(some), mine, theirs)
+        return dataclasses.replace(state, cache=self.cache.put(rows, taken.cache))

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from gemma_tpu.cache.kv_cache import append, slot_positions, write
 from gemma_tpu.cache.state import NO_TOKEN, Controls, State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import hidden_states, image_ids, precision
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.placement import OnMesh
-from gemma_tpu.model.vision import split_attention
-from gemma_tpu.ops.attention import attend_part, finish, join
+from gemma_tpu.ops.attention import Keys
+from gemma_tpu.ops.patch_attention import patch_attention
+from gemma_tpu.ops.rows import row_padding
 from gemma_tpu.ops.sampling import sample
 
 NOT_FINITE = -2  # where a row's logits were NaN or infinity: its end
@@ -50,7 +49,7 @@ def encode(
     params: Params, pixels: Float[Array, "I side side 3"], *, deployment: Deployment
 ) -> tuple[Float[Array, "soft D"], ...]:
     """Soft tokens of each image, as separate arrays that are whole on every device."""
-    attend = functools.partial(split_attention, mesh=deployment.mesh)
+    attend = functools.partial(patch_attention, mesh=deployment.mesh)
     with precision(params):
         soft_tokens = vision_model(deployment.config, params)(pixels, attend=attend)
     return tuple(_on_all(image, deployment) for image in soft_tokens)
@@ -88,34 +87,26 @@ def prefill(
     `rows` are the rows of the state at hand, None for all of them; a row with count 0 is left as it is. `fresh` says
     that every row starts at 0, so that there is no cache to attend to. No image may reach over the chunk's end.
     """
-    config, mesh = deployment.config, deployment.mesh
     row_ids = jnp.arange(state.length.shape[0]) if rows is None else rows
     B, T = tokens.shape
     token = jnp.arange(T)
     positions = start[:, None] + token
     key_pos = jnp.where(token < count[:, None], positions, -1)
     image = jnp.zeros((B, T), jnp.int32) if soft_tokens is None else image_ids(soft_index, soft_tokens.shape[1])
-    cache = list(state.cache)
+    before = cache = state.cache
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        old = cache[layer]
-        cache[layer] = write(old, row_ids, key, value, start, count)
-        look = functools.partial(
-            attend_part, query, window=None if config.is_global(layer) else config.sliding_window, mesh=mesh
-        )
-        keys, values = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-        part = look(keys, values, positions, key_pos, query_image=image, key_image=image, length="T")
-        if not fresh:
-            keys, values = old if rows is None else (old[0][rows], old[1][rows])
-            part = join(part, look(keys, values, positions, slot_positions(start, keys.shape[2])))
-        return finish(part, query)
+        nonlocal cache
+        cache = cache.write(layer, row_ids, key, value, start, count)
+        own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), key_pos, image)
+        return before.attend(layer, query, positions, length=None if fresh else start, rows=rows, own=own)
 
     with precision(params):
-        model, placement = text_model(config, params), OnMesh(mesh)
+        model, placement = text_model(deployment.config, params), OnMesh(deployment.mesh)
         x = model.embed(tokens, soft_tokens, soft_index, placement=placement)
         model(x, positions, attend_layer, placement=placement)
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
-    return _pin(dataclasses.replace(state, cache=tuple(cache), length=length), deployment)
+    return _pin(dataclasses.replace(state, cache=cache, length=length), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -148,30 +139,9 @@ def release(state: State, row: Int[Array, ""], *, deployment: Deployment) -> Sta
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def clear(state: State, row: Int[Array, ""], *, deployment: Deployment) -> State:
-    """Empties a row. Zeros take the place of its keys and values, since a weight of 0 times NaN is NaN."""
-
-    def emptied(x: jax.Array) -> jax.Array:
-        here = jnp.arange(x.shape[0]) == row  # no slice: a cache that is split over rows stays where it is
-        return jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros((), x.dtype), x)
-
-    fields = {name: jax.tree.map(emptied, getattr(state, name)) for name in ("cache", "length", "last", "remaining")}
-    return _pin(dataclasses.replace(state, **fields), deployment)
-
-
-def _padding(rows: int, least: int, mesh: Mesh) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-    """Adds rows up to `least` for each device of the data axis, and takes them away again; no row changes devices."""
-    groups = mesh.shape["data"] if rows % mesh.shape["data"] == 0 else 1
-    own = rows // groups
-    added = max(0, least - own)
-
-    def pad(x: jax.Array) -> jax.Array:
-        grouped = x.reshape(groups, own, *x.shape[1:])
-        return jnp.pad(grouped, ((0, 0), (0, added), *((0, 0),) * (x.ndim - 1))).reshape(-1, *x.shape[1:])
-
-    def unpad(x: jax.Array) -> jax.Array:
-        return x.reshape(groups, own + added, *x.shape[1:])[:, :own].reshape(rows, *x.shape[1:])
-
-    return pad, unpad
+    """Empties a row."""
+    numbers = {name: getattr(state, name).at[row].set(0) for name in ("length", "last", "remaining")}
+    return _pin(dataclasses.replace(state, cache=state.cache.clear(row), **numbers), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
@@ -188,30 +158,26 @@ def decode(
 
     A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
 
-    `rows` picks rows of the state, None takes all. Matrix products run on at least `deployment.min_rows` rows of each
-    device.
+    `rows` picks rows of the state, None takes all. Matrix products are padded to rows that suit the platform
+    (gemma_tpu.ops.rows).
     """
-    config, mesh = deployment.config, deployment.mesh
-    picked = state if rows is None else jax.tree.map(lambda x: x[rows], state)
+    picked = state if rows is None else state.take(rows)
     B = picked.length.shape[0]
-    pad, unpad = _padding(B, deployment.min_rows, mesh)
-    model, placement, controls = text_model(config, params), OnMesh(mesh), picked.controls
-    put = functools.partial(append, split=mesh.shape["slots"] > 1)
+    pad, unpad = row_padding(B, deployment.mesh)
+    model, placement = text_model(deployment.config, params), OnMesh(deployment.mesh)
+    controls = picked.controls
 
     def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
         i, row, tokens = carry
         active = row.remaining > 0
         position = row.length[:, None]
-        cache = list(row.cache)
-
+        cache = row.cache
         held = jnp.where(active, row.length + 1, 1)  # a row that rests makes no other read as far as it reaches
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            cache[layer] = keys, values = put(cache[layer], unpad(key), unpad(value), row.length)
-            window = None if config.is_global(layer) else config.sliding_window
-            held_pos = slot_positions(held, keys.shape[2])
-            part = attend_part(unpad(query), keys, values, position, held_pos, window=window, mesh=mesh)
-            return pad(finish(part, unpad(query)))
+            nonlocal cache
+            cache = cache.append(layer, unpad(key), unpad(value), row.length)
+            return pad(cache.attend(layer, unpad(query), position, length=held))
 
         x = model.embed(pad(row.last[:, None]), placement=placement)
         x = model(x, pad(position), attend_layer, placement=placement)
@@ -222,7 +188,7 @@ def decode(
             token = sample(logits, row.length + 1, controls.sampling)
         stopped = jnp.any(token[:, None] == controls.stop, axis=-1) | ~good
         row = State(
-            cache=tuple(cache),
+            cache=cache,
             length=row.length + active,
             last=jnp.where(active, token, row.last),
             remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
@@ -239,7 +205,7 @@ def decode(
         empty = jnp.full((max_steps, B), NO_TOKEN)
         _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
     if rows is not None:
-        picked = jax.tree.map(lambda all_rows, some: all_rows.at[rows].set(some), state, picked)
+        picked = state.put(rows, picked)
     # The host reads the tokens, and can read only what its own devices hold.
     return _pin(picked, deployment), _on_all(tokens, deployment)
 

@@ -11,9 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.model.attention import Attention, KeyValues, Queries
+from gemma_tpu.model.attention import Attention
 from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
 from gemma_tpu.model.placement import Placement
+from gemma_tpu.ops.masks import KeyValues, Queries
 
 # (layer, queries, keys, values of the tokens at hand) → what the queries read.
 AttendLayer = Callable[[int, Queries, KeyValues, KeyValues], Queries]

@@ -115,7 +115,7 @@ def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:
         if program.name == "decode" and program.sampled_cycles > program.cycles:
             sampled = _seconds(program, program.sampled_cycles, roofline, target)
             special.append(Speed(f"{what}, top-k and top-p", sampled, roofline))
-        short = PREFIX * target.deployment.mesh.shape["slots"]  # each device reads so many slots of its own at least
+        short = target.deployment.abstract_state.cache.shortest_read()
         if program.name == "decode" and short < target.deployment.context:
             least = decode_roofline(target.replace(context=short), sent)
             seconds = _seconds(program, program.short_cycles, least, target)

@@ -6,11 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
 from gemma_tpu.deployment import IMAGE_BATCHES
-from gemma_tpu.memory import shard_size
 from gemma_tpu.plan.compiled import Target
 from gemma_tpu.plan.hlo import Collective
 
@@ -87,7 +85,7 @@ def _text_roofline(
     if collectives is None:
         collectives = _all_reduces(2 * config.num_layers + 1, tokens * config.embed_dim * itemsize, target)
     return Roofline(
-        memory=(weights + cached) * itemsize / chip.bandwidth,
+        memory=(weights * itemsize + cached) / chip.bandwidth,
         matrix=flops * _passes(target) / chip.flops,
         vector=scores * _SOFTMAX_OPS / chip.vector_ops,
         interconnect=sum(collective_seconds(one, target) for one in collectives),
@@ -119,11 +117,10 @@ def _patch_attention(target: Target) -> tuple[int, float]:
 
 
 def _attention(target: Target, queries: int) -> tuple[float, float]:
-    """Elements of the cache on a device, and scores of `queries` of each row with all of it."""
-    config = target.deployment.config
-    cached = sum(shard_size(one) for one in jax.tree.leaves(target.deployment.abstract_state.cache))
-    # Half of what is cached are keys, H elements each, seen by G heads.
-    return cached, cached / 2 / config.head_dim * config.group_size * queries
+    """Bytes of the cache on a device, and scores of `queries` of each row with all of it."""
+    cache = target.deployment.abstract_state.cache
+    nbytes = cache.nbytes(windowed=False) + cache.nbytes(windowed=True)
+    return nbytes, cache.num_keys() * target.deployment.config.group_size * queries
 
 
 def _passes(target: Target) -> int:
