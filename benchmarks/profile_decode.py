@@ -33,10 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     config = CONFIGS[args.model]
     mesh = make_mesh(config)
-    dtype = resolve_dtype("auto", mesh)
-    params = random_params(config, dtype, mesh)
-    deployment = Deployment(config, mesh, rows=args.rows, context=args.context, dtype=dtype)
-    model = Model(deployment, params, None)
+    dtype, _ = resolve_dtype("auto", mesh)
+    deployment = Deployment(config, mesh, args.rows, args.context, dtype)
+    model = Model(deployment, random_params(deployment), None)
 
     def run() -> None:
         prompts = np.random.default_rng(0).integers(4, config.vocab_size, (args.rows, 1024)).tolist()

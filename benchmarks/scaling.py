@@ -20,18 +20,16 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
-from gemma_tpu.deployment import Deployment
+from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.engine.runner import row_params
-from gemma_tpu.engine.shapes import STEPS_PER_CALL, min_rows
 from gemma_tpu.engine.step import activate
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
@@ -47,8 +45,8 @@ ROWS, CALLS = (1, 8), 8
 def load(name: str, devices: int, dtype: str, rows: int) -> Model:
     config = CONFIGS[name]
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
-    params = random_params(config, jnp.dtype(dtype), mesh)
-    return Model(Deployment(config, mesh, rows=rows, context=CONTEXT, dtype=dtype), params, None)
+    deployment = Deployment(config, mesh, rows, CONTEXT, dtype)
+    return Model(deployment, random_params(deployment), None)
 
 
 def answers(name: str, devices: int) -> tuple[list[list[int]], np.ndarray]:
@@ -105,19 +103,20 @@ def check(name: str, counts: list[int]) -> bool:
 
 def measure(name: str, devices: int, context: int, length: int, repeats: int) -> str:
     """A line of the table. Calls follow each other as the engine's do, the next one ready before the last is read."""
-    config, dtype = dataclasses.replace(CONFIGS[name], vision=None), jnp.dtype("bfloat16")
+    config = dataclasses.replace(CONFIGS[name], vision=None)
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
-    params = random_params(config, dtype, mesh)
-    static = {"max_steps": STEPS_PER_CALL, "min_rows": min_rows(jax.devices()[0].platform)}
+    params = random_params(Deployment(config, mesh, max(ROWS), context, "bfloat16"))
     seconds, sent = [], 0
     for rows in ROWS:
-        state = programs.init_state(config, rows, context, dtype, mesh)
+        deployment = Deployment(config, mesh, rows, context, "bfloat16")
+        state = programs.init_state(deployment)
         for row in range(rows):
             numbers = row, length, 2, context - length
             asked = row_params(activate(*numbers, SamplingParams(), ()), config.vocab_size)
-            state = programs.activate(state, *map(np.int32, numbers), asked, mesh=mesh)
+            state = programs.activate(state, *map(np.int32, numbers), asked, deployment=deployment)
         args = None, np.int32(STEPS_PER_CALL)
-        decode = programs.decode.lower(params, state, *args, config=config, mesh=mesh, **static).compile()
+        static = {"deployment": deployment, "max_steps": STEPS_PER_CALL}
+        decode = programs.decode.lower(params, state, *args, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.
         lines = itertools.chain(*Hlo(decode.as_text()).computations.values())
         collectives = [one for one in lines if one.op.removesuffix("-start") in COLLECTIVES]

@@ -24,8 +24,9 @@ from pathlib import Path
 import jax
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.plan.chips import GIB, parse_slice
-from gemma_tpu.plan.compiled import Deployment, compile_programs, total_memory
+from gemma_tpu.memory import GIB
+from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.inspection import decode_problems
 from gemma_tpu.plan.report import versions
@@ -47,14 +48,6 @@ REFERENCE = Path(__file__).with_name("reference_step.py")
 GEMMA = "GEMMA_TPU_VERIFY_GEMMA"
 
 
-class OneCall(Deployment):
-    """Its whole context goes through one prefill call, which the engine would make in chunks."""
-
-    @property
-    def chunk(self) -> int:
-        return self.context
-
-
 @dataclasses.dataclass(frozen=True)
 class Bar:
     """One promise and what came of it: `met` is None if there was nothing to compare with."""
@@ -65,15 +58,15 @@ class Bar:
     met: bool | None
 
 
-def deployment(model: str, images: bool, where: str, context: int, rows: int) -> Deployment:
+def target(model: str, images: bool, where: str, context: int, rows: int) -> Target:
     config = CONFIGS[model] if images else dataclasses.replace(CONFIGS[model], vision=None)
     return choose_mesh(config, parse_slice(where), rows, context, "bfloat16").candidates[0]
 
 
 def memory_bars(model: str, images: bool, where: str, context: int, rows: int) -> Iterator[Bar]:
-    one = deployment(model, images, where, context, rows)
+    one = target(model, images, where, context, rows)
     programs = compile_programs(one)
-    memory, capacity = total_memory(one, programs), one.where.chip.hbm
+    memory, capacity = total_memory(one, programs), one.chip.hbm
     name = f"{model}{' with vision' * images}, {where}, {context:,} × {rows}, mesh {one.mesh_shape}"
     peaks = ", ".join(f"{program.name} {program.peak / GIB:.2f}" for program in programs)
     peak = memory.total - memory.code
@@ -83,10 +76,8 @@ def memory_bars(model: str, images: bool, where: str, context: int, rows: int) -
 
 
 def long_call_bars(model: str, where: str, tokens: int, most: int) -> Iterator[Bar]:
-    one = deployment(model, False, where, tokens, 1)
-    (prefill,) = compile_programs(
-        OneCall(*(getattr(one, field.name) for field in dataclasses.fields(one))), ["prefill"]
-    )
+    one = target(model, False, where, tokens, 1)
+    (prefill,) = compile_programs(one.replace(chunks=(tokens,)), ["prefill"])  # the engine would make it in chunks
     figure = f"{prefill.temporaries / GIB:.2f} GiB" if prefill.needs is None else "the compiler refuses it"
     met = prefill.needs is None and prefill.temporaries <= most
     yield Bar(
@@ -96,7 +87,7 @@ def long_call_bars(model: str, where: str, tokens: int, most: int) -> Iterator[B
 
 def step_bars(model: str, where: str, context: int, rows: int, most: float | None, gemma: str) -> Iterator[Bar]:
     """`gemma`: the interpreter that compiles the reference."""
-    one = deployment(model, False, where, context, rows)
+    one = target(model, False, where, context, rows)
     decode = compile_programs(one, ["decode"])[0]
     name = f"{model}, {where}, {context:,} × {rows}"
     figure = f"{decode.cycles / 1e6:.2f} Mcycles (with top-k and top-p {decode.sampled_cycles / 1e6:.2f})"
@@ -131,7 +122,7 @@ def reference_cycles(model: str, where: str, context: int, gemma: str) -> tuple[
     return hlo.cycles(hlo.step, cheapest=""), done.stdout.strip()
 
 
-def hlo_bar(name: str, one: Deployment, decode) -> Bar:
+def hlo_bar(name: str, one: Target, decode: Program) -> Bar:
     problems = decode_problems(one, decode)
     shown = "nothing" if not problems else f"{len(problems)}, such as {problems[0]}"
     return Bar(f"{name}: moved for nothing in decode", "nothing", shown, not problems)

@@ -76,6 +76,7 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype:
+        """That of weights and cache."""
         return np.dtype(self.deployment.dtype)
 
     @property

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Sharding
 
 from gemma_tpu.api import Model
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
@@ -21,10 +21,9 @@ from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import load, resolve_dtype
-from gemma_tpu.model import param_shapes
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
-from gemma_tpu.sharding import make_mesh, param_sharding
+from gemma_tpu.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +35,18 @@ class Measurement:
     unit: str
 
 
-def random_params(config: GemmaConfig, dtype: jnp.dtype, mesh: Mesh) -> dict[str, jax.Array]:
-    """Random weights of a config, made on the mesh leaf by leaf (one program for all leaves compiles for minutes)."""
+def random_params(deployment: Deployment) -> dict[str, jax.Array]:
+    """Random weights, made on the mesh leaf by leaf (one program for all leaves compiles for minutes)."""
 
-    def leaf(seed: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        scale = 0.1 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5
-        return _randomly(shape, dtype, param_sharding(name, shape, mesh))(seed, scale)
+    def leaf(seed: int, like: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = 0.1 if like.ndim == 1 else math.prod(like.shape[:-1]) ** -0.5
+        return _randomly(like.shape, like.dtype, like.sharding)(seed, scale)
 
-    return {name: leaf(i, name, s.shape) for i, (name, s) in enumerate(param_shapes(config).items())}
+    return {name: leaf(i, like) for i, (name, like) in enumerate(deployment.abstract_params.items())}
 
 
 @functools.cache  # layers share shapes: a dozen programs make all leaves
-def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> Callable[[int, float], jax.Array]:
+def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> Callable[[int, float], jax.Array]:
     def make(seed: jax.Array, scale: jax.Array) -> jax.Array:
         return (jax.random.normal(jax.random.key(seed), shape, jnp.float32) * scale).astype(dtype)
 
@@ -127,6 +126,6 @@ def _random_model(
 ) -> Model:
     mesh = make_mesh(config, mesh_shape)
     chosen, _ = resolve_dtype(dtype, mesh)
-    make = functools.partial(random_params, config, chosen, mesh)
-    params = everywhere(make, mesh, make)
-    return Model(Deployment(config, mesh, rows=max_rows, context=max_context, dtype=chosen), params, None)
+    deployment = Deployment(config, mesh, max_rows, max_context, chosen)
+    make = functools.partial(random_params, deployment)
+    return Model(deployment, everywhere(make, mesh, make), None)

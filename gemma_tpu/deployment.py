@@ -1,6 +1,7 @@
-"""A model on a mesh: what is run, where, for how many requests and how long a context.
+"""A model on a mesh, for so many requests at once and so long a context.
 
-`load`, the engine and the planner take a `Deployment`; the shapes of every device program follow from it.
+`load`, the engine, the planner and the benchmarks take a `Deployment`; the shapes of every device program and the bytes
+on every device follow from it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from gemma_tpu.cache.kv_cache import KVCache
+from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine import shapes
+from gemma_tpu.memory import Memory, shard_bytes
+from gemma_tpu.model import param_shapes
+from gemma_tpu.ops.rows import min_rows
+from gemma_tpu.sharding import param_sharding
+
+STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
+IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
+REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
+
+_CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
+_CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
 
 
 @dataclasses.dataclass(frozen=True)
 class Deployment:
-    """`rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row.
+    """Hashable: the static argument of the device programs.
 
-    `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
-    suit the platform.
+    `rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row. `dtype` is
+    that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that suit the
+    platform. `cache` is the class of the cache.
     """
 
     config: GemmaConfig
@@ -31,11 +47,24 @@ class Deployment:
     context: int
     dtype: DTypeLike
     chunks: Sequence[int] | None = None
+    cache: type = KVCache
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         if self.chunks is not None:
             object.__setattr__(self, "chunks", tuple(self.chunks))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields: what follows from them is worked out again by the process that unpickles them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def text(self) -> Deployment:
+        """The text decoder's part, equal for deployments that differ in their vision towers alone.
+
+        The decoder's programs are compiled for it, so that a model with images and one without share them.
+        """
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, vision=None), chunks=None)
 
     @property
     def platform(self) -> str:
@@ -49,9 +78,57 @@ class Deployment:
     @functools.cached_property
     def prefill_sizes(self) -> tuple[int, ...]:
         """Tokens of a prefill call, ascending; the longest holds an image whole."""
-        return tuple(shapes.chunk_sizes(self.platform, self.context, self.num_soft_tokens, self.chunks))
+        chunks = self.chunks or (_CPU_CHUNKS if self.platform == "cpu" else _CHUNKS)
+        sizes = (*chunks, max(chunks[-1], self.num_soft_tokens))
+        return tuple(sorted({min(size, self.context) for size in sizes}))
 
     @property
     def min_rows(self) -> int:
-        """Rows that a decode step is padded to."""
-        return shapes.min_rows(self.platform)
+        """Rows that a decode step is padded to on each device."""
+        return min_rows(self.mesh)
+
+    @functools.cached_property
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtype and shardings of every parameter, as `load` makes them."""
+        return {
+            name: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=param_sharding(name, x.shape, self.mesh))
+            for name, x in param_shapes(self.config).items()
+        }
+
+    def empty_state(self) -> State:
+        cache = self.cache.init(self.config, self.mesh, self.rows, self.context, self.dtype)
+        return State.empty(cache, self.rows, self.config.vocab_size)
+
+    @functools.cached_property
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state."""
+        state = jax.eval_shape(self.empty_state)
+        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), state, state.shardings(self.mesh))
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Bytes on each device of what stays there: weights, state, remembered soft tokens."""
+        params, cache = self.abstract_params, self.abstract_state.cache
+        rest = dataclasses.replace(self.abstract_state, cache=None)
+        soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
+        return Memory(
+            weights=shard_bytes(x for name, x in params.items() if not name.startswith("vision.")),
+            vision=shard_bytes(x for name, x in params.items() if name.startswith("vision.")),
+            global_cache=cache.nbytes(windowed=False),
+            local_cache=cache.nbytes(windowed=True),
+            rows=shard_bytes(jax.tree.leaves(rest)),
+            images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
+        )
+
+    def fits(self, capacity: int | None) -> bool:
+        """Whether weights and state do, on devices of so many bytes; None is unknown."""
+        return capacity is None or self.memory.resident <= capacity
+
+    def require_room(self, capacity: int | None) -> None:
+        """ValueError, with the table, unless it fits."""
+        if capacity is not None and not self.fits(capacity):
+            raise ValueError(
+                f"{self.context:,} tokens × {self.rows} rows in {self.dtype} do not fit on {self.mesh.size} devices; "
+                f"each would hold\n{self.memory.table(capacity)}\nLoad with a smaller max_context or max_rows, "
+                "text_only, or on more devices (`gemma-tpu plan` says what fits)"
+            )

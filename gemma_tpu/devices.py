@@ -71,6 +71,12 @@ def choose_dtype(mesh: Mesh, fits: Callable[[jnp.dtype], bool]) -> tuple[jnp.dty
     return bfloat16, f"{without}, which makes it slow, but float32 would not fit"
 
 
+def device_capacity(mesh: Mesh) -> int | None:
+    """Bytes a program may have on each device of this host; None where the platform does not say."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
+    return min((limit for limit in limits if limit), default=None)
+
+
 def _computes_bfloat16(device: _Device) -> bool:
     if device.platform == "gpu":
         # AMD's GPUs that JAX supports (MI200 and later, RDNA 3 and later) have bfloat16 units.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,10 @@ from gemma_tpu.checkpoint import (
 from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.devices import choose_dtype
+from gemma_tpu.devices import choose_dtype, device_capacity
 from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.model import Params
 from gemma_tpu.options import SamplingParams
-from gemma_tpu.plan.memory import check_resident, device_capacity, resident_memory
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
 
@@ -81,12 +81,13 @@ def load(
     base = _open(as_path("source", source), config, text_only, progress, verify)
     checkpoint = _merged(base, adapter, text_only, progress, verify)
 
-    def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
+    def read(deployment: Deployment) -> Params:
         def here() -> Params:
-            return _read(checkpoint, dtype, mesh, progress)
+            return _read(checkpoint, deployment, progress)
 
+        mesh = deployment.mesh
         require_same(lambda: sample_digests(checkpoint), mesh, _open_and_sample, source, base.config, adapter)
-        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, dtype, mesh, verify)
+        return everywhere(here, mesh, _open_and_read, source, deployment, adapter, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -124,8 +125,8 @@ def from_params(
     config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
 
-    def read(dtype: jnp.dtype, mesh: Mesh) -> Params:
-        return _read(checkpoint, dtype, mesh, progress)
+    def read(deployment: Deployment) -> Params:
+        return _read(checkpoint, deployment, progress)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -154,7 +155,7 @@ def _checked(
 
 def _deploy(
     checkpoint: Checkpoint,
-    read: Callable[[jnp.dtype, Mesh], Params],
+    read: Callable[[Deployment], Params],
     mesh: Mesh | tuple[int, int] | None,
     dtype: jax.typing.DTypeLike,
     max_context: int | None,
@@ -173,18 +174,14 @@ def _deploy(
         mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
+    deploy = functools.partial(Deployment, config, mesh, max_rows, max_context)
     capacity = device_capacity(mesh)
-
-    def fits(dtype: jnp.dtype) -> bool:
-        memory = resident_memory(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype)
-        return capacity is None or memory.resident <= capacity
-
-    dtype, dtype_reason = resolve_dtype(dtype, mesh, fits)
+    chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: deploy(dtype).fits(capacity))
+    deployment = deploy(chosen)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
-    check_resident(config, mesh=mesh, rows=max_rows, context=max_context, dtype=dtype, capacity=capacity)
-    params = read(dtype, mesh)
-    deployment = Deployment(config, mesh, rows=max_rows, context=max_context, dtype=dtype)
-    return Model(deployment, params, tokenizer, dtype_reason=dtype_reason, defaults=defaults, format=format)
+    deployment.require_room(capacity)
+    how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
+    return Model(deployment, read(deployment), tokenizer, **how)
 
 
 def _text_side(
@@ -216,12 +213,12 @@ def _merged(
     return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only, verify=verify)
 
 
-def _read(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh, progress: bool | Any) -> Params:
+def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) -> Params:
     return load_params(
         checkpoint,
         checkpoint.config,
-        dtype=dtype,
-        sharding=lambda name, shape: param_sharding(name, shape, mesh),
+        dtype=deployment.dtype,
+        sharding=lambda name, shape: param_sharding(name, shape, deployment.mesh),
         progress=progress,
     )
 
@@ -233,17 +230,10 @@ def _open_and_sample(source: str | Path, config: GemmaConfig, adapter: str | Pat
     return sample_digests(_open_there(source, config, adapter))
 
 
-def _open_and_read(
-    source: str | Path,
-    config: GemmaConfig,
-    adapter: str | Path | None,
-    dtype: jnp.dtype,
-    mesh: Mesh,
-    verify: bool,
-) -> Params:
+def _open_and_read(source: str | Path, deployment: Deployment, adapter: str | Path | None, verify: bool) -> Params:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # as in _open_there
-        return _read(_open_there(source, config, adapter, verify), dtype, mesh, False)
+        return _read(_open_there(source, deployment.config, adapter, verify), deployment, False)
 
 
 def _open_there(

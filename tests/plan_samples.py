@@ -6,7 +6,7 @@ import functools
 
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.plan.chips import parse_slice
-from gemma_tpu.plan.compiled import PROGRAMS, Deployment, Program, compile_programs
+from gemma_tpu.plan.compiled import PROGRAMS, Program, Target, compile_programs, deploy
 
 # Six layers, the last of them global, and one of the vision tower: enough to be split four ways.
 SMALL = GemmaConfig(
@@ -26,6 +26,6 @@ CONTEXT = 4096
 @functools.cache
 def compiled(
     topology: str, mesh: tuple[int, int], rows: int, names: tuple[str, ...] = PROGRAMS, context: int = CONTEXT
-) -> tuple[Deployment, dict[str, Program]]:
-    deployment = Deployment(SMALL, parse_slice(topology), mesh, rows, context)
-    return deployment, {program.name: program for program in compile_programs(deployment, names)}
+) -> tuple[Target, dict[str, Program]]:
+    target = deploy(SMALL, parse_slice(topology), mesh, rows, context)
+    return target, {program.name: program for program in compile_programs(target, names)}

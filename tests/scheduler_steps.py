@@ -21,14 +21,15 @@ import jax
 import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.loop import Loop
 from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.scheduler import Scheduler
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES, images_of_chunk
-from gemma_tpu.engine.step import NO_TOKEN, NOT_FINITE, Activate, Decode, Encode, Prefill, Step
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.options import NO_TOKEN, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
 SOFT = 3  # tokens of an image

@@ -16,8 +16,8 @@ from PIL import Image
 from small_models import TEXT, VISION, make_deployment, random_params
 
 import gemma_tpu
+from gemma_tpu.deployment import REMEMBERED_IMAGES
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.shapes import REMEMBERED_IMAGES
 
 TOKENIZER = gemma_tpu.Tokenizer(Path(__file__).parent / "goldens" / "text" / "tokenizer.model")
 CONFIG = dataclasses.replace(TEXT, vocab_size=TOKENIZER.vocab_size, vision=VISION)

@@ -16,7 +16,7 @@ from test_api import CONFIG, OTHER, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
 from gemma_tpu.engine import programs, sequences
-from gemma_tpu.engine.shapes import sequence_length
+from gemma_tpu.engine.sequences import sequence_length
 
 LONG = {"max_new_tokens": 150, "stop_tokens": ()}
 SOI = TOKENIZER.start_of_image

@@ -13,7 +13,6 @@ import pytest
 from small_models import VISION, mesh_of, random_params
 from test_programs import _record
 
-from gemma_tpu.cache.kv_cache import cache_bytes
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, programs
@@ -22,8 +21,8 @@ from gemma_tpu.engine.forward import image_ids, number_soft_tokens
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes
-from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.params import text_model
+from gemma_tpu.ops.masks import attend, attention_mask
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
 
@@ -111,7 +110,7 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
 
 
 def _engine(params: dict[str, jax.Array], config: GemmaConfig = CONFIG, **options) -> Engine:
-    return Engine(Deployment(config, mesh_of(1, 1, config), 1, CONTEXT, jnp.float32, **options), params)
+    return Engine(Deployment(config, mesh_of(1, 1, config), 1, CONTEXT, "float32", **options), params)
 
 
 def _tokens(engine: Engine, tokens: list[int], images: list[PlacedImage[ImageInput]], new: int = NEW) -> list[int]:
@@ -162,7 +161,8 @@ def test_a_needle_is_found_at_any_depth() -> None:
 @pytest.mark.parametrize(("name", "less"), [("gemma3-27b", 6.2), ("gemma3-12b", 6.0), ("gemma3-4b", 6.8)])
 def test_memory_grows_with_the_global_layers_alone(name: str, less: float) -> None:
     config = CONFIGS[name]
-    growth = cache_bytes(config, 1, CONTEXT, "bfloat16") - cache_bytes(config, 1, CONTEXT - 1, "bfloat16")
+    long, less_long = (Deployment(config, mesh_of(1, 1, config), 1, n, "bfloat16") for n in (CONTEXT, CONTEXT - 1))
+    growth = long.memory.state - less_long.memory.state
     per_layer = 2 * config.num_kv_heads * config.head_dim * 2
     assert growth == per_layer * sum(layer.window is None for layer in config.layers)
     assert per_layer * config.num_layers / growth == pytest.approx(less, abs=0.05)

@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 from small_models import TEXT, mesh_of
 
-from gemma_tpu.cache.kv_cache import slot_positions
-from gemma_tpu.model.attention import attend, attention_mask, by_head
 from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops.attention import Keys
 from gemma_tpu.ops.flash_attention import flash
+from gemma_tpu.ops.masks import attend, attention_mask, by_head
 
 B, T, K, G, H = 2, 64, 2, 2, 16
+
+
+def _ring(lengths: jax.Array, slots: int) -> jax.Array:
+    """The positions in a ring of so many slots, written one token at a time."""
+    ring = np.full((len(lengths), slots), -1)
+    for row, length in enumerate(lengths.tolist()):
+        for position in range(length):
+            ring[row, position % slots] = position
+    return jnp.asarray(ring)
 
 
 def _case(keys: int, lengths: tuple[int, ...], *, images: bool, dtype: str = "float32") -> tuple:
@@ -25,7 +34,7 @@ def _case(keys: int, lengths: tuple[int, ...], *, images: bool, dtype: str = "fl
     key, value = (jnp.asarray(rng.standard_normal((B, K, keys, H)), dtype) for _ in range(2))
     start = jnp.asarray(lengths)
     query_pos = start[:, None] + jnp.arange(T)
-    key_pos = slot_positions(start + (T if images else 0), keys)
+    key_pos = _ring(start + (T if images else 0), keys)
     image = np.zeros((B, T), np.int32)
     image[0, 3:20], image[0, 40:60], image[1, :9] = 1, 2, 1
     if not images:
@@ -69,7 +78,7 @@ def _step(lengths: tuple[int, ...]) -> tuple:
     query, key, value, *_ = _case(128, lengths, images=False)
     length = jnp.asarray(lengths)
     none = jnp.zeros((B, 1), jnp.int32)
-    return query[:, :1], key, value, length[:, None] - 1, slot_positions(length, 128), none, jnp.zeros((B, 128), int)
+    return query[:, :1], key, value, length[:, None] - 1, _ring(length, 128), none, jnp.zeros((B, 128), int)
 
 
 @pytest.mark.parametrize("share", [1, 4])
@@ -94,7 +103,7 @@ def test_each_device_reads_a_prefix_of_its_own_slots(lengths, monkeypatch) -> No
     assert mesh.shape["slots"] == 4
     query, key, value, query_pos, key_pos, *rest = _step(lengths)
     expected, _ = _plain(query, key, value, query_pos, key_pos, *rest, None)
-    part = attention_ops.attend_part(query, key, value, query_pos, key_pos, window=None, mesh=mesh)
+    part = attention_ops.attend_part(query, query_pos, Keys(key, value, key_pos), window=None, mesh=mesh)
     np.testing.assert_allclose(attention_ops.finish(part, query), expected, atol=1e-5)
 
 
@@ -118,8 +127,8 @@ def test_parts_of_the_keys_join_to_the_whole() -> None:
     query, key, value, query_pos, key_pos, *_ = case
     expected, seeing = _plain(*case, None)
     for cut in (1, 64, 200, 255):
-        halves = [(key[:, :, s], value[:, :, s], query_pos, key_pos[:, s]) for s in (slice(cut), slice(cut, None))]
+        halves = [Keys(key[:, :, s], value[:, :, s], key_pos[:, s]) for s in (slice(cut), slice(cut, None))]
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "heads", "slots"))
-        parts = [attention_ops.attend_part(query, *half, window=None, mesh=mesh) for half in halves]
-        found = np.asarray(attention_ops.finish(attention_ops.join(*parts), query))
+        own, cached = halves
+        found = np.asarray(attention_ops.attention(query, query_pos, own=own, cached=cached, window=None, mesh=mesh))
         np.testing.assert_allclose(found[seeing], expected[seeing], atol=1e-5)

@@ -18,9 +18,9 @@ import gemma_tpu
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.cli.main import main
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
-from gemma_tpu.plan.memory import check_resident, resident_memory
 
 ARGUMENTS = ["--topology", "v5e:2x2", "--context", str(CONTEXT), "--rows", "4"]
 
@@ -30,9 +30,9 @@ def small(monkeypatch) -> None:
     """gemma3-4b is the small model of the other tests, compiled once."""
     monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
 
-    def compile_programs(deployment):
-        found = compiled(deployment.where.topology, deployment.mesh_shape, deployment.rows)
-        assert found[0] == deployment
+    def compile_programs(target):
+        found = compiled(target.where.topology, target.mesh_shape, target.deployment.rows)
+        assert found[0] == target
         return list(found[1].values())
 
     monkeypatch.setattr(planner, "compile_programs", compile_programs)
@@ -98,7 +98,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch, capsys) -> None
 def test_load_refuses_what_does_not_fit_before_it_reads_a_weight(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "checkpoint"
     save_params(random_params(TEXT), TEXT, path)
-    memory = resident_memory(TEXT, mesh=mesh_of(1, 8), rows=8, context=512, dtype="float32")
+    memory = Deployment(TEXT, mesh_of(1, 8), rows=8, context=512, dtype="float32").memory
     monkeypatch.setattr("gemma_tpu.loading.device_capacity", lambda mesh: memory.resident - 1)
     monkeypatch.setattr("gemma_tpu.loading.load_params", lambda *_, **__: pytest.fail("a weight was read"))
     with pytest.raises(ValueError, match=r"(?s)512 tokens × 8 rows.*cache, global layers.*MISSING.*max_context"):
@@ -106,9 +106,9 @@ def test_load_refuses_what_does_not_fit_before_it_reads_a_weight(tmp_path: Path,
 
 
 def test_what_fits_exactly_is_not_refused() -> None:
-    size = {"mesh": mesh_of(1, 8), "rows": 8, "context": 512, "dtype": "float32"}
-    check_resident(TEXT, **size, capacity=resident_memory(TEXT, **size).resident)
-    check_resident(TEXT, **size, capacity=None)
+    deployment = Deployment(TEXT, mesh_of(1, 8), rows=8, context=512, dtype="float32")
+    deployment.require_room(deployment.memory.resident)
+    deployment.require_room(None)
 
 
 def test_a_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
-from plan_samples import CONTEXT, SMALL, compiled
+from plan_samples import SMALL, compiled
 
 from gemma_tpu.engine import programs
-from gemma_tpu.model.vision import split_attention
+from gemma_tpu.memory import shard_bytes
 from gemma_tpu.ops.attention import PREFIX
 from gemma_tpu.ops.flash_attention import flash
+from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
 from gemma_tpu.plan.chips import parse_slice
-from gemma_tpu.plan.compiled import Deployment, compile_one, compile_programs, state_bytes, total_memory
+from gemma_tpu.plan.compiled import compile_one, compile_programs, deploy, total_memory
 from gemma_tpu.plan.inspection import decode_problems
-from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.plan.roofline import decode_roofline, encode_roofline, prefill_roofline
 from gemma_tpu.sharding import partition
 
@@ -42,8 +42,8 @@ decoders = pytest.mark.parametrize("sample", DECODE.values(), ids=DECODE)
 
 @decoders
 def test_arguments_are_what_shapes_and_shardings_say(sample) -> None:
-    deployment, found = compiled(*sample)
-    memory = deployment.resident
+    target, found = compiled(*sample)
+    memory = target.deployment.memory
     expected = memory.weights + memory.state
     assert found["decode"].arguments == pytest.approx(expected + found["decode"].inputs, rel=0.01)
     if "encode" in found:
@@ -55,45 +55,45 @@ def test_arguments_are_what_shapes_and_shardings_say(sample) -> None:
 
 @decoders
 def test_the_state_is_written_in_place(sample) -> None:
-    deployment, found = compiled(*sample)
-    assert state_bytes(deployment) == deployment.resident.state
+    target, found = compiled(*sample)
+    assert shard_bytes(jax.tree.leaves(target.deployment.abstract_state)) == target.deployment.memory.state
     for name in found.keys() - {"encode"}:
-        assert found[name].aliased >= state_bytes(deployment)
+        assert found[name].aliased >= shard_bytes(jax.tree.leaves(target.deployment.abstract_state))
         assert found[name].outputs < 10_000
 
 
 @decoders
 def test_a_step_moves_nothing_for_nothing(sample) -> None:
-    deployment, found = compiled(*sample)
-    assert decode_problems(deployment, found["decode"]) == []
+    target, found = compiled(*sample)
+    assert decode_problems(target, found["decode"]) == []
 
 
 @pytest.mark.parametrize("sample", list(DECODE.values())[:4], ids=list(DECODE)[:4])  # the last is too short to tell
 def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
-    deployment, found = compiled(*sample)
-    roofline = decode_roofline(deployment)
-    seconds = found["decode"].cycles / deployment.where.chip.clock
+    target, found = compiled(*sample)
+    roofline = decode_roofline(target)
+    seconds = found["decode"].cycles / target.chip.clock
     assert 0.8 * roofline.memory < seconds < 4 * roofline.memory
     assert found["decode"].cycles < found["decode"].sampled_cycles < 4 * found["decode"].cycles
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_step_reads_no_more_of_a_long_cache_than_it_must(name: str) -> None:
-    deployment, found = compiled(*DECODE[name])
-    least = dataclasses.replace(deployment, context=PREFIX * deployment.mesh.shape["slots"])
-    saved = (found["decode"].cycles - found["decode"].short_cycles) / deployment.where.chip.clock
-    unread = decode_roofline(deployment).memory - decode_roofline(least).memory
+    target, found = compiled(*DECODE[name])
+    least = target.replace(context=PREFIX * target.deployment.mesh.shape["slots"])
+    saved = (found["decode"].cycles - found["decode"].short_cycles) / target.chip.clock
+    unread = decode_roofline(target).memory - decode_roofline(least).memory
     assert 0.8 * unread < saved < 4 * unread
-    whole, *special = planner._speeds(deployment, [found["decode"]])
+    whole, *special = planner._speeds(target, [found["decode"]])
     (short,) = (speed for speed in special if speed.what.endswith(f"≤ {PREFIX:,} tokens"))
     assert whole.compiler - short.compiler == pytest.approx(saved)
     assert whole.roofline.memory - short.roofline.memory == pytest.approx(unread)
 
 
 def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:
-    deployment, found = compiled(*WHOLE)
-    for name, roofline in (("prefill", prefill_roofline(deployment)), ("encode", encode_roofline(deployment))):
-        seconds = found[name].cycles / deployment.where.chip.clock
+    target, found = compiled(*WHOLE)
+    for name, roofline in (("prefill", prefill_roofline(target)), ("encode", encode_roofline(target))):
+        seconds = found[name].cycles / target.chip.clock
         assert 0.8 * roofline.matrix < seconds < 20 * roofline.matrix, name
 
 
@@ -112,27 +112,26 @@ def test_tensor_parallelism_costs_two_sums_a_layer() -> None:
 
 def test_a_copy_of_the_cache_is_named() -> None:
     """The planner's own decode, spoilt: its state is not donated, so the caches are copied."""
-    deployment, _ = compiled(*WHOLE)
-    config = dataclasses.replace(SMALL, vision=None)
-    params = abstract_params(config, jnp.bfloat16, deployment.mesh)
-    state = programs.abstract_state(config, 4, CONTEXT, jnp.bfloat16, deployment.mesh)
-    static = {"config": config, "mesh": deployment.mesh, "max_steps": 8, "min_rows": 8}
+    target, _ = compiled(*WHOLE)
+    text = target.deployment.text
+    params, state = text.abstract_params, text.abstract_state
+    static = {"deployment": text, "max_steps": 8}
     undonated = jax.jit(
         lambda params, state, steps: programs.decode.__wrapped__(params, state, None, steps, **static),
     )
     spoilt = compile_one("decode", undonated.lower(params, state, jax.ShapeDtypeStruct((), jnp.int32)))
-    problems = decode_problems(deployment, spoilt)
+    problems = decode_problems(target, spoilt)
     assert any("copy" in problem and "bf16[4,1,512,128]" in problem for problem in problems), problems
     assert any("not written in place" in problem for problem in problems), problems
 
 
 def test_what_the_compiler_refuses_says_how_much_it_needs() -> None:
     config = dataclasses.replace(SMALL, vision=None)
-    deployment = Deployment(config, parse_slice("v5e-1"), (1, 1), rows=256, context=131_072)
-    (prefill,) = compile_programs(deployment, ["prefill"])
-    memory = total_memory(deployment, [prefill])
+    target = deploy(config, parse_slice("v5e-1"), (1, 1), rows=256, context=131_072)
+    (prefill,) = compile_programs(target, ["prefill"])
+    memory = total_memory(target, [prefill])
     assert prefill.needs
-    assert prefill.peak == prefill.needs > deployment.where.chip.hbm
+    assert prefill.peak == prefill.needs > target.chip.hbm
     assert memory.total >= prefill.needs
 
 
@@ -147,9 +146,9 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch) -> None:
 @pytest.mark.parametrize("where", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_other_chips_have_estimates_too(where: str) -> None:
     """Of prefill, whose HLO jaxlib alone cannot read for v5p and v6e."""
-    deployment, found = compiled(where, (1, 4), 4, ("prefill",))
-    seconds = found["prefill"].cycles / deployment.where.chip.clock
-    assert prefill_roofline(deployment).matrix < seconds < 6 * prefill_roofline(deployment).matrix
+    target, found = compiled(where, (1, 4), 4, ("prefill",))
+    seconds = found["prefill"].cycles / target.chip.clock
+    assert prefill_roofline(target).matrix < seconds < 6 * prefill_roofline(target).matrix
 
 
 @pytest.mark.parametrize("where", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1"])
@@ -174,6 +173,6 @@ def test_the_kernel_of_the_vision_tower_compiles_for_every_chip(where: str, dtyp
     """And on the device nothing has the size of patches × patches."""
     mesh = plan_compiled.mesh_for(SMALL, parse_slice(where), (2, 2))
     patches = jax.ShapeDtypeStruct((2, 4096, 16, 72), dtype, sharding=partition("IPnh", (2, 4096, 16, 72), mesh))
-    compiled = jax.jit(functools.partial(split_attention, mesh=mesh)).lower(*[patches] * 3).compile()
+    compiled = jax.jit(functools.partial(patch_attention, mesh=mesh)).lower(*[patches] * 3).compile()
     # Query, key and value by head, their 72 numbers padded to 128, and little beside them.
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * 8 * 4096 * 128 * jnp.dtype(dtype).itemsize

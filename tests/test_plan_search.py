@@ -12,42 +12,41 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 from plan_samples import SMALL
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.engine.shapes import cache_length
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.plan import search
 from gemma_tpu.plan.chips import parse_slice
-from gemma_tpu.plan.compiled import Deployment, Program, mesh_for, total_memory
-from gemma_tpu.plan.memory import resident_memory
+from gemma_tpu.plan.compiled import Program, Target, deploy, mesh_for, total_memory
 from gemma_tpu.plan.roofline import decode_roofline
 
 SIZE = {"rows": 8, "context": 8192, "dtype": "bfloat16"}
 TEXT = dataclasses.replace(SMALL, vision=None)
 
 
-def _needs(deployment: Deployment) -> int:
+def _needs(target: Target) -> int:
     """Bytes of what is not resident, by a law unlike the one the search starts from."""
-    return int(300e6 + 40 * deployment.rows * deployment.context * 256 / deployment.mesh_shape[1])
+    return int(300e6 + 40 * target.deployment.rows * target.deployment.context * 256 / target.mesh_shape[1])
 
 
 @pytest.fixture
-def compilations(monkeypatch) -> list[Deployment]:
+def compilations(monkeypatch) -> list[Target]:
     """Compiles by the law; returns what was compiled."""
-    seen: list[Deployment] = []
+    seen: list[Target] = []
 
-    def compile_programs(deployment: Deployment, names=("decode", "prefill")) -> list[Program]:
-        seen.append(deployment)
-        return [Program(name, 1.0, 0, temporaries=_needs(deployment)) for name in names]
+    def compile_programs(target: Target, names=("decode", "prefill")) -> list[Program]:
+        seen.append(target)
+        return [Program(name, 1.0, 0, temporaries=_needs(target)) for name in names]
 
     monkeypatch.setattr(search, "compile_programs", compile_programs)
     return seen
 
 
-def _fits(deployment: Deployment) -> bool:
-    return deployment.resident.resident + _needs(deployment) <= deployment.where.chip.hbm
+def _fits(target: Target) -> bool:
+    return target.deployment.memory.resident + _needs(target) <= target.chip.hbm
 
 
 @pytest.mark.parametrize(("rows", "context"), [(8, 8192), (64, 65_536)])
 def test_answers_were_compiled_and_are_near_the_true_ones(compilations, rows: int, context: int) -> None:
-    base = Deployment(TEXT, parse_slice("v5e-1"), (1, 1), rows, context)
+    base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), rows, context)
     compiled = search.compile_programs(base)
     for answer, field, step in (
         (search.largest_context(base, compiled), "context", search.CONTEXT_STEP),
@@ -55,25 +54,25 @@ def test_answers_were_compiled_and_are_near_the_true_ones(compilations, rows: in
     ):
         assert answer.compiled
         values = range(step, (131_072 if field == "context" else search.MOST_ROWS) + 1, step)
-        truth = max(value for value in values if _fits(dataclasses.replace(base, **{field: value})))
+        truth = max(value for value in values if _fits(base.replace(**{field: value})))
         assert 0.9 * truth <= answer.value <= truth, field
     assert len(compilations) <= 7
     assert _fits(base) == search.fits(base, total_memory(base, compiled))
 
 
 def test_the_smallest_slice_fits_and_the_next_smaller_does_not(compilations) -> None:
-    base = Deployment(TEXT, parse_slice("v5e-16"), (1, 16), 32, 65_536)
+    base = deploy(TEXT, parse_slice("v5e-16"), (1, 16), 32, 65_536)
     answer = search.smallest_slice(base, search.compile_programs(base))
     fitting = [
         where.name
-        for where in search.slices(base.where.chip)
+        for where in search.slices(base.chip)
         if _fits(search.choose_mesh(TEXT, where, 32, 65_536, "bfloat16").candidates[-1])
     ]
     assert answer.value == fitting[0]
 
 
 def test_nothing_fits_is_an_answer_too(compilations) -> None:
-    base = Deployment(CONFIGS["gemma3-27b"], parse_slice("v5e-1"), (1, 1), 1, 8192)
+    base = deploy(CONFIGS["gemma3-27b"], parse_slice("v5e-1"), (1, 1), 1, 8192)
     answer = search.largest_context(base, search.compile_programs(base))
     assert (answer.value, str(answer)) == (None, "none")
 
@@ -91,21 +90,21 @@ def test_the_mesh_is_the_fastest_that_fits_and_says_why() -> None:
     # Weights that fit on every chip, caches that outweigh them: nothing is gained by sharing the model.
     small = search.choose_mesh(TEXT, where, 64, 65_536, "bfloat16")
     times = {
-        shape: decode_roofline(Deployment(TEXT, where, shape, 64, 65_536)).seconds
-        for shape in search.mesh_shapes(8, 64)
+        shape: decode_roofline(deploy(TEXT, where, shape, 64, 65_536)).seconds for shape in search.mesh_shapes(8, 64)
     }
     assert small.candidates[0].mesh_shape == min(times, key=lambda shape: times[shape])
 
 
 def test_a_cache_on_a_tpu_is_whole_registers_on_every_chip() -> None:
-    mesh = mesh_for(CONFIGS["gemma3-1b"], parse_slice("v5e-8"), (1, 8))
-    assert [cache_length(context, mesh) for context in (1, 8192, 10_001)] == [1024, 8192, 10_240]
+    one = deploy(CONFIGS["gemma3-1b"], parse_slice("v5e-8"), (1, 8), 1, 1)
+    caches = [one.replace(context=context).deployment.abstract_state.cache for context in (1, 8192, 10_001)]
+    assert [cache.layers[5][0].shape[2] for cache in caches] == [1024, 8192, 10_240]
 
 
 def test_more_chips_than_heads_of_the_vision_tower_still_split_it() -> None:
     config = CONFIGS["gemma3-27b"]
     vision = [
-        resident_memory(config, mesh=mesh_for(config, where, (1, where.num_chips)), **SIZE).vision
+        Deployment(config, mesh_for(config, where, (1, where.num_chips)), **SIZE).memory.vision
         for where in (parse_slice("v5e-16"), parse_slice("v5e-32"))
     ]
     assert vision[1] <= vision[0]  # 16 heads, 16 × 269 numbers between the products of the mlp
@@ -117,7 +116,7 @@ def test_bytes_on_a_device_are_those_of_real_arrays() -> None:
     from small_models import make_engine, mesh_of
 
     mesh = mesh_of(2, 4)
-    memory = resident_memory(TINY, mesh=mesh, rows=4, context=128, dtype="float32")
+    memory = Deployment(TINY, mesh, rows=4, context=128, dtype="float32").memory
     engine = make_engine(TINY, mesh)
     device = mesh.devices.flat[0]
 

@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
+from gemma_tpu.cache.kv_cache import KVCache
+from gemma_tpu.cache.state import RowParams
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import encode_images, forward, programs
 from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import number_soft_tokens
-from gemma_tpu.engine.programs import RowParams
 from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops import rows as row_ops
 from gemma_tpu.ops.sampling import Sampling
 from gemma_tpu.plan.hlo import Hlo
-from gemma_tpu.plan.memory import abstract_params
 from gemma_tpu.sharding import make_mesh, param_sharding
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -53,15 +56,15 @@ def _expected(config: GemmaConfig) -> tuple[np.ndarray, np.ndarray]:
 class _Cached:
     """Drives the programs by hand."""
 
-    def __init__(self, mesh, config: GemmaConfig = MULTIMODAL) -> None:
-        self.mesh, self.config = mesh, dataclasses.replace(config, vision=None)
+    def __init__(self, mesh, config: GemmaConfig = MULTIMODAL, cache: type = KVCache) -> None:
+        self.deployment = Deployment(config, mesh, ROWS, CONTEXT, "float32", cache=cache).text
         self.soft_tokens = _expected(config)[0]
         self.params = {
             name: jax.device_put(value, param_sharding(name, value.shape, mesh))
             for name, value in random_params(config).items()
             if not name.startswith("vision.")
         }
-        self.state = programs.init_state(self.config, ROWS, CONTEXT, jnp.dtype("float32"), mesh)
+        self.state = programs.init_state(self.deployment)
 
     def prefill(self, row: int, begin: int, end: int, size: int, *, whole: bool) -> None:
         tokens, soft_index = _tokens(), number_soft_tokens(_tokens())
@@ -72,38 +75,39 @@ class _Cached:
         start[at], count[at] = begin, end - begin
         rows = None if whole else np.array([row], np.int32)
         arguments = (rows, chunk, start, count, self.soft_tokens, index)
-        self.state = programs.prefill(
-            self.params, self.state, *arguments, config=self.config, mesh=self.mesh, fresh=begin == 0
-        )
+        static = {"deployment": self.deployment, "fresh": begin == 0}
+        self.state = programs.prefill(self.params, self.state, *arguments, **static)
 
     def activate(self, row: int, length: int, token: int, remaining: int) -> None:
         nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
         row_params = RowParams(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
         numbers = (np.int32(x) for x in (row, length, token, remaining))
-        self.state = programs.activate(self.state, *numbers, row_params, mesh=self.mesh)
+        self.state = programs.activate(self.state, *numbers, row_params, deployment=self.deployment)
 
-    def decode(self, row: int, length: int, token: int, *, single: bool, min_rows: int) -> int:
+    def decode(self, row: int, length: int, token: int, *, single: bool) -> int:
         """One greedy step after `length` cached tokens."""
         self.activate(row, length, token, 1)
         picked = np.array([row], np.int32) if single else None
-        static = {"config": self.config, "mesh": self.mesh, "max_steps": 4, "min_rows": min_rows}
+        static = {"deployment": self.deployment, "max_steps": 4}
         self.state, tokens = programs.decode(self.params, self.state, picked, np.int32(1), **static)
         return int(tokens[0, 0 if single else row])
 
 
 @pytest.mark.parametrize(
-    ("shape", "kv_heads", "size", "block"),
+    ("shape", "kv_heads", "size", "block", "cache"),
     [
-        ((1, 1), 4, 5, 3),
-        ((1, 8), 4, 16, 48),
-        ((1, 8), 1, 5, 2),
-        ((2, 4), 4, 5, 8),
-        ((2, 4), 2, 16, 5),
-        ((8, 1), 4, 16, 8),
+        ((1, 1), 4, 5, 3, KVCache),
+        ((1, 8), 4, 16, 48, KVCache),
+        ((1, 8), 1, 5, 2, KVCache),
+        ((2, 4), 4, 5, 8, KVCache),
+        ((2, 4), 2, 16, 5, KVCache),
+        ((8, 1), 4, 16, 8, KVCache),
+        ((1, 1), 2, 5, 8, PlainCache),  # the programs know no cache by name
+        ((2, 4), 4, 16, 8, PlainCache),
     ],
 )
 def test_prefill_then_decode_equals_the_plain_path(
-    shape: tuple[int, int], kv_heads: int, size: int, block: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], kv_heads: int, size: int, block: int, cache: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of any size, images anywhere, then token by token to the end of the context, row after row.
 
@@ -116,7 +120,7 @@ def test_prefill_then_decode_equals_the_plain_path(
     monkeypatch.setattr(attention_ops, "PREFIX", block)
     jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
-    cached = _Cached(mesh_of(*shape, config), config)
+    cached = _Cached(mesh_of(*shape, config), config, cache)
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
     for row, length in enumerate(LENGTHS):
@@ -128,9 +132,12 @@ def test_prefill_then_decode_equals_the_plain_path(
             prefilled = end
         targets.append(target)
     for row, length in enumerate(LENGTHS):  # while one decodes, those before and after it rest
+        if row == 1:
+            monkeypatch.setitem(row_ops._MIN_ROWS, "cpu", 8)
+            jax.clear_caches()
         for position in range(targets[row], length):
             single = position % 2 == 0 and shape == (1, 1)
-            cached.decode(row, position, int(tokens[row, position]), single=single, min_rows=8 if row else 1)
+            cached.decode(row, position, int(tokens[row, position]), single=single)
             jax.effects_barrier()
             logits = seen[-1][0 if single else row]
             assert np.abs(logits - expected[row, position]).max() < 1e-4, (row, position)
@@ -154,9 +161,11 @@ def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], mon
     cached.prefill(row, 0, length, 16, whole=True)
     cached.activate(resting, 45, 1, remaining=0)
     spoil = jax.jit(lambda x: x.at[:, :, 8:].set(jnp.nan), donate_argnums=0)
-    cache = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cached.state.cache]
-    cached.state = dataclasses.replace(cached.state, cache=tuple(cache))
-    cached.decode(row, length, int(_tokens()[row, length]), single=False, min_rows=1)
+    cache = cached.state.cache
+    layers = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cache.layers]
+    spoilt = dataclasses.replace(cache, layers=tuple(layers))
+    cached.state = dataclasses.replace(cached.state, cache=spoilt)
+    cached.decode(row, length, int(_tokens()[row, length]), single=False)
     jax.effects_barrier()
     assert np.abs(seen[-1][row] - _expected(MULTIMODAL)[1][row, length]).max() < 1e-4
 
@@ -179,11 +188,11 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
     """At the real widths, with a model axis within the kv heads and beyond them; six layers hold each kind."""
     config = dataclasses.replace(CONFIGS[name], vision=None, layers=CONFIGS[name].layers[:6])
     mesh = make_mesh(config, sides, jax.devices()[: math.prod(sides)])
-    params, rows, T = abstract_params(config, "bfloat16", mesh), sides[0], 64
-    state = programs.abstract_state(config, rows, 4096, "bfloat16", mesh)
+    deployment, rows, T = Deployment(config, mesh, sides[0], 4096, "bfloat16"), sides[0], 64
+    params, state = deployment.abstract_params, deployment.abstract_state
     shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
-    static = {"config": config, "mesh": mesh}
-    decode = programs.decode.lower(params, state, None, shape(()), max_steps=8, min_rows=1, **static)
+    static = {"deployment": deployment}
+    decode = programs.decode.lower(params, state, None, shape(()), max_steps=8, **static)
     chunk = shape((rows, T)), shape((rows,)), shape((rows,)), None, shape((rows, T))
     prefill = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
     for program, tokens in ((decode, 1), (prefill, T)):
@@ -195,22 +204,24 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
 
 def test_the_state_is_donated() -> None:
     cached = _Cached(mesh_of(1, 1))
-    old = cached.state.cache[0][0]
+    old = cached.state.cache.layers[0][0]
     cached.prefill(0, 0, 3, 16, whole=True)
     assert old.is_deleted()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[int, int]) -> None:
-    mesh, config = mesh_of(*shape), dataclasses.replace(TEXT, layers=TEXT.layers[:6])
-    abstract = programs.abstract_state(config, ROWS, CONTEXT, jnp.dtype("float32"), mesh)
+    deployment = Deployment(
+        dataclasses.replace(TEXT, layers=TEXT.layers[:6]), mesh_of(*shape), ROWS, CONTEXT, "float32"
+    )
+    abstract = deployment.abstract_state
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def fill(x: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.full(x.shape, jnp.nan if x.dtype == jnp.float32 else 3, x.dtype)
 
     state = jax.jit(lambda: jax.tree.map(fill, abstract), out_shardings=shardings)()
-    state = programs.clear(state, np.int32(2), mesh=mesh)
+    state = programs.clear(state, np.int32(2), deployment=deployment)
     for array, sharding in zip(jax.tree.leaves(state.cache), jax.tree.leaves(shardings.cache), strict=True):
         assert array.sharding.is_equivalent_to(sharding, array.ndim)
         for row in range(ROWS):
@@ -218,7 +229,7 @@ def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[
             assert not values.any() if row == 2 else np.isnan(values).all()
     for numbers in (state.length, state.last, state.remaining):
         assert np.asarray(numbers).tolist() == [3, 3, 0, 3]
-    lowered = programs.clear.lower(abstract, np.int32(2), mesh=mesh)
+    lowered = programs.clear.lower(abstract, np.int32(2), deployment=deployment)
     assert not Hlo(lowered.compile().as_text()).collectives()
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.engine.programs import abstract_state
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.model import param_shapes
 from gemma_tpu.model.linear import lookup
 from gemma_tpu.plan.hlo import Hlo
@@ -46,8 +46,8 @@ def test_no_chip_keeps_what_another_has(name: str) -> None:
 
 def test_a_context_that_the_devices_do_not_divide_is_split_all_the_same() -> None:
     config = CONFIGS["gemma3-1b"]  # one kv head: eight devices share the length of its cache
-    state = abstract_state(config, 1, 1001, "bfloat16", make_mesh(config, (1, 8)))
-    slots = {keys.sharding.shard_shape(keys.shape)[2] for keys, _ in state.cache}
+    state = Deployment(config, make_mesh(config, (1, 8)), 1, 1001, "bfloat16").abstract_state
+    slots = {keys.sharding.shard_shape(keys.shape)[2] for keys, _ in state.cache.layers}
     assert slots == {512 // 8, 1008 // 8}
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from checkpoints.demo_model.render import LABEL_SIZES
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import init_params, text_model, vision_model
-from gemma_tpu.model.attention import attend, attention_mask
+from gemma_tpu.ops.masks import attend, attention_mask
 
 Params = dict[str, jax.Array]
 Batch = dict[str, jax.Array]

@@ -1,40 +1,142 @@
-"""KV cache: rings of W slots for local layers, the whole context for global ones. Letters: see gemma_tpu.config.
+"""KV cache: rings of W slots for layers with a sliding window, the whole context for the others.
 
 A row's tokens always fill positions 0 … length-1, and position p lives in slot p % S. So the row's length alone says
-which position each slot holds, for a ring and for a full-length cache alike; a row is emptied by setting its length
-to 0. Nothing else is stored, and nothing of an earlier occupant can be seen.
+which position each slot holds, for a ring and for a full-length cache alike; a row is emptied by setting its length to
+0. No positions are stored, and nothing of an earlier occupant can be seen. Letters: see gemma_tpu.config; R: rows of
+the cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.memory import shard_bytes, shard_size
+from gemma_tpu.ops.attention import PREFIX, Keys, attention
+from gemma_tpu.ops.masks import KeyValues, Queries
+from gemma_tpu.ops.slots import Layer, store, store_one
+from gemma_tpu.sharding import partition
 
-LayerCache = tuple[Float[Array, "R K S H"], Float[Array, "R K S H"]]  # keys, values; R: rows of the cache
-Cache = tuple[LayerCache, ...]
-
-
-def cache_slots(config: GemmaConfig, layer: int, context: int) -> int:
-    """S of a layer for a context of so many tokens."""
-    return min(config.layers[layer].window or context, context)
-
-
-def init_cache(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> Cache:
-    def zeros(layer: int) -> jax.Array:
-        shape = (rows, config.num_kv_heads, cache_slots(config, layer, context), config.head_dim)
-        return jnp.zeros(shape, dtype)
-
-    return tuple((zeros(layer), zeros(layer)) for layer in range(config.num_layers))
+_REGISTER = 128  # slots in a TPU's register: a multiple of them on every device suits the attention kernel
 
 
-def cache_bytes(config: GemmaConfig, rows: int, context: int, dtype: jax.typing.DTypeLike) -> int:
-    """Bytes of the whole cache over all devices."""
-    slots = sum(cache_slots(config, layer, context) for layer in range(config.num_layers))
-    return 2 * rows * slots * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer. A pytree: methods return another cache, whose buffers replace this one's.
+
+    Another kind of cache is another class with these methods; nothing else knows how keys and values are stored.
+    """
+
+    layers: tuple[tuple[Any, Any], ...]  # keys, values [R, K, S, H]; or their shapes, or shardings
+    windows: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})  # None: the whole context
+    mesh: Mesh = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def init(cls, config: GemmaConfig, mesh: Mesh, rows: int, context: int, dtype: jax.typing.DTypeLike) -> KVCache:
+        """An empty cache for `rows` × `context` tokens. The devices that share it divide its slots evenly."""
+        unit = mesh.shape["slots"] * (_REGISTER if mesh.devices.flat[0].platform == "tpu" else 1)
+        most = -(-context // unit) * unit
+        windows = tuple(layer.window for layer in config.layers)
+
+        def zeros(window: int | None) -> jax.Array:
+            slots = most if window is None else min(window, most)
+            return jnp.zeros((rows, config.num_kv_heads, slots, config.head_dim), dtype)
+
+        return cls(tuple((zeros(window), zeros(window)) for window in windows), windows, mesh)
+
+    def shardings(self) -> KVCache:
+        """Split over rows, kv heads and slots, as far as the mesh's axes divide them."""
+        return jax.tree.map(lambda x: partition("RKSH", x.shape, self.mesh), self)
+
+    def write(
+        self,
+        layer: int,
+        rows: Int[Array, "B"],
+        key: KeyValues,
+        value: KeyValues,
+        start: Int[Array, "B"],
+        count: Int[Array, "B"],
+    ) -> KVCache:
+        """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S."""
+        keys, values = self.layers[layer]
+        slots = keys.shape[2]
+        token = jnp.arange(key.shape[1])
+        kept = (token < count[:, None]) & (token >= count[:, None] - slots)
+        # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
+        slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
+        return self._with(layer, store((keys, values), rows, slot, key, value))
+
+    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"]) -> KVCache:
+        """Stores one more token of every row, at position `length`.
+
+        Rows at rest are written to as well: nothing reads the slot of the next position before that position is
+        written. In a ring it held the token that is just leaving the window, elsewhere none.
+        """
+        old = self.layers[layer]
+        slot = length % old[0].shape[2]
+        return self._with(layer, store_one(old, slot, key, value, split=self.mesh.shape["slots"] > 1))
+
+    def attend(
+        self,
+        layer: int,
+        query: Queries,
+        position: Int[Array, "B T"],
+        *,
+        length: Int[Array, "B"] | None,
+        rows: Int[Array, "B"] | None = None,
+        own: Keys | None = None,
+    ) -> Queries:
+        """Attention to the first `length` cached tokens (None: to none) of each row, and to the `own` tokens at hand.
+
+        The queries belong to `rows` of the cache, None for all of them in order, and stand at `position`.
+        """
+        cached = None
+        if length is not None:
+            keys, values = self.layers[layer]
+            if rows is not None:
+                keys, values = keys[rows], values[rows]
+            cached = Keys(keys, values, slot_positions(length, keys.shape[2]))
+        return attention(query, position, own=own, cached=cached, window=self.windows[layer], mesh=self.mesh)
+
+    def clear(self, row: Int[Array, ""]) -> KVCache:
+        """Zeros in place of a row's keys and values, since a weight of 0 times NaN is NaN."""
+
+        def emptied(x: jax.Array) -> jax.Array:
+            here = jnp.arange(x.shape[0]) == row  # no slice: a cache that is split over rows stays where it is
+            return jnp.where(here[:, None, None, None], jnp.zeros((), x.dtype), x)
+
+        return jax.tree.map(emptied, self)
+
+    def take(self, rows: Int[Array, "B"]) -> KVCache:
+        """A cache of these rows alone."""
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def put(self, rows: Int[Array, "B"], taken: KVCache) -> KVCache:
+        """This cache with `rows` as they are in `taken`."""
+        return jax.tree.map(lambda x, some: x.at[rows].set(some), self, taken)
+
+    def nbytes(self, *, windowed: bool) -> int:
+        """Bytes on each device of an abstract cache, of the layers with a window or of the others."""
+        kind = (layer for layer, window in zip(self.layers, self.windows, strict=True) if (window is None) != windowed)
+        return shard_bytes(jax.tree.leaves(list(kind)))
+
+    def num_keys(self) -> int:
+        """Keys on each device of an abstract cache: rows × kv heads × slots, summed over the layers."""
+        return sum(shard_size(keys) // keys.shape[-1] for keys, _ in self.layers)
+
+    def shortest_read(self) -> int:
+        """Tokens of a context that a decode step reads at least, however few are cached: a prefix on each device."""
+        return PREFIX * self.mesh.shape["slots"]
+
+    def _with(self, layer: int, new: Layer) -> KVCache:
+        return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))
 
 
 def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
@@ -42,72 +144,3 @@ def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
     last = length[:, None] - 1
     position = last - (last - jnp.arange(slots)) % slots
     return jnp.where(position >= 0, position, -1)
-
-
-def write(
-    cache: LayerCache,
-    rows: Int[Array, "B"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    start: Int[Array, "B"],
-    count: Int[Array, "B"],
-) -> LayerCache:
-    """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S of them."""
-    heads, slots = cache[0].shape[1:3]
-    token = jnp.arange(key.shape[1])
-    kept = (token < count[:, None]) & (token >= count[:, None] - slots)
-    # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
-    slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
-    # An index for each head too: the TPU compiler lays a cache whose windows hold several heads out anew at each call.
-    where = (rows[:, None, None], jnp.arange(heads)[:, None], slot[:, None])
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
-        return old.at[where].set(new, mode="drop", unique_indices=True)
-
-    return put(cache[0], key), put(cache[1], value)
-
-
-def append(
-    cache: LayerCache,
-    key: Float[Array, "B one K H"],
-    value: Float[Array, "B one K H"],
-    length: Int[Array, "B"],
-    *,
-    split: bool = False,
-) -> LayerCache:
-    """Stores one more token of every row, at position `length`; B = R. `split`: the slots lie on several devices.
-
-    A row that rests may be written to as well, which saves asking: nothing is read from the slot of the next position
-    before that position is written. In a ring it held the token that is just leaving the window, elsewhere none.
-    """
-    rows, heads, slots, _ = cache[0].shape
-    slot = length % slots
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
-        if rows > 1:
-            where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
-            return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
-        # XLA rewrites a scatter of a single row to an update of a slice, and lays the cache out anew for it. On one
-        # device it does not if the update is written as such; on several only a second row to scatter helps, which is
-        # here one past the end.
-        if not split:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot[0], 0))
-        where = (0, jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
-        return old.at[where].set(jnp.concatenate([new, new]), mode="drop", unique_indices=True)
-
-    def both(cache: LayerCache) -> LayerCache:
-        return put(cache[0], key), put(cache[1], value)
-
-    def apart(cache: LayerCache) -> LayerCache:
-        # XLA's CPU backend fuses the update of a single row into each of its readers, on a copy of the cache for each;
-        # a branch (always taken, which it cannot know) keeps it by itself, and in place.
-        return jax.lax.cond(jnp.all(length >= 0), both, lambda same: same, cache)
-
-    def as_it_lies(cache: LayerCache) -> LayerCache:
-        # Where slices of a cache are read, the TPU compiler would otherwise lay all of it out anew.
-        keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in both(cache))
-        return keys, values
-
-    return jax.lax.platform_dependent(cache, cpu=apart, tpu=as_it_lies, default=both)

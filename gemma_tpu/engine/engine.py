@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gemma_tpu.deployment import Deployment
+from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
 from gemma_tpu.engine.loop import Loop
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Scheduler
 from gemma_tpu.engine.sequences import check_logits, pad
-from gemma_tpu.engine.shapes import STEPS_PER_CALL
 from gemma_tpu.engine.validate import make_request
 from gemma_tpu.engine.warmup import Progress, warmup_steps
 from gemma_tpu.engine.worker import Worker

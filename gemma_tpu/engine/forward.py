@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
-from gemma_tpu.model.attention import attend, attention_mask
 from gemma_tpu.model.transformer import AttendLayer, Capture
+from gemma_tpu.ops.masks import attend, attention_mask
 
 AnyArray = jax.Array | np.ndarray  # where a caller may hold either
 _Call = TypeVar("_Call", bound=Callable[..., Any])

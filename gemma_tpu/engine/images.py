@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.step import Encode
 
 

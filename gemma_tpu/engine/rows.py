@@ -8,9 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.engine.shapes import images_of_chunk
 from gemma_tpu.engine.step import Prefill
 from gemma_tpu.picture import PlacedImage
+
+
+def images_of_chunk(rows: int, tokens: int, num_soft_tokens: int) -> int:
+    """Images that a prefill call of rows × tokens has room for; 0 without a vision tower (`num_soft_tokens` 0)."""
+    return rows * (tokens // num_soft_tokens) if num_soft_tokens else 0
 
 
 def chunk_end(start: int, target: int, longest: int, images: Iterable[int], num_soft_tokens: int) -> int:

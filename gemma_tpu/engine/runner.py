@@ -6,7 +6,6 @@ running the same steps (gemma_tpu.distributed.processes).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -14,14 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.engine.programs import RowParams, State
-from gemma_tpu.engine.step import NO_TOKEN, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.engine.step import Activate, Decode, Encode, Prefill, Step
 from gemma_tpu.model import Params
 from gemma_tpu.ops.sampling import Sampling
-from gemma_tpu.options import MAX_STOP_TOKENS
+from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
 
 
 def row_params(activate: Activate, vocab_size: int) -> RowParams:
@@ -45,21 +44,18 @@ class Runner:
         self._abstract_params = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._text_params
         )
-        self._deployment = deployment
-        self._mesh, self._dtype = {"mesh": deployment.mesh}, deployment.dtype
-        self._static = {"config": dataclasses.replace(deployment.config, vision=None), **self._mesh}
-        self._decode_static = {"max_steps": max_steps, "min_rows": deployment.min_rows, **self._static}
+        self._deployment, self._max_steps = deployment, max_steps
+        self._static = {"deployment": deployment.text}
         self._state: State | None = None
 
     @in_32_bits
     def reset(self) -> None:
         """An empty state in the place of the old one, and no image known."""
         self._free_state()
-        d = self._deployment
-        self._state = programs.init_state(d.config, d.rows, d.context, d.dtype, d.mesh)
+        self._state = programs.init_state(self._deployment.text)
         self._soft_tokens: dict[bytes, jax.Array] = {}
-        if d.num_soft_tokens:
-            self._blank = programs.blank_image((d.num_soft_tokens, d.config.embed_dim), d.dtype, d.mesh)
+        if self._deployment.config.vision:
+            self._blank = programs.blank_image(self._deployment)
 
     @in_32_bits
     def run(self, step: Step) -> jax.Array | None:
@@ -137,30 +133,30 @@ class Runner:
     # The calls of a step.
 
     def _clear(self, row: int) -> None:
-        self._state = programs.clear(self._state, np.int32(row), **self._mesh)
+        self._state = programs.clear(self._state, np.int32(row), **self._static)
 
     def _release(self, row: int) -> None:
-        self._state = programs.release(self._state, np.int32(row), **self._mesh)
+        self._state = programs.release(self._state, np.int32(row), **self._static)
 
     def _encode(self, images: Encode) -> None:
-        encoded = programs.encode(self._vision_params, images.pixels, config=self._deployment.config, **self._mesh)
+        encoded = programs.encode(self._vision_params, images.pixels, deployment=self._deployment)
         self._soft_tokens |= zip(images.digests, encoded, strict=True)
 
     def _prefill(self, chunk: Prefill) -> None:
         shown = tuple(self._blank if digest is None else self._soft_tokens[digest] for digest in chunk.images)
-        soft = programs.stack(shown, **self._mesh) if shown else None
+        soft = programs.stack(shown, **self._static) if shown else None
         args = (self._text_params, self._state, chunk.rows, chunk.tokens, chunk.start, chunk.count)
         self._state = programs.prefill(*args, soft, chunk.soft_index, fresh=chunk.fresh, **self._static)
 
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
         params = row_params(row, self._deployment.config.vocab_size)
-        self._state = programs.activate(self._state, *numbers, params, **self._mesh)
+        self._state = programs.activate(self._state, *numbers, params, **self._static)
 
     def _decode(self, decode: Decode) -> jax.Array:
         rows = np.array(decode.rows, np.int32) if decode.alone else None
         args = (self._text_params, self._state, rows, np.int32(decode.steps))
-        self._state, tokens = programs.decode(*args, **self._decode_static)
+        self._state, tokens = programs.decode(*args, max_steps=self._max_steps, **self._static)
         tokens.copy_to_host_async()
         return tokens
 

@@ -17,7 +17,8 @@ from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.images import ImageIndex
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import Row, choose_row, chunk_end, make_prefill
-from gemma_tpu.engine.step import NO_TOKEN, NOT_FINITE, Activate, Decode, Prefill, Step, activate
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Prefill, Step, activate
+from gemma_tpu.options import NO_TOKEN
 
 
 @dataclasses.dataclass

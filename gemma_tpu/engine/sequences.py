@@ -9,7 +9,6 @@ from jaxtyping import Int
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine.shapes import sequence_length
 
 MAX_BYTES = 2 << 30  # of the logits that one call returns: 2,048 tokens over the vocabulary of the released models
 
@@ -27,6 +26,11 @@ def check_logits(deployment: Deployment, tokens: int, positions: int) -> None:
             f"the logits of {positions:,} tokens are {nbytes / 1e9:.1f} GB, and one call returns at most "
             f"{MAX_BYTES / 1e9:.1f} GB: give fewer rows, or only the positions that are wanted"
         )
+
+
+def sequence_length(tokens: int, max_context: int) -> int:
+    """Tokens that whole sequences are padded to for the plain path: 64, 128, 256 …, at most the context."""
+    return min(max_context, max(64, 1 << (tokens - 1).bit_length()))
 
 
 def pad(

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 
 from gemma_tpu.options import SamplingParams
 
-NO_TOKEN = -1  # among the tokens read back: the row produced nothing
 NOT_FINITE = -2  # among the tokens read back: the row's logits were NaN or infinity, and it has ended
 
 

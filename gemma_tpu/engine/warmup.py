@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine.shapes import IMAGE_BATCHES, images_of_chunk
+from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
+from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.step import Decode, Encode, Prefill, Step, activate
 from gemma_tpu.options import SamplingParams
 

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.model.attention import Attention, KeyValues, Queries
+from gemma_tpu.model.attention import Attention
 from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
+from gemma_tpu.ops.masks import KeyValues, Queries
 from gemma_tpu.sharding import constrain
 
 # (layer, queries, keys and values of the given tokens) → attended values.

@@ -8,22 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import VisionConfig
-from gemma_tpu.devices import attention_kernel
 from gemma_tpu.model.layers import NORM_EPS, RMSNorm
 from gemma_tpu.model.linear import as_matrix, contract
-from gemma_tpu.ops.product import precision, product
-from gemma_tpu.sharding import partition
+from gemma_tpu.ops.patch_attention import PatchHeads, full_attention
 
-PatchHeads = Float[Array, "I P n h"]
 AttendPatches = Callable[[PatchHeads, PatchHeads, PatchHeads], PatchHeads]
-
-_QUERY_BLOCK = 1024  # scores of a 4,096-patch image are made 1,024 queries at a time: 256 MB instead of 1 GB
-_KERNEL_BLOCK = 512  # queries and keys at a time in the TPU's kernel
 
 
 class LayerNorm(nnx.Module):
@@ -38,45 +30,6 @@ class LayerNorm(nnx.Module):
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + NORM_EPS)
         return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
-
-
-def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
-    """Unmasked attention between all patches in plain JAX, softmax in float32."""
-
-    def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
-        scores = product("itnh,ipnh->intp", q, key, dtype=jnp.float32)
-        probs = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-        return product("intp,ipnh->itnh", probs, value)
-
-    I, P, n, h = query.shape
-    if P <= _QUERY_BLOCK or P % _QUERY_BLOCK:
-        return block(query)
-    blocks = jnp.moveaxis(query.reshape(I, P // _QUERY_BLOCK, _QUERY_BLOCK, n, h), 1, 0)
-    return jnp.moveaxis(jax.lax.map(block, blocks), 0, 1).reshape(I, P, n, h)
-
-
-def split_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads, *, mesh: Mesh) -> PatchHeads:
-    """`full_attention` of each device's own images and heads, in a kernel where the mesh's devices have one."""
-    kernel = attention_kernel(mesh, query.dtype, query.shape[-1])
-    if kernel == "tpu" and query.shape[1] % _KERNEL_BLOCK:
-        kernel = "plain"
-    local = {"tpu": _in_tpu_kernel, "cudnn": _in_cudnn, "plain": full_attention}[kernel]
-    if mesh.size == 1:
-        return local(query, key, value)
-    spec = partition("IPnh", query.shape, mesh).spec
-    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(query, key, value)
-
-
-def _in_tpu_kernel(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
-    """JAX's Pallas kernel, which keeps the scores on the chip."""
-    blocks = BlockSizes(block_q=_KERNEL_BLOCK, block_k_major=_KERNEL_BLOCK, block_k=_KERNEL_BLOCK, block_b=1)
-    by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    with jax.default_matmul_precision(precision(query)):
-        return jnp.swapaxes(flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks), 1, 2)
-
-
-def _in_cudnn(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 class VisionAttention(nnx.Module):

@@ -1,8 +1,9 @@
-"""Attention in parts that are joined afterwards, so that no matrix of all queries × all keys is ever made.
+"""Attention of the decoder, in parts that are joined afterwards: no matrix of all queries × all keys is ever made.
 
-A part holds what softmax needs of the keys it has seen: their weighted values, the sum of their weights, and the
-largest score, against which the weights are taken (online softmax: Milakov and Gimelshein, arXiv 1805.02867; in
-attention: FlashAttention, arXiv 2205.14135). Letters: see gemma_tpu.config; Q: the G × T queries of a kv head.
+`attention` is the entry; it chooses by platform between a kernel and plain JAX. A part holds what softmax needs of the
+keys it has seen: their weighted values, the sum of their weights, and the largest score, against which the weights are
+taken (online softmax: Milakov and Gimelshein, arXiv 1805.02867; in attention: FlashAttention, arXiv 2205.14135).
+Letters: see gemma_tpu.config; Q: the G × T queries of a kv head.
 """
 
 from __future__ import annotations
@@ -16,13 +17,43 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.model.attention import MASKED, Queries, by_head, sees
 from gemma_tpu.ops.flash_attention import fits, flash
+from gemma_tpu.ops.masks import MASKED, Queries, by_head, sees
 from gemma_tpu.ops.product import product
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
 PREFIX = 8192  # keys that a decode step always reads
+
+
+class Keys(NamedTuple):
+    """Keys and values to attend to. Position -1 marks an empty slot or padding.
+
+    `image` is 0 for text, else an id, of the queries' own tokens; None: all are text.
+    """
+
+    key: Float[Array, "B K S H"]
+    value: Float[Array, "B K S H"]
+    position: Int[Array, "B S"]
+    image: Int[Array, "B S"] | None = None
+
+
+def attention(
+    query: Queries,
+    position: Int[Array, "B T"],
+    *,
+    own: Keys | None,
+    cached: Keys | None,
+    window: int | None,
+    mesh: Mesh,
+) -> Queries:
+    """Softmax attention under the mask of `attention_mask`, to the queries' `own` tokens and to `cached` ones.
+
+    The devices of the mesh's slots axis each have some of the cached tokens, and all of the others.
+    """
+    look = functools.partial(attend_part, query, position, window=window, mesh=mesh)
+    parts = [look(keys, length=length) for keys, length in ((own, "T"), (cached, "S")) if keys is not None]
+    return finish(functools.reduce(join, parts), query)
 
 
 class Part(NamedTuple):
@@ -51,30 +82,20 @@ def finish(part: Part, query: Queries) -> Queries:
 
 
 def attend_part(
-    query: Queries,
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S H"],
-    query_pos: Int[Array, "B T"],
-    key_pos: Int[Array, "B S"],
-    *,
-    query_image: Int[Array, "B T"] | None = None,
-    key_image: Int[Array, "B S"] | None = None,
-    window: int | None,
-    mesh: Mesh,
-    length: str = "S",
+    query: Queries, position: Int[Array, "B T"], keys: Keys, *, window: int | None, mesh: Mesh, length: str = "S"
 ) -> Part:
-    """Attention under the mask of `attention_mask`, to keys of a cache or (`length="T"`) of the queries' own tokens.
+    """Attention to one set of keys; `length`, the letter of their dimension, says whether it is split over devices.
 
     Each device looks at its own heads and slots; what those that share a cache's slots found is then joined.
     """
-    if query_image is None or key_image is None:
-        query_image, key_image = jnp.zeros_like(query_pos), jnp.zeros_like(key_pos)
-    arguments = (query, key, value, query_pos, key_pos, query_image, key_image)
+    key, value, key_pos, image = keys
+    images = (jnp.zeros_like(position), jnp.zeros_like(key_pos)) if image is None else (image, image)
+    arguments = (query, key, value, position, key_pos, *images)
     look = functools.partial(_local_part, window=window)
     if mesh.size == 1:
         return look(*arguments)
-    keys, positions = f"BK{length}H", f"B{length}"
-    dims = ("BTK.H", keys, keys, "BT", positions, "BT", positions)  # all query heads of a kv head, whatever splits G
+    whole, positions = f"BK{length}H", f"B{length}"
+    dims = ("BTK.H", whole, whole, "BT", positions, "BT", positions)  # all query heads of a kv head, whatever splits G
     specs = tuple(partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True))
     split = "slots" in specs[1]
 

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.model.attention import MASKED, sees
+from gemma_tpu.ops.masks import MASKED, sees
 from gemma_tpu.ops.product import precision
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-GIB = 2**30
+from gemma_tpu.memory import GIB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,13 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine import programs, shapes
+from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.environment import LIBTPU_ALONE
-from gemma_tpu.plan.chips import Slice
+from gemma_tpu.memory import Memory, shard_bytes
+from gemma_tpu.plan.chips import Chip, Slice
 from gemma_tpu.plan.hlo import Hlo
-from gemma_tpu.plan.memory import Memory, abstract_params, resident_memory, shard_bytes
 from gemma_tpu.sharding import make_mesh
 
 PROGRAMS = ("decode", "prefill", "encode")
@@ -62,34 +65,37 @@ def mesh_for(config: GemmaConfig, where: Slice, shape: tuple[int, int]) -> Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Deployment:
-    """What is to be run, and where. `mesh_shape` is (data, model), `dtype` that of weights and cache."""
+class Target:
+    """A deployment on the chips of a slice."""
 
-    config: GemmaConfig
+    deployment: Deployment
     where: Slice
-    mesh_shape: tuple[int, int]
-    rows: int
-    context: int
-    dtype: str = "bfloat16"
 
     @property
-    def mesh(self) -> Mesh:
-        return mesh_for(self.config, self.where, self.mesh_shape)
+    def chip(self) -> Chip:
+        return self.where.chip
 
-    @functools.cached_property
-    def resident(self) -> Memory:
-        return resident_memory(
-            self.config, mesh=self.mesh, rows=self.rows, context=self.context, dtype=jnp.dtype(self.dtype)
-        )
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """(data, model)"""
+        data = self.deployment.mesh.shape["data"]
+        return data, self.where.num_chips // data
 
     @property
     def chunk(self) -> int:
         """Tokens of the longest prefill call."""
-        return shapes.chunk_sizes("tpu", self.context, self.soft_tokens)[-1]
+        return self.deployment.prefill_sizes[-1]
 
-    @property
-    def soft_tokens(self) -> int:
-        return self.config.vision.num_soft_tokens if self.config.vision else 0
+    def replace(self, **changes: Any) -> Target:
+        """With other `rows`, `context` or `chunks`."""
+        return dataclasses.replace(self, deployment=dataclasses.replace(self.deployment, **changes))
+
+
+def deploy(
+    config: GemmaConfig, where: Slice, shape: tuple[int, int], rows: int, context: int, dtype: DTypeLike = "bfloat16"
+) -> Target:
+    """A model on the mesh (data, model) that `load` would make of a slice's chips."""
+    return Target(Deployment(config, mesh_for(config, where, shape), rows, context, dtype), where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +128,9 @@ class Program:
         return self.arguments + self.temporaries + self.outputs if self.needs is None else self.needs
 
 
-def compile_programs(deployment: Deployment, names: Sequence[str] = PROGRAMS) -> list[Program]:
+def compile_programs(target: Target, names: Sequence[str] = PROGRAMS) -> list[Program]:
     """Compiles the named ones; no encode for a model without a vision tower."""
+    deployment = target.deployment
     return [_compile(deployment, name) for name in names if name != "encode" or deployment.config.vision]
 
 
@@ -174,9 +181,9 @@ def _bytes_needed(message: str) -> int:
     raise RuntimeError(message)
 
 
-def total_memory(deployment: Deployment, compiled: Sequence[Program]) -> Memory:
+def total_memory(target: Target, compiled: Sequence[Program]) -> Memory:
     """What stays on a device, with what the programs add to it."""
-    memory = deployment.resident
+    memory = target.deployment.memory
     extra = []
     for program in compiled:
         # A program takes no weights that it does not read, but they stay where they are while it runs.
@@ -186,48 +193,33 @@ def total_memory(deployment: Deployment, compiled: Sequence[Program]) -> Memory:
     return dataclasses.replace(memory, activations=max(extra), code=sum(program.code for program in compiled))
 
 
-def _arguments(deployment: Deployment) -> tuple[dict[str, Any], programs.State, dict[str, Any]]:
-    """Weights of the text decoder, state, and what the engine passes as static."""
-    config, mesh = dataclasses.replace(deployment.config, vision=None), deployment.mesh
-    params = abstract_params(config, deployment.dtype, mesh)
-    state = programs.abstract_state(config, deployment.rows, deployment.context, deployment.dtype, mesh)
-    return params, state, {"config": config, "mesh": mesh}
-
-
-def _on_all(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, PartitionSpec()))
+def _on_all(deployment: Deployment, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(deployment.mesh, PartitionSpec()))
 
 
 def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
-    params, state, static = _arguments(deployment)
-    static |= {"max_steps": shapes.STEPS_PER_CALL, "min_rows": shapes.min_rows("tpu")}
-    steps = _on_all(deployment.mesh, (), jnp.int32)
-    return programs.decode.lower(params, state, None, steps, **static), 4
+    text, steps = deployment.text, _on_all(deployment, ())
+    arguments = text.abstract_params, text.abstract_state, None, steps
+    return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps])
 
 
 def _lower_prefill(deployment: Deployment) -> tuple[Any, int]:
     """The largest there is: every row, the longest chunk, images wherever they may stand, after a cached prefix."""
-    params, state, static = _arguments(deployment)
-    B, T, soft = deployment.rows, deployment.chunk, deployment.soft_tokens
-    numbers = functools.partial(_on_all, deployment.mesh, dtype=jnp.int32)
-    images = shapes.images_of_chunk(B, T, soft)
-    soft_shape = (images, soft, deployment.config.embed_dim)
-    soft_tokens = _on_all(deployment.mesh, soft_shape, deployment.dtype) if images else None
-    chunk = numbers((B, T)), numbers((B,)), numbers((B,)), soft_tokens, numbers((B, T))
-    lowered = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
-    return lowered, shard_bytes(one for one in chunk if one is not None)
+    text, B, T = deployment.text, deployment.rows, deployment.prefill_sizes[-1]
+    images, soft_tokens = images_of_chunk(B, T, deployment.num_soft_tokens), None
+    if images:
+        shape = images, deployment.num_soft_tokens, deployment.config.embed_dim
+        soft_tokens = _on_all(deployment, shape, deployment.dtype)
+    tokens, row = _on_all(deployment, (B, T)), _on_all(deployment, (B,))
+    chunk = tokens, row, row, soft_tokens, tokens
+    arguments = text.abstract_params, text.abstract_state, None, *chunk
+    lowered = programs.prefill.lower(*arguments, deployment=text, fresh=False)
+    return lowered, shard_bytes(x for x in chunk if x is not None)
 
 
 def _lower_encode(deployment: Deployment) -> tuple[Any, int]:
-    config, mesh = deployment.config, deployment.mesh
-    params = abstract_params(config, deployment.dtype, mesh)
-    vision = {name: one for name, one in params.items() if name.startswith("vision.")}
-    assert config.vision
-    side = config.vision.image_size
-    pixels = _on_all(mesh, (shapes.IMAGE_BATCHES[0], side, side, 3), jnp.float32)
-    return programs.encode.lower(vision, pixels, config=config, mesh=mesh), shard_bytes([pixels])
-
-
-def state_bytes(deployment: Deployment) -> int:
-    """Bytes of the state on a device: what every program that takes it must write over in place."""
-    return shard_bytes(jax.tree.leaves(_arguments(deployment)[1]))
+    assert deployment.config.vision
+    vision = {name: x for name, x in deployment.abstract_params.items() if name.startswith("vision.")}
+    side = deployment.config.vision.image_size
+    pixels = _on_all(deployment, (IMAGE_BATCHES[0], side, side, 3), jnp.float32)
+    return programs.encode.lower(vision, pixels, deployment=deployment), shard_bytes([pixels])

@@ -22,7 +22,8 @@ from typing import Any
 import jax
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.plan.chips import GIB, parse_slice
+from gemma_tpu.memory import GIB
+from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.plan.report import as_json, duration, versions
 from gemma_tpu.plan.search import choose_mesh
@@ -51,7 +52,7 @@ and slice. Where weights and caches alone are too much, nothing was compiled.
 def make(model: str, dtype: str, where: str) -> dict[str, Any]:
     """A row of the table; without compiling where weights and state alone are too much."""
     config, place = CONFIGS[model], parse_slice(where)
-    smallest = choose_mesh(config, place, ROWS, CONTEXT, dtype).candidates[-1].resident
+    smallest = choose_mesh(config, place, ROWS, CONTEXT, dtype).candidates[-1].deployment.memory
     if smallest.resident > place.chip.hbm:
         return {"fits": False, "total": smallest.resident, "capacity": place.chip.hbm}
     plan = as_json(make_plan(model, config, place, rows=ROWS, context=CONTEXT, dtype=dtype, search=False))

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import jax
 
-from gemma_tpu.engine import programs, shapes
-from gemma_tpu.plan.compiled import Deployment, Program, state_bytes
-from gemma_tpu.plan.memory import abstract_params, shard_size
+from gemma_tpu.deployment import STEPS_PER_CALL
+from gemma_tpu.memory import shard_size
+from gemma_tpu.plan.compiled import Program, Target
 
 
-def decode_problems(deployment: Deployment, decode: Program) -> list[str]:
+def decode_problems(target: Target, decode: Program) -> list[str]:
     """One line for each: data of weight or cache size moved for nothing, state not written in place, collectives of
     more than an activation."""
-    config, rows = deployment.config, max(deployment.rows, shapes.min_rows("tpu"))
+    deployment = target.deployment
+    config, rows = deployment.config, max(deployment.rows, deployment.min_rows)
     if decode.hlo is None:
         return ["the compiler refused it"]
-    params = abstract_params(config, deployment.dtype, deployment.mesh)
-    args = config, deployment.rows, deployment.context, deployment.dtype, deployment.mesh
-    cache = jax.tree.leaves(programs.abstract_state(*args).cache)
-    sizes = {shard_size(one) for one in (*params.values(), *cache) if len(one.shape) > 1}
+    kept = (*deployment.abstract_params.values(), *jax.tree.leaves(deployment.abstract_state.cache))
+    sizes = {shard_size(array) for array in kept if len(array.shape) > 1}
     # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D, or
     # queries, keys and values.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
     shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim)
     problems = decode.hlo.offenders(sizes, rows * widest, rows * shared)
-    if (state := state_bytes(deployment)) > decode.aliased:
+    if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
-    data, model = deployment.mesh_shape
+    data, model = target.mesh_shape
     if model == 1:
         # Copies of the model must agree on when to stop, and the host reads the tokens of all their rows from any.
-        least = 4 * rows * shapes.STEPS_PER_CALL if data > 1 else 0
+        least = 4 * rows * STEPS_PER_CALL if data > 1 else 0
         sent = [one for one in decode.hlo.collectives() if one.nbytes > least]
         problems += [f"{one.op} of {one.nbytes} bytes without tensor parallelism: {one.origin}" for one in sent]
     return problems

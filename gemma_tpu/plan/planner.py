@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine import shapes
+from gemma_tpu.deployment import IMAGE_BATCHES
 from gemma_tpu.ops.attention import PREFIX
 from gemma_tpu.plan.chips import Chip, Slice, slices
-from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
+from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
@@ -65,14 +65,14 @@ def make_plan(
         (f"smallest slice of {where.chip.name}", smallest_slice),
     ):
         progress(question)
-        would_fit[question] = answer(plan.deployment, plan.programs)
+        would_fit[question] = answer(plan.target, plan.programs)
     return dataclasses.replace(plan, would_fit=would_fit)
 
 
-def _plan(model: str, deployment: Deployment, reason: str) -> Plan:
-    programs = compile_programs(deployment)
-    memory = total_memory(deployment, programs)
-    return Plan(model, deployment, reason, programs, memory, _speeds(deployment, programs))
+def _plan(model: str, target: Target, reason: str) -> Plan:
+    programs = compile_programs(target)
+    memory = total_memory(target, programs)
+    return Plan(model, target, reason, programs, memory, _speeds(target, programs))
 
 
 def smallest_plan(
@@ -98,27 +98,27 @@ def smallest_plan(
     return plan
 
 
-def _may_fit(deployment: Deployment, progress: Progress) -> bool:
+def _may_fit(target: Target, progress: Progress) -> bool:
     """Whether weights and state fit, and then prefill, which as a rule needs most."""
-    if deployment.resident.resident > deployment.where.chip.hbm:
+    if target.deployment.memory.resident > target.chip.hbm:
         return False
-    progress(f"trying {deployment.where.topology}")
-    return fits(deployment, total_memory(deployment, compile_programs(deployment, ["prefill"])))
+    progress(f"trying {target.where.topology}")
+    return fits(target, total_memory(target, compile_programs(target, ["prefill"])))
 
 
-def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
+def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:
     found, special = [], []
     for program in compiled:
         sent = _collectives(program)
-        what, roofline = _KINDS[program.name](deployment, sent)
-        found.append(Speed(what, _seconds(program, program.cycles, roofline, deployment), roofline))
+        what, roofline = _KINDS[program.name](target, sent)
+        found.append(Speed(what, _seconds(program, program.cycles, roofline, target), roofline))
         if program.name == "decode" and program.sampled_cycles > program.cycles:
-            sampled = _seconds(program, program.sampled_cycles, roofline, deployment)
+            sampled = _seconds(program, program.sampled_cycles, roofline, target)
             special.append(Speed(f"{what}, top-k and top-p", sampled, roofline))
-        short = PREFIX * deployment.mesh.shape["slots"]  # each device reads so many slots of its own at least
-        if program.name == "decode" and short < deployment.context:
-            least = decode_roofline(dataclasses.replace(deployment, context=short), sent)
-            seconds = _seconds(program, program.short_cycles, least, deployment)
+        short = target.deployment.abstract_state.cache.shortest_read()
+        if program.name == "decode" and short < target.deployment.context:
+            least = decode_roofline(target.replace(context=short), sent)
+            seconds = _seconds(program, program.short_cycles, least, target)
             special.append(Speed(f"{what}, ≤ {PREFIX:,} tokens", seconds, least))
     return found + special  # decode and prefill first: comparisons read those two
 
@@ -126,7 +126,7 @@ def _speeds(deployment: Deployment, compiled: Sequence[Program]) -> list[Speed]:
 def _images_of_a_prompt(speeds: Sequence[Speed], images: int) -> Speed:
     """In proportion to a full call of the vision tower."""
     (call,) = (speed for speed in speeds if speed.what.startswith("vision tower"))
-    share = images / shapes.IMAGE_BATCHES[0]
+    share = images / IMAGE_BATCHES[0]
     parts = {name: seconds * share for name, seconds in dataclasses.asdict(call.roofline).items()}
     return Speed(f"vision tower, a prompt's {images}", call.compiler * share, Roofline(**parts))
 
@@ -138,23 +138,23 @@ def _collectives(program: Program) -> list[Collective] | None:
     return program.hlo.collectives(program.hlo.step if program.name == "decode" else None, branches=False)
 
 
-def _seconds(program: Program, cycles: int, roofline: Roofline, deployment: Deployment) -> float:
+def _seconds(program: Program, cycles: int, roofline: Roofline, target: Target) -> float:
     if program.hlo is None:
         return 0.0
-    kernels = kernel_seconds(deployment, program.name)
-    return cycles / deployment.where.chip.clock + roofline.interconnect + kernels
+    kernels = kernel_seconds(target, program.name)
+    return cycles / target.chip.clock + roofline.interconnect + kernels
 
 
-def _decode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
-    return f"decode step, {rows_text(deployment.rows)}", decode_roofline(deployment, sent)
+def _decode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"decode step, {rows_text(target.deployment.rows)}", decode_roofline(target, sent)
 
 
-def _prefill(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
-    return f"prefill, {rows_text(deployment.rows)} × {deployment.chunk:,} tokens", prefill_roofline(deployment, sent)
+def _prefill(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"prefill, {rows_text(target.deployment.rows)} × {target.chunk:,} tokens", prefill_roofline(target, sent)
 
 
-def _encode(deployment: Deployment, sent: list[Collective] | None) -> tuple[str, Roofline]:
-    return f"vision tower, {shapes.IMAGE_BATCHES[0]} images", encode_roofline(deployment, sent)
+def _encode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+    return f"vision tower, {IMAGE_BATCHES[0]} images", encode_roofline(target, sent)
 
 
 _KINDS = {"decode": _decode, "prefill": _prefill, "encode": _encode}

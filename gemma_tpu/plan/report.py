@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from gemma_tpu.plan.chips import GIB, Slice
-from gemma_tpu.plan.compiled import Deployment, Program
-from gemma_tpu.plan.memory import Memory, memory_table
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.memory import GIB, Memory
+from gemma_tpu.plan.chips import Slice
+from gemma_tpu.plan.compiled import Program, Target
 from gemma_tpu.plan.roofline import Roofline
 from gemma_tpu.plan.search import Answer, fits
 
@@ -35,7 +36,7 @@ class Plan:
     """A model on a slice. `would_fit` maps a question to its answer; it is empty if nobody asked."""
 
     model: str
-    deployment: Deployment
+    target: Target
     reason: str
     programs: list[Program]
     memory: Memory
@@ -44,7 +45,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return fits(self.deployment, self.memory)
+        return fits(self.target, self.memory)
 
     @property
     def seconds(self) -> float:
@@ -61,13 +62,13 @@ def versions() -> dict[str, str]:
 
 
 def text(plan: Plan) -> str:
-    one, chip = plan.deployment, plan.deployment.where.chip
-    data, model = one.mesh_shape
+    where = plan.target.where
+    data, model = plan.target.mesh_shape
     lines = [
-        f"{plan.model} on {describe_slice(one.where)}, {load(one)}",
+        f"{plan.model} on {describe_slice(where)}, {load(plan.target.deployment)}",
         f"mesh: data {data} × model {model}{f' (load it with mesh=({data}, {model}))' * (data > 1)}; {plan.reason}",
         f"memory of each chip: {verdict(plan)}",
-        memory_table(plan.memory, chip.hbm),
+        plan.memory.table(where.chip.hbm),
         f"{'predicted time':38} {'roofline':>10} {'compiler':>10}  bound by",
     ]
     for speed in plan.speeds:
@@ -114,16 +115,16 @@ def comparison(plans: list[Plan]) -> str:
     """One line a slice."""
     columns = f"{'slice':8} {'mesh':>6} {'needs':>9} {'of':>9}       "
     lines = [
-        f"{plans[0].model}, {load(plans[0].deployment)}",
+        f"{plans[0].model}, {load(plans[0].target.deployment)}",
         f"{columns} {'step':>9} {'compiler':>9}  {'bound by':13} {'prefill':>9}",
     ]
     for plan in plans:
-        data, model = plan.deployment.mesh_shape
+        data, model = plan.target.mesh_shape
         decode, prefill = plan.speeds[0], plan.speeds[1]
         prefill_time = duration(prefill.compiler) if prefill.compiler else f"≥ {duration(prefill.roofline.seconds)}"
         lines.append(
-            f"{plan.deployment.where.name:8} {f'{data}×{model}':>6} {plan.memory.total / GIB:5.1f} GiB"
-            f" {plan.deployment.where.chip.hbm / GIB:5.1f} GiB  {'fits' if plan.fits else 'NO':4}"
+            f"{plan.target.where.name:8} {f'{data}×{model}':>6} {plan.memory.total / GIB:5.1f} GiB"
+            f" {plan.target.where.chip.hbm / GIB:5.1f} GiB  {'fits' if plan.fits else 'NO':4}"
             f" {duration(decode.roofline.seconds):>9} {duration(decode.compiler):>9}  {decode.roofline.bound:13}"
             f" {prefill_time:>9}"
         )
@@ -131,19 +132,19 @@ def comparison(plans: list[Plan]) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    one = plan.deployment
+    target, one = plan.target, plan.target.deployment
     return {
         "model": plan.model,
-        "slice": one.where.name,
-        "topology": one.where.topology,
-        "chips": one.where.num_chips,
-        "mesh": {"data": one.mesh_shape[0], "model": one.mesh_shape[1], "reason": plan.reason},
+        "slice": target.where.name,
+        "topology": target.where.topology,
+        "chips": target.where.num_chips,
+        "mesh": {"data": target.mesh_shape[0], "model": target.mesh_shape[1], "reason": plan.reason},
         "context": one.context,
         "rows": one.rows,
-        "dtype": one.dtype,
+        "dtype": str(one.dtype),
         "images": bool(one.config.vision),
         "fits": plan.fits,
-        "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total, "capacity": one.where.chip.hbm},
+        "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total, "capacity": target.where.chip.hbm},
         "predictions": [
             {
                 "what": speed.what,

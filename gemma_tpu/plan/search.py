@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from jax.typing import DTypeLike
+
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.plan.chips import GIB, Slice, slices
-from gemma_tpu.plan.compiled import Deployment, Program, compile_programs, total_memory
-from gemma_tpu.plan.memory import Memory
+from gemma_tpu.memory import GIB, Memory
+from gemma_tpu.plan.chips import Slice, slices
+from gemma_tpu.plan.compiled import Program, Target, compile_programs, deploy, total_memory
 from gemma_tpu.plan.roofline import decode_roofline
 
 CONTEXT_STEP = 1024  # tokens
@@ -24,20 +26,20 @@ def mesh_shapes(chips: int, rows: int) -> list[tuple[int, int]]:
 class MeshChoice:
     """The mesh to use first, then those to fall back on; and a sentence that says why."""
 
-    candidates: list[Deployment]
+    candidates: list[Target]
     reason: str
 
 
-def choose_mesh(config: GemmaConfig, where: Slice, rows: int, context: int, dtype: str) -> MeshChoice:
+def choose_mesh(config: GemmaConfig, where: Slice, rows: int, context: int, dtype: DTypeLike) -> MeshChoice:
     """The mesh whose decode step is shortest by its roofline, of those where weights and state fit."""
-    every = [Deployment(config, where, shape, rows, context, dtype) for shape in mesh_shapes(where.num_chips, rows)]
+    every = [deploy(config, where, shape, rows, context, dtype) for shape in mesh_shapes(where.num_chips, rows)]
     timed = sorted(every, key=lambda one: decode_roofline(one).seconds)
-    fitting = [one for one in timed if one.resident.resident <= where.chip.hbm]
-    smallest = min(every, key=lambda one: one.resident.resident)
+    fitting = [one for one in timed if one.deployment.memory.resident <= where.chip.hbm]
+    smallest = min(every, key=lambda one: one.deployment.memory.resident)
     notes = [
         f"{_shape(one)} {decode_roofline(one).seconds * 1e3:.1f} ms"
         if one in fitting
-        else f"{_shape(one)} holds {one.resident.resident / GIB:.1f} GiB a chip, too much"
+        else f"{_shape(one)} holds {one.deployment.memory.resident / GIB:.1f} GiB a chip, too much"
         for one in timed
     ]
     if len(every) == 1:
@@ -49,8 +51,8 @@ def choose_mesh(config: GemmaConfig, where: Slice, rows: int, context: int, dtyp
     return MeshChoice(candidates, reason)
 
 
-def _shape(deployment: Deployment) -> str:
-    data, model = deployment.mesh_shape
+def _shape(target: Target) -> str:
+    data, model = target.mesh_shape
     return f"{data}×{model}"
 
 
@@ -72,33 +74,33 @@ class Answer:
 class Estimate:
     """Memory of other deployments of the same model on the same chips, from one that was compiled."""
 
-    def __init__(self, base: Deployment, compiled: Sequence[Program]) -> None:
+    def __init__(self, base: Target, compiled: Sequence[Program]) -> None:
         self._base, self._code = base, sum(program.code for program in compiled)
         self._extra = {program.name: total_memory(base, [program]).activations for program in compiled}
         self._factor = 1.0
 
-    def total(self, other: Deployment) -> int:
+    def total(self, other: Target) -> int:
         base = self._base
-        tokens = other.rows / other.mesh_shape[0] / (base.rows / base.mesh_shape[0])
-        keys = (other.context + other.chunk) / (base.context + base.chunk)
+        tokens = other.deployment.rows / other.mesh_shape[0] / (base.deployment.rows / base.mesh_shape[0])
+        keys = (other.deployment.context + other.chunk) / (base.deployment.context + base.chunk)
         shards = base.mesh_shape[1] / other.mesh_shape[1]
         # Scores grow with rows, context and heads on a chip; the rest of a chunk only with rows.
         grown = max(tokens * keys * shards, tokens / 8) * self._factor
         extra = {name: size * (shards if name == "encode" else grown) for name, size in self._extra.items()}
-        return other.resident.resident + self._code + int(max(extra.values()))
+        return other.deployment.memory.resident + self._code + int(max(extra.values()))
 
-    def learn(self, other: Deployment, memory: Memory) -> None:
+    def learn(self, other: Target, memory: Memory) -> None:
         """Corrects itself by another compilation."""
-        guessed = self.total(other) - other.resident.resident - self._code
+        guessed = self.total(other) - other.deployment.memory.resident - self._code
         self._factor *= max(memory.activations, 1) / max(guessed, 1)
 
 
-def fits(deployment: Deployment, memory: Memory) -> bool:
-    return memory.total <= deployment.where.chip.hbm
+def fits(target: Target, memory: Memory) -> bool:
+    return memory.total <= target.chip.hbm
 
 
 def largest(
-    base: Deployment, compiled: Sequence[Program], values: set[int], known: int, make: Callable[[int], Deployment]
+    base: Target, compiled: Sequence[Program], values: set[int], known: int, make: Callable[[int], Target]
 ) -> Answer:
     """The largest of `values` whose deployment fits, by compiling at most three; that of `known` is `base`."""
     estimate, ascending = Estimate(base, compiled), sorted(values | {known})
@@ -112,7 +114,7 @@ def largest(
         while high - low > 1:
             middle = (low + high) // 2
             other = make(ascending[middle])
-            likely = estimate.total(other) <= other.where.chip.hbm
+            likely = estimate.total(other) <= other.chip.hbm
             low, high = (middle, high) if likely else (low, middle)
         if low < 0 or (fit >= 0 and ascending[low] < 1.03 * ascending[fit]):
             break
@@ -128,24 +130,25 @@ def largest(
     return Answer(ascending[fit], True, fit == len(ascending) - 1)
 
 
-def largest_context(base: Deployment, compiled: Sequence[Program]) -> Answer:
+def largest_context(base: Target, compiled: Sequence[Program]) -> Answer:
     """At the rows of `base`."""
-    values = {*range(CONTEXT_STEP, base.config.max_context, CONTEXT_STEP), base.config.max_context}
-    return largest(base, compiled, values, base.context, lambda context: dataclasses.replace(base, context=context))
+    longest = base.deployment.config.max_context
+    values = {*range(CONTEXT_STEP, longest, CONTEXT_STEP), longest}
+    return largest(base, compiled, values, base.deployment.context, lambda context: base.replace(context=context))
 
 
-def most_rows(base: Deployment, compiled: Sequence[Program]) -> Answer:
+def most_rows(base: Target, compiled: Sequence[Program]) -> Answer:
     """At the context of `base`, on its mesh."""
     data = base.mesh_shape[0]
     values = set(range(data, MOST_ROWS + 1, data))
-    return largest(base, compiled, values, base.rows, lambda rows: dataclasses.replace(base, rows=rows))
+    return largest(base, compiled, values, base.deployment.rows, lambda rows: base.replace(rows=rows))
 
 
-def smallest_slice(base: Deployment, compiled: Sequence[Program]) -> Answer:
+def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
-    estimate, tries = Estimate(base, compiled), 0
-    for where in slices(base.where.chip):
-        choice = choose_mesh(base.config, where, base.rows, base.context, base.dtype).candidates[-1]
+    estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
+    for where in slices(base.chip):
+        choice = choose_mesh(wanted.config, where, wanted.rows, wanted.context, wanted.dtype).candidates[-1]
         if choice == base and fits(base, total_memory(base, compiled)):
             return Answer(where.name, True)
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.model.vision import _in_tpu_kernel, full_attention, split_attention
+from gemma_tpu.ops.patch_attention import _in_tpu_kernel, full_attention, patch_attention
 from gemma_tpu.sharding import make_mesh
 
 
@@ -39,7 +39,7 @@ def test_split_over_devices_equals_plain_attention(shape, images: int, patches: 
     """Images and heads that the mesh divides, and such that stay whole."""
     mesh = make_mesh(CONFIGS["gemma3-4b"], shape, jax.devices()[: shape[0] * shape[1]])
     qkv = _patches(images, patches, heads, 8)
-    found = jax.jit(split_attention, static_argnames="mesh")(*qkv, mesh=mesh)
+    found = jax.jit(patch_attention, static_argnames="mesh")(*qkv, mesh=mesh)
     np.testing.assert_allclose(found, _plain(*qkv), atol=3e-5)
 
 
@@ -55,8 +55,8 @@ def test_the_mesh_decides_and_not_the_default_backend(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-    np.testing.assert_allclose(np.asarray(split_attention(*qkv, mesh=mesh), "f4"), _plain(*qkv), atol=2e-2)
+    np.testing.assert_allclose(np.asarray(patch_attention(*qkv, mesh=mesh), "f4"), _plain(*qkv), atol=2e-2)
     assert called == []
-    monkeypatch.setattr("gemma_tpu.model.vision.attention_kernel", lambda *_: "cudnn")
-    split_attention(*qkv, mesh=mesh)
+    monkeypatch.setattr("gemma_tpu.ops.patch_attention.attention_kernel", lambda *_: "cudnn")
+    patch_attention(*qkv, mesh=mesh)
     assert called == ["cudnn"]

@@ -1,0 +1,65 @@
+"""What follows from a deployment, and that programs are compiled for what differs in them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+from small_models import TEXT, VISION, mesh_of
+
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.distributed.channel import pack, unpack
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.rows import images_of_chunk
+
+MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
+
+
+def _deployment(**changes) -> Deployment:
+    return dataclasses.replace(Deployment(MULTIMODAL, mesh_of(2, 4), 4, 128, "float32"), **changes)
+
+
+def test_a_vision_tower_makes_no_other_text_program() -> None:
+    assert _deployment().text == _deployment(config=TEXT).text == _deployment(chunks=(8, 16)).text
+    assert _deployment().text != _deployment(rows=2).text
+    before = programs.init_state._cache_size()
+    for deployment in (_deployment(context=136), _deployment(context=136, config=TEXT)):
+        programs.init_state(deployment.text)
+    assert programs.init_state._cache_size() == before + 1
+
+
+def test_the_state_is_as_announced() -> None:
+    deployment = _deployment()
+    state = programs.init_state(deployment)
+    for array, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(deployment.abstract_state), strict=True):
+        assert (array.shape, array.dtype) == (abstract.shape, abstract.dtype)
+        assert array.sharding.is_equivalent_to(abstract.sharding, array.ndim)
+
+
+def test_another_process_gets_the_fields_and_works_out_the_rest() -> None:
+    deployment = _deployment(chunks=(8, 16))
+    assert deployment.memory.resident
+    (copy,) = unpack(pack(deployment))
+    assert copy == deployment
+    assert hash(copy) == hash(deployment)
+    assert "memory" not in vars(copy)
+
+
+@pytest.mark.parametrize(
+    ("context", "chunks", "soft", "sizes"),
+    [
+        (8192, None, 4, (64, 320, 512)),  # of a CPU
+        (100, None, 4, (64, 100)),
+        (8192, (8, 16), 4, (8, 16)),
+        (8192, (2, 3), 4, (2, 3, 4)),  # the longest holds an image
+    ],
+)
+def test_prefill_sizes_hold_an_image_and_no_more_than_the_context(context, chunks, soft, sizes) -> None:
+    config = dataclasses.replace(MULTIMODAL, vision=dataclasses.replace(VISION, num_soft_tokens=soft))
+    assert _deployment(config=config, context=context, chunks=chunks).prefill_sizes == sizes
+
+
+def test_images_that_a_chunk_has_room_for() -> None:
+    assert images_of_chunk(3, 10, _deployment().num_soft_tokens) == 3 * (10 // VISION.num_soft_tokens)
+    assert images_of_chunk(3, 10, _deployment(config=TEXT).num_soft_tokens) == 0
