@@ -119,6 +119,8 @@ def waiting_for_a_cancel(engine: Engine) -> Iterator[None]:
     run, seen = engine._runner.run, threading.Event()
 
     def gated(step: Step) -> jax.Array | None:
+        if step.release:  # of one that was cancelled before this step was planned
+            seen.set()
         while step.decode and not seen.is_set():
             requests = [row.request for row in engine._scheduler.rows if row.request]
             if engine._scheduler.waiting or not all(request.generated for request in requests):

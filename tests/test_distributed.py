@@ -158,7 +158,7 @@ def test_processes_answer_as_one(
     tmp_path: Path,
 ) -> None:
     """Process 0 does the work of a script; the others exit when it ends."""
-    environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     with started(script("compare", processes, checkpoint, mesh), tmp_path, environment) as group:
         assert codes(group, PATIENCE, tmp_path) == [0] * processes
     found = last_line(tmp_path / "0.out")
