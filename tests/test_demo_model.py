@@ -16,18 +16,13 @@ from PIL import Image
 from checkpoints.demo_model import by_hand, data, learning, scenes, text_tasks, train
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Turn, plain
 from checkpoints.demo_model.evaluate import correct
+from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, bare
-from checkpoints.demo_model.picture_tasks import (
-    Asker,
-    Speaker,
-    compare_turns,
-    scene_pair,
-    scene_turns,
-    twin_turns,
-)
+from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
+from checkpoints.demo_model.speaker import Speaker
 from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.image import to_pixels
-from gemma_tpu.model import init_params, param_shapes
+from gemma_tpu.model import param_shapes
 from gemma_tpu.runtime.forward import encode_images, forward
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
@@ -353,7 +348,7 @@ _TINY = GemmaConfig(
 )
 
 
-def _tiny_params() -> dict[str, jax.Array]:
+def _tiny_params(_TINY) -> dict[str, jax.Array]:
     rng = np.random.default_rng(8)
     return {
         name: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32) for name, leaf in param_shapes(_TINY).items()
@@ -366,7 +361,7 @@ def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
     """Prefix sharing, masks, positions, image order and targets equal the served path."""
     monkeypatch.setattr(data, "ROWS", 1)
     monkeypatch.setattr(data, "_JUMP_SHARE", 0.0)
-    rng, params = np.random.default_rng(8), _tiny_params()
+    rng, params = np.random.default_rng(8), _tiny_params(_TINY)
     groups = [data.text_group(rng, False), data.pair_group(rng, False, 3), data.text_group(rng, False)]
     while len(groups[1].conversations) < 2 or max(max(i.size) for i in groups[1].images) > data.STORE:
         groups[1] = data.pair_group(rng, False, 3)
@@ -429,7 +424,7 @@ def test_a_step_learns_and_leaves_what_is_frozen(encoder: data.Encoder, monkeypa
     assert unit.add(data.read_group(rng, False, 2), encoder, [], rng)
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     pixels = jnp.zeros((1, 128, 128, 3))
-    before = {name: np.asarray(value) for name, value in init_params(config, 0).items()}
+    before = {name: 0.3 * np.asarray(value) for name, value in _tiny_params(config).items()}
     state = learning.start({name: jnp.asarray(value) for name, value in before.items()})
     losses = []
     for _ in range(3):
