@@ -36,7 +36,7 @@ ROWS, ROW, IMAGES = 8, 1024, 14  # of a unit: rows, tokens of a row, images
 STORE = 384  # images are kept as uint8[side, side, 3] with sides of at most this
 UNITS = 16  # of a shard
 FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight", "task")  # int16[ROWS, ROW], but weight
-_CHINESE_SHARE = 0.33
+_CHINESE_SHARE = 0.4
 _JUMP_SHARE, _MAX_JUMP = 0.05, 4000  # conversations whose later turns are moved away, as if much lay in between
 _SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
 
@@ -79,8 +79,8 @@ def _together(
 def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) -> Group:
     """One drawn scene: separate questions, follow-ups, the other language, and now and then what is out of scope."""
     phrases = _language(rng)
-    crowd = int(rng.integers(6, 13)) if rng.random() < 0.09 else None
-    scene = scenes.random_scene(rng, held_out, crowd, others=0.12)
+    crowd = int(rng.integers(6, 13)) if rng.random() < 0.1 else None
+    scene = scenes.random_scene(rng, held_out, crowd, others=0.18)
     asker = Asker(scene, phrases, rng, held_out)
     turns = [[turn] for turn in scene_turns(asker, questions)]
     other = ENGLISH if phrases.chinese else CHINESE

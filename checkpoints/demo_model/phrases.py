@@ -13,7 +13,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _UNFRAMED = (
     "scope",
     "in_other",
 )  # not a question that stands alone
+_FRAMED = re.compile("吗|呢|告诉|知道|请问|看出")  # a Chinese frame stands around it already
 _KEEP_CAPITAL = re.compile(r"Gemma|JSON|I\b|\{|\[|A to Z")
 
 
@@ -146,7 +147,7 @@ class Phrases:
         """The held-out sentences of a task, bare."""
         return frozenset(bare(sentence) for grammar in self._held_out[task] for sentence in expansions(grammar))
 
-    def pick(self, task: str, rng: np.random.Generator, held_out: bool, look: bool = False, **slots: object) -> str:
+    def pick(self, task: str, rng: np.random.Generator, held_out: bool, look: bool = False, **slots: Any) -> str:
         """One way to ask for `task`, slots filled. `look`: about a picture, so that a frame may speak of it."""
         text = expand(choose(rng, self._held_out[task]), rng) if held_out else self._trained(task, rng, look)
         text = re.sub(r" +([?.,!]|$)", r"\1", re.sub(" +", " ", text)).strip().format(**slots)
@@ -164,7 +165,7 @@ class Phrases:
             inner = expand(choose(rng, line[match.end() :].split(_OR)), rng)
             return capital(self._framed(match[1], inner.strip(), rng))
         text = expand(choose(rng, line.split(_OR)), rng).strip()
-        if rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED):
+        if rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
             if text.endswith(("?", "？")):
                 return self._framed("look" if look and rng.random() < 0.3 else "question", text, rng)
             if text.removeprefix("请").lower().startswith(self._verbs) and ": " not in text:
@@ -178,7 +179,7 @@ class Phrases:
         inside = before and not before.endswith(("! ", ". "))
         return before + (uncapital(text) if inside else text) + after
 
-    def say(self, answer: str, **slots: object) -> str:
+    def say(self, answer: str, **slots: Any) -> str:
         """The answer template `answer`, filled, with a capital letter at its start."""
         return capital(self.answers[answer].format(**slots))
 

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Asker(Speaker):
 
     # -- the whole scene: answered for up to five shapes ---------------------------------------------------------------
 
-    def _all(self, task: str, said: str = "", group: str = "", **rest: object) -> Turn:
+    def _all(self, task: str, said: str = "", group: str = "", **rest: Any) -> Turn:
         return (
             self.ask(task, "too_many", "crowd", **rest | {"text": "", "check": "exact"})
             if self.crowded
@@ -98,7 +99,8 @@ class Asker(Speaker):
             return self.kind(shape.kind) if shape.kind in SHAPES else unknown
 
         text = json.dumps([{key: value(key, s) for key in keys} for s in self.shapes], ensure_ascii=False)
-        asked = self.all_of([f'"{key}"' if kind * 100 % 2 < 1 else key for key in keys])
+        quote = choose(rng, ('"', ""))
+        asked = self.all_of([f"{quote}{key}{quote}" for key in keys])
         return self._all("json" if kind < 0.5 else "json_shapes", "", "json", text=text, check="json", keys=asked)
 
     def background(self) -> Turn:
@@ -130,8 +132,32 @@ class Asker(Speaker):
 
     def colour_of(self) -> Turn | None:
         for s in self.some(self.unique):
-            colour = self.colour(s.colour)
-            return self.ask("colour", short=colour, kind=self.kind(s.kind), colour=colour)
+            colour, kind, form = self.colour(s.colour), self.kind(s.kind), self.rng.random()
+            if len(self.shapes) == 1 and form < 0.4:
+                return self.ask("follow_what_colour", "colour", "colour", short=colour, kind=kind, colour=colour)
+            if form < 0.15:
+                other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
+                one, two = (colour, other) if form < 0.07 else (other, colour)
+                return self.ask("either", "colour", "colour", kind=kind, colour=colour, one=one, two=two)
+            return self.ask("colour", short=colour, kind=kind, colour=colour)
+
+    def colour_at(self) -> Turn | None:
+        """The colour of the one shape in some part of the picture."""
+        cell = choose(self.rng, CELLS)
+        if len(found := self._in(cell)) != 1 or found[0] not in self.known:
+            return None
+        kind = self.kind(found[0].kind)
+        noun = choose(self.rng, (kind, self.kind("shape")))
+        slots = dict(kind=kind, colour=self.colour(found[0].colour), noun=noun, place=self.place(cell))
+        return self.ask("colour_at", "colour", "colour", **slots)
+
+    def same_colour(self) -> Turn | None:
+        if not (pair := self.some(self.unique, 2)):
+            return None
+        (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
+        said = "same_colour_yes" if first == second else "same_colour_no"
+        task = "same_colour" if len(self.shapes) > 2 or self.rng.random() < 0.5 else "both_colours"
+        return self.ask(task, said, "two facts", a=a, b=b, first=first, second=second)
 
     def which(self) -> Turn | None:
         for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
@@ -140,7 +166,10 @@ class Asker(Speaker):
 
     def where(self) -> Turn | None:
         for s in self.some(self.named):
-            return self.ask("where", name=self.called(s), place=self.place(s.cell))
+            it = len(self.shapes) == 1 and self.rng.random() < 0.25
+            return self.ask(
+                "follow_where" if it else "where", "where", "where", name=self.called(s), place=self.place(s.cell)
+            )
 
     def where_colour(self) -> Turn | None:
         for s in self.some(self.unique):
@@ -152,12 +181,19 @@ class Asker(Speaker):
             (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
             return self.ask("two_colours", "", "two facts", a=a, b=b, first=first, second=second)
 
+    def _in(self, cell: tuple[str, str]) -> list[Shape]:
+        """Shapes in a cell; "top" and "left" are a whole row or column."""
+        row, column = cell
+        edge = cell not in _CORNERS
+        return [s for s in self.shapes if s.cell == cell or (edge and (row, column)[row == "middle"] in s.cell)]
+
     def at(self) -> Turn:
-        filled = [s.cell for s in self.shapes if s.cell in _CORNERS]
-        cell = choose(self.rng, filled) if filled and self.rng.random() < 0.7 else choose(self.rng, _CORNERS)
-        shapes = [s for s in self.shapes if s.cell == cell]
+        cell = choose(self.rng, CELLS)
+        if self.rng.random() < 0.5 and not self._in(cell):
+            cell = choose(self.rng, self.shapes).cell
+        shapes = self._in(cell)
         spot = self.place(cell, asked=True)
-        spot += choose(self.rng, ("", "", " corner")) if cell != CELLS[4] and not self.chinese else ""
+        spot += choose(self.rng, ("", "", " corner")) if "middle" not in cell and not self.chinese else ""
         shown = self.listing(shapes) if shapes else ""
         return self.ask(
             "at", "at" if shapes else "at_nothing", "where", spot=spot, place=self.place(cell), shapes=shown
@@ -199,11 +235,12 @@ class Asker(Speaker):
             name, found = self.name("shape", colour), [s for s in self.shapes if s.colour == colour]
         else:
             name, found = self.name(kind, colour), [s for s in self.known if (s.kind, s.colour) == (kind, colour)]
+        task = "is_it" if len(self.shapes) == 1 and rng.random() < 0.4 else "exists"
         if not found:
-            return self.ask("exists", "exists_no", "yes or no", short="没有" if self.chinese else "No", name=name)
+            return self.ask(task, "exists_no", "yes or no", short="没有" if self.chinese else "No", name=name)
         full, place = self.name(found[0].kind, found[0].colour), self.place(found[0].cell)
         yes = "有" if self.chinese else "Yes"
-        return self.ask("exists", "exists_yes", "yes or no", short=yes, name=name, full=full, place=place)
+        return self.ask(task, "exists_yes", "yes or no", short=yes, name=name, full=full, place=place)
 
     def is_colour(self) -> Turn | None:
         for s in self.some(self.unique):
@@ -341,9 +378,9 @@ _SIMPLE = (
 )
 _TWINS = (*_SIMPLE, _A.exists, _A.relative, _A.beside, _A.describe, _A.where_colour)
 # How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
-_SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.5, background 0.6, which 1, where 1.5, where_colour 0.7,
-    two_colours 0.7, at 1, extreme 1.5, exists 2.6, is_colour 0.8, relation 1.5, relative 1.2, beside 2, bigger 1.5,
-    colours 1, describe 1.2, listed 0.6, json 1.2, two_facts 2.2"""
+_SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.8, colour_at 1, same_colour 0.7, background 0.6, which 1,
+    where 1.5, where_colour 0.7, two_colours 0.7, at 1.3, extreme 1.5, exists 2.8, is_colour 0.8, relation 1.5,
+    relative 1.2, beside 2, bigger 1.5, colours 1, describe 1.2, listed 0.6, json 1.2, two_facts 2.2"""
 _CROWD = "count 2, what 1.5, describe 1, json 0.3, listed 0.3, background 0.4, colour_of 1, exists 1, count_kind 1"
 _TEXT = "read 3, text_colour 0.5, background 0.3, describe_text 0.5"
 
@@ -351,11 +388,11 @@ _TEXT = "read 3, text_colour 0.5, background 0.3, describe_text 0.5"
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
     table = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE
-    tasks = dict(entry.split() for entry in table.split(","))
-    weights = list(itertools.accumulate(map(float, tasks.values())))
+    tasks = [entry.split() for entry in table.split(",")]
+    weights = list(itertools.accumulate(float(weight) for _, weight in tasks))
     turns: list[Turn] = []
     while len(turns) < count:
-        task = list(tasks)[int(np.searchsorted(weights, asker.rng.random() * weights[-1], side="right"))]
+        task = tasks[int(np.searchsorted(weights, asker.rng.random() * weights[-1], side="right"))][0]
         if turn := getattr(asker, task)():
             turns.append(turn)
     return turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Speaker:
         text: str = "",
         short: str = "",
         check: str = "exact",
-        **slots: object,
+        **slots: Any,
     ) -> Turn:
         """The question `task` and the answer `said` (by default of the same name) with the same slots filled, or the
         answer `text`. Accuracy is counted by `group`; at times the answer is wanted in one word, `short`."""
@@ -82,7 +83,7 @@ class Speaker:
             answer = short[0].upper() + short[1:]
         return Turn(f"image {group or task}{' zh' if self.chinese else ''}", question, answer, check)
 
-    def how_many(self, task: str, count: int, kind: str, colour: str = "", **slots: object) -> Turn:
+    def how_many(self, task: str, count: int, kind: str, colour: str = "", **slots: Any) -> Turn:
         """How many of a kind, of a colour, or of both."""
         if count > 5:
             return self.ask(task, "too_many", "crowd", **slots)

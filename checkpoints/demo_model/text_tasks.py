@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("�
 _OPERATORS = {"+": (" + ", "+", " plus "), "-": (" - ", "-", " minus "), "*": (" x ", " * ", "*", " times ")}
 
 
-def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases = ENGLISH, **slots: object) -> str:
+def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases = ENGLISH, **slots: Any) -> str:
     return as_typed(rng, phrases.pick(task, rng, held_out, **slots))
 
 
@@ -117,6 +118,8 @@ def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     orders = ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
     slots = dict(items=text, order=choose(rng, orders), things="words" if words else "numbers")
     noun = "alphabetical order" if words else "ascending order"
+    if phrases.chinese:
+        slots["items"] = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
     question = _ask("sort_down" if down else "sort", rng, held_out, phrases, noun=noun, **slots)
     ordered = [str(item) for item in sorted(items, reverse=down)]
     turns = [Turn("text sorting", question, ", ".join(ordered))]
@@ -213,7 +216,7 @@ def refusal(rng: np.random.Generator, what: str, topic: str = "") -> str:
     return text[0].upper() + text[1:]
 
 
-def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, object]:
+def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:
     """Topics and numbers that are beyond the model."""
     topics = phrases.values["scope"]["topics"].split(" " if phrases.chinese else "; ")
     while is_held_out("topic", topic := choose(rng, topics)) != held_out and not phrases.chinese:
