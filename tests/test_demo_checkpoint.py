@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from small_models import mesh_of
 
 import gemma_tpu
-from checkpoints.demo_model.evaluate import generated, judge_generated, summary
+from checkpoints.demo_model import by_hand
+from checkpoints.demo_model.evaluate import generated, judge_by_hand, judge_generated, summary
 from checkpoints.demo_model.export import CHECKPOINT
 from demo.settings import options
 from demo.tab import EXAMPLES
@@ -37,6 +38,13 @@ def test_held_out_questions(model: gemma_tpu.Model) -> None:
         right, asked = results["counts"][kind]
         assert asked >= 16
         assert right >= 0.9 * asked, results["wrong"]
+
+
+def test_questions_written_by_hand(model: gemma_tpu.Model) -> None:
+    """A third of the set whose score the model card gives."""
+    right, asked = summary(judge_by_hand(model, by_hand.questions()[:66], 8))["counts"]["by hand"]
+    assert asked == 66
+    assert right >= 0.75 * asked
 
 
 def test_a_picture_drawn_here_and_a_follow_up(model: gemma_tpu.Model) -> None:

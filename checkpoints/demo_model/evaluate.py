@@ -87,9 +87,8 @@ def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], b
             yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, right)
 
 
-def judge_by_hand(model: gemma_tpu.Model, batch: int) -> Iterable[Judged]:
+def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
     """First questions in batches, then those that follow, after the model's own answers."""
-    asked = by_hand.questions()
     starts = [i for i, question in enumerate(asked) if not question.follows]
     said: dict[int, list[dict[str, Any]]] = {}
     for depth in range(3):
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
         if options.set == "by_hand":
-            results = summary(judge_by_hand(model, options.batch))
+            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
         else:
             results = summary(judge_generated(model, generated(options.questions), options.batch))
     print(table(results["counts"]))
