@@ -280,7 +280,7 @@ def write_shard(path: Path, units: list[Unit], tasks: list[str]) -> None:
 
 
 def read_shard(path: Path) -> list[dict[str, np.ndarray]]:
-    """The units of a shard; `task` as names' hashes would not fit, so each unit has `tasks`, the names, too."""
+    """The units of a shard; `tasks` are the names that `task` numbers."""
     with np.load(path) as file:
         shard = {name: file[name] for name in file.files}
     ends = np.cumsum(shard["sizes"].prod(axis=1) * 3)

@@ -18,28 +18,22 @@ from checkpoints.demo_model.phrases import choose, is_held_out
 
 SHAPES = ("circle", "square", "triangle", "star", "hexagon", "heart", "cross", "diamond", "ring")
 OTHERS = ("oval", "rectangle", "crescent", "arrow", "trapezoid", "lightning")  # the model says that it knows no such
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 30, 36),
-    "orange": (250, 138, 18),
-    "yellow": (246, 220, 36),
-    "green": (36, 160, 62),
-    "blue": (34, 82, 214),
-    "purple": (134, 50, 172),
-    "pink": (250, 142, 192),
-    "brown": (122, 74, 36),
-    "black": (16, 16, 18),
-    "white": (252, 252, 252),
-    "gray": (132, 132, 134),
-}
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "black": (12, 12, 14),
-    "gray": (176, 176, 178),
-    "light blue": (190, 222, 250),
-    "light green": (200, 240, 200),
-    "light yellow": (252, 246, 204),
-    "light pink": (252, 222, 232),
-}
+
+
+def _palette(text: str) -> dict[str, tuple[int, int, int]]:
+    """Names and RGB values, such as "light blue 190 222 250; …"."""
+    entries = (entry.rsplit(maxsplit=3) for entry in text.split(";"))
+    return {name.strip(): (int(red), int(green), int(blue)) for name, red, green, blue in entries}
+
+
+COLOURS = _palette(
+    "red 222 30 36; orange 250 138 18; yellow 246 220 36; green 36 160 62; blue 34 82 214; purple 134 50 172;"
+    "pink 250 142 192; brown 122 74 36; black 16 16 18; white 252 252 252; gray 132 132 134"
+)
+BACKGROUNDS = _palette(
+    "white 255 255 255; black 12 12 14; gray 176 176 178; light blue 190 222 250; light green 200 240 200;"
+    "light yellow 252 246 204; light pink 252 222 232"
+)
 # Colours that stand out too little on a background to be asked about.
 _CLASH = {"light yellow": ("white", "yellow"), "light pink": ("white", "pink"), "black": ("black",), "gray": ("gray",)}
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")

@@ -14,6 +14,7 @@ from checkpoints.demo_model.phrases import (
     FOLDER,
     Phrases,
     as_typed,
+    capital,
     choose,
     expand,
     is_held_out,
@@ -177,10 +178,7 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     value = values[min(index, len(values) - 1)]
     question = _ask(task, rng, held_out, size=size, low=size.lower())
     if task == "size images":
-        sees = index > 1
-        if "text-only" in question.lower():
-            return fact(rng, held_out)
-        answer = f"Yes, Gemma 3 {size} sees images." if sees else f"No, Gemma 3 {size} is for text only."
+        answer = f"Yes, Gemma 3 {size} sees images." if index > 1 else f"No, Gemma 3 {size} is for text only."
         return [Turn("text facts", question, answer)]
     answer = ENGLISH.said(task, rng).format(size=size, value=value)
     return [Turn("text facts", question, answer.replace("heads.", "head.") if value == "1" else answer)]
@@ -190,11 +188,8 @@ def chat(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Greetings, thanks, and who and what the model is, answered in the language of the question."""
     phrases = CHINESE if rng.random() < 0.4 else ENGLISH
     task = choose(rng, phrases.tasks("chat "))
-    return [
-        Turn(
-            f"text chat{' zh' if phrases.chinese else ''}", _ask(task, rng, held_out, phrases), phrases.said(task, rng)
-        )
-    ]
+    name = "text chat zh" if phrases.chinese else "text chat"
+    return [Turn(name, _ask(task, rng, held_out, phrases), phrases.said(task, rng))]
 
 
 def no_picture(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -208,12 +203,9 @@ def refusal(rng: np.random.Generator, what: str, topic: str = "") -> str:
     """The model's words for what it cannot do, put together anew each time."""
     said = ENGLISH.values["scope"]
     about = choose(rng, ("I know nothing about", "I can say nothing about", "I have not learnt about"))
-    cannot = f"{about} {topic}" if topic and rng.random() < 0.6 else f"{choose(rng, ('I cannot', 'I can not'))} {what}"
-    cannot = cannot.replace("can not", "can't")
-    text = ENGLISH.said("scope", rng).format(
-        cannot=cannot, **{name: expand(said[name], rng) for name in ("said", "can", "real")}
-    )
-    return text[0].upper() + text[1:]
+    cannot = f"{about} {topic}" if topic and rng.random() < 0.6 else choose(rng, ("I cannot ", "I can't ")) + what
+    parts = {name: expand(said[name], rng) for name in ("said", "can", "real")}
+    return capital(ENGLISH.said("scope", rng).format(cannot=cannot, **parts))
 
 
 def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:
@@ -222,9 +214,8 @@ def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[s
     while is_held_out("topic", topic := choose(rng, topics)) != held_out and not phrases.chinese:
         pass
     large = [int(rng.integers(1001, 10 ** int(rng.integers(4, 8)))) for _ in range(2)]
-    return dict(
-        zip("tunmpqr", (topic, choose(rng, topics), *large, *(int(n) for n in rng.integers(1, 100, 3))), strict=True)
-    )
+    small = [int(n) for n in rng.integers(1, 100, 3)]
+    return dict(zip("tunmpqr", (topic, choose(rng, topics), *large, *small), strict=True))
 
 
 def scope(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -237,10 +228,8 @@ def scope(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         foreign = ENGLISH.values["scope"]["foreign_held_out" if held_out else "foreign"].split("; ")
         return [Turn("text scope", choose(rng, foreign), refusal(rng, "speak that language"), "scope")]
     if kind < 0.35:
-        slots = _slots(rng, held_out, CHINESE)
-        return [
-            Turn("text scope zh", _ask("scope", rng, held_out, CHINESE, **slots), CHINESE.said("scope", rng), "scope")
-        ]
+        question = _ask("scope", rng, held_out, CHINESE, **_slots(rng, held_out, CHINESE))
+        return [Turn("text scope zh", question, CHINESE.said("scope", rng), "scope")]
     general, *others = [task for task in ENGLISH.tasks("scope ") if task != "scope picture"]
     task, slots = general if kind < 0.6 else choose(rng, others), _slots(rng, held_out, ENGLISH)
     question = ENGLISH.pick(task, rng, held_out, **slots)
