@@ -87,9 +87,9 @@ def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) ->
     if not crowd:
         if rng.random() < 0.4:
             turns.append(asker.chain())
-        if rng.random() < 0.3:
+        if rng.random() < 0.45:
             turns.append(twin_turns(scene, (phrases, other), rng, held_out))
-        if rng.random() < 0.15:  # a follow-up in the other language
+        if rng.random() < 0.25:  # a follow-up in the other language
             turns.append([turns[0][0], scene_turns(Asker(scene, other, rng, held_out), 1)[0]])
     if rng.random() < 0.2:
         turns.append([text_tasks.picture_scope(rng, held_out, phrases)])

@@ -92,7 +92,8 @@ def sections(path: Path) -> dict[str, list[str]]:
     lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
-            lines = found.setdefault(line[3:].strip(), [])
+            name, _, held_out = line[3:].partition(" ! ")
+            lines = found.setdefault(name, [f"! {held_out}"] if held_out else [])
         elif line.startswith(" "):
             lines[-1] += ("" if line.lstrip().startswith("|") else " ") + line.strip()
         elif line and not line.startswith("#"):

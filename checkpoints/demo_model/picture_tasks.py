@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,19 +65,16 @@ class Asker(Speaker):
         return self.how_many("count", len(self.shapes), "shape")
 
     def describe(self) -> Turn:
-        parts = [
-            self.phrases.say("describe_part", one=self.one(s.kind, s.colour), place=self.place(s.cell))
-            for s in self.shapes
-        ]
+        say = self.phrases.say
+        parts = [say("describe_part", one=self.one(s.kind, s.colour), place=self.place(s.cell)) for s in self.shapes]
         number = self.number(min(len(parts), 5))
         background, things = self.colour(self.scene.background), self.kind("shape", len(parts) > 1)
         text = self.all_of([uncapital(part) for part in parts])
         return self._all("describe", number=number, things=things, background=background, parts=text)
 
     def listed(self) -> Turn:
-        return self._all(
-            "listed", text="\n".join(f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1))
-        )
+        lines = [f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1)]
+        return self._all("listed", text="\n".join(lines))
 
     def json(self) -> Turn:
         """The scene as JSON: with given keys, at times with the place, or only the count."""
@@ -109,10 +106,8 @@ class Asker(Speaker):
     def colours(self) -> Turn | None:
         if len(self.seen) > 5:
             return None
-        said = "colours_one" if len(self.seen) == 1 else "colours"
-        return self.ask(
-            "colours", said, number=self.number(len(self.seen)), colours=self.all_of([*map(self.colour, self.seen)])
-        )
+        said, seen = "colours_one" if len(self.seen) == 1 else "colours", self.all_of([*map(self.colour, self.seen)])
+        return self.ask("colours", said, number=self.number(len(self.seen)), colours=seen)
 
     # -- kinds, colours and places -------------------------------------------------------------------------------------
 
@@ -328,7 +323,7 @@ class Asker(Speaker):
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
         whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
-        first, second = (_SIMPLE[int(i)](whole) for i in self.rng.permutation(len(_SIMPLE))[:2])
+        first, second = (getattr(whole, _SIMPLE[int(i)])() for i in self.rng.permutation(len(_SIMPLE))[:2])
         if not first or not second:
             return None
         links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
@@ -363,20 +358,8 @@ def _towards(a: Shape, b: Shape, side: str) -> float:
     return {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[side]
 
 
-_A = Asker
-_SIMPLE = (
-    _A.count,
-    _A.count_kind,
-    _A.colour_of,
-    _A.background,
-    _A.which,
-    _A.where,
-    _A.extreme,
-    _A.at,
-    _A.colours,
-    _A.what,
-)
-_TWINS = (*_SIMPLE, _A.exists, _A.relative, _A.beside, _A.describe, _A.where_colour)
+_SIMPLE = ("count", "count_kind", "colour_of", "background", "which", "where", "extreme", "at", "colours", "what")
+_TWINS = (*_SIMPLE, "exists", "relative", "beside", "describe", "where_colour")
 # How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
 _SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.8, colour_at 1, same_colour 0.7, background 0.6, which 1,
     where 1.5, where_colour 0.7, two_colours 0.7, at 1.3, extreme 1.5, exists 2.8, is_colour 0.8, relation 1.5,
@@ -401,10 +384,10 @@ def scene_turns(asker: Asker, count: int) -> list[Turn]:
 def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A question and the wish to hear the answer in the other language: one seed picks the same fact for both."""
     while True:
-        task: Callable[[Asker], Turn | None] = choose(rng, _TWINS)
-        seed = int(rng.integers(1 << 30))
+        task, seed = choose(rng, _TWINS), int(rng.integers(1 << 30))
         first, second = (
-            task(Asker(scene, phrases, np.random.default_rng(seed), held_out, whole=True)) for phrases in languages
+            getattr(Asker(scene, phrases, np.random.default_rng(seed), held_out, whole=True), task)()
+            for phrases in languages
         )
         if first and second:
             own = rng.random() < 0.5  # the wish is in the language of the question, or in that of the answer
