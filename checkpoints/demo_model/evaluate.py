@@ -55,7 +55,7 @@ def generated(count: int, seed: int = _SEED) -> list[Conversation]:
         for i in rng.permutation(len(group.conversations))[:_PER_GROUP]:
             conversation = group.conversations[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
-            while group.images and not conversation.turns[end - 1].task.startswith("image"):
+            while end > 1 and group.images and not conversation.turns[end - 1].task.startswith("image"):
                 end -= 1
             turns = conversation.turns[:end]
             shown = 1 + max((i for turn in turns for i in turn.images), default=-1)
