@@ -15,7 +15,7 @@ from PIL import Image
 
 from checkpoints.demo_model import by_hand, data, learning, scenes, text_tasks, train
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Turn, plain
-from checkpoints.demo_model.evaluate import correct
+from checkpoints.demo_model.evaluate import Judged, correct, generated, summary, table
 from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, bare
 from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
@@ -282,6 +282,18 @@ def test_the_hand_written_set_is_never_trained_on(monkeypatch: pytest.MonkeyPatc
         seen |= {bare(turn.question) for talk in group.conversations for turn in talk.turns}
     assert len(seen) > 600
     assert not seen & by_hand.SENTENCES
+
+
+def test_the_generated_set_is_half_about_pictures_and_counted_by_task() -> None:
+    talks = generated(120, seed=3)
+    assert len(talks) == 120
+    assert 55 <= sum(bool(talk.images) for talk in talks) <= 65
+    assert all(max((i for turn in talk.turns for i in turn.images), default=-1) < len(talk.images) for talk in talks)
+    judged = [Judged("image count", "q", "1", "2", False), Judged("image count zh", "q", "1", "1", True)]
+    results = summary([*judged, Judged("by hand plain", "q", "x", "x", True)])
+    assert results["counts"]["image"] == [1, 2]
+    assert results["wrong"] == [["image count", "q", "1", "2"]]
+    assert "| **all by hand** | 1 | 1 | 100.0% |" in table(results["counts"])
 
 
 def test_the_hand_written_set_is_judged_strictly() -> None:
