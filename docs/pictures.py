@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +19,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from checkpoints.demo_model.demo_client import serve
-from checkpoints.demo_model.render import render
-from checkpoints.demo_model.scenes import Scene, Shape, Text
+from checkpoints.demo_model.scenes import Scene, Shape, Text, render
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "demo" / "examples"
@@ -58,7 +58,7 @@ def examples() -> list[Path]:
         files = []
         for seed in range(20):
             file = io.BytesIO()
-            render(scene, np.random.default_rng(seed)).save(file, "PNG", optimize=True)
+            render(scene, np.random.default_rng(seed), "plain").save(file, "PNG", optimize=True)
             files.append(file.getvalue())
         # `render` varies the drawing; what packs best has neither noise nor blur.
         paths.append(EXAMPLES / f"{name}.png")
@@ -81,9 +81,10 @@ def page() -> list[Path]:
     Shows the fonts of this machine, which needs one with Chinese characters (Debian's `fonts-noto-cjk`).
     """
     expect.set_options(timeout=120_000)
-    with serve() as url, _browser() as browser:
+    with _serve() as url, _browser() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 880}, device_scale_factor=1.5, locale="en-GB")
         page.goto(url)
+        expect(page.locator('[data-phase="ready"]')).to_be_attached()  # the model is loaded
         for number, question in enumerate(["What is in the picture?", "How many hearts are there?"]):
             if number == 0:
                 page.locator(".image-example", has_text="How many hearts").click()
@@ -96,6 +97,20 @@ def page() -> list[Path]:
         picture = Image.open(io.BytesIO(page.screenshot()))
     picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(PAGE, optimize=True)
     return [PAGE]
+
+
+@contextlib.contextmanager
+def _serve() -> Iterator[str]:
+    """Runs `python -m demo` at a free port; its address."""
+    command = [sys.executable, "-m", "demo", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline() if process.stdout else "")
+            if found is None:
+                raise RuntimeError(f"{' '.join(command)}: ended without an address")
+            yield found[0]
+        finally:
+            process.terminate()
 
 
 @contextlib.contextmanager

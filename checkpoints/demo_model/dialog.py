@@ -1,13 +1,10 @@
-"""Turns and conversations: what every task generator returns."""
+"""Turns, conversations and groups of them: what every task generator returns."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 # A span between these marks is written letter by letter, whatever longer pieces the vocabulary has: a word that was
@@ -53,36 +50,14 @@ class Conversation:
         for turn in self.turns:
             text = {"type": "text", "text": turn.question}
             shown = [{"type": "image", "image": self.images[i]} for i in turn.images]
-            content = [text, *shown] if turn.image_last else [*shown, text]
-            messages.append({"role": "user", "content": content})
+            messages.append({"role": "user", "content": [text, *shown] if turn.image_last else [*shown, text]})
             messages.append({"role": "assistant", "content": plain(turn.answer)})
         return messages[:-1]
 
 
-def correct(turn: Turn, answer: str) -> bool:
-    """Whether `answer` is right for `turn`, judged on its meaning where more than one wording is right."""
-    answer = answer.strip()
-    if turn.check == "scope":
-        low = answer.lower()
-        return ("demo" in low and "real" in low and "checkpoint" in low) or ("演示" in low and "检查点" in low)
-    if turn.check == "json":
-        try:
-            return json.loads(answer) == json.loads(plain(turn.answer))
-        except json.JSONDecodeError:
-            return False
-    return re.sub(r"\s+", " ", answer) == re.sub(r"\s+", " ", plain(turn.answer))
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Conversations that begin with the same images and system text, so that these are computed once."""
 
-
-def lower_effort(rng: np.random.Generator, question: str) -> str:
-    """Now and then the way people type: in lower case, without a question mark or a capital, with a space too many."""
-    if rng.random() < 0.6:
-        return question
-    if rng.random() < 0.4:
-        question = question.lower()
-    elif rng.random() < 0.5:
-        question = question[0].lower() + question[1:]
-    if rng.random() < 0.4:
-        question = question.rstrip("?.。？")
-    if rng.random() < 0.1:
-        question = question + " "
-    return question
+    conversations: tuple[Conversation, ...]
+    images: tuple[Image.Image, ...] = ()

@@ -1,146 +1,165 @@
-"""Held-out accuracy of a checkpoint through the public API: `python -m checkpoints.demo_model.evaluate`.
+"""Scores a checkpoint through the public API: `python -m checkpoints.demo_model.evaluate --set generated|by_hand`.
 
-Greedy, in batches, each answer to a prompt with the right answers before it. Phrasings, words, numbers and scenes are
-such as training never held (see grammar.py); the seed differs as well. Prints a table and writes it as JSON.
-
-With `--through-demo` the demo page is asked instead. The answers before are then the model's own, a turn's pictures
-come before its text, and conversations that the page has no place for are left out.
+generated: phrasings, words, numbers and scenes that training never held; each last turn is asked after the right
+answers before it, and is right if it is right to the letter (JSON: the same value; out of scope: in any words).
+by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints a table;
+`--save` keeps counts and wrong answers in results.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
-import time
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import gemma_tpu
-from checkpoints.demo_model import demo_client, mixture
-from checkpoints.demo_model.dialog import Conversation, correct, plain
+from checkpoints.demo_model import by_hand, data
+from checkpoints.demo_model.dialog import Conversation, Turn, plain
 from checkpoints.demo_model.export import CHECKPOINT
 
-RESULTS = Path(__file__).with_name("accuracy.json")
-DEMO_RESULTS = RESULTS.with_name("accuracy_demo.json")
+RESULTS = Path(__file__).with_name("results.json")
+BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
 _SEED = 987_654_321
-_IMAGE_GROUPS = (
-    mixture.scene_group,
-    mixture.scene_group,
-    mixture.read_group,
-    mixture.pair_group,
-    mixture.texture_group,
-)
+_IMAGE_GROUPS = (data.scene_group, data.scene_group, data.scene_group, data.read_group, data.pair_group)
 _PER_GROUP = 3  # conversations judged of a group: the rest would ask about the same picture
-_MAX_TOKENS = 200  # of an answer
-_TELL_EVERY = 100  # answers
+_MAX_TOKENS = 200
 
 
-def questions(count: int, seed: int = _SEED) -> list[Conversation]:
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    task: str
+    question: str
+    wanted: str
+    got: str
+    right: bool
+
+
+def generated(count: int, seed: int = _SEED) -> list[Conversation]:
     """Held-out conversations, half about images; the last turn of each is judged."""
     rng = np.random.default_rng(seed)
     picked: list[Conversation] = []
     images = 0
     while len(picked) < count:
         if images * 2 <= len(picked):
-            kind = 4 if rng.random() < 0.08 else int(rng.random() * 4)
-            group = _IMAGE_GROUPS[kind](rng, True)
+            make = data.texture_group if rng.random() < 0.06 else _IMAGE_GROUPS[int(rng.random() * len(_IMAGE_GROUPS))]
         else:
-            group = mixture.text_group(rng, True)
+            make = data.text_group
+        group = make(rng, True)
         for i in rng.permutation(len(group.conversations))[:_PER_GROUP]:
             conversation = group.conversations[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
-            while not conversation.turns[end - 1].task.startswith("image") and group.images:
+            while end > 1 and group.images and not conversation.turns[end - 1].task.startswith("image"):
                 end -= 1
-            picked.append(Conversation(conversation.turns[:end], conversation.images, conversation.system))
+            turns = conversation.turns[:end]
+            shown = 1 + max((i for turn in turns for i in turn.images), default=-1)
+            picked.append(dataclasses.replace(conversation, turns=turns, images=conversation.images[:shown]))
             images += bool(group.images)
-    return [_only_shown(conversation) for conversation in picked[:count]]
+    return picked[:count]
 
 
-def _only_shown(conversation: Conversation) -> Conversation:
-    shown = 1 + max((i for turn in conversation.turns for i in turn.images), default=-1)
-    return Conversation(conversation.turns, conversation.images[:shown], conversation.system)
+def correct(turn: Turn, answer: str) -> bool:
+    """Whether `answer` is right for `turn`, judged on its meaning where more than one wording is right."""
+    if turn.check == "scope":
+        low = answer.lower()
+        return ("demo" in low and "real" in low and "checkpoint" in low) or ("演示" in low and "检查点" in low)
+    if turn.check == "json":
+        try:
+            return json.loads(answer) == json.loads(plain(turn.answer))
+        except json.JSONDecodeError:
+            return False
+    return re.sub(r"\s+", " ", answer).strip() == re.sub(r"\s+", " ", plain(turn.answer))
 
 
-def evaluate(model: gemma_tpu.Model, conversations: list[Conversation], batch: int) -> dict:
-    """Accuracy per task, and the wrong answers. Prints how far it is now and then."""
-    return judge(_answers(model, conversations, batch), len(conversations))
-
-
-def _answers(
-    model: gemma_tpu.Model, conversations: list[Conversation], batch: int
-) -> Iterator[tuple[Conversation, str]]:
+def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], batch: int) -> Iterable[Judged]:
     for at in range(0, len(conversations), batch):
         part = conversations[at : at + batch]
         answers = model.generate([c.messages() for c in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
-        yield from zip(part, (answer.text for answer in answers), strict=True)
+        for conversation, answer in zip(part, answers, strict=True):
+            turn = conversation.turns[-1]
+            right = correct(turn, answer.text)
+            yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, right)
 
 
-def evaluate_demo(checkpoint: Path, conversations: list[Conversation], parallel: int, dtype: str = "auto") -> dict:
-    """As `evaluate`, of the demo page on a checkpoint; "left out" counts what the page cannot be asked."""
-    asked = [c for c in conversations if demo_client.can_be_asked(c)]
-    with demo_client.serve("--checkpoint", str(checkpoint), "--dtype", dtype) as url:
-        results = judge(demo_client.ask(url, asked, _MAX_TOKENS, parallel), len(asked))
-    return {"left out": len(conversations) - len(asked), **results}
+def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
+    """First questions in batches, then those that follow, after the model's own answers."""
+    starts = [i for i, question in enumerate(asked) if not question.follows]
+    said: dict[int, list[dict[str, Any]]] = {}
+    for depth in range(3):
+        layer = [
+            i + depth for i in starts if all(i + d < len(asked) and asked[i + d].follows for d in range(1, depth + 1))
+        ]
+        for at in range(0, len(layer), batch):
+            part = layer[at : at + batch]
+            for i in part:
+                text: Any = asked[i].text
+                if asked[i].picture and not depth:
+                    text = [{"type": "image", "image": by_hand.draw(asked[i].picture)}, {"type": "text", "text": text}]
+                said[i] = [*(said[i - 1] if depth else []), {"role": "user", "content": text}]
+            answers = model.generate([said[i] for i in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
+            for i, answer in zip(part, answers, strict=True):
+                said[i] = [*said[i], {"role": "assistant", "content": answer.text}]
+                style = asked[i].picture.split(" |")[0] or "text"
+                task = f"by hand {style}{' zh' if asked[i].chinese else ''}"
+                yield Judged(task, asked[i].text, asked[i].expected, answer.text, asked[i].right(answer.text))
 
 
-def judge(answered: Iterable[tuple[Conversation, str]], count: int) -> dict:
-    """Accuracy per task of `count` answers to the last turns of conversations, and the wrong ones."""
-    right: dict[str, list[bool]] = collections.defaultdict(list)
+def summary(judged: Iterable[Judged]) -> dict[str, Any]:
+    """Right answers and questions of each bar and of each task, and what was answered wrongly."""
+    counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     wrong = []
-    begun = time.monotonic()
-    for done, (conversation, answer) in enumerate(answered, 1):
-        turn = conversation.turns[-1]
-        good = correct(turn, answer)
-        right[turn.task].append(good)
-        if not good:
-            wrong.append({"task": turn.task, "question": turn.question, "wanted": plain(turn.answer), "got": answer})
-        if done % _TELL_EVERY == 0:
-            accuracy = 1 - len(wrong) / done
-            print(f"{done} of {count}: {accuracy:.4f} ({time.monotonic() - begun:.0f} s)", flush=True)
-
-    def total(prefix: str) -> dict:
-        hits = [hit for task, values in right.items() if task.startswith(prefix) for hit in values]
-        return {"accuracy": float(np.mean(hits)), "questions": len(hits)}
-
-    tasks = {task: {"accuracy": float(np.mean(v)), "questions": len(v)} for task, v in sorted(right.items())}
-    return {"all image tasks": total("image"), "all text tasks": total("text"), "tasks": tasks, "wrong": wrong}
+    for one in judged:
+        for name in (next(bar for bar in BARS if one.task.startswith(bar)), one.task):
+            counts[name][0] += one.right
+            counts[name][1] += 1
+        if not one.right:
+            wrong.append([one.task, one.question, one.wanted, one.got])
+    return {"counts": dict(sorted(counts.items())), "wrong": wrong}
 
 
-def table(results: dict) -> str:
-    """The results as Markdown."""
-    rows = [("**all image tasks**", results["all image tasks"])]
-    rows += [(task, row) for task, row in results["tasks"].items() if task.startswith("image")]
-    rows += [("**all text tasks**", results["all text tasks"])]
-    rows += [(task, row) for task, row in results["tasks"].items() if task.startswith("text")]
-    lines = ["| task | accuracy | questions |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {name} | {100 * row['accuracy']:.1f}% | {row['questions']} |" for name, row in rows])
+def table(counts: dict[str, list[int]]) -> str:
+    """The counts as Markdown."""
+    lines = ["| task | right | of | accuracy |", "|---|---|---|---|"]
+    for name, (right, total) in counts.items():
+        bold = f"**all {name}**" if name in BARS else name
+        lines.append(f"| {bold} | {right} | {total} | {100 * right / total:.1f}% |")
+    return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
-    parser.add_argument("--through-demo", action="store_true", help="ask `python -m demo`, as a browser would")
-    parser.add_argument("--questions", type=int, default=800)
+    parser.add_argument("--set", choices=("generated", "by_hand"), default="generated")
+    parser.add_argument("--questions", type=int, default=1200, help="of the generated set")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name} or {DEMO_RESULTS.name}, beside this file")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
-    asked = questions(options.questions)
-    if options.through_demo:
-        results = evaluate_demo(options.checkpoint, asked, options.batch, options.dtype)
-    else:
-        size = dict(max_context=2048, max_rows=options.batch)
-        with gemma_tpu.load(str(options.checkpoint), dtype=options.dtype, progress=False, **size) as model:
-            results = evaluate(model, asked, options.batch)
-    print(table(results))
-    for row in results["wrong"][:40]:
-        print(row)
-    results["wrong"] = results["wrong"][:100]
-    file = options.json or (DEMO_RESULTS if options.through_demo else RESULTS)
-    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
+        if options.set == "by_hand":
+            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
+        else:
+            results = summary(judge_generated(model, generated(options.questions), options.batch))
+    print(table(results["counts"]))
+    for wrong in results["wrong"]:
+        print(*wrong, sep=" | ")
+    if options.save:
+        saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        saved[options.set] = results
+        lines = [f"{json.dumps(name)}: {_lines(part)}" for name, part in saved.items()]
+        RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return results
+
+
+def _lines(results: dict[str, Any]) -> str:
+    """JSON with one wrong answer a line."""
+    wrong = ",\n  ".join(json.dumps(one, ensure_ascii=False) for one in results["wrong"])
+    return f'{{"counts": {json.dumps(results["counts"])},\n "wrong": [\n  {wrong}]}}'
 
 
 if __name__ == "__main__":

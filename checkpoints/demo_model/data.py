@@ -1,0 +1,320 @@
+"""The mixture to train on, in shards of packed rows: `python -m checkpoints.demo_model.data --out DIR --rows N`.
+
+A row holds several groups one after another. A group is a prefix (the images, computed once) and segments (a
+conversation each); a token sees its own segment and its group's prefix, with positions as if it were alone:
+
+    group 1: prefix | question, answer | question, answer     group 2: question, answer     group 3: …
+
+So a dozen separate first questions about an image cost one image. Eight rows share up to 14 images and make a unit, of
+which a shard holds some. Token ids are those of the package's own chat template.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from checkpoints.demo_model import by_hand, scenes, text_tasks
+from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Turn
+from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
+from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, Phrases, bare, is_held_out
+from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
+from checkpoints.demo_model.speaker import Speaker
+from gemma_tpu.text.template import render_messages
+from gemma_tpu.text.tokenizer import Tokenizer
+
+TOKENIZER = FOLDER / "tokenizer.model"
+SOFT = 256  # soft tokens of an image
+ROWS, ROW, IMAGES = 8, 1024, 14  # of a unit: rows, tokens of a row, images
+STORE = 384  # images are kept as uint8[side, side, 3] with sides of at most this
+UNITS = 16  # of a shard
+FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight", "task")  # int16[ROWS, ROW], but weight
+_CHINESE_SHARE = 0.4
+_JUMP_SHARE, _MAX_JUMP = 0.05, 4000  # conversations whose later turns are moved away, as if much lay in between
+_SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def _language(rng: np.random.Generator) -> Phrases:
+    return CHINESE if rng.random() < _CHINESE_SHARE else ENGLISH
+
+
+def _system(rng: np.random.Generator, phrases: Phrases) -> str | None:
+    return phrases.pick("system", rng, False) if rng.random() < 0.12 else None
+
+
+def _group(conversations: list[Conversation], images: tuple[Image.Image, ...], held_out: bool) -> Group:
+    """Without what, in training, asks a question of the test set written by hand."""
+    kept = [c for c in conversations if held_out or not any(bare(t.question) in by_hand.SENTENCES for t in c.turns)]
+    return Group(tuple(kept), images)
+
+
+def _together(
+    rng: np.random.Generator, held_out: bool, turns: list[list[Turn]], images: tuple[Image.Image, ...], phrases: Phrases
+) -> Group:
+    """Each list of turns as its own conversation about the images; one time in four all in one, or images last."""
+    layout, shown, system = rng.random(), tuple(range(len(images))), _system(rng, phrases)
+    last = 0.12 <= layout < 0.24  # the text comes first, so nothing can be shared: one conversation
+    if layout < 0.12:  # one long conversation, at times interrupted by a question that needs no image
+        flat = [turn for part in turns for turn in part]
+        if rng.random() < 0.4:
+            flat.insert(int(rng.integers(1, len(flat) + 1)), text_tasks.text_turns(rng, held_out)[0])
+        turns = [flat]
+    elif last:
+        turns = [[turn for part in turns[:4] for turn in part]]
+    heads = [dataclasses.replace(part[0], images=shown, image_last=last) for part in turns]
+    talks = [Conversation((head, *part[1:]), images, system) for head, part in zip(heads, turns, strict=True)]
+    return _group(talks, images, held_out)
+
+
+def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) -> Group:
+    """One drawn scene: separate questions, follow-ups, the other language, and now and then what is out of scope."""
+    phrases = _language(rng)
+    crowd = int(rng.integers(6, 13)) if rng.random() < 0.1 else None
+    scene = scenes.random_scene(rng, held_out, crowd, others=0.18)
+    asker = Asker(scene, phrases, rng, held_out)
+    turns = [[turn] for turn in scene_turns(asker, questions)]
+    other = ENGLISH if phrases.chinese else CHINESE
+    if not crowd:
+        if rng.random() < 0.4:
+            turns.append(asker.chain())
+        if rng.random() < 0.45:
+            turns.append(twin_turns(scene, (phrases, other), rng, held_out))
+        if rng.random() < 0.25:  # a follow-up in the other language
+            turns.append([turns[0][0], scene_turns(Asker(scene, other, rng, held_out), 1)[0]])
+    if rng.random() < 0.2:
+        turns.append([text_tasks.picture_scope(rng, held_out, phrases)])
+    if rng.random() < 0.05:
+        turns.append(text_tasks.chat(rng, held_out))
+    return _together(rng, held_out, turns, (scenes.render(scene, rng),), phrases)
+
+
+def read_group(rng: np.random.Generator, held_out: bool, questions: int = 3) -> Group:
+    """A printed word or number."""
+    phrases = _language(rng)
+    content = ""
+    while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
+        number = rng.random() < 0.35
+        content = (
+            str(rng.integers(0, 10 ** int(rng.integers(1, 6)))) if number else text_tasks.any_word(rng, 8, held_out)
+        )
+    style = rng.random()
+    if style < 0.6 or set(content) <= set("cosvwxz"):  # whose capitals look the same
+        content = content.upper()
+    elif style < 0.75:
+        content = content.capitalize()
+    asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)
+    turns = [[turn] for turn in [asker.read(), *scene_turns(asker, questions - 1)] if turn]
+    return _together(rng, held_out, turns, (scenes.render(asker.scene, rng),), phrases)
+
+
+def pair_group(rng: np.random.Generator, held_out: bool, questions: int = 6) -> Group:
+    """Two scenes in one prompt; one time in five the second comes in a later turn."""
+    phrases = _language(rng)
+    pair = scene_pair(rng, held_out)
+    images = tuple(scenes.render(scene, rng) for scene in pair)
+    turns = compare_turns(pair, Speaker(phrases, rng, held_out), questions)
+    if rng.random() < 0.2:
+        askers = (Asker(scene, phrases, rng, held_out) for scene in pair)
+        ones = [dataclasses.replace(scene_turns(a, 1)[0], images=(i,)) for i, a in enumerate(askers)]
+        return _group([Conversation((*ones, *turns[:4]), images, _system(rng, phrases))], images, held_out)
+    return _together(rng, held_out, [[turn] for turn in turns], images, phrases)
+
+
+def texture_group(rng: np.random.Generator, held_out: bool) -> Group:
+    """A picture that is no drawn scene, with questions of every kind: all out of scope."""
+    phrases = _language(rng)
+    asker = Asker(scenes.random_scene(rng, held_out), phrases, rng, held_out)
+    asked = [turn.question for turn in scene_turns(asker, 3)]
+    turns = [[text_tasks.picture_scope(rng, held_out, phrases, question)] for question in (*asked, None)]
+    return _together(rng, held_out, turns, (scenes.texture(rng),), phrases)
+
+
+def text_group(rng: np.random.Generator, held_out: bool) -> Group:
+    """A text conversation: mostly one task, at times several after each other."""
+    turns = text_tasks.text_turns(rng, held_out)
+    while rng.random() < 0.15 and len(turns) < 6:
+        turns += text_tasks.text_turns(rng, held_out)
+    return _together(rng, held_out, [turns], (), ENGLISH)
+
+
+def image_groups(rng: np.random.Generator, held_out: bool) -> list[Group]:
+    """The groups of a unit that show images, IMAGES in all."""
+    groups = [pair_group(rng, held_out, int(rng.integers(3, 7))) for _ in range(2)]
+    groups.append(texture_group(rng, held_out) if rng.random() < 0.3 else read_group(rng, held_out))
+    groups += [read_group(rng, held_out) for _ in range(2)]
+    return groups + [scene_group(rng, held_out, int(rng.integers(5, 9))) for _ in range(IMAGES - 7)]
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Token ids and which of them are answers."""
+
+    def __init__(self) -> None:
+        self._tokenizer = Tokenizer(TOKENIZER)
+        self._end = self._tokenizer.id("<end_of_turn>")
+
+    def _answer(self, text: str) -> list[int]:
+        """Ids of an answer; marked words letter by letter."""
+        ids: list[int] = []
+        for i, part in enumerate(_SPELT.split(text)):
+            ids += [self._tokenizer.id(char) for char in part] if i % 2 else self._tokenizer.encode(part)
+        return ids
+
+    def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """Ids, and for each the number of the turn whose answer it belongs to (its <end_of_turn> too), or -1."""
+        ids, owner = list[int](), list[int]()
+        for i, turn in enumerate(conversation.turns):
+            so_far = dataclasses.replace(conversation, turns=conversation.turns[: i + 1])
+            prompt = render_messages(so_far.messages(), self._tokenizer, SOFT, load_image=lambda image: image).tokens
+            ends = [at + 1 for at, token in enumerate(prompt) if token == self._end]
+            new = prompt[ends[2 * i - 1] :] if i else prompt  # after the answer before, which may be spelt in letters
+            answer = [*self._answer(turn.answer), self._end]
+            ids += [*new, *answer]
+            owner += [-1] * len(new) + [i] * len(answer)
+        return ids, owner
+
+
+class Unit:
+    """ROWS rows and their images."""
+
+    def __init__(self) -> None:
+        self.arrays = {name: np.zeros((ROWS, ROW), np.float16 if name == "weight" else np.int16) for name in FIELDS}
+        for name in ("soft", "target"):
+            self.arrays[name] -= 1
+        self.images: list[np.ndarray] = []
+        self._used, self._groups = [0] * ROWS, [0] * ROWS
+
+    def add(self, group: Group, encoder: Encoder, tasks: list[str], rng: np.random.Generator) -> bool:
+        """Puts the group into the row that has most room; False if it does not fit. Extends `tasks` by new names."""
+        encoded = [encoder.encode(conversation) for conversation in group.conversations]
+        if not encoded:
+            return False
+        shared = 0
+        if len(encoded) > 1:
+            shared = max(i for i, token in enumerate(encoded[0][0]) if token < 0) + 2  # with <end_of_image>
+        row = int(np.argmin(self._used))
+        count = shared + sum(len(ids) - shared for ids, _ in encoded)
+        if self._used[row] + count > ROW or len(self.images) + len(group.images) > IMAGES:
+            return False
+        self._groups[row] += 1
+        if shared:
+            self._put(row, encoded[0][0][:shared], np.arange(shared), 0)
+        for number, (conversation, (ids, owner)) in enumerate(zip(group.conversations, encoded, strict=True), 1):
+            positions = np.arange(len(ids))
+            if len(conversation.turns) > 1 and rng.random() < _JUMP_SHARE:
+                after = owner.index(0) + owner.count(0)  # everything after the first answer is moved away
+                positions[after + 1 :] += int(rng.integers(1, _MAX_JUMP))
+            at = self._put(row, ids[shared:], positions[shared:], number)
+            # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
+            answers = np.append(owner[shared + 1 :], -1)
+            lengths = np.bincount(answers[answers >= 0])
+            names = [turn.task for turn in conversation.turns]
+            tasks += [name for name in dict.fromkeys(names) if name not in tasks]
+            known = np.array([tasks.index(name) for name in names])
+            self.arrays["target"][row, at] = np.where(answers >= 0, np.append(ids[shared + 1 :], -1), -1)
+            # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
+            self.arrays["weight"][row, at] = np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)
+            self.arrays["task"][row, at] = np.where(answers >= 0, known[answers], 0)
+        self.images += [_fit(image) for image in group.images]
+        return True
+
+    def _put(self, row: int, ids: list[int], positions: np.ndarray, segment: int) -> slice:
+        """Writes tokens at the end of a row; soft tokens are numbered after those of the images already here."""
+        at = slice(self._used[row], self._used[row] + len(ids))
+        self._used[row] = at.stop
+        is_soft = np.array(ids) < 0
+        first = len(self.images) * SOFT
+        for name, value in dict(
+            tokens=np.where(is_soft, 0, ids),
+            positions=positions,
+            group=self._groups[row],
+            segment=segment,
+            soft=np.where(is_soft, first + np.cumsum(is_soft) - 1, -1),
+        ).items():
+            self.arrays[name][row, at] = value
+        return at
+
+
+def _fit(image: Image.Image) -> np.ndarray:
+    """The image's pixels, made smaller only if it is larger than the store."""
+    if max(image.size) > STORE:
+        image = image.copy()
+        image.thumbnail((STORE, STORE), Image.Resampling.BILINEAR, reducing_gap=None)
+    return np.asarray(image)
+
+
+def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str], held_out: bool = False) -> Unit:
+    """A unit: image groups first, then text until no more fits."""
+    unit, misses = Unit(), 0
+    for group in image_groups(rng, held_out):
+        unit.add(group, encoder, tasks, rng)  # rare: one that does not fit is left out
+    while misses < 12:
+        misses += not unit.add(text_group(rng, held_out), encoder, tasks, rng)
+    return unit
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+def write_shard(path: Path, units: list[Unit], tasks: list[str]) -> None:
+    """Units as one file: each field stacked, and the pixels of all images one after another."""
+    images = [image for unit in units for image in unit.images]
+    pixels = np.concatenate([image.reshape(-1) for image in images])
+    sizes, counts = np.array([image.shape[:2] for image in images]), np.array([len(unit.images) for unit in units])
+    fields = {name: np.stack([unit.arrays[name] for unit in units]) for name in FIELDS}
+    unfinished = path.with_name(f".{path.name}")
+    np.savez(unfinished, pixels=pixels, sizes=sizes, counts=counts, tasks=np.array(tasks), **fields)
+    unfinished.rename(path)
+
+
+def read_shard(path: Path) -> list[dict[str, np.ndarray]]:
+    """The units of a shard; `tasks` are the names that `task` numbers."""
+    with np.load(path) as file:
+        shard = {name: file[name] for name in file.files}
+    ends = np.cumsum(shard["sizes"].prod(axis=1) * 3)
+    images = [
+        part.reshape(*size, 3) for part, size in zip(np.split(shard["pixels"], ends[:-1]), shard["sizes"], strict=True)
+    ]
+    first = np.cumsum(shard["counts"]) - shard["counts"]
+    return [
+        {name: shard[name][i] for name in FIELDS}
+        | {"images": images[first[i] : first[i] + shard["counts"][i]], "tasks": shard["tasks"]}
+        for i in range(len(first))
+    ]
+
+
+def _work(out: Path, units: int, seed: int, worker: int) -> None:
+    os.nice(5)  # a trainer beside it must never wait for a core
+    encoder, rng, tasks = Encoder(), np.random.default_rng((seed, worker)), list[str]()
+    for number in range(-(-units // UNITS)):
+        made = [make_unit(rng, encoder, tasks) for _ in range(min(UNITS, units - number * UNITS))]
+        write_shard(out / f"rows-{number:04}-{worker:03}.npz", made, tasks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=64_000)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    share = max(1, options.rows // ROWS // options.workers)
+    with multiprocessing.Pool(options.workers) as pool:
+        pool.starmap(_work, [(options.out, share, options.seed, worker) for worker in range(options.workers)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""Questions about drawn scenes, in either language; every answer is computed from the scene."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from checkpoints.demo_model.dialog import Turn, spell
+from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital
+from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape
+from checkpoints.demo_model.speaker import SIDES, Speaker
+
+_SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
+_CORNERS = (CELLS[0], CELLS[2], CELLS[4], CELLS[6], CELLS[8])  # no other reading of "left" or "top" contains these
+_KEYS = (("shape", "color"), ("shape", "colour"), ("color", "shape"), ("type", "color"), ("kind", "colour"))
+_COUNT_KEYS = ("count", "number", "shapes", "total", "n")
+
+
+class Asker(Speaker):
+    """Makes turns about one scene; a method returns None if the scene is unfit for its question."""
+
+    def __init__(
+        self, scene: Scene, phrases: Phrases, rng: np.random.Generator, held_out: bool, whole: bool = False
+    ) -> None:
+        super().__init__(phrases, rng, held_out, whole)
+        self.scene, self.shapes, self.crowded = scene, scene.shapes, len(scene.shapes) > 5
+        self.known = [s for s in scene.shapes if s.kind in SHAPES]
+        self.kinds, self.seen = Counter(s.kind for s in scene.shapes), Counter(s.colour for s in scene.shapes)
+        both = Counter((s.kind, s.colour) for s in scene.shapes)
+        self.unique = [s for s in self.known if self.kinds[s.kind] == 1]  # their kind alone names them
+        self.named = [s for s in self.known if both[s.kind, s.colour] == 1]
+
+    def called(self, shape: Shape) -> str:
+        """ "circle" if there is one, "red circle" if there are more or by chance."""
+        alone = self.rng.random() < 0.6 and self.kinds[shape.kind] == 1
+        return self.kind(shape.kind) if alone else self.name(shape.kind, shape.colour)
+
+    def some(self, shapes: Sequence[Shape], count: int = 1) -> list[Shape]:
+        """So many of the shapes, or none if there are not enough."""
+        if len(shapes) < count or not shapes:
+            return []
+        return [shapes[int(i)] for i in self.rng.permutation(len(shapes))[:count]]
+
+    # -- the whole scene: answered for up to five shapes ---------------------------------------------------------------
+
+    def _all(self, task: str, said: str = "", group: str = "", **rest: Any) -> Turn:
+        return (
+            self.ask(task, "too_many", "crowd", **rest | {"text": "", "check": "exact"})
+            if self.crowded
+            else self.ask(task, said, group, **rest)
+        )
+
+    def what(self) -> Turn:
+        if not self.known:
+            return self.ask("what", "unknown", "unknown shape")
+        return self._all("what", shapes=self.listing(self.shapes))
+
+    def count(self) -> Turn:
+        return self.how_many("count", len(self.shapes), "shape")
+
+    def describe(self) -> Turn:
+        say = self.phrases.say
+        parts = [say("describe_part", one=self.one(s.kind, s.colour), place=self.place(s.cell)) for s in self.shapes]
+        number = self.number(min(len(parts), 5))
+        background, things = self.colour(self.scene.background), self.kind("shape", len(parts) > 1)
+        text = self.all_of([uncapital(part) for part in parts])
+        return self._all("describe", number=number, things=things, background=background, parts=text)
+
+    def listed(self) -> Turn:
+        lines = [f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1)]
+        return self._all("listed", text="\n".join(lines))
+
+    def json(self) -> Turn:
+        """The scene as JSON: with given keys, at times with the place, or only the count."""
+        rng, kind = self.rng, self.rng.random()
+        if kind < 0.25:
+            key = choose(rng, ("数量", *_COUNT_KEYS) if self.chinese else _COUNT_KEYS)
+            text = json.dumps({key: len(self.shapes)}, ensure_ascii=False)
+            return self._all("json_count", "", "json", text=text, check="json", key=choose(rng, (key, f'"{key}"')))
+        own = ("形状", "颜色") if self.chinese else _KEYS[0]
+        keys = own if kind < 0.5 or (self.chinese and kind < 0.75) else choose(rng, _KEYS)
+        keys = (*keys, "position") if kind > 0.85 else keys
+        unknown = "不认识" if self.chinese else "unknown"
+
+        def value(key: str, shape: Shape) -> str:
+            if key == "position":
+                return self.place(shape.cell, asked=True)
+            if key in ("color", "colour", "颜色"):
+                return self.colour(shape.colour)
+            return self.kind(shape.kind) if shape.kind in SHAPES else unknown
+
+        text = json.dumps([{key: value(key, s) for key in keys} for s in self.shapes], ensure_ascii=False)
+        quote = choose(rng, ('"', ""))
+        asked = self.all_of([f"{quote}{key}{quote}" for key in keys])
+        return self._all("json" if kind < 0.5 else "json_shapes", "", "json", text=text, check="json", keys=asked)
+
+    def background(self) -> Turn:
+        return self.ask("background", "", "colour", colour=self.colour(self.scene.background))
+
+    def colours(self) -> Turn | None:
+        if len(self.seen) > 5:
+            return None
+        said, seen = "colours_one" if len(self.seen) == 1 else "colours", self.all_of([*map(self.colour, self.seen)])
+        return self.ask("colours", said, number=self.number(len(self.seen)), colours=seen)
+
+    # -- kinds, colours and places -------------------------------------------------------------------------------------
+
+    def count_kind(self) -> Turn:
+        by, there = self.rng.random(), self.rng.random() < 0.7
+        shape = choose(self.rng, self.known or [Shape("circle", choose(self.rng, tuple(self.seen)), 0, 0, 0)])
+        if by < 0.45:
+            kind = shape.kind if there else choose(self.rng, SHAPES)
+            return self.how_many("count_kind", self.kinds[kind], kind, thing=self.kind(kind, True))
+        if by < 0.85:
+            colour = shape.colour if there else choose(self.rng, tuple(COLOURS))
+            task, thing = "count_colour" if by > 0.65 else "count_kind", self.name("shape", colour, True)
+            return self.how_many(task, self.seen[colour], "shape", colour, thing=thing, colour_name=self.colour(colour))
+        count = sum((s.kind, s.colour) == (shape.kind, shape.colour) for s in self.shapes)
+        thing = self.name(shape.kind, shape.colour, True)
+        return self.how_many("count_kind", count, shape.kind, shape.colour, thing=thing)
+
+    def colour_of(self) -> Turn | None:
+        for s in self.some(self.unique):
+            colour, kind, form = self.colour(s.colour), self.kind(s.kind), self.rng.random()
+            if len(self.shapes) == 1 and form < 0.4:
+                return self.ask("follow_what_colour", "colour", "colour", short=colour, kind=kind, colour=colour)
+            if form < 0.15:
+                other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
+                one, two = (colour, other) if form < 0.07 else (other, colour)
+                return self.ask("either", "colour", "colour", kind=kind, colour=colour, one=one, two=two)
+            return self.ask("colour", short=colour, kind=kind, colour=colour)
+
+    def colour_at(self) -> Turn | None:
+        """The colour of the one shape in some part of the picture."""
+        cell = choose(self.rng, CELLS)
+        if len(found := self._in(cell)) != 1 or found[0] not in self.known:
+            return None
+        kind = self.kind(found[0].kind)
+        noun = choose(self.rng, (kind, self.kind("shape")))
+        slots = dict(kind=kind, colour=self.colour(found[0].colour), noun=noun, place=self.place(cell))
+        return self.ask("colour_at", "colour", "colour", **slots)
+
+    def same_colour(self) -> Turn | None:
+        if not (pair := self.some(self.unique, 2)):
+            return None
+        (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
+        said = "same_colour_yes" if first == second else "same_colour_no"
+        task = "same_colour" if len(self.shapes) > 2 or self.rng.random() < 0.5 else "both_colours"
+        return self.ask(task, said, "two facts", a=a, b=b, first=first, second=second)
+
+    def which(self) -> Turn | None:
+        for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
+            kind = self.kind(s.kind)
+            return self.ask("which", "", "colour", short=kind, kind=kind, colour=self.colour(s.colour))
+
+    def where(self) -> Turn | None:
+        for s in self.some(self.named):
+            it = len(self.shapes) == 1 and self.rng.random() < 0.25
+            return self.ask(
+                "follow_where" if it else "where", "where", "where", name=self.called(s), place=self.place(s.cell)
+            )
+
+    def where_colour(self) -> Turn | None:
+        for s in self.some(self.unique):
+            slots = dict(kind=self.kind(s.kind), colour=self.colour(s.colour), place=self.place(s.cell))
+            return self.ask("where_colour", "", "two facts", **slots)
+
+    def two_colours(self) -> Turn | None:
+        if pair := self.some(self.unique, 2):
+            (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
+            return self.ask("two_colours", "", "two facts", a=a, b=b, first=first, second=second)
+
+    def _in(self, cell: tuple[str, str]) -> list[Shape]:
+        """Shapes in a cell; "top" and "left" are a whole row or column."""
+        row, column = cell
+        edge = cell not in _CORNERS
+        return [s for s in self.shapes if s.cell == cell or (edge and (row, column)[row == "middle"] in s.cell)]
+
+    def at(self) -> Turn:
+        cell = choose(self.rng, CELLS)
+        if self.rng.random() < 0.5 and not self._in(cell):
+            cell = choose(self.rng, self.shapes).cell
+        shapes = self._in(cell)
+        spot = self.place(cell, asked=True)
+        spot += choose(self.rng, ("", "", " corner")) if "middle" not in cell and not self.chinese else ""
+        shown = self.listing(shapes) if shapes else ""
+        return self.ask(
+            "at", "at" if shapes else "at_nothing", "where", spot=spot, place=self.place(cell), shapes=shown
+        )
+
+    def extreme(self) -> Turn | None:
+        """The largest, smallest, leftmost, …, where one clearly is."""
+        if len(self.shapes) < 2 or self.crowded:
+            return None
+        by_y, by_size = (sorted(self.shapes, key=key) for key in (lambda s: s.y, lambda s: -s.size))
+        clear = [b.y - a.y > _SIDE_MARGIN / 2 for a, b in (by_y[:2], by_y[-2:])]
+        big, small = (a.size / b.size >= LARGER for a, b in (by_size[:2], by_size[-2:]))
+        found = [by_size[0] if big else None] * 2 + [by_size[-1] if small else None, self.shapes[0], self.shapes[-1]]
+        found += [by_y[0] if clear[0] else None, by_y[-1] if clear[1] else None]
+        known = [i for i, shape in enumerate(found) if shape in self.known]
+        sizes = [i for i in known if i < 3]
+        if known:
+            i = choose(self.rng, sizes if sizes and self.rng.random() < 0.5 else known)
+            name = self.name(found[i].kind, found[i].colour)
+            return self.ask("extreme", "", "where" if i > 2 else "size", most=self.words["most"][i], name=name)
+
+    # -- yes or no -----------------------------------------------------------------------------------------------------
+
+    def exists(self) -> Turn | None:
+        rng, form, there = self.rng, self.rng.random(), self.rng.random() < 0.5
+        if not self.known:
+            return None
+        if form < 0.12 and not self.crowded:
+            absent = self.words["absent"]
+            name = choose(rng, absent[-4:] if self.held_out else absent[:13])
+            return self.ask("exists", "exists_thing", "yes or no", name=name, shapes=self.listing(self.shapes))
+        shape = choose(rng, self.known)
+        kind, colour = shape.kind if there else choose(rng, SHAPES), shape.colour
+        if not there and form > 0.45:  # half wrong is the harder question: a colour of the scene, wrongly joined
+            colour = choose(rng, (choose(rng, tuple(COLOURS)), choose(rng, self.known).colour))
+        if form < 0.45:
+            name, found = self.kind(kind), [s for s in self.known if s.kind == kind]
+        elif form < 0.55:
+            name, found = self.name("shape", colour), [s for s in self.shapes if s.colour == colour]
+        else:
+            name, found = self.name(kind, colour), [s for s in self.known if (s.kind, s.colour) == (kind, colour)]
+        task = "is_it" if len(self.shapes) == 1 and rng.random() < 0.4 else "exists"
+        if not found:
+            return self.ask(task, "exists_no", "yes or no", short="没有" if self.chinese else "No", name=name)
+        full, place = self.name(found[0].kind, found[0].colour), self.place(found[0].cell)
+        yes = "有" if self.chinese else "Yes"
+        return self.ask(task, "exists_yes", "yes or no", short=yes, name=name, full=full, place=place)
+
+    def is_colour(self) -> Turn | None:
+        for s in self.some(self.unique):
+            asked = s.colour if self.rng.random() < 0.5 else choose(self.rng, tuple(COLOURS))
+            said = "is_yes" if asked == s.colour else "is_no"
+            kind = self.kind(s.kind)
+            return self.ask(
+                "is_colour", said, "yes or no", kind=kind, asked=self.colour(asked), colour=self.colour(s.colour)
+            )
+
+    # -- two shapes ----------------------------------------------------------------------------------------------------
+
+    def _pair(self) -> tuple[Shape, Shape, dict[str, str]] | None:
+        if self.crowded or not (pair := self.some(self.named, 2)):
+            return None
+        return *pair, dict(a=self.called(pair[0]), b=self.called(pair[1]))
+
+    def relation(self) -> Turn | None:
+        if not (pair := self._pair()) or not (true := [s for s in SIDES if _towards(*pair[:2], s) > _SIDE_MARGIN]):
+            return None
+        side = choose(self.rng, true)
+        yes = self.rng.random() < 0.5
+        asked = self.side(side if yes else SIDES[SIDES.index(side) ^ 1])
+        return self.ask(
+            "relation", "relation_yes" if yes else "relation_no", asked=asked, side=self.side(side), **pair[2]
+        )
+
+    def relative(self) -> Turn | None:
+        if not (pair := self._pair()):
+            return None
+        a, b, names = pair
+        near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
+        if far > max(1.5 * near, _SIDE_MARGIN):
+            side = self.side(max(SIDES, key=lambda side: _towards(a, b, side)))
+            return self.ask("relative", "", "relation", side=side, **names)
+
+    def beside(self) -> Turn | None:
+        """What is left of, right of, above or below a shape, where that is clear for all others."""
+        if len(self.shapes) < 2 or self.crowded or not (named := self.some(self.named)):
+            return None
+        side, name = choose(self.rng, SIDES), self.called(named[0])
+        far = {other: _towards(other, named[0], side) for other in self.shapes if other is not named[0]}
+        found = [other for other, distance in far.items() if distance > 0]
+        if min(map(abs, far.values())) > _SIDE_MARGIN and (found or self.rng.random() < 0.4):
+            said, shapes = ("beside", self.listing(found)) if found else ("beside_nothing", "")
+            return self.ask("beside", said, "relation", side=self.side(side), name=name, shapes=shapes)
+
+    def bigger(self) -> Turn | None:
+        """Whether one shape is bigger than another, or which of two is."""
+        if not (pair := self._pair()):
+            return None
+        a, b, names = pair
+        ratio, index = max(a.size / b.size, b.size / a.size), int(self.rng.random() * 3)
+        asked, yes = self.words["bigger"][index], (a.size > b.size) == (index < 2)
+        if ratio < 1.08:
+            return self.ask("bigger", "bigger_same", "size", asked=asked, **names)
+        if ratio < LARGER:
+            return None
+        if self.rng.random() < 0.5:
+            name, other = names.values() if yes else reversed(names.values())
+            more = asked.removesuffix(" than")
+            return self.ask("bigger_which", "", "size", more=more, than=asked, name=name, other=other, **names)
+        than = asked if yes else self.words["bigger"][0 if a.size > b.size else 2]
+        return self.ask("bigger", "bigger_yes" if yes else "bigger_no", "size", asked=asked, than=than, **names)
+
+    # -- printed text --------------------------------------------------------------------------------------------------
+
+    def read(self) -> Turn | None:
+        if self.scene.text:
+            word = spell(self.scene.text.content)
+            return self.ask("read", short=word, text="", word=word)
+
+    def text_colour(self) -> Turn | None:
+        if self.scene.text:
+            return self.ask("text_colour", "", "colour", colour=self.colour(self.scene.text.colour))
+
+    def describe_text(self) -> Turn | None:
+        if self.scene.text and not self.shapes:
+            colours = dict(colour=self.colour(self.scene.text.colour), background=self.colour(self.scene.background))
+            task = "describe" if self.rng.random() < 0.5 else "what"
+            return self.ask(task, "describe_text", "describe", word=spell(self.scene.text.content), **colours)
+
+    # -- more than one -------------------------------------------------------------------------------------------------
+
+    def two_facts(self) -> Turn | None:
+        """Two questions in one sentence, and both answers."""
+        whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
+        first, second = (getattr(whole, _SIMPLE[int(i)])() for i in self.rng.permutation(len(_SIMPLE))[:2])
+        if not first or not second:
+            return None
+        links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
+        link = links[0] if self.held_out else choose(self.rng, links)
+        question = first.question.rstrip(" ?.？。") + link
+        question += second.question if self.chinese else uncapital(second.question)
+        answer = first.answer + ("" if self.chinese else " ") + second.answer
+        return Turn(f"image two facts{' zh' if self.chinese else ''}", question, answer)
+
+    def chain(self) -> list[Turn]:
+        """A question and follow-ups that lean on it: "it", "and the square?"."""
+        options = self.some(self.unique, len(self.unique))
+        if not options:
+            return [self.what(), self.count()]
+
+        def colour(shape: Shape, task: str) -> Turn:
+            group = "follow-up" if task.startswith("follow") else ""
+            return self.ask(task, "colour", group, kind=self.kind(shape.kind), colour=self.colour(shape.colour))
+
+        if len(options) > 1 and self.rng.random() < 0.5:
+            return [colour(options[0], "colour"), *(colour(s, "follow_colour") for s in options[1:3])]
+        shape = options[0]
+        where = self.ask("follow_where", "where", "follow-up", name=self.kind(shape.kind), place=self.place(shape.cell))
+        if len(self.shapes) > 1:
+            return [colour(shape, "colour"), where]
+        rest = [colour(shape, "follow_what_colour"), where]
+        return [self.what(), *(rest if self.rng.random() < 0.5 else rest[::-1])]
+
+
+def _towards(a: Shape, b: Shape, side: str) -> float:
+    """How far `a` is on the given side of `b`."""
+    return {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[side]
+
+
+_SIMPLE = ("count", "count_kind", "colour_of", "background", "which", "where", "extreme", "at", "colours", "what")
+_TWINS = (*_SIMPLE, "exists", "relative", "beside", "describe", "where_colour")
+# How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
+_SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.8, colour_at 1, same_colour 0.7, background 0.6, which 1,
+    where 1.5, where_colour 0.7, two_colours 0.7, at 1.3, extreme 1.5, exists 2.8, is_colour 0.8, relation 1.5,
+    relative 1.2, beside 2, bigger 1.5, colours 1, describe 1.2, listed 0.6, json 1.2, two_facts 2.2"""
+_CROWD = "count 2, what 1.5, describe 1, json 0.3, listed 0.3, background 0.4, colour_of 1, exists 1, count_kind 1"
+_TEXT = "read 3, text_colour 0.5, background 0.3, describe_text 0.5"
+
+
+def scene_turns(asker: Asker, count: int) -> list[Turn]:
+    """`count` questions about the scene, about its text if it has one."""
+    table = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE
+    tasks = [entry.split() for entry in table.split(",")]
+    weights = list(itertools.accumulate(float(weight) for _, weight in tasks))
+    turns: list[Turn] = []
+    while len(turns) < count:
+        task = tasks[int(np.searchsorted(weights, asker.rng.random() * weights[-1], side="right"))][0]
+        if turn := getattr(asker, task)():
+            turns.append(turn)
+    return turns
+
+
+def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Generator, held_out: bool) -> list[Turn]:
+    """A question and the wish to hear the answer in the other language: one seed picks the same fact for both."""
+    while True:
+        task, seed = choose(rng, _TWINS), int(rng.integers(1 << 30))
+        first, second = (
+            getattr(Asker(scene, phrases, np.random.default_rng(seed), held_out, whole=True), task)()
+            for phrases in languages
+        )
+        if first and second:
+            own = rng.random() < 0.5  # the wish is in the language of the question, or in that of the answer
+            wish = as_typed(rng, languages[1 - own].pick("in_other" if own else "follow_language", rng, held_out))
+            asked = Turn(f"image language{' zh' if languages[1].chinese else ''}", wish, second.answer)
+            if rng.random() < 0.35:
+                return [dataclasses.replace(asked, question=f"{first.question.strip()} {wish}")]
+            return [first, asked]
