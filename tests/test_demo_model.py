@@ -21,6 +21,7 @@ from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, bare
 from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
 from checkpoints.demo_model.speaker import Speaker
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes
 from gemma_tpu.text.template import render_messages
@@ -430,7 +431,7 @@ def test_a_shard_holds_what_was_packed_and_emphasis_weighs_it(encoder: data.Enco
 def test_a_step_learns_and_leaves_what_is_frozen(encoder: data.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "ROWS", 1)
     monkeypatch.setattr(data, "ROW", 384)
-    config, unit, rng = dataclasses.replace(_TINY, num_layers=1), data.Unit(), np.random.default_rng(0)
+    config, unit, rng = dataclasses.replace(_TINY, layers=_TINY.layers[:1]), data.Unit(), np.random.default_rng(0)
     assert unit.add(data.read_group(rng, False, 2), encoder, [], rng)
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     pixels = jnp.zeros((1, 128, 128, 3))
