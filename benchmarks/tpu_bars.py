@@ -24,8 +24,7 @@ from pathlib import Path
 import jax
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.memory import GIB
-from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.chips import GIB, parse_slice
 from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.plan.inspection import decode_problems

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 import jax
 from jax.sharding import NamedSharding
 
-GIB = 2**30
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -57,7 +55,7 @@ class Memory:
         free = capacity - self.total
         lines = [part for part in parts if part[1]]
         lines += [("headroom" if free >= 0 else "MISSING", abs(free)), ("capacity", capacity)]
-        return "\n".join(f"  {name:24} {size / GIB:8.2f} GiB" for name, size in lines)
+        return "\n".join(f"  {name:24} {size / 2**30:8.2f} GiB" for name, size in lines)
 
 
 def shard_bytes(arrays: Iterable[jax.ShapeDtypeStruct]) -> int:

@@ -301,7 +301,7 @@ def test_buffers_that_do_not_are_refused(name, tmp_path):
 def test_buffers_of_layers_that_the_model_has_none_of_are_dropped():
     sample = SAMPLES["multimodal"]
     names = [name for name in buffers(sample) if name.endswith("inv_freq") and "layers.4" not in name]
-    stored = {name: lazy.Memory(buffers(sample)[name], name) for name in names}
+    stored = {name: lazy.InMemory(buffers(sample)[name], name) for name in names}
     whole, sliding = ((LayerSpec(None, 1e6, 8.0),) * 8, (LayerSpec(8, 1e4),) * 8)
     redundant.check_buffers(stored, dataclasses.replace(sample.config, layers=whole), "c")
     with pytest.raises(CheckpointError, match=r"layers\.5\..*inv_freq is stored, and is not what follows"):

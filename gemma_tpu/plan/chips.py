@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from gemma_tpu.memory import GIB
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

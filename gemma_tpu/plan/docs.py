@@ -22,8 +22,7 @@ from typing import Any
 import jax
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.memory import GIB
-from gemma_tpu.plan.chips import parse_slice
+from gemma_tpu.plan.chips import GIB, parse_slice
 from gemma_tpu.plan.planner import make_plan
 from gemma_tpu.plan.report import as_json, duration, versions
 from gemma_tpu.plan.search import choose_mesh

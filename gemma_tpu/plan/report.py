@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.memory import GIB, Memory
-from gemma_tpu.plan.chips import Slice
+from gemma_tpu.memory import Memory
+from gemma_tpu.plan.chips import GIB, Slice
 from gemma_tpu.plan.compiled import Program, Target
 from gemma_tpu.plan.roofline import Roofline
 from gemma_tpu.plan.search import Answer, fits

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from jax.typing import DTypeLike
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.memory import GIB, Memory
-from gemma_tpu.plan.chips import Slice, slices
+from gemma_tpu.memory import Memory
+from gemma_tpu.plan.chips import GIB, Slice, slices
 from gemma_tpu.plan.compiled import Program, Target, compile_programs, deploy, total_memory
 from gemma_tpu.plan.roofline import decode_roofline
 
