@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from demo_site import CHROMIUM, Scripted, Visit, busy, proxy, serve, tiny_model, wait_for
+from demo_site import CHROMIUM, Visit, busy, proxy, serve, wait_for
 from gradio.utils import get_upload_folder
 from PIL import Image
 from playwright.sync_api import Browser, expect
@@ -20,38 +20,6 @@ from demo.texts import text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 ENDLESS = 8000  # tokens
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[gemma_tpu.Model]:
-    with tiny_model() as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Scripted:
-    return Scripted("path/to/gemma3-tiny")
-
-
-@pytest.fixture(scope="module")
-def server(model: gemma_tpu.Model, scripted: Scripted) -> Iterator[str]:
-    with serve(model, scripted) as url:
-        yield url
-
-
-@pytest.fixture
-def visit(browser: Browser, server: str) -> Iterator[Visit]:
-    visit = Visit(browser, server)
-    yield visit
-    visit.close()
-
-
-@pytest.fixture
-def red_png(tmp_path: Path) -> Path:
-    """Of a colour that no other test's picture has: its uploaded copy is this test's alone."""
-    path = tmp_path / "red.png"
-    Image.new("RGB", (60, 40), (200, int(tmp_path.stat().st_ino) % 256, 30)).save(path)
-    return path
 
 
 def show(visit: Visit, picture: Path) -> None:
@@ -213,32 +181,6 @@ def test_typing_switching_and_stopping_while_an_answer_is_written(
     wait_for(lambda: not busy(model))
 
 
-def test_a_number_taken_away_stays_as_it_was(visit: Visit) -> None:
-    visit.go("text")
-    visit.set("text", max_new_tokens=7)
-    field = visit.page.locator('#text-max_new_tokens input[type="number"]')
-    field.fill("")
-    field.press("Tab")
-    expect(field).to_have_value("7")
-    visit.ask("text", "hello")
-    expect(visit.stats("text")).to_contain_text("7 tokens")
-
-
-def test_a_whole_number_is_shown_as_it_is_used(visit: Visit) -> None:
-    visit.go("text")
-    visit.set("text", max_new_tokens=7, temperature=0.35)
-    visit.page.uncheck("#text-random-seed input")
-    for name, given, used in (("max_new_tokens", "3.7", "4"), ("seed", "1.5", "2"), ("temperature", "0.33", "0.33")):
-        field = visit.page.locator(f'#text-{name} input[type="number"]')
-        expect(field).to_be_enabled()
-        field.fill(given)
-        field.press("Tab")
-        expect(field).to_have_value(used)
-    visit.ask("text", "hello")
-    expect(visit.stats("text")).to_contain_text("4 tokens")
-    expect(visit.stats("text")).to_contain_text("seed 2")
-
-
 def test_a_new_picture_draws_a_line(visit: Visit, red_png: Path) -> None:
     visit.set("image", max_new_tokens=3)
     show(visit, red_png)
@@ -250,48 +192,6 @@ def test_a_new_picture_draws_a_line(visit: Visit, red_png: Path) -> None:
     expect(line).to_be_visible()
     answers, below = visit.answers("image"), line.bounding_box()["y"]
     assert answers.first.bounding_box()["y"] < below < answers.last.bounding_box()["y"]
-
-
-def test_a_phone_shows_the_top_of_the_page(browser: Browser, server: str) -> None:
-    size = {"width": 390, "height": 844}
-    phone = browser.new_context(viewport=size, has_touch=True, is_mobile=True).new_page()
-    phone.goto(server)
-    expect(phone.locator("#image-chat")).to_be_visible()
-    phone.wait_for_function("!document.querySelector('#image-prompt textarea').disabled")
-    assert phone.evaluate("[scrollY, document.activeElement.tagName]") == [0, "BODY"]
-    phone.context.close()
-    desk = browser.new_context(viewport={"width": 1280, "height": 500}).new_page()
-    desk.goto(server)
-    expect(desk.locator("#image-prompt textarea")).to_be_focused()
-    assert desk.evaluate("scrollY") == 0
-    desk.context.close()
-
-
-def test_what_comes_and_goes_moves_nothing(browser: Browser, server: str, scripted: Scripted) -> None:
-    def wait(progress: Callable[[int, int], None]) -> gemma_tpu.Model:
-        progress(3_000_000, 10_000_000)
-        wait_for(lambda: ended)
-        raise ValueError("shard 3 is torn")
-
-    ended: list[bool] = []
-    scripted.script = [wait]
-    visit = Visit(browser, f"{server}/fresh/")
-    places = ("#tabs", "#image-prompt", "#image-send", "#image-stats")
-
-    def ys() -> list[float]:
-        return [visit.page.locator(place).bounding_box()["y"] for place in places]
-
-    before = ys()
-    visit.begin("image", "hello")
-    expect(visit.notice("image")).to_be_visible()
-    assert ys() == before
-    visit.page.click("#load")
-    expect(visit.page.locator("#head [role=progressbar]")).to_be_visible()
-    assert ys() == before
-    ended.append(True)
-    expect(visit.page.locator("#head [role=alert]")).to_be_visible()
-    assert ys() == pytest.approx(before, abs=12)
-    visit.close()
 
 
 @contextlib.contextmanager

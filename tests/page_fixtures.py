@@ -1,0 +1,95 @@
+"""What the tests of the demo page share: a browser, a served page, a model that takes its time, a picture.
+
+Imports wait until a fixture is used: other tests need no Gradio.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from demo_site import Scripted, Visit
+    from playwright.sync_api import Browser
+
+    import gemma_tpu
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from demo_site import CHROMIUM, FLAGS
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    from demo_site import tiny_model
+
+    with tiny_model() as model:
+        yield model
+
+
+@pytest.fixture
+def slow(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a model is done before anybody could stop it: here it writes 400 tokens a second."""
+    decode = model.engine._runner._decode
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return decode(*arguments)
+
+    monkeypatch.setattr(model.engine._runner, "_decode", slowly)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Scripted:
+    from demo_site import Scripted
+
+    return Scripted("path/to/gemma3-tiny")
+
+
+@pytest.fixture(scope="module")
+def static() -> Iterator[str]:
+    """Where webui_demo.html is."""
+    from demo_site import serve_folder
+
+    from demo.webui.build import PAGE
+
+    with serve_folder(PAGE.parent) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server(model: gemma_tpu.Model, scripted: Scripted, static: str) -> Iterator[str]:
+    from demo_site import serve
+
+    with serve(model, scripted, origins=[static, "null"]) as url:
+        yield url
+
+
+@pytest.fixture
+def visit(browser: Browser, server: str) -> Iterator[Visit]:
+    from demo_site import Visit
+
+    visit = Visit(browser, server)
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def red_png(tmp_path: Path) -> Path:
+    """Of a colour that no other test's picture has: its uploaded copy is this test's alone."""
+    from PIL import Image
+
+    path = tmp_path / "red.png"
+    Image.new("RGB", (60, 40), (200, int(tmp_path.stat().st_ino) % 256, 30)).save(path)
+    return path
