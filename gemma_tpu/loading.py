@@ -87,7 +87,7 @@ def load(
 
         mesh = deployment.mesh
         require_same(lambda: sample_digests(checkpoint), mesh, _open_and_sample, source, base.config, adapter)
-        return everywhere(here, mesh, _open_and_read, source, deployment, adapter, verify)
+        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, deployment, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -230,10 +230,13 @@ def _open_and_sample(source: str | Path, config: GemmaConfig, adapter: str | Pat
     return sample_digests(_open_there(source, config, adapter))
 
 
-def _open_and_read(source: str | Path, deployment: Deployment, adapter: str | Path | None, verify: bool) -> Params:
+def _open_and_read(
+    source: str | Path, config: GemmaConfig, adapter: str | Path | None, deployment: Deployment, verify: bool
+) -> Params:
+    """`config` is the base's; an adapter may make another of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # as in _open_there
-        return _read(_open_there(source, deployment.config, adapter, verify), deployment, False)
+        return _read(_open_there(source, config, adapter, verify), deployment, False)
 
 
 def _open_there(

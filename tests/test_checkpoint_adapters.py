@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -103,19 +102,24 @@ def test_a_shard_reads_its_part_and_sums_are_rounded_once_to_the_stored_dtype(tm
     assert merged.arrays["layer_1/mlp/linear"] is base.arrays["layer_1/mlp/linear"]  # nothing is added to it
 
 
-def test_another_process_merges_what_process_0_does():
-    """What `load` has the other processes of a mesh call, here in one."""
+@pytest.mark.filterwarnings("ignore:.*differ:gemma_tpu.checkpoint.CheckpointWarning")
+@pytest.mark.parametrize(
+    ("base", "adapter", "text_only"),
+    [("base-multimodal", "vision", False), ("base-multimodal", "vision", True), ("base-text", "untied", False)],
+)
+def test_another_process_merges_what_process_0_does(base: str, adapter: str, text_only: bool) -> None:
+    """What `load` has the other processes of a mesh call, here in one; an adapter may untie the base's head."""
+    from gemma_tpu.deployment import Deployment
     from gemma_tpu.loading import _open_and_read
 
-    base, adapter = GOLDENS / "base-multimodal", GOLDENS / "vision"
-    for text_only in (False, True):
-        merged = merge_adapter(open_checkpoint(base, text_only=text_only), str(adapter), text_only=text_only)
-        mesh = make_mesh(merged.config, (1, 1), jax.devices()[:1])
-        params = _open_and_read(base, merged.config, adapter, jnp.dtype("float32"), mesh, True)
-        expected = names.params_from_canonical(merged.arrays, merged.config)
-        assert params.keys() == expected.keys()
-        for name, array in params.items():
-            np.testing.assert_array_equal(np.asarray(array), expected[name].read_all(), err_msg=name)
+    opened = open_checkpoint(GOLDENS / base, text_only=text_only)
+    merged = merge_adapter(opened, str(GOLDENS / adapter), text_only=text_only)
+    deployment = Deployment(merged.config, make_mesh(merged.config, (1, 1), jax.devices()[:1]), 1, 64, "float32")
+    params = _open_and_read(GOLDENS / base, opened.config, GOLDENS / adapter, deployment, True)
+    expected = names.params_from_canonical(merged.arrays, merged.config)
+    assert params.keys() == expected.keys()
+    for name, array in params.items():
+        np.testing.assert_array_equal(np.asarray(array), expected[name].read_all(), err_msg=name)
 
 
 def test_sharded_over_eight_devices(tmp_path):

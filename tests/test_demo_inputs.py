@@ -92,7 +92,7 @@ def test_the_model_is_shown_the_picture_that_the_page_shows(
     submit = model.engine.submit
 
     def watch(tokens: Any, images: Any = (), *rest: Any) -> Any:
-        seen.extend(images)
+        seen.extend(placed.image for placed in images)
         return submit(tokens, images, *rest)
 
     monkeypatch.setattr(model.engine, "submit", watch)
