@@ -1,0 +1,263 @@
+"""A device, requests and images for the scheduler's steps: small numbers in place of tensors, checked at every call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
+from gemma_tpu.engine.errors import NotFiniteError
+from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.rows import images_of_chunk
+from gemma_tpu.engine.runner import Runner
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.options import NO_TOKEN, SamplingParams
+from gemma_tpu.picture import PlacedImage
+
+if TYPE_CHECKING:
+    from tests.scheduler_steps import World
+
+SOFT = 3  # tokens of an image
+VOCABULARY = 100
+POISON = 0  # the token that makes logits NaN
+IMAGES = 90  # more than are remembered
+PROGRAM_FAILED = jax.errors.JaxRuntimeError("INTERNAL: the program failed")
+Key = int | tuple[int, int]  # a token, or an image and which of its soft tokens
+
+
+def feed(state: int | None, key: Key) -> int | None:
+    """What a row is after one more token; None if its logits are NaN."""
+    number = key if isinstance(key, int) else 100 + key[0] * SOFT + key[1]
+    if state is None or number == POISON:
+        return None
+    return (state * 6364136223846793005 + number + 1442695040888963407) % 2**64
+
+
+def draw(state: int, seed: int) -> int:
+    return ((state ^ seed * 0x9E3779B97F4A7C15) >> 33) % VOCABULARY
+
+
+class FakeImage(ImageInput):
+    """An image whose pixels say which one it is; `broken` ones cannot be prepared."""
+
+    def __init__(self, number: int, broken: bool = False) -> None:
+        self.number, self.digest, self.broken = number, b"%d" % number, broken
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return np.full((1, 1, 3), self.number, np.float32)
+
+    def prepare(self) -> None:
+        if self.broken:
+            raise MemoryError("no room for the pixels")
+
+
+class Checked(Request):
+    """A request that knows its answer, and checks its end."""
+
+    def __init__(self, world: World, tokens: list[int], images: list[PlacedImage], **asked: Any) -> None:
+        self.world, self.ends, self.number = world, 0, world.submitted
+        self.watched = frozenset(world.random.sample(range(VOCABULARY), world.random.choice([0, 0, 2])))
+        self.watch_fails = world.random.random() < 0.03
+        super().__init__(tokens, images, SamplingParams(**asked), self._watch, num_soft_tokens=SOFT)
+        self.content: list[Key] = list(tokens)
+        for placed in images:
+            number = placed.image.number
+            self.content[placed.start : placed.start + SOFT] = [(number, i) for i in range(SOFT)]
+        self.broken = any(placed.image.broken for placed in images)
+        self.shown = list(images)
+        self.row: int | None = None  # when it decodes
+
+    def _watch(self, tokens: list[int]) -> int | None:
+        if self.watch_fails and self.world.random.random() < 0.3:
+            raise ZeroDivisionError("cannot watch")
+        return next((i + 1 for i, token in enumerate(tokens) if token in self.watched), None)
+
+    def assign(self, cached_tokens: int) -> None:
+        assert self.number > self.world.last_assigned, "a request was overtaken"
+        self.world.last_assigned = self.number
+        if not self.world.broken_images:  # whose requests leave a row before it is used
+            assert cached_tokens == self.world.reusable(self), "not all that could be was reused"
+        self.world.counts["reused tokens"] += cached_tokens
+        super().assign(cached_tokens)
+
+    def _end(self, reason: str, error: BaseException | None) -> None:
+        self.ends += 1
+        assert self.ends == 1, "a request ended twice"
+        self.world.open.discard(self)
+        self.world.counts[f"{reason} {type(error).__name__}" if error else reason] += 1
+        tokens, expected = self._alone()
+        assert self.generated == tokens[: len(self.generated)], "another answer than alone"
+        if isinstance(error, NotFiniteError):
+            reason = "not finite"
+        if reason in ("stop", "length", "not finite"):
+            assert (self.generated, reason) == (tokens, expected), "another end than alone"
+        elif reason == "cancelled":
+            assert self.cancelled
+            if self.row is not None:
+                written = self.world.device.rows[self.row].held
+                assert written == [*self.content, *self.generated][:-1], "what was written before a cancel is lost"
+        elif isinstance(error, MemoryError):
+            assert self.broken
+        elif isinstance(error, ZeroDivisionError):
+            assert self.watch_fails
+        else:
+            assert error is self.world.failing, "an error without a failure"
+        super()._end(reason, error)
+
+    def _alone(self) -> tuple[list[int], str]:
+        """The answer of this request alone, and how it ends."""
+        asked, state, seed = self.sampling_params, 1, self.sampling_params.seed
+        for key in self.content[:-1]:
+            state = feed(state, key)
+        last, answer = self.content[-1], []
+        stop = self.world.eos if asked.stop_tokens is None else asked.stop_tokens
+        for _ in range(min(asked.max_new_tokens, self.world.context - len(self.tokens))):
+            if (state := feed(state, last)) is None:
+                return answer, "not finite"
+            if (last := draw(state, seed)) in stop:
+                return answer, "stop"
+            answer.append(last)
+            if last in self.watched:
+                return answer, "stop"
+        return answer, "length"
+
+
+@dataclasses.dataclass
+class DeviceRow:
+    held: list[Key] = dataclasses.field(default_factory=list)
+    state: int | None = 1
+    spoiled: bool = False  # it holds NaN until it is cleared
+    last: int = 0
+    remaining: int = 0
+    seed: int = 0
+    stop: frozenset[int] = frozenset()
+
+
+class FakeDevice(Runner):
+    """A runner without a device. It fails when the world says so: before a step, within it, or when tokens are read."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.lost = world, False
+
+    def reset(self) -> None:
+        self.rows = [DeviceRow() for _ in range(self.world.rows)]
+        self.images: set[bytes] = set()
+        self.lost = False
+
+    @property
+    def intact(self) -> bool:
+        return not self.lost
+
+    def run(self, step: Step) -> Any:
+        self.world.counts["steps"] += 1
+        calls = [(getattr(self, f"_{kind}"), one) for kind in ("clear", "release") for one in getattr(step, kind)]
+        calls += [(self._encode, images) for images in step.encode]
+        calls += [(self._prefill, chunk) for chunk in step.prefill]
+        calls += [(self._activate, row) for row in step.activate]
+        how = self.world.fails(bool(step.decode))
+        if how in ("host", "program"):
+            for call, argument in calls[: self.world.random.randrange(len(calls) + 1)]:
+                call(argument)
+            self.lost = how == "program" and self.world.random.random() < 0.5
+            raise self.world.failing
+        for call, argument in calls:
+            call(argument)
+        tokens = self._decode(step.decode) if step.decode else None
+        assert not set(step.forget) & {digest for chunk in step.prefill for digest in chunk.images}
+        self.images -= set(step.forget)
+        assert len(self.images) <= max(REMEMBERED_IMAGES, sum(len(chunk.images) for chunk in step.prefill))
+        return Unreadable(self.world.failing) if how == "tokens" else tokens
+
+    def _clear(self, row: int) -> None:
+        self.rows[row] = DeviceRow()
+
+    def _release(self, row: int) -> None:
+        self.rows[row].remaining = 0
+
+    def _encode(self, images: Encode) -> None:
+        assert len(images.digests) == len(images.pixels) in IMAGE_BATCHES
+        for digest, pixels in zip(images.digests, images.pixels, strict=True):
+            assert digest not in self.images, "an image was encoded twice"
+            assert (pixels == int(digest)).all()
+            self.images.add(digest)
+
+    def _prefill(self, chunk: Prefill) -> None:
+        B, T = chunk.tokens.shape
+        assert T in self.world.sizes
+        assert len(chunk.images) == images_of_chunk(B, T, SOFT)
+        assert chunk.fresh == (not chunk.start.any())
+        numbers = range(self.world.rows) if chunk.rows is None else chunk.rows.tolist()
+        columns = [chunk.start, chunk.count, chunk.tokens, chunk.soft_index]
+        for number, start, count, tokens, soft in zip(numbers, *(x.tolist() for x in columns), strict=True):
+            if not count:
+                continue
+            row = self.rows[number]
+            assert not row.remaining, "a row was prefilled while it decodes"
+            if start == 0:
+                row.held, row.state = [], 1
+            assert start == len(row.held), "a chunk does not begin where its row ends"
+            image_tokens = [index for index in soft[:count] if index >= 0]
+            assert soft[count:] == [-1] * (T - count)
+            assert len(image_tokens) % SOFT == 0, "an image was split"
+            for token, index in zip(tokens[:count], soft, strict=False):
+                assert (index >= 0) == (token == SOFT_TOKEN)
+                key: Key = token
+                if index >= 0:
+                    digest = chunk.images[index // SOFT]
+                    assert digest in self.images, "an image was not encoded"
+                    key = int(digest), index % SOFT
+                row.held.append(key)
+                row.state = feed(row.state, key)
+
+    def _activate(self, activate: Activate) -> None:
+        row, request = self.rows[activate.row], self.world.scheduler.rows[activate.row].request
+        assert not row.remaining, "a row was activated twice"
+        if not activate.length:
+            row.held, row.state = [], 1
+        assert row.held == request.content[:-1], "a row holds something else than its prompt"
+        assert activate.length == len(row.held)
+        request.row = activate.row
+        row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.sampling["seed"][0])
+        row.stop = frozenset(activate.stop.tolist())
+
+    def _decode(self, decode: Decode) -> np.ndarray:
+        active = {i for i, row in enumerate(self.rows) if row.remaining}
+        assert active <= set(decode.rows), "a row decodes that nobody reads"
+        assert not decode.alone or len(decode.rows) == 1
+        assert 0 < decode.steps <= self.world.steps_per_call
+        tokens = np.full((self.world.steps_per_call, 1 if decode.alone else len(self.rows)), NO_TOKEN)
+        for number in decode.rows:
+            row = self.rows[number]
+            for i in range(decode.steps):
+                if not row.remaining:
+                    break
+                tokens[i, 0 if decode.alone else number] = self._one(row)
+        return tokens
+
+    def _one(self, row: DeviceRow) -> int:
+        row.held.append(row.last)
+        row.state = feed(row.state, row.last)
+        row.remaining -= 1
+        row.spoiled |= row.state is None
+        if row.state is None or row.spoiled:
+            row.remaining = 0
+            return NOT_FINITE
+        row.last = draw(row.state, row.seed)
+        if row.last in row.stop:
+            row.remaining = 0
+        return row.last
+
+
+class Unreadable:
+    """Tokens of a program that failed."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise self.error
