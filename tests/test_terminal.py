@@ -190,7 +190,7 @@ def test_ctrl_c_while_a_picture_is_read(model, pictures, monkeypatch, capsys) ->
 
 
 def test_a_model_of_text_alone(model, pictures, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, vision=None))
+    monkeypatch.setattr(type(model), "config", dataclasses.replace(model.config, vision=None))
     assert say(model, monkeypatch, f"/image {pictures[0]}") == 1
     assert capsys.readouterr().err == "gemma-tpu: this model has no vision tower: it takes text only\n"
 
