@@ -26,8 +26,7 @@ class PlainCache:
     @classmethod
     def init(cls, config: GemmaConfig, mesh: Mesh, rows: int, context: int, dtype: Any) -> PlainCache:
         empty = jnp.zeros((rows, config.num_layers, context, config.num_kv_heads, config.head_dim), dtype)
-        windows = [None if config.is_global(i) else config.sliding_window for i in range(config.num_layers)]
-        return cls(empty, empty, tuple(windows), mesh)
+        return cls(empty, empty, tuple(layer.window for layer in config.layers), mesh)
 
     def shardings(self):
         return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), self)
