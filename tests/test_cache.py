@@ -9,7 +9,7 @@ import pytest
 from small_models import TEXT, mesh_of
 
 from gemma_tpu.cache.kv_cache import KVCache, slot_positions
-from gemma_tpu.config import GemmaConfig
+from gemma_tpu.config import GemmaConfig, gemma3_layers
 from gemma_tpu.sharding import make_mesh
 
 LOCAL, GLOBAL = 0, 5  # layers of TEXT
@@ -61,7 +61,7 @@ def test_appending_equals_writing_into_a_ring(devices: int, rows: int) -> None:
     """Two times around, each row at a position of its own; with eight devices, each has some of the slots."""
     rng = np.random.default_rng(1)
     slots = 16
-    config = dataclasses.replace(TEXT, sliding_window=slots, num_layers=1)
+    config = dataclasses.replace(TEXT, layers=gemma3_layers(1, window=slots))
     cache = _filled(config, rows, 64, devices)
     assert (cache.mesh.shape["slots"] > 1) == (devices > 1)
     step = jax.jit(KVCache.append, static_argnums=1)
