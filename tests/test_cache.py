@@ -39,7 +39,7 @@ def test_slots_hold_the_latest_positions() -> None:
 
 def test_write_equals_writing_one_by_one() -> None:
     rng = np.random.default_rng(1)
-    config, T = dataclasses.replace(TEXT, sliding_window=6), 10
+    config, T = dataclasses.replace(TEXT, layers=gemma3_layers(8, window=6)), 10
     cache = _filled(config, rows=3, context=24)
     K, H = config.num_kv_heads, config.head_dim
     for start, count in ((0, 10), (3, 10), (5, 2), (11, 0), (4, 6), (2, 7)):
