@@ -23,6 +23,7 @@ notebooks: .venv/installed-test
 
 pictures: .venv/installed-test
 	$(BIN)/python -m docs.pictures
+	$(BIN)/python -m docs.request_path
 
 recording: .venv/installed
 	$(BIN)/python -m demo.webui.record
