@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of, quantized, random_params, whole
+from small_models import TEXT, VISION, make_engine, mesh_of, placed, quantized, random_params, whole
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.engine import encode_images, forward
@@ -100,7 +100,7 @@ def test_a_quantised_model_is_the_model_of_its_values_times_scales(shape: tuple[
     engine = make_engine(MULTIMODAL, mesh_of(*shape), params, max_rows=2, chunks=(16,), max_context=48)
     try:
         options = SamplingParams(max_new_tokens=8, stop_tokens=())
-        request = engine.submit(prompt, [ImageInput(picture, VISION.image_size)], options)
+        request = engine.submit(prompt, placed(prompt, [ImageInput(picture, VISION.image_size)]), options)
         answer = [token for piece in request for token in piece]
     finally:
         engine.close()

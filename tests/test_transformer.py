@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import mesh_of, random_params
+from small_models import make_engine, random_params
 
 from gemma_tpu.config import GemmaConfig, LayerSpec
 from gemma_tpu.engine import forward
-from gemma_tpu.engine.engine import Engine
 from gemma_tpu.options import SamplingParams
 
 LAYERS = {
@@ -78,9 +76,7 @@ def test_layers_of_any_kind_run_cached_and_not(kind: str) -> None:
     config = _config(LAYERS[kind])
     params = random_params(config)
     prompt = np.random.default_rng(3).integers(0, config.vocab_size, PROMPT)
-    engine = Engine(
-        config, params, mesh=mesh_of(1, 1, config), dtype=jnp.float32, max_context=48, max_rows=1, chunks=(16,)
-    )
+    engine = make_engine(config, params=params, max_context=48, max_rows=1, chunks=(16,))
     try:
         request = engine.submit(prompt.tolist(), (), SamplingParams(max_new_tokens=NEW, stop_tokens=()))
         answer = [token for piece in request for token in piece]
