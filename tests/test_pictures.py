@@ -10,7 +10,7 @@ from demo_site import CHROMIUM
 from PIL import Image
 from test_packaging import source_files
 
-from docs import pictures
+from docs import pictures, request_path
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -20,7 +20,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_every_picture_has_its_maker() -> None:
     ours = {name for name in source_files() if name.endswith((".png", ".jpg", ".svg", ".gif", ".webp", ".ico"))}
     made = [pictures.EXAMPLES / f"{name}.png" for name in pictures.SCENES] + [pictures.FAVICON, pictures.PAGE]
-    assert ours == {str(path.relative_to(pictures.ROOT)) for path in [*made, pictures.LOGO]}
+    assert ours == {str(path.relative_to(pictures.ROOT)) for path in [*made, pictures.LOGO, request_path.PICTURE]}
 
 
 def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

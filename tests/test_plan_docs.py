@@ -14,7 +14,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.plan import docs
 from gemma_tpu.plan.chips import GIB, parse_slice
-from gemma_tpu.plan.compiled import Deployment
+from gemma_tpu.plan.compiled import deploy
 from gemma_tpu.plan.search import mesh_shapes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tpu.md").read_text()
@@ -44,7 +44,7 @@ def test_memory_is_at_least_what_stays_on_a_chip(model: str, dtype: str) -> None
         where = parse_slice(name)
         shapes = [tuple(map(int, mesh.split("×")))] if mesh else mesh_shapes(where.num_chips, docs.ROWS)
         stays = min(
-            Deployment(CONFIGS[model], where, shape, docs.ROWS, docs.CONTEXT, dtype).resident.resident
+            deploy(CONFIGS[model], where, shape, docs.ROWS, docs.CONTEXT, dtype).deployment.memory.resident
             for shape in shapes
         )
         shown, capacity = (float(number) for number in re.findall(r"\d+\.\d", memory))
