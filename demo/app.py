@@ -54,6 +54,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
                     show_label=False,
                     container=False,
                     elem_id="language",
+                    interactive=False,  # until `initial_language`, which would undo an earlier choice
                 )
                 button, _ = load_controls(loader.status, page.lang)
                 load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
@@ -77,21 +78,19 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
                 conversation.lang = lang
             return [*page.translate(lang), *chats, *await refresh(lang)]
 
-        async def initial_language(stored: str | None, request: gr.Request) -> str:
-            if stored in LANGUAGES:  # before a reload
-                return stored
+        async def initial_language(stored: str | None, request: gr.Request) -> gr.Radio:
             accepted = request.headers.get("accept-language", "")
-            return lang or ("zh" if accepted.lower().startswith("zh") else "en")
+            default = lang or ("zh" if accepted.lower().startswith("zh") else "en")
+            return gr.Radio(value=stored if stored in LANGUAGES else default, interactive=True)
 
         unlimited: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(start_loading, language, status_outputs, **unlimited)
         refreshed = [clock.tick(refresh, language, status_outputs, **unlimited)]
-        language.change(
-            translate,
+        translated = (
             [language, *(tab.conversation for tab in tabs)],
             [*page.outputs, *(output for tab in tabs for output in (tab.panel.chat, tab.panel.stats)), *status_outputs],
-            **unlimited,
         )
+        language.input(translate, *translated, **unlimited)
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
         # Clears notices, which are in the old language; only on the visitor's own switch, not while the page loads.
         notices = [tab.panel.notice for tab in tabs]
@@ -102,6 +101,8 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
 
         blocks.unload(leave)
         loaded = blocks.load(initial_language, language, language, js=_STORED_LANGUAGE, **quiet)
+        # One after the other: a translation of the empty page must not arrive after the conversation that is restored.
+        loaded = loaded.then(translate, *translated, **unlimited)
         for tab in tabs:
             tab.restore_on(loaded.then, language)
         refreshed.append(loaded.then(refresh, language, status_outputs, **quiet))
