@@ -21,7 +21,6 @@ import gemma_tpu
 from demo.texts import text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
-ENDLESS = 8000  # tokens
 # The RGBA values of the picture at an address.
 PIXELS = """async (address) => {
     const bitmap = await createImageBitmap(await (await fetch(address)).blob());

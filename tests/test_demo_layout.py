@@ -16,14 +16,6 @@ from demo.tab import examples
 from demo.texts import text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
-ENDLESS = 8000  # tokens
-# The RGBA values of the picture at an address.
-PIXELS = """async (address) => {
-    const bitmap = await createImageBitmap(await (await fetch(address)).blob());
-    const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
-    context.drawImage(bitmap, 0, 0);
-    return [...context.getImageData(0, 0, bitmap.width, bitmap.height).data];
-}"""
 
 
 def test_places_keep_their_size_and_pictures_have_names(visit: Visit, tmp_path: Path) -> None:
