@@ -19,7 +19,7 @@ def occupy() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     if sys.stderr is None:  # where print() would take standard output
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # in use until the process ends
 
 
 def is_terminal(stream: Any) -> bool:
