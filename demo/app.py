@@ -27,7 +27,7 @@ from demo.texts import LANGUAGES
 from demo.theme import theme
 
 _STATIC = Path(__file__).parent / "static"
-_SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "keep.js"))
+_SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "session_storage.js"))
 _HEAD = f"<style>{(_STATIC / 'frame.css').read_text()}</style><script>{_SCRIPTS}</script>"
 _SET_LANGUAGE = "(lang) => { document.documentElement.lang = lang; demoPage.write('language', lang); return lang; }"
 _STORED_LANGUAGE = "() => demoPage.read('language') || null"

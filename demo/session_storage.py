@@ -1,4 +1,4 @@
-"""Conversations in the browser's session storage (static/keep.js), which survive a reload and a server restart.
+"""Conversations in the browser's session storage (static/session_storage.js), which survive a reload and a server restart.
 
 Each browser tab has its own, which ends when the tab is closed.
 """
@@ -72,7 +72,7 @@ class _StoredConversation(pydantic.BaseModel):
 
 
 class _BrowserState(pydantic.BaseModel):
-    """What static/keep.js sends: the stored conversation ("" if none) and the text typed but not sent."""
+    """What static/session_storage.js sends: the stored conversation ("" if none) and the text typed but not sent."""
 
     kept: str
     draft: str

@@ -1,13 +1,14 @@
-// What Gradio's page does not do by itself.
+// Changes to the behaviour of Gradio's page.
 {
-  // Each paragraph of a conversation has the direction of its first letter. Gradio gives all of them one.
+  // Each paragraph takes its text direction from its first letter. Gradio sets one direction for all.
   const blocks = ".message :is(p, ul, ol, blockquote, table, h1, h2, h3, h4, h5, h6):not([dir])";
   new MutationObserver(() => document.querySelectorAll(blocks).forEach((block) => (block.dir = "auto"))).observe(document, {
     childList: true,
     subtree: true,
   });
 
-  // A file that is no picture goes to the server too, which says what it is. Gradio refuses it by the name of its type.
+  // Upload files of other types too, because the server's error says what the file is. Gradio's own error names only
+  // the MIME type.
   const isPicture = (file) => file.type.startsWith("image/");
   const asPictures = (files) => {
     const transfer = new DataTransfer();

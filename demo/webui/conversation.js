@@ -1,25 +1,25 @@
-// What was said in a tab, and what of it the model is told: as Conversation in demo/chat.py.
+// The conversation of one tab, and the part of it that is in the model's prompt. Like Conversation in demo/chat.py.
 
 class Conversation {
   constructor() {
     this.turns = []; // {question, pictures, answer, fresh}
-    this.laid = []; // the pictures laid out when last asked about
-    this.start = 0; // the turn from which on the model is told
+    this.laid = []; // the pictures in the tab's places at the last question that had any
+    this.start = 0; // the first turn in the model's prompt
   }
 
-  // The turns that a question with the pictures `laid` out would be told. Other pictures are a new subject.
+  // The earlier turns in the prompt of a question with the pictures `laid`. Other pictures start a new conversation.
   told(laid) {
     const now = laid.filter(Boolean);
     if (now.length && this.laid.some((picture, i) => picture !== now[i])) return [];
     return this.turns.slice(this.start).filter((turn) => turn.answer);
   }
 
-  // Those of `laid` that the model has not seen in what it is told.
+  // The pictures of `laid` that are not yet in the model's prompt.
   unseen(laid) {
     return withoutSeen(laid.filter(Boolean), this.told(laid));
   }
 
-  // Adds a question, the answer to which is about to come; `forgotten` and `fresh` as a source's `ask` says.
+  // Adds a question without an answer. `forgotten` and `fresh` come from a source's `ask` (recorded.js).
   add(question, laid, forgotten, fresh) {
     const told = fresh ? [] : this.told(laid);
     const lost = told.slice(0, forgotten).flatMap((turn) => turn.pictures);

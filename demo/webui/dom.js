@@ -1,6 +1,6 @@
-// Elements. Text only ever becomes text nodes, never markup.
+// Creating elements. Text always becomes text nodes, never markup.
 
-// <tag> with properties (dashes make attributes, `on` has listeners) and children, of which null is none.
+// Creates <tag>. Properties with a dash are attributes, `on` maps events to listeners, and null children are skipped.
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// <tag> that says `key` of the texts in the language of the moment.
+// Creates <tag> with the text `key` in the current language, and updates it when the language changes.
 function makeSaying(key, tag, properties = {}) {
   const element = make(tag, properties);
   inEveryLanguage(() => (element.textContent = say(key)));

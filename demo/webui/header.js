@@ -1,4 +1,4 @@
-// The top of the page: the model, how far loading is, the language, and where answers come from. As demo/header.py.
+// The header: the model, loading progress, the language, and the source of answers. Like demo/header.py.
 
 class Header {
   constructor({ onLoad, onConnect, onDisconnect }) {

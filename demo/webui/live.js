@@ -1,23 +1,23 @@
-// A source of answers (see recorded.js) that asks a running demo, through the API of demo/api.py.
+// A source of answers (see recorded.js) that calls the API of a running demo (demo/api.py).
 
 const POLL_BUSY = 400; // milliseconds
 const POLL_IDLE = 1500;
 
 class Live {
-  // The demo at `address`. Throws a Refusal that says what is wrong if it cannot be used.
+  // Connects to the demo at `address`. Throws a Refusal with the reason if that fails.
   static async connect(address) {
     const server = serverAt(address);
     if (server === null) throw new Refusal(() => say("server_malformed", { server: address }));
     const live = new Live(server, accountIn(address));
     live.heads = await live.request("status").catch(() => null);
-    if (!live.heads?.[language]?.facts) throw await live.explain(); // also for what answers and is no demo
+    if (!live.heads?.[language]?.facts) throw await live.explain(); // another kind of server may answer too
     live.poll();
     return live;
   }
 
   constructor(server, account) {
     this.server = server;
-    this.account = account; // of a demo with --auth
+    this.account = account; // for a demo with --auth
     this.onHeads = () => {};
     this.onLost = () => {};
     this.closed = new AbortController();
@@ -32,7 +32,7 @@ class Live {
     const response = await this.send("answer", { turns, question, pictures, settings });
     const lines = readLines(response.body);
     const { id, forgotten } = (await lines.next()).value;
-    // If this fails, so do the events, which say so.
+    // A failure here is ignored: the stream of events fails too, and reports it.
     const stop = () => this.send("stop", { id }).catch(() => {});
     return { fresh: false, forgotten, events: this.events(lines), stop };
   }
@@ -59,7 +59,7 @@ class Live {
     this.onHeads();
   }
 
-  // Looks how far loading is, until there is nothing more to see.
+  // Polls the loading progress until the model is ready.
   async poll() {
     while (this.heads[language].phase !== "ready") {
       await pause(this.heads[language].step ? POLL_BUSY : POLL_IDLE, this.closed.signal);
@@ -76,7 +76,7 @@ class Live {
     return (await this.send(path, body)).json();
   }
 
-  // The response to GET, or to POST of `body`. Throws a Refusal for what the demo refuses.
+  // Sends a GET, or a POST with `body`. Throws a Refusal if the demo answers with an error.
   async send(path, body) {
     const headers = { ...(this.account && { authorization: `Basic ${this.account}` }) };
     const post = { method: "POST", body: JSON.stringify(body) };
@@ -89,8 +89,8 @@ class Live {
     throw new Refusal(() => said.error?.[language] ?? say("refused", { error: plain }));
   }
 
-  // Why a demo could not be asked. Browsers hide whether a server is not there or does not let this page in; but a
-  // request whose answer may not be read succeeds in the second case alone.
+  // The reason why connecting failed. Browsers do not tell a missing server from one that refuses this origin, but a
+  // no-cors request succeeds only with the latter.
   async explain() {
     const there = await fetch(this.server, { mode: "no-cors" }).then(
       () => true,
@@ -101,7 +101,7 @@ class Live {
   }
 }
 
-// What a header says of the user and the password in http://user:password@host; null if it has none.
+// The Basic credentials from http://user:password@host, base64-encoded, or null.
 function accountIn(address) {
   const { username, password } = new URL(withScheme(address));
   if (!password) return null;
@@ -111,7 +111,7 @@ function accountIn(address) {
 
 const withScheme = (address) => (/^\w+:\/\//.test(address) ? address : `http://${address}`);
 
-// "http://host:port" of an address, with its path if it has one; null if it is none.
+// Normalizes an address to "http://host:port/path", or null if it is malformed.
 function serverAt(address) {
   try {
     const url = new URL(withScheme(address));
@@ -121,7 +121,7 @@ function serverAt(address) {
   }
 }
 
-// The JSON values of a body that has one a line.
+// Yields the JSON values of a body in JSON Lines.
 async function* readLines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

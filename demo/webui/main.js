@@ -1,4 +1,4 @@
-// Puts the page together.
+// Builds the page.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const darken = () => document.documentElement.classList.toggle("dark", dark.matches);
@@ -36,7 +36,7 @@ async function connect(address) {
   }
 }
 
-// The tabs, with the arrow keys as the ARIA practices have them.
+// The tabs. Arrow keys follow the ARIA Authoring Practices.
 const buttons = tabs.map(({ name }) =>
   makeSaying(`tab_${name}`, "button", { id: `${name}-tab-button`, role: "tab", "aria-controls": `${name}-tab` }),
 );
@@ -65,7 +65,7 @@ list.addEventListener("keydown", (event) => {
   buttons[chosen].focus();
 });
 
-// A picture that misses its place must not replace the page; one that is pasted goes to the first.
+// A picture dropped outside a place must not replace the page. A pasted picture goes to the first place.
 for (const type of ["dragover", "drop"]) addEventListener(type, (event) => event.preventDefault());
 addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));

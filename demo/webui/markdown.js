@@ -1,11 +1,11 @@
-// Answers: a little Markdown (paragraphs, headings, lists, fenced code, `code`, **bold**), all else as it was written:
-// tags, pictures' addresses, formulas.
+// Renders answers as a subset of Markdown: paragraphs, headings, lists, fenced code, `code`, **bold**. Anything else
+// (tags, image links, formulas) is shown as plain text.
 
 const LIST_ITEM = /^\s*([-*]|\d+[.)]) +(.*)$/;
 
 function renderMarkdown(text) {
   const blocks = [];
-  let open = null; // the paragraph or list that the next line may continue
+  let open = null; // the paragraph or list that the next line can continue
   const lines = text.split("\n");
   for (let i = 0; i < lines.length; i++) {
     const line = lines[i];

@@ -1,4 +1,4 @@
-// The place of a picture: chosen, dropped or pasted. `value` is a data URL, or null.
+// A place for one picture, which can be chosen, dropped or pasted. `value` is a data URL, or null.
 
 class PicturePlace {
   constructor(number, { onChange, onProblem }) {
@@ -34,14 +34,14 @@ class PicturePlace {
       const probe = make("img", { src: url });
       await probe.decode();
       if (!url.startsWith("data:image/")) throw new TypeError(`${file.name} is not named as a picture`);
-      if (url.startsWith("data:image/svg")) return this.refuse(file, "drawing"); // browsers show it, the model cannot see it
+      if (url.startsWith("data:image/svg")) return this.refuse(file, "drawing"); // the model's decoder cannot read SVG
       this.set(url);
     } catch {
       this.refuse(file, "unshowable");
     }
   }
 
-  // The place is empty then: the picture that was there before is not what was asked to be shown.
+  // Also removes the previous picture, which the visitor wanted to replace.
   refuse(file, why) {
     this.set(null);
     this.onProblem(() => say("bad_picture", { error: `${file.name}: ${say(why)}` }));

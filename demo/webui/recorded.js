@@ -1,9 +1,9 @@
-// A source of answers that replays recorded runs, and refuses what was not recorded.
+// A source of answers that replays recorded runs, and refuses questions that were not recorded.
 //
 // A source has `heads` (the header by language), `onHeads` (called when those change), `load`, `close`, `questions` and
 // `ask`, which resolves to {fresh, forgotten, events, stop} or throws a Refusal. `fresh` says that the answer is given
-// without the turns before it, `forgotten` how many of them there was no room for; `events` yields {piece}s and then
-// {statistics, error}, functions that say them (no error if all went well).
+// without the turns before it, `forgotten` how many turns did not fit into the context; `events` yields {piece}s, then
+// one {statistics, error}: functions that return the text in the current language (error is absent on success).
 
 const LOADING_FASTER = 4;
 const ANSWERS_SLOWER = 8;
@@ -39,13 +39,14 @@ class Recorded {
     return { fresh: !after.includes(run), forgotten: 0, events, stop: () => stopped.abort() };
   }
 
-  // The questions that can be asked next, without new pictures.
+  // The recorded questions that can follow `told` without new pictures.
   questions(tab, told) {
     const roots = this.recording.runs[tab];
     return told.reduce((runs, turn) => find(runs, turn.question, turn.pictures)?.next ?? [], roots).map((run) => run.question);
   }
 
-  // Whether the model would have said the same with `settings`: greedy, nothing else changes an answer that fits.
+  // Whether the answer would be the same with `settings`. With temperature 0 no other setting changes an answer that
+  // is shorter than max_tokens.
   sameAnswer(run, settings) {
     const without = new Set(["drop_oldest"]);
     if (settings.temperature === 0) ["top_k", "top_p", "min_p", "draw", "seed"].forEach((name) => without.add(name));
@@ -82,12 +83,12 @@ function find(runs, question, pictures) {
   return runs.find((run) => run.question === question && samePictures(run.pictures, pictures));
 }
 
-// `files` are names of examples, `pictures` data URLs: the same picture from elsewhere is as good.
+// Whether the examples named `files` equal `pictures`, which are data URLs.
 function samePictures(files, pictures) {
   return files.length === pictures.length && files.every((file, i) => DATA.pictures[file] === pictures[i]);
 }
 
-// Waits, but not after `stopped`.
+// Resolves after `milliseconds`, or as soon as `stopped` is aborted.
 function pause(milliseconds, stopped) {
   return new Promise((resolve) => {
     if (stopped?.aborted) return resolve();

@@ -1,4 +1,4 @@
-// The settings of a tab, made of the controls that settings.py reads off the real page.
+// The settings of a tab. settings.py extracts the list of controls from the real page.
 
 class Settings {
   constructor(tab) {
@@ -11,7 +11,7 @@ class Settings {
     follow();
   }
 
-  // By name, as demo/settings.py `options` takes them.
+  // The values by name, as `options` of demo/settings.py takes them.
   values() {
     const value = (field) => (field.type === "checkbox" ? field.checked : field.value === "" ? null : Number(field.value));
     return Object.fromEntries([...this.fields].map(([name, field]) => [name, value(field)]));
@@ -27,7 +27,7 @@ class Settings {
     }
     const number = make("input", { type: "number", ...limits, value });
     this.fields.set(name, number);
-    // What is shown is what is used.
+    // The page shows the value that is used.
     number.addEventListener("change", () => {
       if (limits.step === 1 && number.value !== "") number.value = Math.round(Number(number.value));
     });

@@ -1,14 +1,14 @@
-// One tab: pictures and examples at the side, the conversation, the prompt, the settings. As demo/tab.py.
+// One tab: pictures and examples, the conversation, the prompt, the settings. Like demo/tab.py.
 
 class Tab {
   constructor(name) {
     this.name = name;
     this.source = null;
     this.conversation = new Conversation();
-    this.views = []; // of the turns
-    this.running = null; // the answer being written, {stop}
+    this.views = []; // one for each turn
+    this.running = null; // the running answer, {stop}, or null
     this.footer = () => say("prompt_keys");
-    this.problem = null; // what the notice says
+    this.problem = null; // a function that returns the notice's text, or null
 
     this.places = name === "image" ? [1, 2].map((number) => this.layPlace(number)) : [];
     this.chat = make("div", { id: `${name}-chat`, class: "chat", role: "log", tabIndex: 0 });
@@ -68,7 +68,7 @@ class Tab {
     return make("button", { class: `example ${this.name}-example`, on: { click: fill } }, icon, words);
   }
 
-  // Another source of answers: everything begins anew.
+  // Switches to another source of answers, which clears the tab.
   use(source) {
     this.source = source;
     this.clear();
@@ -122,7 +122,7 @@ class Tab {
     }
   }
 
-  // What stands in the way of an answer, as a function that says it, or null.
+  // A function that returns why no answer can be given now, or null.
   obstacle(question, laid) {
     const { phase } = this.source.heads[language];
     if (phase !== "ready") return () => say({ idle: "not_loaded", failed: "load_failed" }[phase] ?? "still_loading");
@@ -145,7 +145,7 @@ class Tab {
     this.show();
   }
 
-  // The answer has ended; `error` is what was thrown, if anything.
+  // Ends the running answer. `error` is the exception, if any.
   end(error) {
     this.running = null;
     if (error) {
@@ -178,9 +178,9 @@ class Tab {
     this.show();
   }
 
-  // Everything that changes, as it stands now.
+  // Updates every element that depends on the state.
   show() {
-    if (!this.element) return; // still being laid out
+    if (!this.element) return; // the constructor has not finished
     const atEnd = this.chat.scrollHeight - this.chat.scrollTop - this.chat.clientHeight < 40;
     this.chat.setAttribute("aria-busy", this.running !== null);
     this.placeholder.textContent = say(`chat_empty_${this.name}`);
@@ -193,7 +193,7 @@ class Tab {
     this.stats.textContent = this.footer();
   }
 
-  // The recorded questions that can follow.
+  // Lists the recorded questions that can follow.
   showNext() {
     const told = this.running || !this.source ? [] : this.conversation.told([]);
     const questions = told.length ? this.source.questions(this.name, told) : [];
@@ -201,7 +201,7 @@ class Tab {
     return buttons.length ? [make("span", {}, say("recorded_next")), ...buttons] : [];
   }
 
-  // The prompt is as high as what is written in it.
+  // Makes the prompt's field as high as its text.
   fit() {
     this.prompt.style.height = "auto";
     this.prompt.style.height = `${this.prompt.scrollHeight + 2}px`;

@@ -1,4 +1,4 @@
-// A turn of a conversation as it is seen: laid out once, then only its answer changes.
+// The view of one turn. It is built once; afterwards only the answer changes.
 
 class TurnView {
   constructor(turn) {
@@ -21,7 +21,7 @@ class TurnView {
   show(writing) {
     const { answer } = this.turn;
     this.bot.replaceChildren(...(answer ? renderMarkdown(answer) : [writing ? "…" : say("no_answer")]));
-    this.copy.hidden = writing || !answer || !navigator.clipboard; // which browsers have on safe origins alone
+    this.copy.hidden = writing || !answer || !navigator.clipboard; // missing on insecure origins
     this.copy.setAttribute("aria-label", say("copy"));
     this.pictures.forEach((picture) => (picture.alt = say("picture")));
     if (this.anew) this.anew.textContent = say("clear");

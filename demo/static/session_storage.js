@@ -1,12 +1,12 @@
-// Keeps what is said while the page is open, and sees whether the server is there. See demo/session_storage.py.
+// Stores conversations in the browser's session storage and polls the server. See demo/session_storage.py.
 
 (() => {
-  const CHECK = 2000; // milliseconds
-  const PATIENCE = 4000;
+  const POLL_INTERVAL = 2000; // milliseconds
+  const POLL_TIMEOUT = 4000; // milliseconds
   const TABS = ["image", "text"];
-  const GOES = /^(image|text)-(send|stop|continue)$/; // ids of buttons that go away when they are pressed
+  const DISAPPEARING = /^(image|text)-(send|stop|continue)$/; // ids of buttons that disappear when pressed
 
-  // Nothing is kept where the browser allows no storage.
+  // A browser may forbid storage: reading then gives nothing, and writing fails.
   const key = (what) => `gemma-tpu ${location.pathname} ${what}`;
   function read(what) {
     try {
@@ -21,11 +21,11 @@
       else sessionStorage.removeItem(key(what));
       return true;
     } catch {
-      return false; // it is full
+      return false; // the quota is used up
     }
   }
 
-  // Keeps a conversation. The server says all of it each time, but a picture once.
+  // Stores a conversation. The server sends all its turns each time, but each picture only once.
   function keep(tab, packed) {
     if (!packed) return;
     const kept = JSON.parse(packed);
@@ -33,11 +33,11 @@
     let before = {};
     try {
       before = JSON.parse(read(tab)).pictures;
-    } catch {} // nothing that can be read has been kept
+    } catch {} // nothing readable is stored
     const shown = kept.turns.flatMap((turn) => turn.pictures);
     const have = { ...before, ...kept.pictures };
     const paths = [...new Set(shown)].filter((path) => path in have);
-    // The oldest pictures go first, then the oldest turns.
+    // Past the quota, drop the oldest pictures first, then the oldest turns.
     for (;;) {
       kept.pictures = Object.fromEntries(paths.map((path) => [path, have[path]]));
       if (write(tab, JSON.stringify(kept))) return;
@@ -58,10 +58,10 @@
     write("tab", TABS.find((tab) => document.querySelector(`#${tab}-tab-button[aria-selected="true"]`)));
   });
 
-  // The server is asked for its id, which is another one after a restart. The page is then loaded anew, and so it is
-  // after the connection was lost, because with it Gradio has ended what was going on.
-  let silent = 0;
-  let gone = false;
+  // A restarted server has another id: the page must reload. It must also reload after a lost connection, because
+  // Gradio has then ended the events that were running.
+  let failures = 0; // in a row
+  let disconnected = false;
   function showLost(lost) {
     document.documentElement.toggleAttribute("data-lost", lost);
   }
@@ -69,30 +69,30 @@
     if (document.hidden) return;
     const { root, api_prefix, app_id } = window.gradio_config;
     try {
-      const signal = AbortSignal.timeout(PATIENCE);
+      const signal = AbortSignal.timeout(POLL_TIMEOUT);
       const headers = { "x-requested-with": "fetch" }; // see demo/auth.py
       const response = await fetch(`${root}${api_prefix}/app_id`, { cache: "no-store", headers, signal });
-      if (response.status === 401) return location.reload(); // other accounts: the browser asks for the password
+      if (response.status === 401) return location.reload(); // the browser asks for the new password
       if (!response.ok) throw new Error(response.status);
       const now = await response.json();
-      if (gone || now.app_id !== app_id) return location.reload();
-      silent = 0;
+      if (disconnected || now.app_id !== app_id) return location.reload();
+      failures = 0;
       showLost(false);
     } catch (error) {
-      gone ||= error.name !== "TimeoutError"; // a server that is slow to answer has ended nothing
-      silent += 1;
-      if (silent > 1) showLost(true);
+      disconnected ||= error.name !== "TimeoutError"; // a slow server has not ended any event
+      failures += 1;
+      if (failures > 1) showLost(true);
     }
   }
   async function watch() {
     await check();
-    setTimeout(watch, CHECK);
+    setTimeout(watch, POLL_INTERVAL);
   }
-  setTimeout(watch, CHECK);
+  setTimeout(watch, POLL_INTERVAL);
   document.addEventListener("visibilitychange", check);
 
-  // A number that is taken away and not given anew stays as it was; Gradio takes the smallest. One that has to be whole
-  // is rounded, so that what is shown is what is used.
+  // An emptied number field gets its previous value back; Gradio would use the minimum. A field for integers is
+  // rounded, so that the page shows the value that is used.
   const numbers = new WeakMap();
   const isNumber = (element) => element.matches?.('input[type="number"]');
   addEventListener("focus", ({ target }) => isNumber(target) && numbers.set(target, target.value), true);
@@ -109,14 +109,14 @@
     true,
   );
 
-  // From a button that goes away when it is pressed by keyboard, the focus moves to the question.
+  // When a button pressed by keyboard disappears, the focus moves to the prompt.
   addEventListener("click", ({ target, detail }) => {
-    const [, tab] = GOES.exec(target.closest?.("button")?.id) ?? [];
+    const [, tab] = DISAPPEARING.exec(target.closest?.("button")?.id) ?? [];
     const field = () => document.querySelector(`#${tab}-prompt textarea`);
-    if (tab && detail === 0) setTimeout(() => field()?.focus()); // after this key, which would send the question
+    if (tab && detail === 0) setTimeout(() => field()?.focus()); // after this key event, which would send the prompt
   });
 
-  // With a keyboard at hand the question can be typed at once; on a phone it would cover the page, and scroll it.
+  // Focus the prompt where there is a keyboard. On a phone the on-screen keyboard would cover and scroll the page.
   const start = new MutationObserver(() => {
     const tab = read("tab") || TABS[0];
     const field = document.querySelector(`#${tab}-prompt textarea`);
