@@ -209,7 +209,7 @@ print("arguments:", sorted({"PIL", "flax", "jax", "orbax", "tokenizers"} & sys.m
 
 def test_the_library_does_without_the_command_line() -> None:
     program = """
-import sys, gemma_tpu.bench, gemma_tpu.verify, gemma_tpu.plan.planner, gemma_tpu.plan.report, gemma_tpu.plan.docs
+import sys, gemma_tpu.bench, gemma_tpu.verify, gemma_tpu.plan.planner, gemma_tpu.plan.report
 print([name for name in sys.modules if name.startswith("gemma_tpu.cli")])
 """
     assert python("-c", program) == "[]\n"

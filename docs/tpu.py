@@ -1,6 +1,6 @@
 """Makes docs/tpu.md: every size on the slices people rent.
 
-    python -m gemma_tpu.plan.docs plans.jsonl > docs/tpu.md
+    python -m docs.tpu plans.jsonl > docs/tpu.md
 
 Compiling it all takes about two hours on two cores, so finished plans are kept in `plans.jsonl`, and what is there is
 not compiled again. Each plan is made in a process of its own: the compiler does not give its memory back.
@@ -36,7 +36,7 @@ Key = tuple[str, str, str]  # model, dtype, slice
 _INTRODUCTION = """# Gemma 3 on TPU slices
 
 What each size needs on each slice and how fast it may be there, said by the TPU compiler: nothing here was run on a
-TPU. Made by `python -m gemma_tpu.plan.docs plans.jsonl > docs/tpu.md` with {versions}.
+TPU. Made by `python -m docs.tpu plans.jsonl > docs/tpu.md` with {versions}.
 
 Every plan is for {context:,} tokens × {rows} rows, with the vision tower where there is one. Memory is of each chip:
 weights, caches, remembered soft tokens, and what the largest of the toolkit's programs has beside them. Times are
