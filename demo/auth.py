@@ -29,8 +29,8 @@ class BasicAuth:
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})  # policy violation
-        # The page polls the server (static/session_storage.js). A challenge in those responses would make the browser ask for the
-        # password repeatedly; the page reloads instead, which asks once.
+        # The page polls the server (static/session_storage.js). A challenge in those responses would make the browser
+        # ask for the password repeatedly; the page reloads instead, which asks once.
         challenge = {} if "x-requested-with" in Headers(scope=scope) else _CHALLENGE
         await PlainTextResponse("a name and a password are needed", 401, challenge)(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Conversations in the browser's session storage (static/session_storage.js), which survive a reload and a server restart.
+"""Conversations in the browser's session storage (static/session_storage.js): they survive a reload and a restart.
 
 Each browser tab has its own, which ends when the tab is closed.
 """
