@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.options import SamplingParams as SamplingParams
     from gemma_tpu.options import Timings as Timings
     from gemma_tpu.options import Usage as Usage
+    from gemma_tpu.stream import AsyncTextStream as AsyncTextStream
     from gemma_tpu.stream import TextStream as TextStream
     from gemma_tpu.text import Tokenizer as Tokenizer
 
@@ -40,7 +41,7 @@ _HOME = {
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),
     "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "Usage"),
-    "gemma_tpu.stream": ("TextStream",),
+    "gemma_tpu.stream": ("AsyncTextStream", "TextStream"),
     "gemma_tpu.text": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

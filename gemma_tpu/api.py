@@ -29,7 +29,7 @@ from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
-from gemma_tpu.stream import TextStream, stop_watch
+from gemma_tpu.stream import AsyncTextStream, TextStream, stop_watch
 from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
@@ -173,6 +173,13 @@ class Model:
             _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, sampling_params, reading)
         tokenizer = self.tokenizer
         return TextStream(self._submit(rendered, sampling_params), tokenizer, dropped)
+
+    def astream(self, prompt: SinglePrompt, **options: Any) -> AsyncTextStream:
+        """`stream` for asyncio, with the same arguments: `async for piece in model.astream("Hello")`.
+
+        What is wrong with them is raised where the iteration begins, or by `AsyncTextStream.start`.
+        """
+        return AsyncTextStream(lambda: self.stream(prompt, **options))
 
     def waiting_before(self, stream: TextStream) -> int | None:
         """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gemma_tpu.engine.errors import check_process
 from gemma_tpu.engine.request import Request, StopWatch
@@ -137,9 +139,6 @@ class TextStream(Iterator[str]):
             piece = self._answer.flush() if tokens is None else self._answer.push(tokens)
             if self._answer.stopped:
                 self._request.cancel()
-                for _ in self._events:  # until the engine has let go of the row
-                    pass
-                tokens = None
         except Exception:
             self._end()
             raise
@@ -170,3 +169,69 @@ class TextStream(Iterator[str]):
 
     def _keep(self) -> None:
         """Called once, when no more will be read; for who keeps what was said."""
+
+
+class AsyncTextStream(AsyncIterator[str]):
+    """An answer as it is written, for asyncio: `async for` pieces of text, then read `completion`.
+
+    No thread waits for it. `submit` makes the stream; it runs on a thread of asyncio's, as reading and resizing images
+    take a while. Leaving the loop, a task that is cancelled, `cancel` and letting go of it stop the work.
+    """
+
+    def __init__(self, submit: Callable[[], TextStream]) -> None:
+        self._submit: Callable[[], TextStream] | None = submit
+        self._stream: TextStream | None = None
+        self._wake = asyncio.Event()
+
+    async def start(self) -> AsyncTextStream:
+        """Submits the prompt, unless that is done; for who wants to know what is wrong with it before the first piece.
+
+        Raises as `Model.stream`.
+        """
+        if self._submit:
+            submit, self._submit = self._submit, None  # which has the model and the prompt
+            self._stream = await asyncio.to_thread(submit)
+            loop, wake = asyncio.get_running_loop(), self._wake
+
+            def notify() -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed
+                    loop.call_soon_threadsafe(wake.set)
+
+            self._stream._request.on_event(notify)
+        return self
+
+    async def __anext__(self) -> str:
+        stream = (await self.start())._started
+        try:
+            while not stream._ended:
+                while not stream._request.readable:
+                    self._wake.clear()
+                    if not stream._request.readable:
+                        await self._wake.wait()
+                if piece := stream._read():
+                    return piece
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Stops the work and returns at once. What was written by then can still be read."""
+        if self._stream is not None:
+            self._stream.cancel()
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far; whole once the iteration has ended. RuntimeError before it has begun."""
+        return self._started.completion
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of the answer have been read."""
+        return len(self._started._answer.tokens)
+
+    @property
+    def _started(self) -> TextStream:
+        if self._stream is None:
+            raise RuntimeError("this stream has not been started")
+        return self._stream

@@ -87,6 +87,17 @@ class Request:
         self._stop_watch = stop_watch
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+        self._notify: Callable[[], None] | None = None
+
+    def on_event(self, notify: Callable[[], None]) -> None:
+        """Has `notify` called whenever there is something new to iterate over, and once now; on the engine's thread."""
+        self._notify = notify
+        notify()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the iteration goes on without waiting."""
+        return not self._events.empty()
 
     def __iter__(self) -> Iterator[list[int]]:
         try:
@@ -128,7 +139,7 @@ class Request:
             self.clock.first = time.perf_counter()
         tokens = tokens[:count]
         self.generated += tokens
-        self._events.put(tokens)
+        self._put(tokens)
         return count is not None
 
     def finish(self, reason: str) -> None:
@@ -142,7 +153,12 @@ class Request:
         self.finish_reason = reason
         self.clock.finished = time.perf_counter()
         self._ended.set()
-        self._events.put(error)
+        self._put(error)
+
+    def _put(self, event: list[int] | BaseException | None) -> None:
+        self._events.put(event)
+        if self._notify:
+            self._notify()
 
     @property
     def usage(self) -> Usage:
