@@ -21,10 +21,10 @@ from demo.chat import ActiveAnswers, Conversation
 from demo.header import header, load_controls
 from demo.page import Page
 from demo.security import ContentSecurityPolicy
-from demo.state import Loader
 from demo.tab import EXAMPLES, ChatTab
 from demo.texts import LANGUAGES
 from demo.theme import theme
+from gemma_tpu.server.loader import Loader
 
 _STATIC = Path(__file__).parent / "static"
 _SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "session_storage.js"))

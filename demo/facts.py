@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo.state import Status
 from demo.texts import TEXTS, text
+from gemma_tpu.server.loader import Status
 
 if TYPE_CHECKING:
     from gemma_tpu import Model

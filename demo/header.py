@@ -10,8 +10,8 @@ import gradio as gr
 
 from demo.facts import Facts, HeaderTexts, header_texts, load_button
 from demo.page import notice
-from demo.state import Loader, Status
 from demo.texts import text
+from gemma_tpu.server.loader import Loader, Status
 
 LOGO = (Path(__file__).parent / "static" / "logo.svg").read_text()
 _POLL_BUSY, _POLL_IDLE = 0.4, 1.5  # seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import Future
+from typing import Any
 
 MAX_BYTES = 64 << 20
 SECONDS = 30
@@ -20,6 +22,8 @@ SECONDS = 30
 _READ_TIMEOUT = 10  # seconds without a byte
 _CHUNK = 1 << 16
 _SCHEMES = ("http", "https")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 _CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 
 
@@ -41,8 +45,11 @@ def without_credentials(url: str) -> str:
     return _CREDENTIALS.sub(r"\1…@", url)
 
 
-def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
+def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS, public: bool = False) -> bytes:
     """The content at an http(s) URL, following redirects.
+
+    With `public`, it connects to addresses of the public internet alone, after a redirect too, and uses no proxy. A
+    name is looked up once for each connection, which then goes to the address that was checked.
 
     ValueError, naming the URL, for a status other than 200, a web page, more than `max_bytes`, more than `seconds` in
     all, an unreachable host, and a URL with credentials.
@@ -53,7 +60,7 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
 
     def work() -> None:
         try:
-            done.set_result(_fetch(url, max_bytes, time.monotonic() + seconds, sockets))
+            done.set_result(_fetch(url, max_bytes, time.monotonic() + seconds, sockets, public))
         except BaseException as error:
             done.set_exception(error)
 
@@ -80,20 +87,24 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
             duplicate.close()
 
 
-def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socket]) -> bytes:
+def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socket], public: bool) -> bytes:
     """Appends a duplicate of each connection's socket to `sockets`, so that another thread can shut it down."""
 
     def track(connected: socket.socket) -> None:
         _remaining(deadline)
         sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
+    connect = _connect_to_public if public else socket.create_connection
+
     class Plain(http.client.HTTPConnection):
         def connect(self) -> None:
+            self._create_connection = connect
             super().connect()
             track(self.sock)
 
     class Secure(http.client.HTTPSConnection):
         def connect(self) -> None:
+            self._create_connection = connect
             super().connect()
             track(self.sock)
 
@@ -108,7 +119,7 @@ def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socke
     # urllib's default opener would also accept file: and ftp:.
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler({} if public else None),  # a proxy would look names up itself
         OpenPlain(),
         OpenSecure(),
         urllib.request.HTTPDefaultErrorHandler(),
@@ -120,6 +131,29 @@ def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socke
     address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # quotes spaces and non-ASCII characters
     request = urllib.request.Request(address, headers={"User-Agent": "gemma_tpu", "Accept": "image/*"})
     return _read(opener, request, max_bytes, deadline)
+
+
+def _connect_to_public(address: tuple[str, int], *options: Any) -> socket.socket:
+    """`socket.create_connection`, with ValueError for a host of which an address is not public."""
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    hosts = [str(sockaddr[0]) for *_, sockaddr in found]
+    if not all(map(is_public, hosts)):
+        raise ValueError("leads to a private address, and only public ones are fetched")
+    for host in hosts[:-1]:
+        with contextlib.suppress(OSError):  # the next may answer
+            return socket.create_connection((host, address[1]), *options)
+    return socket.create_connection((hosts[-1], address[1]), *options)
+
+
+def is_public(host: str) -> bool:
+    """Whether an IP address is one of the public internet."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped or address in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
+        tunnel = address.sixtofour or address.teredo  # obsolete, and may lead to any IPv4 address
+        return address in _GLOBAL_UNICAST and address.is_global and not tunnel
+    return address.is_global and not address.is_multicast
 
 
 def _check_url(url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from gemma_tpu.image import decode, digest, read_source, to_pixels
+from gemma_tpu.image import MAX_PIXELS, decode, digest, read_source, to_pixels
 
 _SMALL = 1 << 20  # bytes; smaller images are not compressed
 _Box = tuple[int, int, int, int]
@@ -22,9 +22,9 @@ class Picture:
     if its pixels are needed after `release`. `size` is (width, height).
     """
 
-    def __init__(self, source: Any, *, allow_urls: bool = False) -> None:
+    def __init__(self, source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         data, self._name = read_source(source, allow_urls=allow_urls)
-        image = decode(data, self._name)
+        image = decode(data, self._name, max_pixels)
         self._data: bytes | None = data if isinstance(data, bytes) else None
         self._image: Image.Image | None = image
         self.size = image.size

@@ -87,9 +87,7 @@ def test_a_reader_that_leaves_frees_its_row(model: gemma_tpu.Model, submitted, l
         elif leave == "time out":
             await anext(stream)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0):
-                    async for _ in stream:
-                        pass
+                await asyncio.wait_for(read_rest(stream), 0.01)
             assert submitted[0].cancelled
         elif leave == "cancel":
             await anext(stream)
@@ -124,9 +122,10 @@ def test_errors_are_the_readers(model: gemma_tpu.Model, submitted) -> None:  # n
         stream = model.astream("Hello", **LONG)
         with pytest.raises(RuntimeError, match="not been started"):
             _ = stream.completion
+        await stream.start()
+        submitted[0]._stop_watch = fail
         with pytest.raises(OverflowError, match="of this request"):
-            async for _ in stream:
-                submitted[0]._stop_watch = fail
+            await read(stream)
         assert stream.completion.finish_reason == "error"
 
     def fail(_: list[int]) -> int:

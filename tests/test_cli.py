@@ -37,6 +37,7 @@ COMPLETE = (
     "generate X Y",
     "info X",
     "plan X --chips v5e",
+    "serve X",
     "verify X --against gemma",
 )  # a command line of each command
 

@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from test_demo_parts import FakeModel, outline
 
 from demo.api import build_api
-from demo.state import Loader, Status
 from demo.texts import text
 from demo.webui.settings import defaults
+from gemma_tpu.server.loader import Loader, Status
 from gemma_tpu.text import TRANSLATE_GEMMA
 
 ORIGIN = "http://127.0.0.1:8000"

@@ -16,10 +16,10 @@ import pytest
 import demo
 from demo.chat import ActiveAnswers, Conversation, Turn, statistics
 from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, sampling_params
-from demo.state import Loader
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
 from gemma_tpu import Completion, SamplingParams, Timings, Usage
+from gemma_tpu.server.loader import Loader
 from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent

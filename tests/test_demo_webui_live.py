@@ -14,9 +14,9 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 import gemma_tpu
-from demo.state import Status
 from demo.texts import text
 from demo.webui.build import PAGE
+from gemma_tpu.server.loader import Status
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 

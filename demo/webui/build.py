@@ -18,12 +18,12 @@ from typing import Any
 from demo.chat import statistics
 from demo.facts import Facts, header_texts
 from demo.header import LOGO
-from demo.state import Status
 from demo.tab import EXAMPLES, examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.theme import theme
 from demo.webui.settings import TABS, controls
 from gemma_tpu import Completion, Timings, Usage
+from gemma_tpu.server.loader import Status
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"

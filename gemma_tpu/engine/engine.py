@@ -78,6 +78,12 @@ class Engine(Worker):
             waiting = list(self._scheduler.waiting)
         return waiting.index(request) if request in waiting else None
 
+    def occupancy(self) -> tuple[int, int, int]:
+        """Requests that have a batch row, requests that wait for one, and tokens in the cache for the former."""
+        with self._wake:
+            busy = [row for row in self._scheduler.rows if row.request]
+            return len(busy), len(self._scheduler.waiting), sum(len(row.keys) for row in busy)
+
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program there is, so that no request has to; returns how many calls that took.
 

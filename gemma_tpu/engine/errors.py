@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 
+class ContextLengthError(ValueError):
+    """A prompt that leaves no room for an answer."""
+
+
 class ProcessesLostError(RuntimeError):
     """Several processes run a model and one is lost. The message says which, and what to do."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.errors import ContextLengthError
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
@@ -42,9 +43,9 @@ def make_request(
 
 
 def check_length(tokens: int, max_context: int) -> None:
-    """ValueError if a prompt of so many tokens leaves no room for an answer."""
+    """ContextLengthError if a prompt of so many tokens leaves no room for an answer."""
     if tokens >= max_context:
-        raise ValueError(
+        raise ContextLengthError(
             f"the prompt has {tokens} tokens, and the context of {max_context} must hold the answer too: "
             "shorten it, or load the model with a larger max_context"
         )

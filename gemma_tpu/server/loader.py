@@ -1,4 +1,4 @@
-"""Loads the model that all visitors share in the background, with progress."""
+"""Loads the model that everyone shares in the background, with progress."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Loader:
             if self.status.phase not in ("idle", "failed"):
                 return
             self.status = Status("starting")
-            self._thread = threading.Thread(target=self._run, name="demo-loader", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
             self._thread.start()
 
     def wait(self, timeout: float | None = None) -> Status:
@@ -79,7 +79,7 @@ class Loader:
         try:
             model = self._load(lambda done, total: self._set(Status("reading", done, total)))
             model.warmup(lambda step, done, total: self._set(Status("compiling", done, total, step)))
-        except Exception as error:  # shown on the page
+        except Exception as error:  # shown by who asks for the status
             _LOG.error("loading %s failed: %s", self.name, explain(error), exc_info=not isinstance(error, ValueError))
             if model is not None:
                 model.close()

@@ -1,0 +1,126 @@
+"""`gemma-tpu serve`: an OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from urllib.parse import urlsplit
+
+from gemma_tpu.cli.arguments import add_model_arguments, values
+
+HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
+_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "tokenizer", "text_only", "verify")
+_SETTINGS = ("lenient", "allow_image_urls", "image_folder", "max_body_bytes", "max_images", "max_pixels", "max_tokens")
+_SETTINGS = (*_SETTINGS, "max_queue", "request_timeout", "drain_timeout")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "docs/server.md shows every address with an example."
+    add_model_arguments(parser)
+    parser.add_argument("--max-rows", type=int, default=8, metavar="N", help="answers at once (default: 8)")
+    parser.add_argument(
+        "--model-name",
+        action="append",
+        metavar="NAME",
+        help="what requests call the model (default: the checkpoint's name). Others may follow as its aliases",
+    )
+    group = parser.add_argument_group("who may ask")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8000, help="0 picks a free port (default: 8000)")
+    group.add_argument(
+        "--api-keys",
+        metavar="FILE",
+        help="keys of which a request needs one, one a line; $GEMMA_TPU_API_KEYS has others, separated by commas",
+    )
+    group.add_argument("--no-auth", action="store_true", help="no key is needed, at any address and by any host name")
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        type=_origin,
+        metavar="ORIGIN",
+        help="let web pages of this origin ask, such as http://127.0.0.1:3000. May be repeated",
+    )
+    group = parser.add_argument_group("what they may ask")
+    group.add_argument("--lenient", action="store_true", help="ignore unknown fields with a warning in the log")
+    group.add_argument("--allow-image-urls", action="store_true", help="fetch images from public http(s) addresses")
+    group.add_argument("--image-folder", metavar="DIR", help="allow file: URLs of images in this directory")
+    for flag, kind, metavar, help in (
+        ("--max-body-bytes", int, "N", "longest body of a request (default: 33554432)"),
+        ("--max-images", int, "N", "most images of a request (default: 16)"),
+        ("--max-pixels", int, "N", "most pixels of an image (default: 64000000)"),
+        ("--max-tokens", int, "N", "longest answer that may be asked for (default: what fits the context)"),
+        ("--max-queue", int, "N", "answers that may wait; any more are refused with 429 (default: 64)"),
+        ("--request-timeout", float, "SECONDS", "longest time for a request (default: 600)"),
+        ("--drain-timeout", float, "SECONDS", "time for running answers after SIGTERM (default: 30)"),
+    ):
+        group.add_argument(flag, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=help)
+
+
+def main(args: argparse.Namespace) -> int:
+    from gemma_tpu.server.run import Server, is_loopback, listen
+    from gemma_tpu.server.settings import Settings, read_keys
+
+    names = args.model_name or [_name(args.checkpoint)]
+    keys = read_keys(args.api_keys)
+    if args.no_auth and keys:
+        raise ValueError("--no-auth contradicts the API keys that are given")
+    if not (keys or args.no_auth or is_loopback(args.host)):
+        raise ValueError(f"--host {args.host}: give --api-keys, or --no-auth if everyone who reaches it may ask")
+    settings = Settings(
+        model_names=tuple(names),
+        api_keys=keys,
+        any_host=args.no_auth,
+        allow_origins=tuple(args.allow_origin),
+        **values(args, *_SETTINGS),
+    )
+    if settings.image_folder is not None and not os.path.isdir(settings.image_folder):
+        raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
+    _log_to_stderr()
+    with listen(args.host, args.port) as listener:
+        from gemma_tpu.server.app import build_app
+        from gemma_tpu.server.loader import Loader
+
+        loader = Loader(names[0], lambda progress: _load(args, progress))
+        server = Server(build_app(loader, settings))
+        loader.start()
+        host, port = listener.getsockname()[:2]
+        print(f"{names[0]} is at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C stops it)", flush=True)
+        try:
+            server.run(sockets=[listener])
+            status = loader.status
+        finally:
+            loader.close()
+    if status.phase == "failed":
+        raise ValueError(status.error)
+    return 0
+
+
+def _load(args: argparse.Namespace, progress):
+    import gemma_tpu
+
+    return gemma_tpu.load(args.checkpoint, progress=progress, **values(args, *_MODEL))
+
+
+def _name(checkpoint: str) -> str:
+    """Of a directory its name; a name of a hub is one."""
+    local = os.path.exists(os.path.expanduser(checkpoint)) or "://" in checkpoint
+    return os.path.basename(checkpoint.rstrip("/")) or "gemma3" if local else checkpoint
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc or value != f"{parts.scheme}://{parts.netloc}":
+        raise argparse.ArgumentTypeError(f"{value!r} is not an origin such as http://127.0.0.1:3000")
+    return value
+
+
+def _log_to_stderr() -> None:
+    """The lines of requests as they are, JSON; warnings and errors of anybody with their level."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    lines, log = logging.StreamHandler(sys.stderr), logging.getLogger("gemma_tpu.server.requests")
+    log.setLevel(logging.INFO)
+    log.addHandler(lines)
+    log.propagate = False

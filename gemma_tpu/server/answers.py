@@ -1,0 +1,106 @@
+"""The answers of one request: begun, read together, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from gemma_tpu.api import Model
+from gemma_tpu.options import Completion
+from gemma_tpu.prompts import SinglePrompt
+from gemma_tpu.server.metrics import Metrics
+from gemma_tpu.stream import AsyncTextStream
+
+
+class Answers:
+    """`n` answers to each of some prompts, in that order. Leaving one of its methods stops the work.
+
+    With a seed, the i-th answer to a prompt has the seed plus i: the first is that of a request for one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[SinglePrompt],
+        options: dict[str, Any],
+        metrics: Metrics,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        self._metrics, self._n = metrics, n
+        seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
+        self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
+
+    async def start(self) -> None:
+        """Submits them. Raises as `Model.stream`."""
+        try:
+            for stream in self._streams:  # one after the other, in the order in which they are to be given rows
+                await stream.start()
+        except BaseException:
+            self._cancel()
+            raise
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, str | None]]:
+        """The answer's number with a piece of its text, or with None at its end. For `contextlib.aclosing`."""
+        pieces: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._read(i, stream, pieces)) for i, stream in enumerate(self._streams)]
+        try:
+            left = len(tasks)
+            while left:
+                index, piece = await pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                left -= piece is None
+                yield index, piece
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+
+    async def finish(self) -> list[Completion]:
+        """Waits for all of them."""
+        async with aclosing(self.pieces()) as pieces:
+            async for _ in pieces:
+                pass
+        return self.completions
+
+    async def _read(self, index: int, stream: AsyncTextStream, pieces: asyncio.Queue) -> None:
+        try:
+            seen, last = 0, time.perf_counter()
+            async for piece in stream:
+                count, now = stream.num_tokens, time.perf_counter()
+                if seen:  # the first token's time is counted apart
+                    self._metrics.tokens(count - seen, now - last)
+                seen, last = count, now
+                pieces.put_nowait((index, piece))
+            pieces.put_nowait((index, None))
+        except Exception as error:
+            pieces.put_nowait((index, error))
+        finally:
+            self._metrics.finished(stream.completion)
+
+    @property
+    def completions(self) -> list[Completion]:
+        return [stream.completion for stream in self._streams]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """In OpenAI's shape. A prompt counts once, however many answers it has."""
+        completions = self.completions
+        prompts = [completion.usage for completion in completions[:: self._n]]
+        prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
+        completion_tokens = sum(completion.usage.completion_tokens for completion in completions)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+        }

@@ -1,0 +1,205 @@
+"""What every endpoint has around it: an id, a log line, keys, limits, deadlines, errors, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import pydantic
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from gemma_tpu.server.answers import Answers
+from gemma_tpu.server.body import parse
+from gemma_tpu.server.errors import APIError
+from gemma_tpu.server.service import Service
+
+_LOG = logging.getLogger(__name__)
+_REQUESTS = logging.getLogger("gemma_tpu.server.requests")  # a line of JSON for each
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_PARSED_INLINE = 1 << 16  # bytes of a body that take no noticeable time
+_LAST_WORD = 1  # seconds that a client has to read why its stream ends
+RequestT = TypeVar("RequestT", bound=pydantic.BaseModel)
+
+
+class Exchange:
+    """A request, and what its log line will say. `stack` is closed when the response has been sent."""
+
+    def __init__(self, service: Service, scope: Scope) -> None:
+        self.service, self.request = service, Request(scope)
+        given = self.request.headers.get("x-request-id", "")
+        self.id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        self.deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
+        self.body, self.begun, self.status = b"", time.perf_counter(), 0
+        self.stack = contextlib.ExitStack()
+        self.noted: dict[str, Any] = {}  # for the log; never what was said
+
+    async def read(self, kind: type[RequestT]) -> RequestT:
+        """The checked body. APIError for one that is wrong."""
+        if self.request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            # Which a page of another site can send only if CORS lets it.
+            raise APIError(415, "the Content-Type must be application/json", code="unsupported_media_type")
+        lenient = self.service.settings.lenient
+        if len(self.body) <= _PARSED_INLINE:
+            return parse(self.body, kind, lenient=lenient)
+        return await asyncio.to_thread(parse, self.body, kind, lenient=lenient)
+
+    def problem(self, error: Exception) -> APIError:
+        """What the client is told of an error. One that is nobody's fault but ours is logged, without its message."""
+        if isinstance(error, TimeoutError):
+            error = APIError(504, "the answer took longer than this server allows", code="deadline_exceeded")
+        if not isinstance(error, APIError):
+            place = "".join(traceback.format_tb(error.__traceback__))
+            _LOG.error("request %s: %s (its message may repeat the prompt)\n%s", self.id, type(error).__name__, place)
+            error = APIError(500, f"internal error; the server's log has it under {self.id}", code="internal_error")
+        self.noted["error"] = error.code
+        return error
+
+    def note(self, answers: Answers) -> None:
+        """What the log line says of answers."""
+        usage, reasons = answers.usage, [completion.finish_reason for completion in answers.completions]
+        tokens = {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
+        self.noted |= {**tokens, "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]}
+        self.noted["finish_reasons"] = reasons
+
+    def log(self) -> None:
+        seconds = round(time.perf_counter() - self.begun, 6)
+        request = {"method": self.request.method, "path": self.request.url.path, "status": self.status}
+        _REQUESTS.info(
+            json.dumps({"time": time.time(), "request_id": self.id, **request, "seconds": seconds, **self.noted})
+        )
+
+
+Handler = Callable[[Exchange], Awaitable[Response]]
+
+
+class Endpoint:
+    """An ASGI app. `everyone`: asks for no key, and is answered while the server ends."""
+
+    def __init__(self, service: Service, handler: Handler, method: str, *, everyone: bool = False) -> None:
+        self._service, self._handler, self._method, self._everyone = service, handler, method, everyone
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self._service, scope)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = exchange.id
+            await send(message)
+
+        counts = not self._everyone
+        self._service.requests += counts
+        try:
+            with exchange.stack:
+                await self._serve(exchange, receive, send_with_id)
+        finally:
+            self._service.requests -= counts
+            exchange.log()
+
+    async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        answering = leaving = None
+        try:
+            if await self._check(exchange, receive, send):
+                answering = asyncio.create_task(self._answer(exchange, receive, send))
+                leaving = asyncio.create_task(_left(receive))
+                await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    exchange.noted["error"] = "client_left"
+        finally:
+            for task in (answering, leaving):
+                if task:
+                    task.cancel()
+            if answering:
+                await asyncio.gather(answering, return_exceptions=True)
+        if answering and not answering.cancelled() and (error := answering.exception()):
+            raise error
+
+    async def _check(self, exchange: Exchange, receive: Receive, send: Send) -> bool:
+        """Whether to go on: the client may ask this, and its whole body is here. Else it has been told why not."""
+        try:
+            async with asyncio.timeout_at(exchange.deadline):
+                if exchange.request.method != self._method:
+                    raise APIError(405, f"this is for {self._method}", code="method_not_allowed")
+                if not self._everyone:
+                    self._service.check_client(exchange.request)
+                exchange.body = await _read_body(exchange.request, receive, self._service.settings.max_body_bytes)
+        except _Left:
+            exchange.noted["error"] = "client_left"
+            return False
+        except (APIError, TimeoutError) as error:
+            await exchange.problem(error).response(exchange.request.scope, receive, send)
+            return False
+        return True
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout_at(exchange.deadline):
+                response = await self._handler(exchange)
+        except Exception as error:
+            response = exchange.problem(error).response
+        await response(exchange.request.scope, receive, send)
+
+
+class EventStream(Response):
+    """Server-sent events as they come. An error ends them as an event of its own, in OpenAI's shape."""
+
+    def __init__(self, exchange: Exchange, events: AsyncGenerator[dict[str, Any]]) -> None:
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self._exchange, self._events = exchange, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            # Waits here for a client that reads slowly. The engine waits for nobody.
+            async with asyncio.timeout_at(self._exchange.deadline), aclosing(self._events) as events:
+                async for event in events:
+                    await send(_event(json.dumps(event, ensure_ascii=False)))
+                await send(_event("[DONE]"))
+        except Exception as error:
+            problem = self._exchange.problem(error)
+            async with asyncio.timeout(_LAST_WORD):
+                await send(_event(json.dumps(problem.body)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _event(data: str) -> Message:
+    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+
+
+class _Left(Exception):
+    """The client has closed the connection."""
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(request: Request, receive: Receive, limit: int) -> bytes:
+    too_large = APIError(413, f"the body has more than {limit:,} bytes", code="body_too_large")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Left
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large
+        more = message.get("more_body", False)
+    return bytes(body)

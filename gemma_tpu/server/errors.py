@@ -1,0 +1,48 @@
+"""Errors as OpenAI's API has them: a status, and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from gemma_tpu.engine.errors import ContextLengthError
+
+_PLACE = re.compile(r"((?:messages|prompt)\[\d+\](?:\.content\[\d+\])?): ")
+
+
+class APIError(Exception):
+    """What a client is told. `param` names the field, `code` the kind of error; `retry_after`: seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
+        kind = "server_error" if self.status >= 500 else kind
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def refused(error: ValueError, param: str) -> APIError:
+    """What the library has against a prompt. `param`: the field that the prompt is in."""
+    place = _PLACE.match(str(error))
+    code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
+    return APIError(400, str(error), param=place[1] if place else param, code=code)

@@ -1,0 +1,65 @@
+"""Runs an app of `build_app` on a socket until it is told to stop, and lets running answers finish."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import signal
+import socket
+import time
+from types import FrameType
+
+import fastapi
+import uvicorn
+
+from gemma_tpu.server.service import Service
+
+_CLOSING = 2  # seconds for connections to close once the server has stopped
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Binds the port before slow work, so that a port in use is reported at once. OSError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it. A name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Server(uvicorn.Server):
+    """Ends after SIGTERM when no request is being answered, or when `drain_timeout` is over.
+
+    Until then /ready and new requests get 503. SIGINT, a second signal and a model that failed to load end it at once.
+    """
+
+    def __init__(self, app: fastapi.FastAPI) -> None:
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSING)
+        super().__init__(config)
+        self._service: Service = app.state.service
+        self._last_call = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT or self._service.draining:
+            self.should_exit = True
+        self._service.draining = True
+        self._last_call = time.monotonic() + self._service.settings.drain_timeout
+
+    async def on_tick(self, counter: int) -> bool:
+        drained = self._service.draining and not self._service.requests
+        if drained or time.monotonic() >= self._last_call or self._service.status.phase == "failed":
+            self.should_exit = True
+        return await super().on_tick(counter)

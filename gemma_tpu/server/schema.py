@@ -1,0 +1,244 @@
+"""What clients send, with every field that OpenAI's API has: `only` marks those that are known and not supported."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic_core import PydanticCustomError
+
+UNSUPPORTED = "unsupported"  # type of a pydantic error
+_MAX_CHOICES = 128
+
+
+def only(*neutral: Any) -> Any:
+    """The type of a field that is not supported. null and `neutral` ask for nothing, and are accepted."""
+
+    def check(value: Any) -> None:
+        if value is not None and value not in neutral:
+            raise PydanticCustomError(UNSUPPORTED, "is not supported by this server: leave it out")
+
+    return Annotated[Any, AfterValidator(check), Field(default=None)]
+
+
+def _either(text: Any, items: Any) -> Any:
+    """A string or a list. The tags, in the places of errors, are left out by `gemma_tpu.server.body`."""
+    text, items = Annotated[text, Tag("<text>")], Annotated[items, Tag("<list>")]
+    return Annotated[
+        text | items,  # pyright: ignore[reportOperatorIssue]
+        Discriminator(lambda value: "<list>" if isinstance(value, list) else "<text>"),
+    ]
+
+
+class _Model(pydantic.BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ImageURL(_Model):
+    """With detail "high", crops of an image far from square are shown too (pan and scan)."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class Part(_Model):
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageURL | None = None
+    prompt_cache_breakpoint: only()
+
+    @pydantic.model_validator(mode="after")
+    def _has_content(self) -> Part:
+        other = "text" if self.type == "image_url" else "image_url"
+        if getattr(self, self.type) is None or getattr(self, other) is not None:
+            raise PydanticCustomError("part", f'a part of type "{self.type}" has the field {self.type}, and no other')
+        return self
+
+
+class Message(_Model):
+    """The fields of an answer are accepted as clients send them back; `reasoning_content` is not shown to the model."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: _either(str, list[Part]) | None = None
+    reasoning_content: str | None = None
+    name: only()
+    refusal: only()
+    audio: only()
+    annotations: only([])
+    tool_calls: only([])
+    tool_call_id: only()
+    function_call: only()
+
+
+class StreamOptions(_Model):
+    include_usage: bool | None = None
+    include_obfuscation: only(False)
+    continuous_usage_stats: only(False)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_StopString = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Sampling(_Model):
+    """What both ways to ask for an answer have. A field left out or null is as in the checkpoint's settings.
+
+    `top_k` and `min_p` are other servers' fields. -1 and 0 are no `top_k`.
+    """
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[Annotated[list[_StopString], Field(max_length=16)] | None, BeforeValidator(_as_list)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    frequency_penalty: only(0)
+    presence_penalty: only(0)
+    logit_bias: only({})
+    # Of other servers.
+    repetition_penalty: only(1)
+    min_tokens: only(0)
+    ignore_eos: only(False)
+    stop_token_ids: only([])
+    allowed_token_ids: only()
+    bad_words: only([])
+    prompt_logprobs: only()
+    structured_outputs: only()
+    guided_json: only()
+    guided_regex: only()
+    guided_choice: only()
+    guided_grammar: only()
+    priority: only(0)
+
+    @pydantic.model_validator(mode="after")
+    def _streams(self) -> Sampling:
+        if self.stream_options and not self.stream:
+            raise PydanticCustomError("stream_options", "stream_options goes with stream: true")
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `Model.stream`, but for `max_new_tokens`."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "min_p": self.min_p,
+            "stop": self.stop,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: only(False)
+    logprobs: only(False)
+    top_logprobs: only(0)
+    tools: only([])
+    tool_choice: only("none", "auto")
+    parallel_tool_calls: bool | None = None
+    functions: only([])
+    function_call: only("none", "auto")
+    response_format: only({"type": "text"})
+    modalities: only(["text"])
+    audio: only()
+    moderation: only()
+    prediction: only()
+    prompt_cache_options: only()
+    prompt_cache_retention: only("in_memory")
+    reasoning_effort: only("none")
+    service_tier: only("auto", "default")
+    verbosity: only("medium")
+    web_search_options: only()
+    # Of other servers.
+    add_generation_prompt: only(True)
+    continue_final_message: only(False)
+    chat_template: only()
+    chat_template_kwargs: only({})
+    documents: only([])
+    mm_processor_kwargs: only()
+
+    @pydantic.model_validator(mode="after")
+    def _one_limit(self) -> ChatRequest:
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ: give one of them")
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+
+def _prompt_kind(value: Any) -> str:
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, list):
+        return "<id lists>"
+    return ("<texts>" if isinstance(first, str) else "<ids>") if isinstance(value, list) else "<text>"
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions."""
+
+    prompt: Annotated[
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[str], Tag("<texts>"), Field(min_length=1)]
+        | Annotated[list[int], Tag("<ids>"), Field(min_length=1)]
+        | Annotated[list[list[int]], Tag("<id lists>"), Field(min_length=1)],
+        Discriminator(_prompt_kind),
+    ]
+    best_of: only(1)
+    echo: only(False)
+    logprobs: only()
+    suffix: only("")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if single else list(self.prompt)  # pyright: ignore[reportReturnType]
+
+
+class TokenizeRequest(_Model):
+    """POST /tokenize: a `prompt` taken as it is, or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("prompt", "give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(_Model):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
