@@ -56,7 +56,7 @@ def build_app(model: Model | LoaderLike, settings: Settings = Settings()) -> fas
         app.router.routes.append(Route(path, _with_cors(Endpoint(service, handler, method), settings)))
     for path, handler in (("/health", info.health), ("/ready", info.ready)):
         app.router.routes.append(Route(path, Endpoint(service, handler, "GET", everyone=True)))
-    app.router.default = Endpoint(service, info.unknown, "GET", everyone=True)
+    app.router.default = Endpoint(service, info.unknown, None)
     return app
 
 

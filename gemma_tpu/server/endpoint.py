@@ -85,9 +85,9 @@ Handler = Callable[[Exchange], Awaitable[Response]]
 
 
 class Endpoint:
-    """An ASGI app. `everyone`: asks for no key, and is answered while the server ends."""
+    """An ASGI app. `everyone`: asks for no key, and does not keep the server from ending; for probes, unlogged."""
 
-    def __init__(self, service: Service, handler: Handler, method: str, *, everyone: bool = False) -> None:
+    def __init__(self, service: Service, handler: Handler, method: str | None, *, everyone: bool = False) -> None:
         self._service, self._handler, self._method, self._everyone = service, handler, method, everyone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +106,8 @@ class Endpoint:
                 await self._serve(exchange, receive, send_with_id)
         finally:
             self._service.requests -= counts
-            exchange.log()
+            if counts:
+                exchange.log()
 
     async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         answering = leaving = None
@@ -130,7 +131,7 @@ class Endpoint:
         """Whether to go on: the client may ask this, and its whole body is here. Else it has been told why not."""
         try:
             async with asyncio.timeout_at(exchange.deadline):
-                if exchange.request.method != self._method:
+                if self._method not in (None, exchange.request.method):
                     raise APIError(405, f"this is for {self._method}", code="method_not_allowed")
                 if not self._everyone:
                     self._service.check_client(exchange.request)

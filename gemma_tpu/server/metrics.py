@@ -78,6 +78,8 @@ class Metrics:
         self._cache_hits.inc(usage.cached_tokens)
         self._request_prompt.observe(usage.prompt_tokens)
         self._request_generation.observe(usage.completion_tokens)
+        if reason == "cancelled":  # whose times say when its client left
+            return
         per_token = 1 / timings.tokens_per_second if timings.tokens_per_second else math.nan
         for histogram, seconds in (
             (self._first_token, timings.first_token),
@@ -87,7 +89,7 @@ class Metrics:
             (self._prefill, timings.prefill),
             (self._decode, timings.decode),
         ):
-            if not math.isnan(seconds):  # a time that a cancelled answer does not have
+            if not math.isnan(seconds):  # a time that an empty answer does not have
                 histogram.observe(seconds)
 
 
