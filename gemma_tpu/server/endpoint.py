@@ -167,7 +167,7 @@ class EventStream(Response):
             # Waits here for a client that reads slowly. The engine waits for nobody.
             async with asyncio.timeout_at(self._exchange.deadline), aclosing(self._events) as events:
                 async for event in events:
-                    await send(_event(json.dumps(event, ensure_ascii=False)))
+                    await send(_event(json.dumps(event, ensure_ascii=False, separators=(",", ":"))))
                 await send(_event("[DONE]"))
         except Exception as error:
             problem = self._exchange.problem(error)
