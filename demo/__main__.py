@@ -176,7 +176,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     import uvicorn
 
     from demo.app import Server, mount
-    from gemma_tpu.server.loader import Loader
+    from gemma_tpu import Loader
 
     def load(progress):
         return gemma_tpu.load(
@@ -228,7 +228,7 @@ def _share(host: str, port: int) -> None:
     """Opens a public tunnel and prints its address; the page is usable meanwhile and if it fails."""
     from gradio.networking import setup_tunnel
 
-    from gemma_tpu.server.loader import explain
+    from demo.texts import explain
 
     try:
         address = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)

@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from demo.chat import ActiveAnswers, Answer, Exchange, queue_text, submit
 from demo.facts import Facts, header_texts, not_ready_text, unsupported_text
 from demo.settings import sampling_params
-from demo.texts import LANGUAGES, text
-from gemma_tpu.server.loader import Loader, explain
+from demo.texts import LANGUAGES, explain, text
+from gemma_tpu import Loader
 
 _POLL_INTERVAL = 0.05  # seconds between reads of an unfinished answer
 _MAX_BODY = 96 * 2**20  # bytes: pictures of 64 MiB, in base64

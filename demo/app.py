@@ -24,7 +24,7 @@ from demo.security import ContentSecurityPolicy
 from demo.tab import EXAMPLES, ChatTab
 from demo.texts import LANGUAGES
 from demo.theme import theme
-from gemma_tpu.server.loader import Loader
+from gemma_tpu import Loader
 
 _STATIC = Path(__file__).parent / "static"
 _SCRIPTS = "".join((_STATIC / name).read_text() for name in ("page.js", "session_storage.js"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.texts import TEXTS, text
-from gemma_tpu.server.loader import Status
+from gemma_tpu import LoadStatus
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -62,7 +62,7 @@ class HeaderTexts:
     clickable: bool
 
 
-def header_texts(name: str, facts: Facts | None, status: Status, lang: str) -> HeaderTexts:
+def header_texts(name: str, facts: Facts | None, status: LoadStatus, lang: str) -> HeaderTexts:
     """The header for the checkpoint `name`; `facts` is None until it is loaded."""
     button, clickable = load_button(status, lang)
     return HeaderTexts(
@@ -80,7 +80,7 @@ def header_texts(name: str, facts: Facts | None, status: Status, lang: str) -> H
     )
 
 
-def load_button(status: Status, lang: str) -> tuple[str, bool]:
+def load_button(status: LoadStatus, lang: str) -> tuple[str, bool]:
     """The load button's text, and whether it can be pressed."""
     if status.busy:
         return text("loading", lang, percent=f"{100 * status.fraction:.0f}"), False
@@ -88,7 +88,7 @@ def load_button(status: Status, lang: str) -> tuple[str, bool]:
     return label, status.phase in ("idle", "failed")
 
 
-def not_ready_text(status: Status, lang: str) -> str:
+def not_ready_text(status: LoadStatus, lang: str) -> str:
     """Why the model cannot answer before it is loaded."""
     return text({"idle": "not_loaded", "failed": "load_failed"}.get(status.phase, "still_loading"), lang)
 
@@ -106,7 +106,7 @@ def _values(name: str, facts: Facts | None, lang: str) -> dict[str, str]:
     return {"checkpoint": name, "devices": facts.devices, "mesh": mesh, "dtype": facts.dtype}
 
 
-def _step(status: Status, lang: str) -> str:
+def _step(status: LoadStatus, lang: str) -> str:
     if not status.busy:
         return ""
     amount = _bytes if status.phase == "reading" else str

@@ -11,7 +11,7 @@ import gradio as gr
 from demo.facts import Facts, HeaderTexts, header_texts, load_button
 from demo.page import notice
 from demo.texts import text
-from gemma_tpu.server.loader import Loader, Status
+from gemma_tpu import Loader, LoadStatus
 
 LOGO = (Path(__file__).parent / "static" / "logo.svg").read_text()
 _POLL_BUSY, _POLL_IDLE = 0.4, 1.5  # seconds
@@ -41,7 +41,7 @@ def header(loader: Loader, lang: str) -> str:
     )
 
 
-def load_controls(status: Status, lang: str) -> tuple[dict[str, Any], gr.Timer]:
+def load_controls(status: LoadStatus, lang: str) -> tuple[dict[str, Any], gr.Timer]:
     """Updates of the load button and of the polling timer."""
     label, clickable = load_button(status, lang)
     button = gr.update(value=label, interactive=clickable, variant="primary" if clickable else "secondary")

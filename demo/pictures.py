@@ -14,8 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 import gemma_tpu
 from demo.page import notice
-from demo.texts import text
-from gemma_tpu.server.loader import explain
+from demo.texts import explain, text
 
 _SHOWN_BY_BROWSERS = ("PNG", "WEBP", "GIF", "BMP")  # beside JPEG
 _SHOWN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # browsers convert deeper modes and CMYK differently

@@ -20,8 +20,8 @@ from demo.page import Page, notice
 from demo.pictures import check_upload, fetch_picture, picture_input
 from demo.session_storage import pack, unpack
 from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, settings_panel
-from demo.texts import text
-from gemma_tpu.server.loader import Loader, explain
+from demo.texts import explain, text
+from gemma_tpu import Loader
 
 if TYPE_CHECKING:
     from gemma_tpu import Model

@@ -191,3 +191,9 @@ TEXTS: dict[str, tuple[str, str]] = {
 def text(key: str, lang: str, **values: object) -> str:
     """The text `key` in `lang`, with its {…} filled in."""
     return TEXTS[key][list(LANGUAGES).index(lang)].format(**values)
+
+
+def explain(error: BaseException) -> str:
+    """An error on one line; the class name is omitted for the library's ValueErrors, which are self-explanatory."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}".rstrip(": ")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
     from gemma_tpu.image import load_image as load_image
     from gemma_tpu.image import pan_and_scan as pan_and_scan
+    from gemma_tpu.loader import Loader as Loader
+    from gemma_tpu.loader import LoadStatus as LoadStatus
     from gemma_tpu.loading import from_params as from_params
     from gemma_tpu.loading import load as load
     from gemma_tpu.options import Completion as Completion
@@ -38,6 +40,7 @@ _HOME = {
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "LayerSpec", "VisionConfig", "gemma3_layers"),
     "gemma_tpu.environment": ("use_compilation_cache",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
+    "gemma_tpu.loader": ("LoadStatus", "Loader"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),
     "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "Usage"),

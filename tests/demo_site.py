@@ -27,9 +27,9 @@ from playwright.sync_api import Browser, Locator, expect
 import gemma_tpu
 from demo.app import Server, mount
 from demo.auth import BasicAuth
+from gemma_tpu import Loader
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.model import param_shapes
-from gemma_tpu.server.loader import Loader
 from gemma_tpu.sharding import make_mesh
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -69,7 +69,7 @@ def draw_picture(path: Path) -> Path:
 def load_as_demo(source: str, tokenizer: str | None, dtype: str = "auto", max_context: int | None = None):
     """The demo's own load: weights, then every program compiled. Returns its `Loader`, ready or failed."""
     import gemma_tpu
-    from gemma_tpu.server.loader import Loader
+    from gemma_tpu import Loader
 
     def load(progress):
         options = {"dtype": dtype, "max_context": max_context, "tokenizer": tokenizer, "progress": progress}

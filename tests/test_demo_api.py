@@ -14,7 +14,7 @@ from test_demo_parts import FakeModel, outline
 from demo.api import build_api
 from demo.texts import text
 from demo.webui.settings import defaults
-from gemma_tpu.server.loader import Loader, Status
+from gemma_tpu import Loader, LoadStatus
 from gemma_tpu.text import TRANSLATE_GEMMA
 
 ORIGIN = "http://127.0.0.1:8000"
@@ -29,7 +29,7 @@ def model() -> FakeModel:
 @pytest.fixture
 def loader(model: FakeModel) -> Loader:
     loader = Loader("path/to/gemma3-fake", lambda progress: model)  # type: ignore[arg-type,return-value]
-    loader.model, loader.status = model, Status("ready")  # type: ignore[assignment]
+    loader.model, loader.status = model, LoadStatus("ready")  # type: ignore[assignment]
     return loader
 
 
@@ -126,7 +126,7 @@ def test_what_is_refused_says_why_in_both_languages(client: TestClient, loader: 
     model.format = TRANSLATE_GEMMA  # not "pass source_lang=", which a page cannot
     refused = client.post("/answer", json=asked("Hello"))
     assert (refused.status_code, refused.json()["error"]["zh"]) == (400, text("format_TranslateGemma", "zh"))
-    loader.model, loader.status = None, Status("reading", 1, 2)
+    loader.model, loader.status = None, LoadStatus("reading", 1, 2)
     refused = client.post("/answer", json=asked("Hello"))
     assert (refused.status_code, refused.json()["error"]["zh"]) == (503, text("still_loading", "zh"))
 
@@ -139,10 +139,10 @@ def test_bodies_have_a_limit(client: TestClient) -> None:
 
 
 def test_loading_is_begun_and_followed(client: TestClient, loader: Loader) -> None:
-    loader.model, loader.status = None, Status("idle")
+    loader.model, loader.status = None, LoadStatus("idle")
     idle = client.get("/status").json()
     assert (idle["en"]["phase"], idle["en"]["button"], idle["zh"]["button"]) == ("idle", "Load model", "加载模型")
-    loader.status = Status("compiling", 3, 4, "decode")
+    loader.status = LoadStatus("compiling", 3, 4, "decode")
     busy = client.post("/load", json={}).json()["en"]
     assert (busy["percent"], busy["clickable"], busy["title"]) == (75, False, "gemma3-fake")
     assert "compiling decode, 3 of 4" in busy["step"]

@@ -18,8 +18,7 @@ from demo.chat import ActiveAnswers, Conversation, Turn, statistics
 from demo.settings import DEFAULTS, checkpoint_defaults, params_of_controls, sampling_params
 from demo.tab import EXAMPLES, examples
 from demo.texts import TEXTS
-from gemma_tpu import Completion, SamplingParams, Timings, Usage
-from gemma_tpu.server.loader import Loader
+from gemma_tpu import Completion, Loader, SamplingParams, Timings, Usage
 from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent

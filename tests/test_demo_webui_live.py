@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, expect
 import gemma_tpu
 from demo.texts import text
 from demo.webui.build import PAGE
-from gemma_tpu.server.loader import Status
+from gemma_tpu import LoadStatus
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 
@@ -75,7 +75,7 @@ def test_it_loads_the_model_of_a_running_demo(
         assert go_on.wait(60)
         return model
 
-    scripted.script, scripted.model, scripted.status = [load], None, Status()
+    scripted.script, scripted.model, scripted.status = [load], None, LoadStatus()
     reader = Reader(browser, f"{static}/webui_demo.html", live=f"{server}/fresh")
     reader.page.fill("#image-prompt textarea", "Hello")
     reader.page.click("#image-send")

@@ -27,11 +27,10 @@ from small_models import random_params, waiting_for_a_cancel
 from test_api import CONFIG
 
 import gemma_tpu
-from gemma_tpu import fetch
+from gemma_tpu import Loader, fetch
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.cli.main import main
 from gemma_tpu.server import Settings
-from gemma_tpu.server.loader import Loader
 from gemma_tpu.server.settings import read_keys
 
 LONG: dict[str, Any] = {"max_tokens": 150}

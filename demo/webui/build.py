@@ -22,8 +22,7 @@ from demo.tab import EXAMPLES, examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.theme import theme
 from demo.webui.settings import TABS, controls
-from gemma_tpu import Completion, Timings, Usage
-from gemma_tpu.server.loader import Status
+from gemma_tpu import Completion, LoadStatus, Timings, Usage
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
@@ -85,8 +84,10 @@ def _data(recording: dict[str, Any]) -> dict[str, Any]:
         "pictures": {file: _data_url(EXAMPLES / file) for file in sorted(files)},
         "recording": {
             **{key: recording[key] for key in ("checkpoint", "date", "settings")},
-            "idle": _headers(recording, Status()),
-            "loading": [[seconds, _headers(recording, Status(**status))] for seconds, status in recording["loading"]],
+            "idle": _headers(recording, LoadStatus()),
+            "loading": [
+                [seconds, _headers(recording, LoadStatus(**status))] for seconds, status in recording["loading"]
+            ],
             "runs": runs,
         },
     }
@@ -97,7 +98,7 @@ def _settings(tab: str, recorded: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**control, "value": recorded.get(control["name"], control["value"])} for control in controls(tab)]
 
 
-def _headers(recording: dict[str, Any], status: Status) -> dict[str, Any]:
+def _headers(recording: dict[str, Any], status: LoadStatus) -> dict[str, Any]:
     facts = Facts(**recording["facts"]) if status.phase == "ready" else None
     return {lang: dataclasses.asdict(header_texts(recording["checkpoint"], facts, status, lang)) for lang in LANGUAGES}
 

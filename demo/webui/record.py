@@ -23,7 +23,7 @@ from demo.tab import EXAMPLES, examples
 from demo.texts import LANGUAGES
 from demo.webui.build import RECORDING, write_page
 from demo.webui.settings import TABS, defaults
-from gemma_tpu.server.loader import Loader
+from gemma_tpu import Loader
 
 if TYPE_CHECKING:
     from gemma_tpu import Model
@@ -110,7 +110,7 @@ def _load(progress: Callable[[int, int], None]) -> Model:
 
 
 def _watch(loader: Loader) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(seconds, `gemma_tpu.server.loader.Status`) at each change, until loading has ended."""
+    """(seconds, `gemma_tpu.LoadStatus`) at each change, until loading has ended."""
     start, last = time.monotonic(), None
     loader.start()
     while last is None or last.busy:

@@ -11,11 +11,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gemma_tpu.api import Model
+from gemma_tpu.loader import LoadStatus
 from gemma_tpu.server import info
 from gemma_tpu.server.chat import chat_completions
 from gemma_tpu.server.completions import completions
 from gemma_tpu.server.endpoint import Endpoint, Handler
-from gemma_tpu.server.loader import Status
 from gemma_tpu.server.service import LoaderLike, Service
 from gemma_tpu.server.settings import Settings
 
@@ -34,7 +34,7 @@ class _Loaded:
     """A model that was loaded before."""
 
     def __init__(self, model: Model) -> None:
-        self.model, self.status = model, Status("ready")
+        self.model, self.status = model, LoadStatus("ready")
 
 
 def build_app(model: Model | LoaderLike, settings: Settings = Settings()) -> fastapi.FastAPI:

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from gemma_tpu.api import Model
+from gemma_tpu.loader import LoadStatus
 from gemma_tpu.server.errors import APIError
-from gemma_tpu.server.loader import Status
 from gemma_tpu.server.metrics import Metrics
 from gemma_tpu.server.settings import Settings
 
@@ -27,13 +27,13 @@ _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 @runtime_checkable
 class LoaderLike(Protocol):
-    """A `gemma_tpu.server.loader.Loader`. `model` is None until it is ready."""
+    """A `gemma_tpu.Loader`. `model` is None until it is ready."""
 
     @property
     def model(self) -> Model | None: ...
 
     @property
-    def status(self) -> Status: ...
+    def status(self) -> LoadStatus: ...
 
 
 class Service:
@@ -50,7 +50,7 @@ class Service:
         self.image_threads = ThreadPoolExecutor(_IMAGE_THREADS, "gemma-server-images")
 
     @property
-    def status(self) -> Status:
+    def status(self) -> LoadStatus:
         return self._loader.status
 
     @property

@@ -80,8 +80,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
     _log_to_stderr()
     with listen(args.host, args.port) as listener:
+        from gemma_tpu.loader import Loader
         from gemma_tpu.server.app import build_app
-        from gemma_tpu.server.loader import Loader
 
         loader = Loader(names[0], lambda progress: _load(args, progress))
         server = Server(build_app(loader, settings))

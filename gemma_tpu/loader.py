@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gemma_tpu.checks import one_line
+
 if TYPE_CHECKING:  # importing jax takes seconds
     from gemma_tpu import Model
 
@@ -19,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class LoadStatus:
     """`phase`: idle → starting → reading → compiling → ready, or failed at any point.
 
     `done` of `total`: bytes while reading, programs while compiling (`step` is the current one). `seconds`: the time
@@ -49,7 +51,7 @@ class Loader:
     def __init__(self, name: str, load: Load) -> None:
         self.name = name
         self.model: Model | None = None
-        self.status = Status()
+        self.status = LoadStatus()
         self._load = load
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -59,40 +61,36 @@ class Loader:
         with self._lock:
             if self.status.phase not in ("idle", "failed"):
                 return
-            self.status = Status("starting")
+            self.status = LoadStatus("starting")
             self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
             self._thread.start()
 
-    def wait(self, timeout: float | None = None) -> Status:
+    def wait(self, timeout: float | None = None) -> LoadStatus:
         """Waits until loading has ended; returns the status."""
         if self._thread is not None:
             self._thread.join(timeout)
         return self.status
 
     def close(self) -> None:
-        model, self.model, self.status = self.model, None, Status()
+        model, self.model, self.status = self.model, None, LoadStatus()
         if model is not None:
             model.close()
 
     def _run(self) -> None:
         start, model = time.monotonic(), None
         try:
-            model = self._load(lambda done, total: self._set(Status("reading", done, total)))
-            model.warmup(lambda step, done, total: self._set(Status("compiling", done, total, step)))
+            model = self._load(lambda done, total: self._set(LoadStatus("reading", done, total)))
+            model.warmup(lambda step, done, total: self._set(LoadStatus("compiling", done, total, step)))
         except Exception as error:  # shown by who asks for the status
-            _LOG.error("loading %s failed: %s", self.name, explain(error), exc_info=not isinstance(error, ValueError))
+            # The library's ValueErrors explain themselves.
+            said = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
+            _LOG.error("loading %s failed: %s", self.name, said, exc_info=not isinstance(error, ValueError))
             if model is not None:
                 model.close()
-            self._set(Status("failed", error=explain(error)))
+            self._set(LoadStatus("failed", error=said))
         else:
             self.model = model
-            self._set(Status("ready", seconds=time.monotonic() - start))
+            self._set(LoadStatus("ready", seconds=time.monotonic() - start))
 
-    def _set(self, status: Status) -> None:
+    def _set(self, status: LoadStatus) -> None:
         self.status = status
-
-
-def explain(error: BaseException) -> str:
-    """An error on one line; the class name is omitted for the library's ValueErrors, which are self-explanatory."""
-    message = " ".join(str(error).split())
-    return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}".rstrip(": ")
