@@ -51,6 +51,11 @@ class AnswerText:
         return "".join(self._pieces)
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.stopped
+
+    @property
     def thinking(self) -> str:
         return self._thoughts.text
 
@@ -229,6 +234,11 @@ class AsyncTextStream(AsyncIterator[str]):
     def num_tokens(self) -> int:
         """How many tokens of the answer have been read."""
         return len(self._started._answer.tokens)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The one of `stop` that ended the answer; None if another thing did, or nothing yet."""
+        return self._started._answer.stop_string
 
     @property
     def _started(self) -> TextStream:

@@ -65,6 +65,8 @@ def test_keys(model: gemma_tpu.Model) -> None:
     with serve(model, Settings(api_keys=("secret-1", "secret-2"))) as site:
         for headers in (KEY, {"authorization": "bearer secret-2"}):
             assert site.ask(headers=headers).status_code == 200
+        assert site.ask(headers={"x-api-key": "secret-2"}).status_code == 200
+        assert error_of(site.ask(headers={"x-api-key": "secret-3"}), 401)
         for wrong in ("Bearer secret-3", "Bearer", "Basic secret-1", "secret-1", "Bearer secret-1x", "Bearer secret-"):
             assert error_of(site.ask(headers={"authorization": wrong}), 401)["code"] == "invalid_api_key"
         response = site.ask()
@@ -414,7 +416,15 @@ def test_an_engine_that_has_failed() -> None:
 def test_sigterm_lets_answers_finish(model: gemma_tpu.Model) -> None:
     wanted = model.generate("Hello", max_new_tokens=12)
     with serve(model) as site, held(model) as gate, streaming(site, max_tokens=12) as lines:
+        tick, ticks = site.server.on_tick, []
+
+        async def counted(counter: int) -> bool:
+            ticks.append(counter)
+            return await tick(counter)
+
+        site.server.on_tick = counted
         site.server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: len(ticks) >= 3)
         assert site.http.get("/ready").status_code == 503
         assert site.http.get("/ready").json()["status"] == "shutting_down"
         response = site.ask()

@@ -74,7 +74,8 @@ def test_an_example(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str, code
 
 def test_there_is_an_example_of_every_address() -> None:
     shown = " ".join(code for _, code, _ in EXAMPLES)
-    paths = [path.replace("{name:path}", "gemma3-demo") for _, path, _ in app._ENDPOINTS] + ["/health", "/ready"]
+    paths = [path.replace("{name:path}", "gemma3-demo") for _, path, _ in app._ENDPOINTS]
+    paths += [*(path for path, _ in app._ANTHROPIC), "/health", "/ready"]
     assert all(re.search(f"{ADDRESS}{re.escape(path)}[ \\n]", shown) for path in paths), paths
     assert PAGE.count("```bash") + PAGE.count("```python") == len(EXAMPLES)
 

@@ -92,6 +92,11 @@ class Answers:
         return [stream.completion for stream in self._streams]
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended the first answer."""
+        return self._streams[0].stop_string
+
+    @property
     def usage(self) -> dict[str, Any]:
         """In OpenAI's shape. A prompt counts once, however many answers it has."""
         completions = self.completions

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from gemma_tpu.api import Model
 from gemma_tpu.loader import LoadStatus
-from gemma_tpu.server import info
+from gemma_tpu.server import info, messages
 from gemma_tpu.server.chat import chat_completions
 from gemma_tpu.server.completions import completions
 from gemma_tpu.server.endpoint import Endpoint, Handler
@@ -27,6 +27,10 @@ _ENDPOINTS: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/tokenize", info.tokenize),
     ("POST", "/detokenize", info.detokenize),
     ("GET", "/metrics", info.metrics),
+)
+_ANTHROPIC: tuple[tuple[str, Handler], ...] = (
+    ("/v1/messages", messages.messages),
+    ("/v1/messages/count_tokens", messages.count_tokens),
 )
 
 
@@ -54,6 +58,9 @@ def build_app(model: Model | LoaderLike, settings: Settings = Settings()) -> fas
     app.state.service = service
     for method, path, handler in _ENDPOINTS:
         app.router.routes.append(Route(path, _with_cors(Endpoint(service, handler, method), settings)))
+    for path, handler in _ANTHROPIC:
+        endpoint = Endpoint(service, handler, "POST", error_body=messages.error_body)
+        app.router.routes.append(Route(path, _with_cors(endpoint, settings)))
     for path, handler in (("/health", info.health), ("/ready", info.ready)):
         app.router.routes.append(Route(path, Endpoint(service, handler, "GET", everyone=True)))
     app.router.default = Endpoint(service, info.unknown, None)

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import pydantic
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.body import parse
-from gemma_tpu.server.errors import APIError
+from gemma_tpu.server.errors import APIError, openai_body
 from gemma_tpu.server.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -33,11 +33,14 @@ _LAST_WORD = 1  # seconds that a client has to read why its stream ends
 RequestT = TypeVar("RequestT", bound=pydantic.BaseModel)
 
 
+ErrorBody = Callable[[APIError, str], dict[str, Any]]  # an error and the request's id → JSON
+
+
 class Exchange:
     """A request, and what its log line will say. `stack` is closed when the response has been sent."""
 
-    def __init__(self, service: Service, scope: Scope) -> None:
-        self.service, self.request = service, Request(scope)
+    def __init__(self, service: Service, scope: Scope, error_body: ErrorBody) -> None:
+        self.service, self.request, self.error_body = service, Request(scope), error_body
         given = self.request.headers.get("x-request-id", "")
         self.id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         self.deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
@@ -54,6 +57,11 @@ class Exchange:
         if len(self.body) <= _PARSED_INLINE:
             return parse(self.body, kind, lenient=lenient)
         return await asyncio.to_thread(parse, self.body, kind, lenient=lenient)
+
+    def refusal(self, error: Exception) -> Response:
+        """The response in place of an answer."""
+        problem = self.problem(error)
+        return JSONResponse(self.error_body(problem, self.id), problem.status, problem.headers)
 
     def problem(self, error: Exception) -> APIError:
         """What the client is told of an error. One that is nobody's fault but ours is logged, without its message."""
@@ -87,11 +95,20 @@ Handler = Callable[[Exchange], Awaitable[Response]]
 class Endpoint:
     """An ASGI app. `everyone`: asks for no key, and does not keep the server from ending; for probes, unlogged."""
 
-    def __init__(self, service: Service, handler: Handler, method: str | None, *, everyone: bool = False) -> None:
+    def __init__(
+        self,
+        service: Service,
+        handler: Handler,
+        method: str | None,
+        *,
+        everyone: bool = False,
+        error_body: ErrorBody = openai_body,
+    ) -> None:
         self._service, self._handler, self._method, self._everyone = service, handler, method, everyone
+        self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._service, scope)
+        exchange = Exchange(self._service, scope, self._error_body)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -140,7 +157,7 @@ class Endpoint:
             exchange.noted["error"] = "client_left"
             return False
         except (APIError, TimeoutError) as error:
-            await exchange.problem(error).response(exchange.request.scope, receive, send)
+            await exchange.refusal(error)(exchange.request.scope, receive, send)
             return False
         return True
 
@@ -149,17 +166,20 @@ class Endpoint:
             async with asyncio.timeout_at(exchange.deadline):
                 response = await self._handler(exchange)
         except Exception as error:
-            response = exchange.problem(error).response
+            response = exchange.refusal(error)
         await response(exchange.request.scope, receive, send)
 
 
 class EventStream(Response):
-    """Server-sent events as they come. An error ends them as an event of its own, in OpenAI's shape."""
+    """Server-sent events as they come. An error ends them as an event of its own.
 
-    def __init__(self, exchange: Exchange, events: AsyncGenerator[dict[str, Any]]) -> None:
+    `named`: each event has the name that is its "type", and the last is as the others; else the last is [DONE].
+    """
+
+    def __init__(self, exchange: Exchange, events: AsyncGenerator[dict[str, Any]], *, named: bool = False) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
-        self._exchange, self._events = exchange, events
+        self._exchange, self._events, self._named = exchange, events, named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -167,17 +187,22 @@ class EventStream(Response):
             # Waits here for a client that reads slowly. The engine waits for nobody.
             async with asyncio.timeout_at(self._exchange.deadline), aclosing(self._events) as events:
                 async for event in events:
-                    await send(_event(json.dumps(event, ensure_ascii=False, separators=(",", ":"))))
-                await send(_event("[DONE]"))
+                    await send(self._message(event))
+                if not self._named:
+                    await send(_body("data: [DONE]\n\n"))
         except Exception as error:
             problem = self._exchange.problem(error)
             async with asyncio.timeout(_LAST_WORD):
-                await send(_event(json.dumps(problem.body)))
+                await send(self._message(self._exchange.error_body(problem, self._exchange.id)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _message(self, event: dict[str, Any]) -> Message:
+        name = f"event: {event['type']}\n" if self._named else ""
+        return _body(f"{name}data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n")
 
-def _event(data: str) -> Message:
-    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+
+def _body(text: str) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
 
 
 class _Left(Exception):

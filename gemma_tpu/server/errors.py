@@ -1,11 +1,9 @@
-"""Errors as OpenAI's API has them: a status, and {"error": {"message", "type", "param", "code"}}."""
+"""What clients are told when something is wrong."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
-
-from fastapi.responses import JSONResponse
 
 from gemma_tpu.engine.errors import ContextLengthError
 
@@ -28,17 +26,18 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 
     @property
-    def body(self) -> dict[str, Any]:
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
-        kind = "server_error" if self.status >= 500 else kind
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-    @property
-    def response(self) -> JSONResponse:
+    def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
+        return headers
+
+
+def openai_body(error: APIError, _: str) -> dict[str, Any]:
+    """The error in OpenAI's shape."""
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status, "invalid_request_error")
+    kind = "server_error" if error.status >= 500 else kind
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def refused(error: ValueError, param: str) -> APIError:

@@ -14,10 +14,12 @@ from gemma_tpu.server.schema import Message
 from gemma_tpu.server.settings import Settings
 
 
-def as_messages(messages: Sequence[Message], settings: Settings) -> tuple[list[Mapping[str, Any]], bool]:
+def as_messages(
+    messages: Sequence[Message], settings: Settings, field: str = "image_url"
+) -> tuple[list[Mapping[str, Any]], bool]:
     """Messages for `Model.stream`, with their images read; whether crops are asked for. Reads files: not for the loop.
 
-    APIError naming the image that is not allowed or cannot be read.
+    APIError naming the image that is not allowed or cannot be read, by the `field` that it is in for the client.
     """
     details, budget = set(), settings.max_images
     converted: list[Mapping[str, Any]] = []
@@ -29,7 +31,7 @@ def as_messages(messages: Sequence[Message], settings: Settings) -> tuple[list[M
                 if part.image_url is None:
                     parts.append({"type": "text", "text": part.text})
                     continue
-                where = f"messages[{i}].content[{j}].image_url"
+                where = f"messages[{i}].content[{j}].{field}"
                 budget -= 1
                 if budget < 0:
                     raise _refused(where, f"more than {settings.max_images} images")

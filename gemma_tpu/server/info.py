@@ -10,7 +10,9 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from gemma_tpu import prompts
+from gemma_tpu.api import Model
 from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.prompts import Message
 from gemma_tpu.server.endpoint import Exchange
 from gemma_tpu.server.errors import APIError, refused
 from gemma_tpu.server.images import as_messages
@@ -37,6 +39,13 @@ def _model(exchange: Exchange, name: str) -> dict[str, Any]:
     return {**description, "root": root, "max_model_len": deployment.context}
 
 
+def prompt_tokens(model: Model, messages: list[Message], crops: bool, continue_final: bool = False) -> list[int]:
+    """Those of a conversation. ValueError as `Model.stream` raises it."""
+    reading = prompts.Reading(pan_and_scan=crops, continue_final=continue_final)
+    rendered = prompts.render(messages, None, model.format, model.tokenizer, model.deployment.num_soft_tokens, reading)
+    return rendered.tokens
+
+
 async def tokenize(exchange: Exchange) -> Response:
     service, body = exchange.service, await exchange.read(TokenizeRequest)
     model = service.model(body.model)
@@ -44,9 +53,7 @@ async def tokenize(exchange: Exchange) -> Response:
     def work() -> list[int]:
         if body.prompt is not None:
             return model.tokenizer.encode(body.prompt, bos=body.add_special_tokens, control=True)
-        messages, crops = as_messages(body.messages or [], service.settings)
-        soft, reading = model.deployment.num_soft_tokens, prompts.Reading(pan_and_scan=crops)
-        return prompts.render(messages, None, model.format, model.tokenizer, soft, reading).tokens
+        return prompt_tokens(model, *as_messages(body.messages or [], service.settings))
 
     try:
         tokens = await asyncio.get_running_loop().run_in_executor(service.image_threads, work)

@@ -22,7 +22,7 @@ def only(*neutral: Any) -> Any:
     return Annotated[Any, AfterValidator(check), Field(default=None)]
 
 
-def _either(text: Any, items: Any) -> Any:
+def either(text: Any, items: Any) -> Any:
     """A string or a list. The tags, in the places of errors, are left out by `gemma_tpu.server.body`."""
     text, items = Annotated[text, Tag("<text>")], Annotated[items, Tag("<list>")]
     return Annotated[
@@ -31,18 +31,18 @@ def _either(text: Any, items: Any) -> Any:
     ]
 
 
-class _Model(pydantic.BaseModel):
+class Strict(pydantic.BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ImageURL(_Model):
+class ImageURL(Strict):
     """With detail "high", crops of an image far from square are shown too (pan and scan)."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class Part(_Model):
+class Part(Strict):
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageURL | None = None
@@ -56,11 +56,11 @@ class Part(_Model):
         return self
 
 
-class Message(_Model):
+class Message(Strict):
     """The fields of an answer are accepted as clients send them back; `reasoning_content` is not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: _either(str, list[Part]) | None = None
+    content: either(str, list[Part]) | None = None
     reasoning_content: str | None = None
     name: only()
     refusal: only()
@@ -71,7 +71,7 @@ class Message(_Model):
     function_call: only()
 
 
-class StreamOptions(_Model):
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: only(False)
     continuous_usage_stats: only(False)
@@ -81,10 +81,10 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_StopString = Annotated[str, StringConstraints(min_length=1)]
+StopString = Annotated[str, StringConstraints(min_length=1)]
 
 
-class Sampling(_Model):
+class Sampling(Strict):
     """What both ways to ask for an answer have. A field left out or null is as in the checkpoint's settings.
 
     `top_k` and `min_p` are other servers' fields. -1 and 0 are no `top_k`.
@@ -98,7 +98,7 @@ class Sampling(_Model):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[Annotated[list[_StopString], Field(max_length=16)] | None, BeforeValidator(_as_list)] = None
+    stop: Annotated[Annotated[list[StopString], Field(max_length=16)] | None, BeforeValidator(_as_list)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -221,7 +221,7 @@ class CompletionRequest(Sampling):
         return [self.prompt] if single else list(self.prompt)  # pyright: ignore[reportReturnType]
 
 
-class TokenizeRequest(_Model):
+class TokenizeRequest(Strict):
     """POST /tokenize: a `prompt` taken as it is, or `messages`."""
 
     model: str | None = None
@@ -237,7 +237,7 @@ class TokenizeRequest(_Model):
         return self
 
 
-class DetokenizeRequest(_Model):
+class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     model: str | None = None

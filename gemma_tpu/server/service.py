@@ -112,11 +112,14 @@ class Service:
 
     def _check_key(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        digest = _digest(given.strip())
+        given = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        digest = _digest(given)
         # All are compared, and in a time that tells nothing of where they differ.
         known = [hmac.compare_digest(digest, key) for key in self._digests]
-        if scheme.lower() != "bearer" or not any(known):
-            raise APIError(401, "needs a valid API key: Authorization: Bearer KEY", code="invalid_api_key")
+        if not any(known):
+            raise APIError(
+                401, "needs a valid API key, in Authorization: Bearer KEY or X-Api-Key", code="invalid_api_key"
+            )
 
     def max_new_tokens(self, model: Model, asked: int | None) -> int:
         limit = self.settings.max_tokens or math.inf

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from gemma_tpu.cli.arguments import add_model_arguments, values
@@ -78,8 +80,7 @@ def main(args: argparse.Namespace) -> int:
     )
     if settings.image_folder is not None and not os.path.isdir(settings.image_folder):
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
-    _log_to_stderr()
-    with listen(args.host, args.port) as listener:
+    with listen(args.host, args.port) as listener, _log_to_stderr():
         from gemma_tpu.loader import Loader
         from gemma_tpu.server.app import build_app
 
@@ -117,10 +118,16 @@ def _origin(value: str) -> str:
     return value
 
 
-def _log_to_stderr() -> None:
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
     """The lines of requests as they are, JSON; warnings and errors of anybody with their level."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     lines, log = logging.StreamHandler(sys.stderr), logging.getLogger("gemma_tpu.server.requests")
     log.setLevel(logging.INFO)
     log.addHandler(lines)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.propagate = True
