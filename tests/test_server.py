@@ -86,7 +86,9 @@ def test_keys(model: gemma_tpu.Model) -> None:
 def test_without_keys_only_this_machine_may_ask(site: Site, model: gemma_tpu.Model) -> None:
     """A page of another site that has made its own name lead here."""
     assert error_of(site.ask(headers={"host": "example.com"}), 403)["code"] == "host_not_allowed"
-    for host in ("localhost:80", "127.0.0.1", "[::1]:80"):
+    for host in ("[", "example.com:80", "localhost.example.com", "127.0.0.1.example.com", ""):
+        assert site.ask(headers={"host": host}).status_code in (400, 403)
+    for host in ("localhost:80", "Localhost", "127.0.0.1", "[::1]:80"):
         assert site.ask(headers={"host": host}).status_code == 200
     with serve(model, Settings(any_host=True)) as open_to_all:
         assert open_to_all.ask(headers={"host": "example.com"}).status_code == 200
@@ -97,6 +99,8 @@ def test_pages_of_other_origins(site: Site, model: gemma_tpu.Model) -> None:
     response = site.ask(headers=other)
     assert error_of(response, 403)["code"] == "origin_not_allowed"
     assert "access-control-allow-origin" not in response.headers
+    assert site.ask(headers={"origin": "http://["}).status_code == 403
+    assert site.ask(headers={"origin": "null"}).status_code == 403
     assert site.ask(headers={"origin": site.url}).status_code == 200
     asks = other | {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
     assert "access-control-allow-origin" not in site.http.options(CHAT, headers=asks).headers
@@ -361,7 +365,7 @@ def test_metrics(model: gemma_tpu.Model) -> None:
             assert next(begun)["choices"][0]["delta"]["content"]
             assert read()["gemma_tpu:num_requests_running"] == 1
             assert 0 < read()["gemma_tpu:kv_cache_usage_perc"] < 1
-        wait_for(lambda: read().get("gemma_tpu:request_success_totalabort") == 1)
+        wait_for(lambda: read().get("gemma_tpu:request_success_totalabort") == 1 and idle(model))
         found = read()
     prompt_tokens = used[0]["prompt_tokens"]
     written = sum(usage["completion_tokens"] for usage in used)

@@ -16,12 +16,14 @@ from gemma_tpu.server import info, messages
 from gemma_tpu.server.chat import chat_completions
 from gemma_tpu.server.completions import completions
 from gemma_tpu.server.endpoint import Endpoint, Handler
+from gemma_tpu.server.responses import responses
 from gemma_tpu.server.service import LoaderLike, Service
 from gemma_tpu.server.settings import Settings
 
 _ENDPOINTS: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/responses", responses),
     ("GET", "/v1/models", info.models),
     ("GET", "/v1/models/{name:path}", info.model),
     ("POST", "/tokenize", info.tokenize),

@@ -83,7 +83,7 @@ class Exchange:
 
     def log(self) -> None:
         seconds = round(time.perf_counter() - self.begun, 6)
-        request = {"method": self.request.method, "path": self.request.url.path, "status": self.status}
+        request = {"method": self.request.method, "path": self.request.scope["path"], "status": self.status}
         _REQUESTS.info(
             json.dumps({"time": time.time(), "request_id": self.id, **request, "seconds": seconds, **self.noted})
         )
@@ -156,7 +156,7 @@ class Endpoint:
         except _Left:
             exchange.noted["error"] = "client_left"
             return False
-        except (APIError, TimeoutError) as error:
+        except Exception as error:
             await exchange.refusal(error)(exchange.request.scope, receive, send)
             return False
         return True
@@ -192,12 +192,15 @@ class EventStream(Response):
                     await send(_body("data: [DONE]\n\n"))
         except Exception as error:
             problem = self._exchange.problem(error)
-            async with asyncio.timeout(_LAST_WORD):
-                await send(self._message(self._exchange.error_body(problem, self._exchange.id)))
+            try:
+                async with asyncio.timeout(_LAST_WORD):
+                    await send(self._message(self._exchange.error_body(problem, self._exchange.id)))
+            except TimeoutError:  # it reads nothing: the connection is closed
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _message(self, event: dict[str, Any]) -> Message:
-        name = f"event: {event['type']}\n" if self._named else ""
+        name = f"event: {event.get('type', 'error')}\n" if self._named else ""
         return _body(f"{name}data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_tpu.engine.errors import ContextLengthError
 
-_PLACE = re.compile(r"((?:messages|prompt)\[\d+\](?:\.content\[\d+\])?): ")
+_PLACE = re.compile(r"messages\[(\d+)\]((?:\.content\[\d+\])?): ")
 
 
 class APIError(Exception):
@@ -40,8 +40,12 @@ def openai_body(error: APIError, _: str) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def refused(error: ValueError, param: str) -> APIError:
-    """What the library has against a prompt. `param`: the field that the prompt is in."""
-    place = _PLACE.match(str(error))
+def refused(error: ValueError, field: str, *, before: int = 0) -> APIError:
+    """What the library has against the prompt that came in `field`, with `before` messages put before it here."""
+    said, place = str(error), None
+    if found := _PLACE.match(said):
+        index = int(found[1]) - before
+        place = f"{field}[{index}]{found[2]}" if index >= 0 else None
+        said = f"{place or 'the system text'}: {said[found.end() :]}"
     code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
-    return APIError(400, str(error), param=place[1] if place else param, code=code)
+    return APIError(400, said, param=place or field, code=code)

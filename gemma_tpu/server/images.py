@@ -15,11 +15,11 @@ from gemma_tpu.server.settings import Settings
 
 
 def as_messages(
-    messages: Sequence[Message], settings: Settings, field: str = "image_url"
+    messages: Sequence[Message], settings: Settings, place: str = "messages[{}].content[{}].image_url"
 ) -> tuple[list[Mapping[str, Any]], bool]:
     """Messages for `Model.stream`, with their images read; whether crops are asked for. Reads files: not for the loop.
 
-    APIError naming the image that is not allowed or cannot be read, by the `field` that it is in for the client.
+    APIError naming the image that is not allowed or cannot be read, by its `place` for the client.
     """
     details, budget = set(), settings.max_images
     converted: list[Mapping[str, Any]] = []
@@ -31,7 +31,7 @@ def as_messages(
                 if part.image_url is None:
                     parts.append({"type": "text", "text": part.text})
                     continue
-                where = f"messages[{i}].content[{j}].{field}"
+                where = place.format(i, j)
                 budget -= 1
                 if budget < 0:
                     raise _refused(where, f"more than {settings.max_images} images")

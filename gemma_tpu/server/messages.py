@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -42,7 +41,7 @@ async def messages(exchange: Exchange) -> Response:
     try:
         await answers.start()
     except ValueError as error:
-        raise _refused(error, body) from error
+        raise refused(error, "messages", before=bool(body.system_text)) from error
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = body.model or service.settings.model_names[0]
     if body.stream:
@@ -60,23 +59,17 @@ async def count_tokens(exchange: Exchange) -> Response:
     try:
         tokens = await asyncio.to_thread(prompt_tokens, model, conversation, crops, body.continues)
     except ValueError as error:
-        raise _refused(error, body) from error
+        raise refused(error, "messages", before=bool(body.system_text)) from error
     return JSONResponse({"input_tokens": len(tokens)})
 
 
 async def _conversation(exchange: Exchange, body: CountRequest) -> tuple[list[Mapping[str, Any]], bool]:
     service, loop = exchange.service, asyncio.get_running_loop()
     given = body.as_openai()
-    converted, crops = await loop.run_in_executor(service.image_threads, as_messages, given, service.settings, "source")
+    arguments = given, service.settings, "messages[{}].content[{}].source"
+    converted, crops = await loop.run_in_executor(service.image_threads, as_messages, *arguments)
     system = [{"role": "system", "content": body.system_text}] if body.system_text else []
     return [*system, *converted], crops
-
-
-def _refused(error: ValueError, body: CountRequest) -> APIError:
-    """The system text, which is a message for the library, is none for the client."""
-    said, before = str(error), bool(body.system_text)
-    said = re.sub(r"^messages\[(\d+)\]", lambda found: f"messages[{int(found[1]) - before}]", said)
-    return refused(type(error)(said), "messages")
 
 
 def _usage(completion: Completion) -> dict[str, int]:

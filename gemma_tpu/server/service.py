@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import hmac
 import math
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -22,7 +22,8 @@ from gemma_tpu.server.settings import Settings
 
 _IMAGE_THREADS = 8  # that read and fetch images; others wait for one of them
 _RETRY_LOADING, _RETRY_QUEUE = 5, 1  # seconds that a refused client is told to wait
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_PORT = re.compile(r":\d+$")
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 @runtime_checkable
@@ -102,11 +103,11 @@ class Service:
     def check_client(self, request: Request) -> None:
         """APIError for one without a key that is needed, and for pages of other origins."""
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin not in self.settings.allow_origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self.settings.allow_origins and origin.partition("://")[2] != host:
             raise APIError(403, "pages of this origin may not ask: see --allow-origin", code="origin_not_allowed")
         if self._digests:
             self._check_key(request)
-        elif not self.settings.any_host and urlsplit(f"//{host}").hostname not in _LOCAL_HOSTS:
+        elif not self.settings.any_host and _PORT.sub("", host.lower()) not in _LOCAL_HOSTS:
             message = "without keys, this server answers for localhost alone: see --api-keys and --no-auth"
             raise APIError(403, message, code="host_not_allowed")
 
@@ -121,10 +122,11 @@ class Service:
                 401, "needs a valid API key, in Authorization: Bearer KEY or X-Api-Key", code="invalid_api_key"
             )
 
-    def max_new_tokens(self, model: Model, asked: int | None) -> int:
+    def max_new_tokens(self, model: Model, asked: int | None, field: str = "max_tokens") -> int:
+        """How long an answer may be. APIError if more is asked for, in `field`, than is allowed."""
         limit = self.settings.max_tokens or math.inf
         if asked is not None and asked > limit:
-            raise APIError(400, f"max_tokens: at most {limit}", param="max_tokens", code="invalid_value")
+            raise APIError(400, f"{field}: at most {limit}", param=field, code="invalid_value")
         return int(min(limit, model.defaults.max_new_tokens if asked is None else asked))
 
     def close(self) -> None:

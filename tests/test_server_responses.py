@@ -1,0 +1,134 @@
+"""OpenAI's Responses API, as OpenAI's own client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai.types.responses import response_create_params
+from server_site import HELLO, WAIT, Site, data_url, make_model, noise, serve
+
+import gemma_tpu
+from gemma_tpu.server.responses_schema import ResponsesRequest
+
+PATH = "/v1/responses"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    with make_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def site(model: gemma_tpu.Model) -> Iterator[Site]:
+    with serve(model) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def client(site: Site) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, timeout=WAIT) as client:
+        yield client
+
+
+TEXT = {"type": "input_text", "text": "What is it?"}
+IMAGE = {"type": "input_image", "image_url": data_url(noise(50, 30)), "detail": "auto"}
+PICTURE = {"type": "image", "image": noise(50, 30)}
+SAID = {"type": "output_text", "text": "said", "annotations": []}
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "said"}, {"role": "user", "content": "b"}]
+ASKED: list[tuple[dict[str, Any], Any]] = [
+    ({"input": "Hello"}, HELLO),
+    ({"input": HELLO, "instructions": "Be brief."}, [{"role": "system", "content": "Be brief."}, *HELLO]),
+    (
+        {"input": [{"role": "user", "content": [IMAGE, TEXT]}]},
+        [{"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}],
+    ),
+    (
+        {"input": [TURNS[0], {"type": "message", "id": "msg_1", "role": "assistant", "content": [SAID]}, TURNS[2]]},
+        TURNS,
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "prompt"), ASKED)
+def test_an_answer(client: openai.OpenAI, model: gemma_tpu.Model, asked: dict[str, Any], prompt: Any) -> None:
+    wanted = model.generate(prompt, max_new_tokens=12, temperature=1.0, seed=5)
+    options: Any = {"model": "tiny", "max_output_tokens": 12, "temperature": 1.0, "extra_body": {"seed": 5}, **asked}
+    answer = client.responses.create(**options)
+    assert answer.output_text == wanted.text
+    cut = wanted.finish_reason == "length"
+    assert answer.status == ("incomplete" if cut else "completed")
+    assert (answer.incomplete_details.reason if cut else None) == ("max_output_tokens" if cut else None)
+    assert answer.usage.input_tokens == wanted.usage.prompt_tokens
+    assert answer.usage.output_tokens == len(wanted.tokens)
+    events = list(client.responses.create(stream=True, **options))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == wanted.text
+    assert events[-1].response.output_text == wanted.text
+    assert events[-1].type == f"response.{answer.status}"
+    assert [event.type.removeprefix("response.") for event in events[:4]] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+    ]
+
+
+def test_the_clients_own_stream(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
+    wanted = model.generate("Hello", max_new_tokens=12)
+    with client.responses.stream(model="tiny", input="Hello", max_output_tokens=12) as stream:
+        snapshots = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
+    assert snapshots[-1] == wanted.text
+
+
+def test_truncation(site: Site, model: gemma_tpu.Model) -> None:
+    turns = [{"role": role, "content": "word " * 60} for role in ("user", "assistant") * 3] + HELLO
+    assert site.refused(400, PATH, input=turns)["code"] == "context_length_exceeded"
+    answer = site.ask(PATH, input=turns, truncation="auto", max_output_tokens=8).json()
+    wanted = model.generate(turns, drop_oldest=True, max_new_tokens=8)
+    assert wanted.dropped_turns
+    assert answer["usage"]["input_tokens"] == wanted.usage.prompt_tokens
+    assert answer["output"][0]["content"][0]["text"] == wanted.text
+
+
+def test_every_field_of_the_api_is_known() -> None:
+    theirs = response_create_params.ResponseCreateParamsStreaming.__annotations__
+    assert len(theirs) > 15
+    assert set(theirs) <= set(ResponsesRequest.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("param", "asked"),
+    [
+        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("store", {"store": True}),
+        ("previous_response_id", {"previous_response_id": "resp_1"}),
+        ("wings", {"wings": 2}),
+        ("max_output_tokens", {"max_output_tokens": 0}),
+        ("input", {"input": 5}),
+        ("input[0].type", {"input": [{"type": "function_call", "role": "user", "content": "a"}]}),
+        ("input[0].content[0]", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}),
+        ("input[0].content[0].image_url", {"input": [{"role": "user", "content": [IMAGE | {"image_url": "/a"}]}]}),
+        ("input[1]", {"input": [*HELLO, *HELLO]}),
+        ("input[1]", {"input": [*HELLO, *HELLO], "instructions": "Be brief."}),
+    ],
+)
+def test_what_is_refused(site: Site, param: str, asked: dict[str, Any]) -> None:
+    error = site.refused(400, PATH, **{"input": "Hello", **asked})
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+
+
+def test_an_error_in_the_middle(model: gemma_tpu.Model, client: openai.OpenAI, monkeypatch) -> None:
+    submit = model.engine.submit
+
+    def spoiled(tokens, images, sampling_params, watch=None):
+        return submit(tokens, images, sampling_params, lambda _: 1 / 0)
+
+    monkeypatch.setattr(model.engine, "submit", spoiled)
+    stream = client.responses.create(model="tiny", input="Hello", stream=True)
+    with pytest.raises(openai.APIError, match="internal error"):
+        list(stream)
