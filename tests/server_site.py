@@ -23,6 +23,7 @@ from gemma_tpu.server.service import LoaderLike, Service
 
 WAIT = 60  # seconds, on a machine that may be busy
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG: dict[str, Any] = {"max_tokens": 150}
 HELLO = [{"role": "user", "content": "Hello"}]
 SETTINGS = Settings(model_names=("tiny", "another-name"))
 
@@ -119,3 +120,12 @@ def events(lines: Iterator[str]) -> Iterator[Any]:
             return
         yield json.loads(line.removeprefix("data: "))
     raise AssertionError("the stream ended without [DONE]")
+
+
+@contextlib.contextmanager
+def streaming(site: Site, **body: Any) -> Iterator[Iterator[str]]:
+    """The lines of an answer that is being written. Leaving closes the connection."""
+    asked = {"messages": HELLO, "stream": True, **LONG, **body}
+    with httpx.Client(trust_env=False, timeout=WAIT) as client, client.stream("POST", site.url + CHAT, json=asked) as r:
+        assert r.status_code == 200
+        yield r.iter_lines()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from gemma_tpu import load_image
-from gemma_tpu.fetch import fetch
+from gemma_tpu.fetch import fetch, is_public
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -165,3 +165,19 @@ def test_no_password_of_a_redirection_is_repeated(site: str) -> None:
 def test_addresses_that_lead_nowhere(url: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fetch(url)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "public"),
+    [
+        ("8.8.8.8 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::808:808", True),
+        (
+            "127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255",
+            False,
+        ),
+        ("::1 :: fe80::1%eth0 fc00::1 fd00:ec2::254 ::ffff:127.0.0.1 ff02::1 2001:db8::1 64:ff9b::7f00:1", False),
+        ("::127.0.0.1 64:ff9b:1::1 2002:7f00:1:: 2001:0:808:808::1", False),
+    ],
+)
+def test_addresses_of_the_public_internet(hosts: str, public: bool) -> None:
+    assert {host: is_public(host) for host in hosts.split()} == dict.fromkeys(hosts.split(), public)

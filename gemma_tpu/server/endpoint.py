@@ -122,9 +122,9 @@ class Endpoint:
             with exchange.stack:
                 await self._serve(exchange, receive, send_with_id)
         finally:
-            self._service.requests -= counts
             if counts:
                 exchange.log()
+            self._service.requests -= counts
 
     async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         answering = leaving = None

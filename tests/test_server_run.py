@@ -1,0 +1,178 @@
+"""From the beginning to the end: loading, draining, the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_site import (
+    CHAT,
+    HELLO,
+    WAIT,
+    Site,
+    error_of,
+    events,
+    held,
+    idle,
+    make_model,
+    serve,
+    streaming,
+    wait_for,
+)
+from small_models import random_params
+from test_api import CONFIG
+
+import gemma_tpu
+from gemma_tpu import Loader
+from gemma_tpu.checkpoint import save_params
+from gemma_tpu.cli.main import main
+from gemma_tpu.server import Settings
+
+KEY = {"authorization": "Bearer secret-1"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    with make_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def site(model: gemma_tpu.Model) -> Iterator[Site]:
+    with serve(model) as site:
+        yield site
+
+
+def test_while_it_loads(model: gemma_tpu.Model) -> None:
+    step, loaded = threading.Event(), threading.Event()
+
+    def load(progress):
+        progress(1, 4)
+        step.set()
+        loaded.wait()
+        return model
+
+    loader = Loader("tiny", load)
+    with serve(loader) as site:
+        loader.start()
+        step.wait()
+        assert site.http.get("/health").status_code == 200
+        response = site.http.get("/ready")
+        assert (response.status_code, response.json()["status"]) == (503, "reading")
+        assert (response.json()["done"], response.json()["total"]) == (1, 4)
+        assert response.headers["retry-after"]
+        response = site.ask()
+        error = error_of(response, 503)
+        assert (error["code"], error["type"]) == ("loading", "server_error")
+        assert "25%" in error["message"]
+        assert response.headers["retry-after"]
+        assert site.http.get("/metrics").status_code == 200
+        loaded.set()
+        wait_for(lambda: site.http.get("/ready").status_code == 200)
+        assert site.ask().status_code == 200
+
+
+def test_an_engine_that_has_failed() -> None:
+    with make_model() as model, serve(model) as site:
+        model.engine._abort(RuntimeError("the device is gone"))
+        assert error_of(site.ask(), 503)["code"] == "failed"
+        assert site.http.get("/health").status_code == 503
+
+
+def test_sigterm_lets_answers_finish(model: gemma_tpu.Model) -> None:
+    wanted = model.generate("Hello", max_new_tokens=12)
+    with serve(model) as site, held(model) as gate, streaming(site, max_tokens=12) as lines:
+        tick, ticks = site.server.on_tick, []
+
+        async def counted(counter: int) -> bool:
+            ticks.append(counter)
+            return await tick(counter)
+
+        site.server.on_tick = counted
+        site.server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: len(ticks) >= 3)
+        assert site.http.get("/ready").status_code == 503
+        assert site.http.get("/ready").json()["status"] == "shutting_down"
+        response = site.ask()
+        assert error_of(response, 503)["code"] == "shutting_down"
+        assert response.headers["retry-after"]
+        assert site.http.get("/health").status_code == 200
+        assert not site.server.should_exit
+        gate.set()
+        text = "".join(event["choices"][0]["delta"].get("content", "") for event in events(lines))
+        assert text == wanted.text
+        wait_for(lambda: site.server.should_exit)
+
+
+def test_the_end_of_its_patience(model: gemma_tpu.Model) -> None:
+    with serve(model, Settings(drain_timeout=0)) as site, held(model), streaming(site) as lines:
+        next(lines)
+        site.server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: site.server.should_exit)
+        with pytest.raises((httpx.HTTPError, AssertionError)):
+            list(events(lines))
+    wait_for(lambda: idle(model))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("serve") / "my-model"
+    tokenizer = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
+    save_params(random_params(CONFIG), CONFIG, path, tokenizer=tokenizer)
+    return path
+
+
+def test_the_command(checkpoint: Path, model: gemma_tpu.Model) -> None:
+    command = [sys.executable, "-m", "gemma_tpu", "serve", str(checkpoint), "--port", "0", "--max-rows", "1"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["GEMMA_TPU_API_KEYS"] = "secret-1"
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([*command, "--max-context", "128", "--dtype", "f32", "--mesh", "1,1"], **options) as server:
+        try:
+            assert server.stdout is not None
+            url = re.match(r"my-model is at (http://127.0.0.1:\d+)/v1 ", server.stdout.readline())[1]
+            with httpx.Client(base_url=url, trust_env=False, timeout=WAIT, headers=KEY) as client:
+                assert client.get("/health").status_code == 200
+                wait_for(lambda: client.get("/ready").status_code == 200)
+                answer = client.post(CHAT, json={"model": "my-model", "messages": HELLO, "max_tokens": 8}).json()
+            server.terminate()
+            _, said = server.communicate(timeout=WAIT)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+    assert answer["choices"][0]["message"]["content"] == model.generate("Hello", max_new_tokens=8).text
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["path"] for line in lines if line["method"] == "POST"] == [CHAT]
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "--no-auth"),
+        (["--port", "99999"], "--port"),
+        (["--api-keys", "/nowhere/keys"], "/nowhere/keys"),
+        (["--image-folder", "/nowhere"], "no such directory"),
+        (["--max-queue", "-1"], "max_queue"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "gemma3-demo", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gemma-tpu: ")
+    assert said in line
+
+
+def test_a_checkpoint_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gemma-tpu: ")
