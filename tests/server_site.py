@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -65,9 +66,14 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serve(model: gemma_tpu.Model | LoaderLike, settings: Settings = SETTINGS) -> Iterator[Site]:
+def serve(
+    model: gemma_tpu.Model | LoaderLike, settings: Settings = SETTINGS, *, buffer: int | None = None
+) -> Iterator[Site]:
+    """`buffer`: bytes that the kernel keeps of what is sent."""
     app = build_app(model, settings)
     with listen("127.0.0.1", 0) as listener:
+        if buffer is not None:  # of the connections too
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         server = Server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -126,6 +132,10 @@ def events(lines: Iterator[str]) -> Iterator[Any]:
 def streaming(site: Site, **body: Any) -> Iterator[Iterator[str]]:
     """The lines of an answer that is being written. Leaving closes the connection."""
     asked = {"messages": HELLO, "stream": True, **LONG, **body}
-    with httpx.Client(trust_env=False, timeout=WAIT) as client, client.stream("POST", site.url + CHAT, json=asked) as r:
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    with (
+        httpx.Client(transport=transport, timeout=WAIT) as client,
+        client.stream("POST", site.url + CHAT, json=asked) as r,
+    ):
         assert r.status_code == 200
         yield r.iter_lines()
