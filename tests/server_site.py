@@ -132,7 +132,7 @@ def events(lines: Iterator[str]) -> Iterator[Any]:
 def streaming(site: Site, **body: Any) -> Iterator[Iterator[str]]:
     """The lines of an answer that is being written. Leaving closes the connection."""
     asked = {"messages": HELLO, "stream": True, **LONG, **body}
-    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)])
     with (
         httpx.Client(transport=transport, timeout=WAIT) as client,
         client.stream("POST", site.url + CHAT, json=asked) as r,

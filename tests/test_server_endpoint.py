@@ -93,7 +93,7 @@ def test_a_client_that_never_sends_its_body(model: gemma_tpu.Model) -> None:
 
 def test_a_slow_reader_keeps_nobody_waiting(model: gemma_tpu.Model) -> None:
     """Its answers end in the engine, and another's comes whole, while it reads nothing and the server cannot send."""
-    with serve(model, buffer=4096) as site, streaming(site, n=64, max_tokens=100, temperature=1.0, seed=1) as lines:
+    with serve(model, buffer=16384) as site, streaming(site, n=64, max_tokens=100, temperature=1.0, seed=1) as lines:
         wait_for(lambda: idle(model))
         assert site.ask().status_code == 200
         wait_for(lambda: site.service.requests == 1)
