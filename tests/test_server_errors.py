@@ -129,7 +129,7 @@ def test_wrong_prompts(site: Site, prompt: Any) -> None:
     assert site.refused(400, COMPLETIONS, prompt=prompt)["param"].startswith("prompt")
 
 
-@pytest.mark.parametrize("prompt", [[[]], [10**6], [-1], "<start_of_image>", "\ud800"])
+@pytest.mark.parametrize("prompt", [[[]], [10**6], [-1], "<start_of_image>"])
 def test_prompts_that_the_model_cannot_take(site: Site, prompt: Any) -> None:
     body = json.dumps({"prompt": prompt, "max_tokens": 2})
     response = site.http.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
@@ -196,7 +196,19 @@ def test_an_unknown_field(site: Site, model: gemma_tpu.Model, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"5", b'{"messages": NaN}', b"\xff", b"[" * 100_000, b'{"a": ' * 100_000]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'{"messages": NaN}',
+        b"\xff",
+        rb'{"\ud800": 1}',
+        rb'{"messages": "\ud800"}',
+        b"[" * 100_000,
+        b'{"a": ' * 100_000,
+    ],
 )
 def test_a_malformed_body(site: Site, body: bytes) -> None:
     response = site.http.post(CHAT, content=body, headers={"content-type": "application/json"})

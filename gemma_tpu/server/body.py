@@ -24,6 +24,10 @@ def parse(body: bytes, kind: type[RequestT], *, lenient: bool = False) -> Reques
     """
     try:
         given = json.loads(body, parse_constant=_no_constant)
+        if b"\\u" in body:
+            json.dumps(given, ensure_ascii=False).encode()  # fails for half a surrogate pair, which is no text
+    except UnicodeEncodeError as error:
+        raise APIError(400, "the body has half a surrogate pair", code="invalid_json") from error
     except (ValueError, RecursionError) as error:
         raise APIError(400, f"the body is no JSON: {error}", code="invalid_json") from error
     if not isinstance(given, dict):
