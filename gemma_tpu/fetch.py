@@ -70,12 +70,10 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS, pub
         return done.result(seconds)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{name}: the server answered {error.code} {error.reason}") from error
-    except TimeoutError as error:
-        raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
+    except (TimeoutError, urllib.error.URLError) as error:
+        if isinstance(reason := getattr(error, "reason", error), TimeoutError):
             raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-        raise ValueError(f"{name}: cannot be reached ({error.reason})") from error
+        raise ValueError(f"{name}: cannot be reached ({reason})") from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{name}: the connection broke ({error or type(error).__name__})") from error
     except ValueError as error:  # from this module, or from urllib for a malformed URL
@@ -94,34 +92,28 @@ def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socke
         _remaining(deadline)
         sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
-    connect = _connect_to_public if public else socket.create_connection
+    create_connection = _connect_to_public if public else socket.create_connection
 
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            self._create_connection = connect
-            super().connect()
+    def tracked(connection: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        def connect(self: Any) -> None:
+            self._create_connection = create_connection
+            connection.connect(self)
             track(self.sock)
 
-    class Secure(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            self._create_connection = connect
-            super().connect()
-            track(self.sock)
+        return type(connection.__name__, (connection,), {"connect": connect})
 
-    class OpenPlain(urllib.request.HTTPHandler):
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         def http_open(self, req):
-            return self.do_open(Plain, req)
+            return self.do_open(tracked(http.client.HTTPConnection), req)
 
-    class OpenSecure(urllib.request.HTTPSHandler):
         def https_open(self, req):
-            return self.do_open(Secure, req)
+            return self.do_open(tracked(http.client.HTTPSConnection), req)
 
     # urllib's default opener would also accept file: and ftp:.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler({} if public else None),  # a proxy would look names up itself
-        OpenPlain(),
-        OpenSecure(),
+        Handler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
