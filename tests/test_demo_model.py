@@ -106,7 +106,7 @@ def _check(answer: str, question: str, scene: scenes.Scene) -> str:
             return "background"
         assert (match[1], match[2]) in [fact[:2] for fact in found]
         if answer.startswith(("Yes", "No")):
-            assert (match[2] in question) == answer.startswith("Yes")
+            assert bool(re.search(rf"\b{match[2]}\b", question)) == answer.startswith("Yes")
         return "colour"
     return ""
 

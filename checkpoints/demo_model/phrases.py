@@ -21,6 +21,7 @@ T = TypeVar("T")
 FOLDER = Path(__file__).parent
 HELD_OUT_SHARE = 10  # one key in ten is held out
 _FRAMED_SHARE = 0.3
+_FRAMES = ("noun:", "clause:", "claim:")
 _MARK = re.compile(r"(!|=|noun:|clause:|claim:) ")  # what the templates from here on are
 _VALUE = re.compile(r"(\w+) = (.*)")
 _UNFRAMED = ("short", "follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
@@ -93,16 +94,17 @@ def sections(path: Path) -> dict[str, str]:
     return {name: re.sub(" +", " ", body).strip() for name, _, body in parts}
 
 
+def _values(entries: list[str]) -> dict[str, str]:
+    return {name: text for name, _, text in (entry.partition(" = ") for entry in entries)}
+
+
 class Phrases:
     """The phrasings of one language. `files`: a later one adds sections to those of the first."""
 
     def __init__(self, *files: Path, chinese: bool = False) -> None:
         self.chinese = chinese
         texts = {name: text.split(" // ") for file in files for name, text in sections(file).items()}
-        self._parts, self.answers, words = (
-            dict(_VALUE.fullmatch(entry).groups() for entry in texts.pop(name))
-            for name in ("parts", "answers", "words")
-        )
+        self._parts, self.answers, words = (_values(texts.pop(name)) for name in ("parts", "answers", "words"))
         self._verbs = tuple(self._parts.pop("verbs").split())
         self.words = {name: text.split("; ") if ";" in text else text.split() for name, text in words.items()}
         self._train, self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(3))
@@ -147,8 +149,8 @@ class Phrases:
 
     def _template(self, task: str, rng: np.random.Generator, look: bool) -> str:
         template = self._train[task][int(np.searchsorted(self._weights(task), rng.random(), side="right"))]
-        frame, text = re.fullmatch("(?:(noun|clause|claim):)?(.*)", template).groups()
-        text = expand(text, rng).strip()
+        frame = template.partition(":")[0] if template.startswith(_FRAMES) else ""
+        text = expand(template.removeprefix(f"{frame}:") if frame else template, rng).strip()
         if not frame and rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
             if text.endswith(("?", "？")):
                 frame = "look" if look and rng.random() < 0.3 else "question"
@@ -161,7 +163,7 @@ class Phrases:
             text = text.rstrip("?.。？")
         inside = before and not before.endswith(("! ", ". "))
         framed = before + (uncapital(text) if inside else text) + after
-        return capital(framed) if frame in ("noun", "clause", "claim") else framed
+        return capital(framed) if f"{frame}:" in _FRAMES else framed
 
     def say(self, answer: str, **slots: Any) -> str:
         """The answer template `answer`, filled, with a capital letter at its start."""

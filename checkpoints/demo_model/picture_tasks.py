@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints.demo_model.dialog import Turn, spell
 from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital, weighted
-from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape
+from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, Text
 from checkpoints.demo_model.speaker import SIDES, Speaker
 
 _SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
@@ -29,6 +29,7 @@ class Asker(Speaker):
     ) -> None:
         super().__init__(phrases, rng, held_out, whole)
         self.scene, self.shapes, self.crowded = scene, scene.shapes, len(scene.shapes) > 5
+        self.text = scene.text or Text("", "black", 0, 0, 0, 0)
         self.known = [s for s in scene.shapes if s.kind in SHAPES]
         self.kinds, self.seen = Counter(s.kind for s in scene.shapes), Counter(s.colour for s in scene.shapes)
         both = Counter((s.kind, s.colour) for s in scene.shapes)
@@ -291,17 +292,17 @@ class Asker(Speaker):
     # -- printed text --------------------------------------------------------------------------------------------------
 
     def read(self) -> Turn:
-        word = spell(self.scene.text.content)
+        word = spell(self.text.content)
         return self.ask("read", short=word, word=word)
 
     def text_colour(self) -> Turn:
-        return self.ask("text_colour", "", "colour", colour=self.colour(self.scene.text.colour))
+        return self.ask("text_colour", "", "colour", colour=self.colour(self.text.colour))
 
     def describe_text(self) -> Turn | None:
         if not self.shapes:
-            colours = dict(colour=self.colour(self.scene.text.colour), background=self.colour(self.scene.background))
+            colours = dict(colour=self.colour(self.text.colour), background=self.colour(self.scene.background))
             task = "describe" if self.rng.random() < 0.5 else "what"
-            return self.ask(task, "describe_text", "describe", word=spell(self.scene.text.content), **colours)
+            return self.ask(task, "describe_text", "describe", word=spell(self.text.content), **colours)
 
     # -- more than one -------------------------------------------------------------------------------------------------
 

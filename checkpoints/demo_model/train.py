@@ -48,7 +48,7 @@ class Shards(threading.Thread):
         known: set[Path] = set()
         try:
             while not self._stopped.wait(0.2):
-                for path in sorted(set(self._folder.glob("rows-*.npz")) - known):
+                for path in sorted(set(self._folder.glob("rows-*.pickle")) - known):
                     self.units += read_shard(path)
                     known.add(path)
         except BaseException as error:  # handed to the training loop by batch()
@@ -79,12 +79,12 @@ class Shards(threading.Thread):
         return batch
 
 
-def _feed(shards: Shards, units: int, batches: queue.Queue) -> None:
+def _feed(shards: Shards, units: int, size: int, batches: queue.Queue) -> None:
     """Puts batches on the device ahead of time."""
     try:
         while True:
             batch = jax.device_put(shards.batch(units))
-            pixels = learning.to_pixels(batch.pop("images"), batch["sizes"], DEMO.vision.image_size)
+            pixels = learning.to_pixels(batch.pop("images"), batch["sizes"], size)
             batches.put((batch, pixels))
     except BaseException as error:  # handed to the training loop
         batches.put(error)
@@ -112,8 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     end = begun + 60 * options.minutes - _FINAL_SECONDS
     emphasis = {task: float(weight) for task, _, weight in (text.rpartition("=") for text in options.emphasis)}
     shards, batches = Shards(options.data, emphasis, options.seed), queue.Queue(maxsize=3)
+    image_size = DEMO.vision.image_size if DEMO.vision else 0
     shards.start()
-    threading.Thread(target=_feed, args=(shards, options.units, batches), daemon=True).start()
+    threading.Thread(target=_feed, args=(shards, options.units, image_size, batches), daemon=True).start()
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     start = open_checkpoint(options.resume)
     state = learning.start(load_params(start, DEMO, dtype="float32", sharding=lambda *_: place, progress=False))
