@@ -141,17 +141,18 @@ class Asker(Speaker):
                 "colour_at", "colour", "colour", noun=choose(self.rng, (slots["kind"], self.kind("shape"))), **slots
             )
 
-    def _two(self) -> dict[str, str] | None:
-        """Kinds `a` and `b` of two shapes, and their colours, `first` and `second`."""
+    def _two(self, ordered: bool = False) -> dict[str, str] | None:
+        """Kinds `a` and `b` of two shapes, and their colours, `first` and `second`; `ordered`: from left to right."""
         if pair := self.some(self.unique, 2):
+            pair = sorted(pair, key=lambda s: s.x) if ordered else pair
             (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
             return dict(a=a, b=b, first=first, second=second)
 
     def same_colour(self) -> Turn | None:
-        if slots := self._two():
+        both = len(self.shapes) == 2 and self.rng.random() < 0.5
+        if slots := self._two(ordered=both):
             said = "same_colour_yes" if slots["first"] == slots["second"] else "same_colour_no"
-            task = "same_colour" if len(self.shapes) > 2 or self.rng.random() < 0.5 else "both_colours"
-            return self.ask(task, said, "two facts", **slots)
+            return self.ask("both_colours" if both else "same_colour", said, "two facts", **slots)
 
     def two_colours(self) -> Turn | None:
         if slots := self._two():
@@ -309,7 +310,10 @@ class Asker(Speaker):
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
         whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
-        first, second = (getattr(whole, _SIMPLE[int(i)])() for i in self.rng.permutation(len(_SIMPLE))[:2])
+        tasks = [_SIMPLE[int(i)] for i in self.rng.permutation(len(_SIMPLE))[:2]]
+        if set(tasks) == {"where", "colour_of"}:  # which has an answer of its own, in one sentence
+            return whole.where_colour()
+        first, second = (getattr(whole, task)() for task in tasks)
         if not first or not second:
             return None
         links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
