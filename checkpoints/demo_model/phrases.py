@@ -199,3 +199,4 @@ def as_typed(rng: np.random.Generator, question: str) -> str:
 ENGLISH = Phrases(FOLDER / "phrases.en.txt", FOLDER / "facts.txt")
 CHINESE = Phrases(FOLDER / "phrases.zh.txt", chinese=True)
 LANGUAGES = (ENGLISH, CHINESE)
+WORDS = {name: text.split() for name, text in sections(FOLDER / "words.txt").items()}

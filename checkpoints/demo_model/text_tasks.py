@@ -12,18 +12,15 @@ from checkpoints.demo_model.dialog import Turn, spell
 from checkpoints.demo_model.phrases import (
     CHINESE,
     ENGLISH,
-    FOLDER,
+    WORDS,
     Phrases,
-    T,
     as_typed,
     capital,
     choose,
     expand,
     is_held_out,
-    sections,
 )
 
-WORDS = {name: text.split() for name, text in sections(FOLDER / "words.txt").items()}
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
 _NO_PICTURE = ("what", "count", "describe", "read", "differ")
 _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
@@ -34,7 +31,7 @@ def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases =
     return as_typed(rng, phrases.pick(task, rng, held_out, **slots))
 
 
-def _until(held_out: bool, key: str, make: Callable[[], T]) -> T:
+def _until(held_out: bool, key: str, make: Callable[[], Any]) -> Any:
     """What `make` makes, again and again until it is of the wanted side of the split."""
     while is_held_out(key, made := make()) != held_out:
         pass
