@@ -6,8 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 
-from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, names, orbax, peft, redundant, storage, trees
-from gemma_tpu.checkpoint.arithmetic import Sum
+from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, lazy, names, orbax, peft, redundant, storage, trees
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.hf_names import HEAD, TABLE
 from gemma_tpu.checkpoint.lazy import LazyArray
@@ -67,7 +66,7 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
 
     merged = fit(changes.replaced)
     for core, delta in fit(changes.deltas).items():
-        merged[core] = Sum(merged.get(core, base[core]), delta)
+        merged[core] = lazy.add(merged.get(core, base[core]), delta)
     table, head = (merged.get(core, base[core]) for core in (TABLE, HEAD))
     if config.tied_head and table is not head:
         if redundant.equal(table, head):

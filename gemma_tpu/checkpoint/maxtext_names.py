@@ -32,7 +32,6 @@ import ml_dtypes
 import numpy as np
 
 from gemma_tpu.checkpoint import lazy, names
-from gemma_tpu.checkpoint.arithmetic import Mapped
 from gemma_tpu.checkpoint.lazy import LazyArray
 
 _SCANNED = 6  # layers that MaxText scans over together
@@ -62,7 +61,9 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
     for name, array in arrays.items():
         if name == EMBEDDING:
             factor = np.float32(ml_dtypes.bfloat16(width**0.5))
-            found["embedder/input_embedding"] = Mapped(array, lambda x, by=factor: x / by, array.dtype)
+            found["embedder/input_embedding"] = lazy.elementwise(
+                lambda x, by=factor: x.astype(np.float32) / by, array.dtype, array
+            )
         elif name == "decoder/decoder_norm/scale":
             found["final_norm/scale"] = _norm(array)
         elif name.startswith("decoder/layers"):
@@ -80,7 +81,7 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
 
 def _norm(array: LazyArray) -> LazyArray:
     # In float32, because the dtype that holds 1 + scale need not hold scale.
-    return Mapped(array, lambda x: x - 1, lazy.FLOAT32)
+    return lazy.elementwise(lambda x: x.astype(np.float32) - 1, lazy.FLOAT32, array)
 
 
 def _layers(name: str, arrays: Mapping[str, LazyArray], width: int) -> Iterator[tuple[int, str, LazyArray]]:

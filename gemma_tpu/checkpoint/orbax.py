@@ -21,10 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
-from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint import lazy, slices, storage, unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
+from gemma_tpu.checkpoint.slices import Box
 from gemma_tpu.environment import quiet_libtpu
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -141,7 +141,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             nbytes = sum(value.nbytes for value in values[start:stop])
             if nbytes < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
-            arrays = [boxes.contiguous(value.read_all()) for value in values[start:stop]]
+            arrays = [slices.contiguous(value.read_all()) for value in values[start:stop]]
             futures = await super().serialize(arrays, infos[start:stop], args[start:stop])
             try:
                 for future in futures:

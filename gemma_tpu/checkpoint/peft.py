@@ -20,8 +20,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from gemma_tpu.checkpoint import flax_lora, hf, hf_names, storage
-from gemma_tpu.checkpoint.arithmetic import Product
+from gemma_tpu.checkpoint import flax_lora, hf, hf_names, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checks import brief, one_line
@@ -133,10 +132,10 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
     alpha = flax_lora.check_alpha(alpha, f"{file}: lora_alpha of {module}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if embedding:
-        return Product(a.transpose(1, 0), b.transpose(1, 0), scale)
+        return lazy.product(a.transpose(1, 0), b.transpose(1, 0), scale)
     for _ in range(len(b.shape) - 2):  # a convolution's B is [out,R,1,1]
         b = b.take(2, 0)
-    return Product(b, a, scale)
+    return lazy.product(b, a, scale)
 
 
 def _match_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:

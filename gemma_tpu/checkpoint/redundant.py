@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gemma_tpu.checkpoint import boxes, lazy
+from gemma_tpu.checkpoint import lazy, slices
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig
@@ -21,7 +21,7 @@ def equal(a: LazyArray, b: LazyArray) -> bool:
     """Whether two arrays hold the same values. Reads a block of each at a time, and no more after a difference."""
     if a.shape != b.shape:
         return False
-    return all(np.array_equal(a.read(box), b.read(box)) for box in lazy.read_blocks(a, boxes.whole(a.shape)))
+    return all(np.array_equal(a.read(box), b.read(box)) for box in lazy.read_blocks(a, slices.whole(a.shape)))
 
 
 def check_buffers(buffers: Mapping[str, LazyArray], config: GemmaConfig, path: str) -> None:

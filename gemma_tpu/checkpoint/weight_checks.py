@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.checkpoint.names import abbreviate
+from gemma_tpu.checkpoint.slices import Box
 
 # All-zero layers have no effect, but these are indispensable.
 _REQUIRED = ("embedder.table", "embedder.head")
