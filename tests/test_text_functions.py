@@ -165,7 +165,7 @@ def test_pieces_typed_by_a_user_are_text():
     [
         ("text", "must be a list of messages, got str"),
         ([], "no message of a user"),
-        ([{"content": "x"}], r"messages\[0\]: expected"),
+        ([{"content": "x"}], r"messages\[0\]: lacks role"),
         ([{"role": "robot", "content": "x"}], "unknown role 'robot'; known are developer"),
         ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: expected model"),
         ([QUESTION, {"role": "tool", "content": "x"}], "role 'tool' out of turn"),

@@ -52,8 +52,8 @@ def render_policy(
     if pan_and_scan:
         raise ValueError("ShieldGemma 2 takes an image as a whole, without pan and scan")
     system, turns = check_turns(messages, continue_final)
-    location, _, content = turns[0]
-    parts: list[tuple[str, str, Any]] = list(content_parts(content, location))
+    location, _, message = turns[0]
+    parts: list[tuple[str, str, Any]] = list(content_parts(message["content"], location))
     if system or len(turns) != 1 or [kind for _, kind, _ in parts] != ["image", "text"]:
         raise ValueError(
             f"{location}: ShieldGemma 2 takes one user message, an image and then the text of a policy: see classify"

@@ -77,7 +77,7 @@ def render_messages(
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
 
     def question(content: Any, where: str) -> None:
-        if where == turns[0][0] and system.strip():
+        if where == turns[0][0] and system and system.strip():
             builder.text(f"{system}\n\n")
         for at, kind, value in content_parts(content, where):
             if kind == "text":
@@ -93,12 +93,12 @@ def render_turns(
 ) -> Prompt:
     """The prompt of `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
     builder.begin()
-    for i, (where, role, content) in enumerate(turns):
+    for i, (where, role, message) in enumerate(turns):
         builder.begin_turn(role)
         if role == "user":
-            question(content, where)
+            question(message["content"], where)
         else:
-            builder.text(answer_text(content, where))
+            builder.text(answer_text(message["content"], where))
         if not (continue_final and role == "model" and i == len(turns) - 1):
             builder.end_turn()
     if turns[-1][1] == "user":
@@ -108,12 +108,8 @@ def render_turns(
 
 def answer_text(content: Any, where: str) -> str:
     """The text of an assistant's message. ValueError if it shows an image."""
-    texts = []
-    for at, kind, value in content_parts(content, where):
-        if kind != "text":
-            raise ValueError(f"{at}: an image in a message of the assistant; only users show images")
-        texts.append(value.strip())
-    return "".join(texts)
+    refusal = "an image in a message of the assistant; only users show images"
+    return "".join(text.strip() for text in _texts(content, where, refusal))
 
 
 def render_raw(
@@ -259,55 +255,60 @@ def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[
     return tokenizer.start_of_image, num_soft_tokens, tokenizer.end_of_image
 
 
-Turn = tuple[str, str, Any]  # where it stands, "user" or "model", its content
+Turn = tuple[str, str, Mapping[str, Any]]  # where it stands, "user", "model" or "tool", the message
+_ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
+_NEXT = {"user": ["model"], "model": ["user"], "tool": ["tool", "model"]}
 
 
-def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Turn]]:
-    """The system text, and the turns."""
+def check_turns(messages: Messages, continue_final: bool, *, tools: bool = False) -> tuple[str | None, list[Turn]]:
+    """The system text, None without one, and the turns.
+
+    `tools`: a call in an assistant's message, which then needs no content, is followed by messages of the role "tool",
+    and "developer" is another name of "system".
+    """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
-    if not messages:
-        raise ValueError("messages is empty; it needs at least one message of a user")
-    system = ""
-    turns: list[Turn] = []
+    first = ("developer", "system") if tools else ("system",)
+    known = [role for role in _ROLES if tools or role != "tool"]
+    system, turns, expected, calls = None, list[Turn](), _NEXT["model"], None
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping):
             raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {type(message).__name__}')
-        if missing := [key for key in ("role", "content") if key not in message]:
+        calls = message.get("tool_calls") if tools and message.get("role") in ("assistant", "model") else None
+        if missing := [key for key in ("role", "content") if key not in message and not (calls and key == "content")]:
             raise ValueError(f"{where}: lacks {' and '.join(missing)}")
-        role, content = message["role"], message["content"]
-        if role == "system":
+        given = message["role"]
+        if not isinstance(given, str) or given not in [*first, *known]:
+            raise ValueError(f"{where}: unknown role {brief(given)}; known are {', '.join([*first, *known])}")
+        if given in first:
             if i:
-                raise ValueError(f"{where}: a system message may only be the first")
-            system = _system_text(content, where)
+                raise ValueError(f"{where}: a {given} message may only be the first")
+            system = "".join(_texts(message.get("content"), where, f"a {given} message holds only text"))
             continue
-        if role not in ("user", "assistant", "model"):
-            raise ValueError(f"{where}: unknown role {brief(role)}; known are system, user and assistant (or model)")
-        role = "user" if role == "user" else "model"
-        expected = "model" if len(turns) % 2 else "user"
-        if role != expected:
-            said = (
-                "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
-            )
-            raise ValueError(f"{where}: role {brief(message['role'])} out of turn: {said}")
-        turns.append((where, role, content))
+        role = _ROLES[given]
+        if role not in expected:
+            after = f"expected {' or '.join(expected)}" if turns else "first, after a system message, comes a user"
+            raise ValueError(f"{where}: role {brief(given)} out of turn: {after}")
+        turns.append((where, role, message))
+        expected = ["tool"] if calls else _NEXT[role]
     if not turns:
         raise ValueError("messages hold no message of a user")
-    if turns[-1][1] == "model" and not continue_final:
+    if turns[-1][1] == "model" and not calls and not continue_final:
         raise ValueError(
             f"{turns[-1][0]}: the last message is the assistant's; end with a user's, or continue it (continue_final)"
         )
     return system, turns
 
 
-def _system_text(content: Any, where: str) -> str:
+def _texts(content: Any, where: str, refusal: str) -> list[str]:
+    """The texts of a message that shows no image. ValueError, ending in `refusal`, if it does."""
     texts = []
     for at, kind, value in content_parts(content, where):
         if kind != "text":
-            raise ValueError(f"{at}: a system message holds only text")
+            raise ValueError(f"{at}: {refusal}")
         texts.append(value)
-    return "".join(texts)
+    return texts
 
 
 def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:
