@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, lazy, names, orbax, peft, redundant, storage, trees
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
-from gemma_tpu.checkpoint.hf_names import HEAD, TABLE
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.open import Checkpoint
+from gemma_tpu.checkpoint.parameters import HEAD, TABLE
 
 
 def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False, verify: bool = False) -> Checkpoint:

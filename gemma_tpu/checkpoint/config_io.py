@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_tpu.checkpoint import family, hf_names, names, storage
+from gemma_tpu.checkpoint import family, hf_names, names, parameters, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checks import brief, one_line
 from gemma_tpu.config import CONFIGS, MAX_LAYERS, GemmaConfig, LayerSpec, VisionConfig
@@ -308,7 +308,7 @@ def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) 
     """
     fused = shapes.get("layer_0/attn/qkv_einsum/w", ())
     return _match(
-        shapes.get(names.INPUT_TABLE, ()),
+        shapes.get(parameters.INPUT_TABLE, ()),
         hidden=_size(shapes.get("layer_0/mlp/linear")),
         layers=_count(r"layer_(\d+)/.+", shapes),
         heads=_size(shapes.get("layer_0/attn/q_einsum/w", fused[1:])),
@@ -324,7 +324,7 @@ def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
     """As `infer_from_canonical`, from Hugging Face's cores."""
     head_dim = _size(shapes.get("layers.0.self_attn.q_norm.weight"))
     return _match(
-        shapes.get(hf_names.TABLE, ()),
+        shapes.get(parameters.TABLE, ()),
         hidden=_size(shapes.get("layers.0.mlp.up_proj.weight")),
         layers=_count(r"layers\.(\d+)\..+", shapes),
         heads=_size(shapes.get("layers.0.self_attn.q_proj.weight")) // max(head_dim, 1),

@@ -33,6 +33,7 @@ import numpy as np
 
 from gemma_tpu.checkpoint import lazy, names
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.parameters import SIGLIP
 
 _SCANNED = 6  # layers that MaxText scans over together
 EMBEDDING = "token_embedder/embedding"
@@ -70,7 +71,7 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
             for layer, rest, part in _layers(name, arrays, width):
                 layers.setdefault(layer, {})[rest] = part
         else:
-            name = name.replace("vision_encoder/Gemma3VisionEncoderLayer_0/", f"{names.SIGLIP}/")
+            name = name.replace("vision_encoder/Gemma3VisionEncoderLayer_0/", f"{SIGLIP}/")
             name = name.replace("/MlpBlockViT_0/", "/MlpBlock_0/")
             name = name.replace("vision_encoder/VisionEmbedder_0/", "embedder/")
             found[name] = _norm(array) if name == "embedder/mm_soft_embedding_norm/scale" else array

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from gemma_tpu.checkpoint import hf_names, names, redundant
+from gemma_tpu.checkpoint import hf_names, names, parameters, redundant
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig, VisionConfig
@@ -30,8 +30,8 @@ class Naming(NamedTuple):
     is_multimodal: Callable[[str], bool]
 
 
-GOOGLE = Naming(names.INPUT_TABLE, names.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
-HUGGING_FACE = Naming(hf_names.TABLE, hf_names.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
+GOOGLE = Naming(parameters.INPUT_TABLE, parameters.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
+HUGGING_FACE = Naming(parameters.TABLE, parameters.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
 
 
 def reconcile(
