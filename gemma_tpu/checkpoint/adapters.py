@@ -60,8 +60,7 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
                 array = array.crop(0, 0, config.vocab_size)
             result[core] = array
         expected = {core: base[core].shape for core in result if core in base}
-        found = {core: array.shape for core, array in result.items()}
-        names.check_shapes(expected, found, f"{path}: does not fit {checkpoint.path}")
+        names.check_shapes(expected, names.shapes(result), f"{path}: does not fit {checkpoint.path}")
         return result
 
     merged = fit(changes.replaced)

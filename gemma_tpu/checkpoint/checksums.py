@@ -14,8 +14,8 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gemma_tpu.checkpoint import storage
@@ -95,8 +95,8 @@ def missing_files(directory: str) -> str:
 
 def changed_files(files: Sequence[KnownFile]) -> list[KnownFile]:
     """Those of `files` that are missing or do not match their checksums."""
-    with _Verifier(files) as verifier:
-        return verifier.changed()
+    with _comparing(files) as changed:
+        return changed()
 
 
 def verify(files: Sequence[KnownFile]) -> None:
@@ -111,38 +111,30 @@ def verifying(files: Sequence[KnownFile]) -> Iterator[None]:
 
     A checksum error replaces a `CheckpointError` of the body, since it is the likely cause.
     """
-    with _Verifier(files) as verifier:
+    with _comparing(files) as changed:
         try:
             yield
         except CheckpointError:
-            _require_none(verifier.changed())
+            _require_none(changed())
             raise
-        _require_none(verifier.changed())
+        _require_none(changed())
 
 
-class _Verifier:
-    """Computes checksums in threads; stops them on exit."""
+@contextlib.contextmanager
+def _comparing(files: Sequence[KnownFile]) -> Iterator[Callable[[], list[KnownFile]]]:
+    """Compares `files` in threads, stopped on exit. Yields a function that waits and returns those that differ."""
+    stop = threading.Event()
 
-    def __init__(self, files: Sequence[KnownFile]) -> None:
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(_THREADS, "verify")
-        self._results: list[tuple[KnownFile, Future[bool]]] = [
-            (file, self._pool.submit(self._matches, file)) for file in files
-        ]
+    def differs(file: KnownFile) -> bool:
+        return not os.path.isfile(file.path) or _digest(file.path, len(file.digest), stop) != file.digest
 
-    def _matches(self, file: KnownFile) -> bool:
-        return os.path.isfile(file.path) and _digest(file.path, len(file.digest), self._stop) == file.digest
-
-    def changed(self) -> list[KnownFile]:
-        """Waits for all files."""
-        return [file for file, matches in self._results if not matches.result()]
-
-    def __enter__(self) -> _Verifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(_THREADS, "verify") as pool:
+        results = [(file, pool.submit(differs, file)) for file in files]
+        try:
+            yield lambda: [file for file, result in results if result.result()]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _digest(path: str, length: int, stop: threading.Event | None = None) -> str:

@@ -20,27 +20,29 @@ from gemma_tpu.checks import brief, one_line
 from gemma_tpu.config import CONFIGS, MAX_LAYERS, GemmaConfig, LayerSpec, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
-# Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
+# Keys of config.json, the fields of `GemmaConfig` and `VisionConfig` that they say, and the defaults of transformers'
+# Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
+_TEXT_FIELDS = {
+    "vocab_size": ("vocab_size", 262_208),
+    "hidden_size": ("embed_dim", 2304),
+    "intermediate_size": ("hidden_dim", 9216),
+    "num_hidden_layers": ("num_layers", 26),
+    "num_attention_heads": ("num_heads", 8),
+    "num_key_value_heads": ("num_kv_heads", 4),
+    "head_dim": ("head_dim", 256),
+    "max_position_embeddings": ("max_context", 131_072),
 }
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
+_VISION_FIELDS = {
+    "hidden_size": ("width", 768),
+    "intermediate_size": ("mlp_dim", 3072),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 16),
 }
+_TEXT_DEFAULTS: dict[str, Any] = {key: default for key, (_, default) in _TEXT_FIELDS.items()}
+_TEXT_DEFAULTS |= {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+_VISION_DEFAULTS: dict[str, Any] = {key: default for key, (_, default) in _VISION_FIELDS.items()}
 _COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS, "mm_tokens_per_image", "sliding_window_pattern"} - {
     "query_pre_attn_scalar"
 }
@@ -70,18 +72,14 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
         raise CheckpointError(f"{path}: image_token_index is {brief(image_token)}, no token id")
-    extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
+    fields = {field: text[key] for key, (field, _) in _TEXT_FIELDS.items() if field != "num_layers"}
+    if fields["vocab_size"] == image_token + hf_names.EXTRA_ROWS:
+        fields["vocab_size"] = image_token
     try:
         return GemmaConfig(
-            vocab_size=text["vocab_size"] - extra,
-            embed_dim=text["hidden_size"],
-            hidden_dim=text["intermediate_size"],
+            **fields,
             layers=_layers(text, path),
-            num_heads=text["num_attention_heads"],
-            num_kv_heads=text["num_key_value_heads"],
-            head_dim=text["head_dim"],
             query_scale=text["query_pre_attn_scalar"] ** -0.5,
-            max_context=text["max_position_embeddings"],
             tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
             vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
         )
@@ -186,25 +184,17 @@ def _positive(value: Any, key: str, path: str) -> float:
 def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
     vision = _VISION_DEFAULTS | _mapping(raw, "vision_config", path)
     _refuse(vision, _VISION_FIXED, path)
-    sides: dict[str, int] = {}
     for key in ("image_size", "patch_size"):
         side = vision[key]
         if isinstance(side, list):
             if not side or any(other != side[0] for other in side):
                 raise CheckpointError(f"{path}: {key} is {brief(side)}, not square")
-            side = side[0]
-        sides[key] = side
-    _require_numbers(vision | sides, _VISION_DEFAULTS, path)
+            vision[key] = side[0]
+    _require_numbers(vision, _VISION_DEFAULTS, path)
     soft = {"mm_tokens_per_image": raw.get("mm_tokens_per_image") or 256}
     _require_numbers(soft, soft, path)
-    return VisionConfig(
-        width=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        mlp_dim=vision["intermediate_size"],
-        num_heads=vision["num_attention_heads"],
-        num_soft_tokens=soft["mm_tokens_per_image"],
-        **sides,
-    )
+    fields = {field: vision[key] for key, (field, _) in _VISION_FIELDS.items()}
+    return VisionConfig(num_soft_tokens=soft["mm_tokens_per_image"], **fields)
 
 
 def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[str, int] | None = None) -> str:
@@ -222,16 +212,10 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         raise CheckpointError("a config.json cannot say that layers differ in more than whether they have a window")
     text = {
         "model_type": "gemma3_text",
+        **{key: getattr(config, field) for key, (field, _) in _TEXT_FIELDS.items()},
         "vocab_size": config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0),
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         **({"sliding_window": specs[_LOCAL].window} if _LOCAL in specs else {}),
         "query_pre_attn_scalar": scalar,
-        "max_position_embeddings": config.max_context,
         "layer_types": kinds,
         "rope_parameters": {kind: _rope_parameters(spec) for kind, spec in specs.items()},
         "pad_token_id": ids["pad"],
@@ -242,13 +226,12 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
     }
     if config.vision is None:
         return _dump({"architectures": ["Gemma3ForCausalLM"], "dtype": dtype, **text})
-    v = config.vision
     return _dump(
         {
             "architectures": ["Gemma3ForConditionalGeneration"],
             "model_type": "gemma3",
             "dtype": dtype,
-            "mm_tokens_per_image": v.num_soft_tokens,
+            "mm_tokens_per_image": config.vision.num_soft_tokens,
             "boi_token_index": ids["start_of_image"],
             "eoi_token_index": ids["end_of_image"],
             "image_token_index": config.vocab_size,
@@ -257,12 +240,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
             "vision_config": {
                 "model_type": "siglip_vision_model",
                 "dtype": dtype,
-                "hidden_size": v.width,
-                "intermediate_size": v.mlp_dim,
-                "num_hidden_layers": v.depth,
-                "num_attention_heads": v.num_heads,
-                "image_size": v.image_size,
-                "patch_size": v.patch_size,
+                **{key: getattr(config.vision, field) for key, (field, _) in _VISION_FIELDS.items()},
                 "vision_use_head": False,
                 **_VISION_FIXED,
             },

@@ -73,10 +73,8 @@ def convert(
         checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter), verify=verify)
     files = {}
     for name in _COPIED:
-        for directory in checkpoint.directories:
-            if storage.is_file(file := storage.join(directory, name)):
-                files[name] = storage.read_file(file)
-                break
+        if file := storage.find(checkpoint.directories, name):
+            files[name] = storage.read_file(file)
     if checkpoint.tokenizer_path:
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)

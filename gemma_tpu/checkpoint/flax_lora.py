@@ -44,10 +44,9 @@ def needs_alpha(leaf_names: Iterable[str]) -> bool:
 
 def stored_alpha(directories: Iterable[str]) -> float | None:
     """`lora_alpha` from adapter_config.json in the first of `directories` that has one."""
-    for directory in directories:
-        if storage.is_file(file := storage.join(directory, CONFIG)):
-            return check_alpha(storage.read_json(file).get("lora_alpha"), f"{directory}: lora_alpha")
-    return None
+    if (file := storage.find(directories, CONFIG)) is None:
+        return None
+    return check_alpha(storage.read_json(file).get("lora_alpha"), f"{storage.parent(file)}: lora_alpha")
 
 
 def check_alpha(alpha: object, label: str) -> float:

@@ -41,9 +41,8 @@ def read_generation_config(directories: Sequence[str], config: Mapping[str, Any]
 
     Raises `CheckpointError` for a file that cannot be read.
     """
-    for directory in directories:
-        if storage.is_file(path := storage.join(directory, _FILE)):
-            return _parse(storage.read_json(path), path)
+    if path := storage.find(directories, _FILE):
+        return _parse(storage.read_json(path), path)
     eos = config.get("eos_token_id") or (config.get("text_config") or {}).get("eos_token_id")
     return GenerationConfig(None, {} if eos is None else {"stop_tokens": _ids(eos, "eos_token_id", config_path)}, {})
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from gemma_tpu.checkpoint import lazy
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checkpoint.names import Arrays, Shapes, canonical_shapes
+from gemma_tpu.checkpoint.names import Arrays, Shapes, shapes, zeros
 from gemma_tpu.checkpoint.parameters import HEAD, TABLE, Parameter, parameters
 from gemma_tpu.config import GemmaConfig
 
@@ -80,8 +80,7 @@ def cores(arrays: Mapping[str, LazyArray], path: str) -> Cores:
 
 def core_shapes(config: GemmaConfig) -> Shapes:
     """Shapes of all parameters by core, without extra embedding rows."""
-    zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
-    return {name: array.shape for name, array in cores_from_canonical(zeros, config)}
+    return shapes(dict(cores_from_canonical(zeros(config), config)))
 
 
 def canonical_from_cores(found: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:

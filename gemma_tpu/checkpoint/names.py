@@ -141,7 +141,7 @@ def params_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfi
 def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
     """The inverse of `params_from_canonical`. Raises `CheckpointError` for wrong names or shapes."""
     g = config.group_size
-    check_shapes(param_shapes(config), {name: array.shape for name, array in params.items()}, "parameters")
+    check_shapes(param_shapes(config), shapes(params), "parameters")
     canonical = {row.canonical: params[row.ours] for row in parameters(config) if row.ours}
     for i in range(config.num_layers):
         attn = f"layer_{i}/attn"
@@ -166,8 +166,16 @@ def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) 
 
 def param_shapes(config: GemmaConfig) -> Shapes:
     """Shapes of all parameters by this package's names."""
-    zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
-    return {name: array.shape for name, array in params_from_canonical(zeros, config).items()}
+    return shapes(params_from_canonical(zeros(config), config))
+
+
+def zeros(config: GemmaConfig) -> Arrays:
+    """Canonical arrays without content, of which views show the shapes of other layouts."""
+    return {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
+
+
+def shapes(arrays: Mapping[str, LazyArray]) -> Shapes:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:

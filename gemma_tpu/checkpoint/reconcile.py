@@ -52,7 +52,7 @@ def reconcile(
 def _reconcile_vision(
     arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, explicit: bool, text_only: bool
 ) -> GemmaConfig:
-    found = {name: array.shape for name, array in arrays.items() if naming.is_multimodal(name)}
+    found = {name: shape for name, shape in names.shapes(arrays).items() if naming.is_multimodal(name)}
     text_config = dataclasses.replace(config, vision=None)
     if not text_only:
         if config.vision and not found:
@@ -104,8 +104,7 @@ def check_params(
     stored_name: Callable[[str], str] = lambda name: name,
 ) -> None:
     """Raises `CheckpointError` unless `arrays` have the names and shapes of `config`, and floating-point dtypes."""
-    expected = naming.shapes(config)
-    found = {name: array.shape for name, array in arrays.items()}
+    expected, found = naming.shapes(config), names.shapes(arrays)
     expected_stored, found_stored = (
         {stored_name(name): shape for name, shape in shapes.items()} for shapes in (expected, found)
     )

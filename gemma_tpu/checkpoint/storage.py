@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,11 @@ def is_file(path: str) -> bool:
         check_link(path)
         return os.path.isfile(path)
     return bool(_read(path, slice(0, 1)))
+
+
+def find(directories: Iterable[str], *names: str) -> str | None:
+    """The file of the first of `names` that there is, in the first of `directories` that has one; else None."""
+    return next(filter(is_file, (join(directory, name) for directory in directories for name in names)), None)
 
 
 def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> bytes:

@@ -122,8 +122,7 @@ class TextAssets:
 
 def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
     """Reads all but the tokenizer itself. Raises `CheckpointError` for a file that cannot be read."""
-    files = (storage.join(directory, "config.json") for directory in checkpoint.directories)
-    config_path = next(filter(storage.is_file, files), None)
+    config_path = storage.find(checkpoint.directories, "config.json")
     config = storage.read_json(config_path) if config_path else {}
     template = read_chat_template(checkpoint.directories)
     return TextAssets(
