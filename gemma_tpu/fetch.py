@@ -87,30 +87,25 @@ def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socke
         _remaining(deadline)
         sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
+    def tracked(connection: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        def connect(self: http.client.HTTPConnection) -> None:
+            connection.connect(self)
             track(self.sock)
 
-    class Secure(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            track(self.sock)
+        return type(connection.__name__, (connection,), {"connect": connect})
 
-    class OpenPlain(urllib.request.HTTPHandler):
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         def http_open(self, req):
-            return self.do_open(Plain, req)
+            return self.do_open(tracked(http.client.HTTPConnection), req)
 
-    class OpenSecure(urllib.request.HTTPSHandler):
         def https_open(self, req):
-            return self.do_open(Secure, req)
+            return self.do_open(tracked(http.client.HTTPSConnection), req)
 
     # urllib's default opener would also accept file: and ftp:.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        OpenPlain(),
-        OpenSecure(),
+        Handler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),

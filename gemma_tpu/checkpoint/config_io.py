@@ -69,7 +69,8 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
     text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
     _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse(text, _TEXT_FIXED, path)
-    image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
+    image_tokens = (raw.get("image_token_index"), raw.get("image_token_id"), _IMAGE_TOKEN)
+    image_token = next(token for token in image_tokens if token is not None)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
         raise CheckpointError(f"{path}: image_token_index is {brief(image_token)}, no token id")
     fields = {field: text[key] for key, (field, _) in _TEXT_FIELDS.items() if field != "num_layers"}
@@ -85,11 +86,6 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _first(raw: Mapping[str, Any], keys: Iterable[str], default: Any) -> Any:
-    """The value of the first of `keys` that is there and not null."""
-    return next((raw[key] for key in keys if raw.get(key) is not None), default)
 
 
 def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
@@ -276,46 +272,42 @@ def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
     return _dump(raw)
 
 
-Shapes = Mapping[str, tuple[int, ...]]
+def infer(shapes: names.Shapes, path: str, *, in_memory: bool = False) -> GemmaConfig:
+    """The config of one of the five sizes, from the shapes of parameters by canonical name, or by Hugging Face's core.
 
-
-def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) -> GemmaConfig:
-    """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others.
-
-    `in_memory`: there are no files to put a config.json beside.
+    `in_memory`: there are no files to put a config.json beside. Raises `CheckpointError` for other sizes.
     """
-    fused = shapes.get("layer_0/attn/qkv_einsum/w", ())
-    return _match(
-        shapes.get(parameters.INPUT_TABLE, ()),
-        hidden=_size(shapes.get("layer_0/mlp/linear")),
-        layers=_count(r"layer_(\d+)/.+", shapes),
-        heads=_size(shapes.get("layer_0/attn/q_einsum/w", fused[1:])),
-        kv_heads=_size(shapes.get("layer_0/attn/kv_einsum/w", fused), 1),
-        head_dim=_size(shapes.get("layer_0/attn/_query_norm/scale")),
-        vision=any(map(names.is_multimodal, shapes)),
-        path=path,
-        in_memory=in_memory,
+
+    def size(axis: int, *alternatives: str) -> int:
+        """The size of an axis of the first of these arrays that has it; 0 if none has."""
+        return next((shapes[name][axis] for name in alternatives if len(shapes.get(name, ())) > axis), 0)
+
+    def heads(core: str) -> int:
+        return size(0, f"layers.0.self_attn.{core}.weight") // max(head_dim, 1)
+
+    fused, table = "layer_0/attn/qkv_einsum/w", (parameters.INPUT_TABLE, parameters.TABLE)
+    head_dim = size(0, "layer_0/attn/_query_norm/scale", "layers.0.self_attn.q_norm.weight")
+    layers = [int(match[1]) for name in shapes if (match := re.match(r"layers?[_.](\d+)[/.].", name))]
+    found = {
+        "embed": size(1, *table),
+        "hidden": size(0, "layer_0/mlp/linear", "layers.0.mlp.up_proj.weight"),
+        "layers": 1 + max(layers, default=-1),
+        "heads": size(0, "layer_0/attn/q_einsum/w") or size(1, fused) or heads("q_proj"),
+        "kv_heads": size(1, "layer_0/attn/kv_einsum/w", fused) or heads("k_proj"),
+        "head_dim": head_dim,
+    }
+    for c in CONFIGS.values():
+        known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
+        if tuple(found.values()) == known and size(0, *table) in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
+            has_vision = any(names.is_multimodal(name) or hf_names.is_multimodal(name) for name in shapes)
+            return c if has_vision else dataclasses.replace(c, vision=None)
+    listed = ", ".join(f"{name} {size}" for name, size in found.items())
+    lacks = "no config is given" if in_memory else "has no config.json"
+    way_out = "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
+    raise CheckpointError(
+        f"{path}: {lacks}, and its shapes ({listed}) are none of {', '.join(CONFIGS)}: "
+        f"{'give its GemmaConfig as config' if in_memory else way_out}"
     )
-
-
-def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
-    """As `infer_from_canonical`, from Hugging Face's cores."""
-    head_dim = _size(shapes.get("layers.0.self_attn.q_norm.weight"))
-    return _match(
-        shapes.get(parameters.TABLE, ()),
-        hidden=_size(shapes.get("layers.0.mlp.up_proj.weight")),
-        layers=_count(r"layers\.(\d+)\..+", shapes),
-        heads=_size(shapes.get("layers.0.self_attn.q_proj.weight")) // max(head_dim, 1),
-        kv_heads=_size(shapes.get("layers.0.self_attn.k_proj.weight")) // max(head_dim, 1),
-        head_dim=head_dim,
-        vision=any(map(hf_names.is_multimodal, shapes)),
-        path=path,
-    )
-
-
-def _size(shape: tuple[int, ...] | None, axis: int = 0) -> int:
-    """The size of an axis; 0 for an array that has not got it, or is not there."""
-    return shape[axis] if shape and len(shape) > axis else 0
 
 
 # What proves that names are understood: of Google's canonical ones, of Hugging Face's cores.
@@ -325,7 +317,7 @@ _QUERY_NORM = r"(.*[./])?(q_norm|_query_norm)[./].+"
 _SECOND_NORM = r"layer_\d+/post_ffw_norm/scale|layers\.\d+\.post_feedforward_layernorm\.weight"
 
 
-def refuse_others(shapes: Shapes, path: str) -> None:
+def refuse_others(shapes: names.Shapes, path: str) -> None:
     """Raises `CheckpointError` if canonical or core names are those of another model; says which it is, on proof.
 
     Gemma 3 normalises queries and keys. Gemma 2, which does not, has norms after attention and mlp; Gemma 1 has not
@@ -349,24 +341,3 @@ def refuse_others(shapes: Shapes, path: str) -> None:
         held = ", ".join(sorted(shapes)[:3]) or "no parameters"
         seems = f"no Gemma 3 parameters by names that are known here; it holds {held} …"
     raise CheckpointError(f"{path}: {seems}")
-
-
-def _count(pattern: str, shapes: Shapes) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))), default=-1)
-
-
-def _match(table: tuple[int, ...], *, path: str, vision: bool, in_memory: bool = False, **dims: int) -> GemmaConfig:
-    found = {"embed": table[1] if len(table) == 2 else 0, **dims}
-    for config in CONFIGS.values():
-        c = config
-        known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
-        if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
-            return config if vision else dataclasses.replace(config, vision=None)
-    listed = ", ".join(f"{name} {size}" for name, size in found.items())
-    way_out = "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
-    if in_memory:
-        way_out = "give its GemmaConfig as config"
-    raise CheckpointError(
-        f"{path}: {'no config is given' if in_memory else 'has no config.json'}, and its shapes ({listed}) are none of "
-        f"{', '.join(CONFIGS)}: {way_out}"
-    )

@@ -38,13 +38,10 @@ def adapted_weight(name: str) -> tuple[str, str] | None:
     return None
 
 
-def needs_alpha(leaf_names: Iterable[str]) -> bool:
-    return any(_QWIX.fullmatch(name) for name in leaf_names)
-
-
-def stored_alpha(directories: Iterable[str]) -> float | None:
-    """`lora_alpha` from adapter_config.json in the first of `directories` that has one."""
-    if (file := storage.find(directories, CONFIG)) is None:
+def stored_alpha(leaf_names: Iterable[str], directories: Iterable[str]) -> float | None:
+    """`lora_alpha` from the first adapter_config.json in `directories`, if there is one and a leaf needs it."""
+    needed = any(_QWIX.fullmatch(name) for name in leaf_names)
+    if not needed or (file := storage.find(directories, CONFIG)) is None:
         return None
     return check_alpha(storage.read_json(file).get("lora_alpha"), f"{storage.parent(file)}: lora_alpha")
 

@@ -50,12 +50,8 @@ class LazyArray(abc.ABC):
         return view
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_all(self) -> np.ndarray:
         return self.read(whole(self.shape))

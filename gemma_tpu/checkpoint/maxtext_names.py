@@ -26,7 +26,7 @@ behind the last whole six in `decoder/layers_remainder/layers_{t}`. Older conver
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +36,7 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.parameters import SIGLIP
 
 _SCANNED = 6  # layers that MaxText scans over together
-EMBEDDING = "token_embedder/embedding"
+EMBEDDING = "token_embedder/embedding"  # in every tree of MaxText, below its root
 _LAYER = {
     "pre_self_attention_norm/scale": "pre_attention_norm/scale",
     "post_self_attention_norm/scale": "post_attention_norm/scale",
@@ -47,11 +47,6 @@ _LAYER = {
 }
 _QKV = tuple(f"self_attention/{part}/kernel" for part in ("query", "key", "value"))
 _GATING = ("mlp/wi_0/kernel", "mlp/wi_1/kernel")
-
-
-def is_maxtext(found: Iterable[str]) -> bool:
-    """Whether these names, below the root of a tree, are those of MaxText."""
-    return EMBEDDING in found
 
 
 def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:

@@ -20,7 +20,6 @@ from gemma_tpu.checkpoint import (
     names,
     orbax,
     peft,
-    redundant,
     storage,
     trees,
     tunix_names,
@@ -29,7 +28,7 @@ from gemma_tpu.checkpoint import (
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
-from gemma_tpu.checkpoint.reconcile import GOOGLE, HUGGING_FACE, check_params, reconcile
+from gemma_tpu.checkpoint.reconcile import GOOGLE, HUGGING_FACE, check_buffers, check_params, reconcile
 from gemma_tpu.checkpoint.staging import PARTIAL
 from gemma_tpu.checks import check_flag, check_number
 from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
@@ -161,9 +160,9 @@ def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool)
     config, config_json = _read_config(directories, given)
     cores, stored, buffers = hf_names.cores(arrays, located)
     config_io.refuse_others(names.shapes(cores), located)
-    initial = config or config_io.infer_from_cores(names.shapes(cores), located)
+    initial = config or config_io.infer(names.shapes(cores), located)
     config = reconcile(cores, HUGGING_FACE, initial, located, explicit=given is not None, text_only=text_only)
-    redundant.check_buffers(buffers, config, located)
+    check_buffers(buffers, config, located)
     check_params(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
     canonical = hf_names.canonical_from_cores(cores, config)
     return _with_files(Checkpoint(located, "safetensors", config, canonical, config_json, None, directories), initial)
@@ -187,18 +186,18 @@ def _stored_name(core: str, stored: Mapping[str, str]) -> str:
 def _open_orbax(located: str, top: str, given: GemmaConfig | None, text_only: bool) -> Checkpoint:
     directories = storage.ancestors(located, top)
     config, config_json = _read_config(directories, given)
-    listing = orbax.list_arrays(located)
-    tree = trees.find(listing.specs)
+    specs = orbax.list_arrays(located)
+    tree = trees.find(specs)
     if tree is None:
-        examples = ", ".join(sorted(listing.specs)[:3]) or "no arrays"
+        examples = ", ".join(sorted(specs)[:3]) or "no arrays"
         raise CheckpointError(f"{located}: no Gemma 3 parameters by names that are known here; it holds {examples} …")
-    arrays = orbax.open_arrays(listing, list(tree.stored.values()))
+    arrays = orbax.open_arrays(located, {name: specs[name] for name in tree.stored.values()})
     if tree.kind == "adapter":
         raise CheckpointError(f"{located}: {trees.describe_adapter(tree, arrays)}")
-    alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
+    alpha = flax_lora.stored_alpha(tree.stored, directories)
     canonical = trees.canonical(tree, arrays, located, alpha)
     config_io.refuse_others(names.shapes(canonical), located)
-    initial = config or config_io.infer_from_canonical(names.shapes(canonical), located)
+    initial = config or config_io.infer(names.shapes(canonical), located)
     config, canonical = _reconcile_canonical(canonical, initial, located, given is not None, text_only)
     return _with_files(Checkpoint(located, tree.kind, config, canonical, config_json, None, directories), initial)
 
@@ -220,7 +219,7 @@ def open_tree(
             "those of Hugging Face too)"
         )
     canonical = trees.canonical(found, arrays, source, lora_alpha)
-    initial = given or config_io.infer_from_canonical(names.shapes(canonical), source, in_memory=True)
+    initial = given or config_io.infer(names.shapes(canonical), source, in_memory=True)
     config, canonical = _reconcile_canonical(canonical, initial, source, given is not None, text_only)
     return Checkpoint(source, "memory", config, canonical, None, None, ())
 

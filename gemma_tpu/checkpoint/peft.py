@@ -31,18 +31,8 @@ _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!bias)\w+)??(?:\.weigh
 _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
 # LoRA variants whose delta is not scale · B·A, or does not apply to a weight.
 _VARIANTS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "arrow_config", "kasa_config"),
+    *("monteclora_config", "velora_config", "layer_replication", "target_parameters", "trainable_token_indices"),
 )
 # Initializations that also change the base model, so that the adapter does not fit the stored base.
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")

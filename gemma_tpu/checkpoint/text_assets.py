@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
-from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.generation_config import GenerationConfig, read_generation_config
 from gemma_tpu.checkpoint.open import Checkpoint
@@ -18,6 +17,10 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
+# Files with a chat template, the Jinja text of a prompt format, in the order of transformers 5.23
+# (tokenization_utils_base.py, processing_utils.py).
+_TEMPLATE = "chat_template.jinja"
+_WITH_TEMPLATE = ("chat_template.json", "tokenizer_config.json")
 # config.json's names of special ids, by role (`gemma_tpu.text.special`).
 _CONFIG_IDS = {
     "bos_token_id": "bos",
@@ -136,6 +139,30 @@ def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
         template,
         choose_format(template and template[0], config),
     )
+
+
+def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
+    """The chat template and its file, from the first of `directories` that has one, else None.
+
+    Raises `CheckpointError` for a file that cannot be read.
+    """
+    for directory in directories:
+        if storage.is_file(file := storage.join(directory, _TEMPLATE)):
+            return storage.read_text(file), file
+        for name in _WITH_TEMPLATE:
+            if storage.is_file(file := storage.join(directory, name)) and (template := _template_in(file)):
+                return template, file
+    return None
+
+
+def _template_in(file: str) -> str | None:
+    template: Any = storage.read_json(file).get("chat_template")
+    try:
+        if isinstance(template, list):  # named templates
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: its chat_template cannot be read: {error}") from error
+    return template if isinstance(template, str) else None
 
 
 def special_ids(config: Mapping[str, Any]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
 
@@ -66,11 +67,7 @@ class CheckedArray(Leaf):
 
 def add_checks(arrays: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     """The same arrays with a `CheckedArray` for each leaf."""
-    checked: dict[int, CheckedArray] = {}
-
-    def check(leaf: Leaf) -> CheckedArray:
-        return checked.setdefault(id(leaf), CheckedArray(leaf))
-
+    check = functools.cache(CheckedArray)  # one for each leaf, which several arrays may share
     return {name: array.map_leaves(check) for name, array in arrays.items()}
 
 

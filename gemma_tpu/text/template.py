@@ -28,11 +28,9 @@ else:
     Messages = Any  # they come from users: checked below, with errors that say where
 
 # Gemma3Processor's words around the crops of a pan and scan (transformers 5.23, processing_gemma3.py).
-_BEFORE_ORIGINAL, _BEFORE_CROPS, _BETWEEN_CROPS = (
-    "Here is the original image ",
-    " and here are some crops to help you see better ",
-    " ",
-)
+_BEFORE_ORIGINAL = "Here is the original image "
+_BEFORE_CROPS = " and here are some crops to help you see better "
+_BETWEEN_CROPS = " "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,7 @@ def render_raw(
     if bos and tokens[:1] != [tokenizer.bos_id]:
         tokens.insert(0, tokenizer.bos_id)
     if images:
-        _require_images(tokenizer, num_soft_tokens)
+        _image_block(tokenizer, num_soft_tokens)
     expanded = expand_images(tokens, num_soft_tokens, tokenizer)
     placed = place_images(expanded.starts, images)
     return Prompt(expanded.tokens, [PlacedImage(one.start, load_image(one.image)) for one in placed])
@@ -208,7 +206,7 @@ class PromptBuilder:
 
     def image(self, source: Any, where: str) -> None:
         try:
-            _require_images(self._tokenizer, self._num_soft_tokens)
+            _image_block(self._tokenizer, self._num_soft_tokens)
             image = self._load_image(source)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -237,12 +235,7 @@ class PromptBuilder:
 
 
 def _image_block(tokenizer: Tokenizer, num_soft_tokens: int | None) -> list[int]:
-    start, count, end = _require_images(tokenizer, num_soft_tokens)
-    return [start, *[SOFT_TOKEN] * count, end]
-
-
-def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[int, int, int]:
-    """Start id, number of soft tokens, end id."""
+    """The ids of an image. ValueError if the model or the tokenizer is for text only."""
     if not num_soft_tokens:
         raise ValueError(
             "this model reads only text (it has no vision tower, or was loaded without: text_only); leave the images "
@@ -252,7 +245,7 @@ def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[
         raise ValueError(
             f"{tokenizer.name}: a tokenizer for text only: its vocabulary lacks <start_of_image> or <end_of_image>"
         )
-    return tokenizer.start_of_image, num_soft_tokens, tokenizer.end_of_image
+    return [tokenizer.start_of_image, *[SOFT_TOKEN] * num_soft_tokens, tokenizer.end_of_image]
 
 
 Turn = tuple[str, str, Mapping[str, Any]]  # where it stands, "user", "model" or "tool", the message
