@@ -24,14 +24,13 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.parameters import SIGLIP, parameters
 from gemma_tpu.config import GemmaConfig
 
-MULTIMODAL = (f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/")
 Arrays = dict[str, LazyArray]
 Shapes = dict[str, tuple[int, ...]]
 
 
 def is_multimodal(name: str) -> bool:
     """Whether a canonical name belongs to the vision tower or the projection of its output."""
-    return name.startswith(MULTIMODAL)
+    return name.startswith((f"{SIGLIP}/", "embedder/mm_"))
 
 
 def canonical_shapes(config: GemmaConfig) -> Shapes:

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_tpu import image as image_lib
 from gemma_tpu.checks import as_tuple, brief, one_line
 from gemma_tpu.text.special import FUNCTION_PIECES
-from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, check_turns, content_parts
-from gemma_tpu.text.tokenizer import Tokenizer
+from gemma_tpu.text.template import Messages, PromptBuilder, answer_text, check_turns, content_parts
 
 # The template's default developer message, which enables function calling.
 DEFAULT_DEVELOPER = "You are a model that can do function calling with the following functions"
@@ -36,17 +34,8 @@ _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 Pieces = Iterator[tuple[bool, str]]  # (is a control piece, text)
 
 
-def render_functions(
-    messages: Messages,
-    tokenizer: Tokenizer,
-    num_soft_tokens: int | None,
-    *,
-    load_image: LoadImage = image_lib.load_image,
-    pan_and_scan: bool = False,
-    continue_final: bool = False,
-    tools: Any = None,
-) -> Prompt:
-    """The prompt for the model's next turn: a call or an answer.
+def write_functions(builder: PromptBuilder, messages: Messages, continue_final: bool, tools: Any = None) -> None:
+    """Writes the prompt for the model's next turn: a call or an answer.
 
     `tools`: functions as JSON schemas, `{"type": "function", "function": {"name", "description", "parameters"}}` or the
     inner object alone. The first message may have the role "developer" or "system"; without one, `DEFAULT_DEVELOPER`
@@ -58,13 +47,11 @@ def render_functions(
     """
     developer, turns = check_turns(messages, continue_final, tools=True)
     tools = () if tools is None else as_tuple("tools", tools)
-    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
-    builder.begin()
     if developer is not None or tools:
         builder.begin_turn("developer")
         builder.text((DEFAULT_DEVELOPER if developer is None else developer).strip())
         for i, tool in enumerate(tools):
-            _write(builder, tokenizer, _declaration(tool, f"tools[{i}]"))
+            _write(builder, _declaration(tool, f"tools[{i}]"))
         builder.end_turn()
     calls: list[Mapping[str, Any]] = []  # calls that have no response yet
     in_model_turn = False
@@ -72,7 +59,7 @@ def render_functions(
         if role == "tool":
             for name, response in _responses(message, calls, location):
                 response = response if isinstance(response, Mapping) else {"value": response}
-                _write(builder, tokenizer, _wrapped(_RESPONSE, f"response:{name}", response))
+                _write(builder, _wrapped(_RESPONSE, f"response:{name}", response))
         elif role == "user":
             builder.begin_turn(role)
             for at, kind, value in content_parts(message["content"], location):
@@ -86,18 +73,17 @@ def render_functions(
             if message.get("content") or not calls:
                 text = answer_text(message["content"], location)
                 if continue_final and i == len(turns) - 1:
-                    _write(builder, tokenizer, _partial_answer(text))
+                    _write(builder, _partial_answer(text))
                 else:
                     builder.text(text)
             for call in calls:
-                _write(builder, tokenizer, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
+                _write(builder, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
             if not calls and not (continue_final and i == len(turns) - 1):
                 builder.end_turn()
         in_model_turn = role == "tool" or bool(calls)
     _require_responses(calls, turns[-1][0])
     if turns[-1][1] == "user":
         builder.begin_turn("model")
-    return builder.prompt()
 
 
 def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
@@ -273,9 +259,9 @@ def _string(text: str) -> Pieces:
     yield True, _ESCAPE
 
 
-def _write(builder: PromptBuilder, tokenizer: Tokenizer, pieces: Pieces) -> None:
+def _write(builder: PromptBuilder, pieces: Pieces) -> None:
     for control, text in pieces:
-        builder.control(tokenizer.id(text)) if control else builder.text(text)
+        builder.control(builder.tokenizer.id(text)) if control else builder.text(text)
 
 
 def parse_calls(text: str) -> list[dict[str, Any]]:

@@ -52,6 +52,8 @@ def render_messages(
     load_image: LoadImage = image_lib.load_image,
     pan_and_scan: bool = False,
     continue_final: bool = False,
+    write: Callable[..., None] | None = None,
+    **options: Any,
 ) -> Prompt:
     """The prompt for the model's next turn in a conversation.
 
@@ -67,12 +69,20 @@ def render_messages(
     system message count, and an empty system message is as none.
 
     `num_soft_tokens` is None or 0 for a model that reads only text. With `pan_and_scan`, an image far from square is
-    followed by crops of it (see `gemma_tpu.image.pan_and_scan`).
+    followed by crops of it (see `gemma_tpu.image.pan_and_scan`). `write`: writes the messages in the format of a
+    relative, with its `options`, in place of `write_messages`.
 
     Raises ValueError, naming the message, for anything not of this shape.
     """
-    system, turns = check_turns(messages, continue_final)
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
+    builder.begin()
+    (write or write_messages)(builder, messages, continue_final, **options)
+    return builder.prompt()
+
+
+def write_messages(builder: PromptBuilder, messages: Messages, continue_final: bool) -> None:
+    """Gemma 3's own format."""
+    system, turns = check_turns(messages, continue_final)
 
     def question(content: Any, where: str) -> None:
         if where == turns[0][0] and system and system.strip():
@@ -83,14 +93,13 @@ def render_messages(
             else:
                 builder.image(value, at)
 
-    return render_turns(builder, turns, question, continue_final)
+    write_turns(builder, turns, question, continue_final)
 
 
-def render_turns(
+def write_turns(
     builder: PromptBuilder, turns: Sequence[Turn], question: Callable[[Any, str], None], continue_final: bool
-) -> Prompt:
-    """The prompt of `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
-    builder.begin()
+) -> None:
+    """Writes `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
     for i, (where, role, message) in enumerate(turns):
         builder.begin_turn(role)
         if role == "user":
@@ -101,7 +110,6 @@ def render_turns(
             builder.end_turn()
     if turns[-1][1] == "user":
         builder.begin_turn("model")
-    return builder.prompt()
 
 
 def answer_text(content: Any, where: str) -> str:
@@ -177,40 +185,40 @@ class PromptBuilder:
     """Collects a prompt; text between two control tokens is tokenized as one, as if the whole were one string."""
 
     def __init__(self, tokenizer: Tokenizer, num_soft_tokens: int | None, load_image: LoadImage, pan_and_scan: bool):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._num_soft_tokens = num_soft_tokens
         self._load_image = load_image
-        self._pan_and_scan = pan_and_scan
+        self.pan_and_scan = pan_and_scan
         self._tokens: list[int] = []
         self._images: list[PlacedImage[Shown]] = []
         self._text = ""
 
     def begin(self) -> None:
-        self.control(self._tokenizer.bos_id)
+        self.control(self.tokenizer.bos_id)
 
     def begin_turn(self, role: str) -> None:
-        self.control(self._tokenizer.start_of_turn)
+        self.control(self.tokenizer.start_of_turn)
         self.text(f"{role}\n")
 
     def end_turn(self) -> None:
-        self.control(self._tokenizer.end_of_turn)
+        self.control(self.tokenizer.end_of_turn)
         self.text("\n")
 
     def text(self, text: str) -> None:
         self._text += text
 
     def control(self, *tokens: int) -> None:
-        self._tokens += self._tokenizer.encode(self._text)
+        self._tokens += self.tokenizer.encode(self._text)
         self._tokens += tokens
         self._text = ""
 
     def image(self, source: Any, where: str) -> None:
         try:
-            _image_block(self._tokenizer, self._num_soft_tokens)
+            _image_block(self.tokenizer, self._num_soft_tokens)
             image = self._load_image(source)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self._pan_and_scan else []
+        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self.pan_and_scan else []
         if not crops:
             self._block(image)
             return
@@ -223,7 +231,7 @@ class PromptBuilder:
 
     def _block(self, image: Shown) -> None:
         self.text("\n\n")
-        start, *rest = _image_block(self._tokenizer, self._num_soft_tokens)
+        start, *rest = _image_block(self.tokenizer, self._num_soft_tokens)
         self.control(start)
         self._images.append(PlacedImage(len(self._tokens), image))
         self.control(*rest)
