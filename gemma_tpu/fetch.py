@@ -63,12 +63,10 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
         return done.result(seconds)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{name}: the server answered {error.code} {error.reason}") from error
-    except TimeoutError as error:
-        raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
+    except (TimeoutError, urllib.error.URLError) as error:
+        if isinstance(reason := getattr(error, "reason", error), TimeoutError):
             raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-        raise ValueError(f"{name}: cannot be reached ({error.reason})") from error
+        raise ValueError(f"{name}: cannot be reached ({reason})") from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{name}: the connection broke ({error or type(error).__name__})") from error
     except ValueError as error:  # from this module, or from urllib for a malformed URL

@@ -30,7 +30,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def is_multimodal(name: str) -> bool:
     """Whether a canonical name belongs to the vision tower or the projection of its output."""
-    return name.startswith((f"{SIGLIP}/", "embedder/mm_"))
+    return name.startswith((f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/"))
 
 
 def canonical_shapes(config: GemmaConfig) -> Shapes:

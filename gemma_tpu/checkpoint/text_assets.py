@@ -194,12 +194,12 @@ def read_generation_config(directories: Sequence[str], config: Mapping[str, Any]
     Raises `CheckpointError` for a file that cannot be read.
     """
     if path := storage.find(directories, _GENERATION_CONFIG):
-        return _parse(storage.read_json(path), path)
+        return _parse_generation_config(storage.read_json(path), path)
     eos = config.get("eos_token_id") or (config.get("text_config") or {}).get("eos_token_id")
     return GenerationConfig(None, {} if eos is None else {"stop_tokens": _ids(eos, "eos_token_id", config_path)}, {})
 
 
-def _parse(raw: Mapping[str, Any], path: str) -> GenerationConfig:
+def _parse_generation_config(raw: Mapping[str, Any], path: str) -> GenerationConfig:
     settings = {key: value for key, value in raw.items() if value is not None}
     options = {key: settings[key] for key in _SAMPLING if key in settings}
     if settings.get("do_sample"):
