@@ -158,9 +158,15 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{where}: __metadata__ is {brief(metadata)}, not texts by name")
     for name, entry in raw.items():
-        if not _is_entry(entry):
-            raise CheckpointError(f"{where}: {brief(name)} is {brief(entry)}, no dtype, shape and data_offsets")
-        found[name] = entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
+            raise CheckpointError(f"{where}: {brief(name)} is {brief(entry)}, without dtype, shape and data_offsets")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        others = (value for key, value in entry.items() if key not in _ENTRY_KEYS)
+        if any(isinstance(value, list | dict) for value in others):
+            raise CheckpointError(f"{where}: {brief(name)} has more than is known of an array: {brief(entry)}")
+        if not isinstance(entry["dtype"], str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+            raise CheckpointError(f"{where}: {brief(name)} has the dtype, shape or data_offsets {brief(entry)}")
+        found[name] = entry["dtype"], tuple(shape), offsets[0], offsets[1]
     if unsupported := sorted({code for code, *_ in found.values()} - set(DTYPES)):
         raise CheckpointError(
             f"{path}: holds {one_line(', '.join(unsupported))[:80]} arrays: a quantised checkpoint? Only "
@@ -176,15 +182,6 @@ def _read_header(header: bytes, path: str) -> tuple[dict[str, tuple[np.dtype, tu
             raise CheckpointError(f"{where}: {brief(name)} begins at byte {start}, and what is before it ends at {end}")
         entries[name], end = (dtype, shape, start), stop
     return entries, end
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether a header value describes an array. Like the safetensors library, accepts further keys with scalars."""
-    if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS or not isinstance(entry["dtype"], str):
-        return False
-    others = (value for key, value in entry.items() if key not in _ENTRY_KEYS)
-    sizes = _are_sizes(entry["shape"]) and _are_sizes(entry["data_offsets"]) and len(entry["data_offsets"]) == 2
-    return sizes and not any(isinstance(value, list | dict) for value in others)
 
 
 def _are_sizes(value: Any) -> bool:
