@@ -63,12 +63,10 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
         return done.result(seconds)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{name}: the server answered {error.code} {error.reason}") from error
-    except TimeoutError as error:
-        raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
+    except (TimeoutError, urllib.error.URLError) as error:
+        if isinstance(reason := getattr(error, "reason", error), TimeoutError):
             raise ValueError(f"{name}: took more than {seconds:g} seconds") from error
-        raise ValueError(f"{name}: cannot be reached ({error.reason})") from error
+        raise ValueError(f"{name}: cannot be reached ({reason})") from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{name}: the connection broke ({error or type(error).__name__})") from error
     except ValueError as error:  # from this module, or from urllib for a malformed URL
@@ -87,30 +85,25 @@ def _fetch(url: str, max_bytes: int, deadline: float, sockets: list[socket.socke
         _remaining(deadline)
         sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
+    def tracked(connection: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        def connect(self: http.client.HTTPConnection) -> None:
+            connection.connect(self)
             track(self.sock)
 
-    class Secure(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            track(self.sock)
+        return type(connection.__name__, (connection,), {"connect": connect})
 
-    class OpenPlain(urllib.request.HTTPHandler):
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         def http_open(self, req):
-            return self.do_open(Plain, req)
+            return self.do_open(tracked(http.client.HTTPConnection), req)
 
-    class OpenSecure(urllib.request.HTTPSHandler):
         def https_open(self, req):
-            return self.do_open(Secure, req)
+            return self.do_open(tracked(http.client.HTTPSConnection), req)
 
     # urllib's default opener would also accept file: and ftp:.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        OpenPlain(),
-        OpenSecure(),
+        Handler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),

@@ -23,6 +23,7 @@ from gemma_tpu.checkpoint import (
     merge_adapter,
     names,
     open_checkpoint,
+    parameters,
     read_text_assets,
 )
 from gemma_tpu.model import param_shapes
@@ -263,8 +264,8 @@ def test_an_adapted_head_or_table_alone_unties_them(adapted, kept, tmp_path):
     with pytest.warns(CheckpointWarning, match="they are no longer one parameter"):
         merged = merge_adapter(base, str(path))
     assert not merged.config.tied_head
-    table = base.arrays[names.INPUT_TABLE].read_all()
-    canonical = {"embed_tokens": names.INPUT_TABLE, "lm_head": names.OUTPUT_HEAD}
+    table = base.arrays[parameters.INPUT_TABLE].read_all()
+    canonical = {"embed_tokens": parameters.INPUT_TABLE, "lm_head": parameters.OUTPUT_HEAD}
     np.testing.assert_array_equal(merged.arrays[canonical[kept]].read_all(), table)
     assert np.abs(merged.arrays[canonical[adapted]].read_all() - table).max() > 0.01
 

@@ -215,20 +215,17 @@ def test_integers_where_transformers_wants_them():
 @pytest.mark.parametrize("vision", [True, False])
 def test_the_five_sizes_are_known_by_their_shapes(size, vision):
     config = CONFIGS[size] if vision else dataclasses.replace(CONFIGS[size], vision=None)
-    assert config_io.infer_from_canonical(names.canonical_shapes(config), "c") == config
+    assert config_io.infer(names.canonical_shapes(config), "c") == config
     cores = hf_names.core_shapes(config)
-    assert config_io.infer_from_cores(cores, "c") == config
+    assert config_io.infer(cores, "c") == config
     cores["embed_tokens.weight"] = (262_208, config.embed_dim)
-    assert config_io.infer_from_cores(cores, "c") == config
+    assert config_io.infer(cores, "c") == config
 
 
 def test_other_shapes_are_asked_for():
-    for shapes, infer in (
-        (names.canonical_shapes(samples.small()), config_io.infer_from_canonical),
-        (hf_names.core_shapes(samples.small()), config_io.infer_from_cores),
-    ):
+    for shapes in (names.canonical_shapes(samples.small()), hf_names.core_shapes(samples.small())):
         with pytest.raises(CheckpointError, match=r"c: .*embed 16, .*layers 8, .*put the config.json of its"):
-            infer(shapes, "c")
+            config_io.infer(shapes, "c")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from gemma_tpu.text.formats import (
     choose_format,
     recognise_format,
 )
-from gemma_tpu.text.function_calls import parse_calls, text_before_calls
+from gemma_tpu.text.functions import parse_calls, text_before_calls
 from gemma_tpu.text.safety import POLICIES
 from gemma_tpu.text.template import Prompt, expand_images, render_messages, render_raw
 from gemma_tpu.text.thoughts import Thoughts
