@@ -96,8 +96,10 @@ class Deployment:
         }
 
     def empty_state(self) -> State:
-        cache = self.cache.init(self.config, self.mesh, self.rows, self.context, self.dtype)
-        return State.empty(cache, self.rows, self.config.vocab_size)
+        config = self.config
+        whole = jax.ShapeDtypeStruct((self.rows, config.num_kv_heads, self.context, config.head_dim), self.dtype)
+        cache = self.cache.init([layer.window for layer in config.layers], whole, self.mesh)
+        return State.empty(cache, self.rows, config.vocab_size)
 
     @functools.cached_property
     def abstract_state(self) -> State:

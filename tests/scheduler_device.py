@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import images_of_chunk
@@ -170,7 +169,8 @@ class FakeDevice(Runner):
         tokens = self._decode(step.decode) if step.decode else None
         assert not set(step.forget) & {digest for chunk in step.prefill for digest in chunk.images}
         self.images -= set(step.forget)
-        assert len(self.images) <= max(REMEMBERED_IMAGES, sum(len(chunk.images) for chunk in step.prefill))
+        remembered = self.world.scheduler.remembered_images
+        assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
         return Unreadable(self.world.failing) if how == "tokens" else tokens
 
     def _clear(self, row: int) -> None:
@@ -180,7 +180,7 @@ class FakeDevice(Runner):
         self.rows[row].remaining = 0
 
     def _encode(self, images: Encode) -> None:
-        assert len(images.digests) == len(images.pixels) in IMAGE_BATCHES
+        assert len(images.digests) == len(images.pixels) in self.world.scheduler.image_batches
         for digest, pixels in zip(images.digests, images.pixels, strict=True):
             assert digest not in self.images, "an image was encoded twice"
             assert (pixels == int(digest)).all()

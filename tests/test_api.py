@@ -19,7 +19,7 @@ from small_models import TEXT, VISION, make_deployment, mesh_of, random_params, 
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import Request
 from gemma_tpu.prompts import Reading
 from gemma_tpu.sharding import param_sharding

@@ -15,8 +15,8 @@ from small_models import config_of, placed, quantized
 
 from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.options import SamplingParams

@@ -17,9 +17,9 @@ from gemma_tpu.cache.kv_cache import KVCache
 from gemma_tpu.cache.state import RowParams
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, forward, programs
+from gemma_tpu.engine import programs
 from gemma_tpu.engine.finite import finite
-from gemma_tpu.engine.forward import number_soft_tokens
+from gemma_tpu.engine.forward import encode_images, forward, number_soft_tokens
 from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops import rows as row_ops

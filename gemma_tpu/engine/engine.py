@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
 from gemma_tpu.engine.loop import Loop
@@ -49,6 +49,8 @@ class Engine(Worker):
             batch_always=self._batch_always,
             eos_tokens=tuple(eos_tokens),
             dtype=np.dtype(deployment.dtype),
+            image_batches=IMAGE_BATCHES,
+            remembered_images=REMEMBERED_IMAGES,
         )
         self._runner = open_runner(deployment, params, self._abort, max_steps=steps_per_call)
         self._loop = Loop(self._scheduler, self._runner)
