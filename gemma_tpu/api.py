@@ -22,8 +22,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.engine.sequences import check_logits
-from gemma_tpu.engine.validate import check_length
+from gemma_tpu.engine.validate import check_length, check_logits
 from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams

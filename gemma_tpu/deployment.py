@@ -114,11 +114,11 @@ class Deployment:
         rest = dataclasses.replace(self.abstract_state, cache=None)
         soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
         return Memory(
-            weights=shard_bytes(x for name, x in params.items() if not name.startswith("vision.")),
-            vision=shard_bytes(x for name, x in params.items() if name.startswith("vision.")),
+            weights=shard_bytes({name: x for name, x in params.items() if not name.startswith("vision.")}),
+            vision=shard_bytes({name: x for name, x in params.items() if name.startswith("vision.")}),
             global_cache=cache.nbytes(windowed=False),
             local_cache=cache.nbytes(windowed=True),
-            rows=shard_bytes(jax.tree.leaves(rest)),
+            rows=shard_bytes(rest),
             images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
         )
 

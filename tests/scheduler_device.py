@@ -84,7 +84,7 @@ class Checked(Request):
         self.world.counts["reused tokens"] += cached_tokens
         super().assign(cached_tokens)
 
-    def _end(self, reason: str, error: BaseException | None) -> None:
+    def finish(self, reason: str, error: BaseException | None = None) -> None:
         self.ends += 1
         assert self.ends == 1, "a request ended twice"
         self.world.open.discard(self)
@@ -106,7 +106,7 @@ class Checked(Request):
             assert self.watch_fails
         else:
             assert error is self.world.failing, "an error without a failure"
-        super()._end(reason, error)
+        super().finish(reason, error)
 
     def _alone(self) -> tuple[list[int], str]:
         """The answer of this request alone, and how it ends."""

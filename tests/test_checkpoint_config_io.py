@@ -6,8 +6,9 @@ import json
 import checkpoint_samples as samples
 import pytest
 
+from checkpoints.demo_model.export import CONFIG as DEMO
 from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names, storage
-from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, LayerSpec, gemma3_layers
+from gemma_tpu.config import CONFIGS, GemmaConfig, LayerSpec, gemma3_layers
 
 # The config.json files of the released checkpoints (transformers 4.50): what equals a default is left out.
 SIGLIP = {

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
+from checkpoints.demo_model.export import CONFIG as DEMO
 from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets
-from gemma_tpu.config import DEMO
 from gemma_tpu.text import SOFT_TOKEN, Tokenizer, render_messages
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 

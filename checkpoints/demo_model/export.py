@@ -12,10 +12,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gemma_tpu.config import DEMO
+from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.model import param_shapes
 
-CONFIG = DEMO
+CONFIG = GemmaConfig(
+    vocab_size=2048,
+    embed_dim=256,
+    hidden_dim=768,
+    layers=gemma3_layers(8, window=512),
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    query_scale=64**-0.5,
+    max_context=8192,
+    vision=VisionConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=28),
+)
 CHECKPOINT = Path(__file__).parents[1] / "gemma3-demo"
 TOKENIZER = Path(__file__).with_name("tokenizer.model")
 _MAX_BYTES = 19_000_000

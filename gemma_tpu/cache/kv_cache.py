@@ -126,8 +126,8 @@ class KVCache:
 
     def nbytes(self, *, windowed: bool) -> int:
         """Bytes on each device of an abstract cache, of the layers with a window or of the others."""
-        kind = (layer for layer, window in zip(self.layers, self.windows, strict=True) if (window is None) != windowed)
-        return shard_bytes(jax.tree.leaves(list(kind)))
+        layers = zip(self.layers, self.windows, strict=True)
+        return shard_bytes([layer for layer, window in layers if (window is None) != windowed])
 
     def num_keys(self) -> int:
         """Keys on each device of an abstract cache: rows × kv heads × slots, summed over the layers."""

@@ -75,17 +75,8 @@ def hidden_states(
     return model(x, positions, self_attention(config, positions, lengths, image), capture=capture)
 
 
-def _forward(
-    config: GemmaConfig,
-    params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    soft_tokens: jax.Array | None,
-    soft_index: jax.Array | None,
-    start: jax.Array,
-    capture: Capture | None = None,
-) -> jax.Array:
-    x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, capture)
+def _forward(config: GemmaConfig, params: Params, *inputs: Any, capture: Capture | None = None) -> jax.Array:
+    x = hidden_states(config, params, *inputs, capture=capture)
     logits = text_model(config, params).embedder.decode(x)
     if capture:
         capture("logits", logits)
@@ -122,7 +113,7 @@ def forward(
         return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
     soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
     index, start = jnp.asarray(soft_index), jnp.asarray(start)
-    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, capture)
+    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, capture=capture)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, capture: Capture | None = None) -> jax.Array:
