@@ -369,9 +369,7 @@ def test_rows_without_a_piece_are_never_written() -> None:
     }
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
         with gemma_tpu.Model(make_deployment(config), params, tokenizer) as model:
-            request = model._submit(
-                model._render([2, 70, 71], None, Reading()), model._sampling_params({**FREE, "temperature": 1})
-            )
+            _, request, _ = model._ask([2, 70, 71], None, Reading(), {**FREE, "temperature": 1}, False)
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"

@@ -109,11 +109,10 @@ def forward(
     if wanted != given:
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    inputs = tokens, lengths, soft_tokens, soft_index, start
     if capture is None:  # numpy arrays as they are: only those belong to every process of a mesh
-        return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
-    soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
-    index, start = jnp.asarray(soft_index), jnp.asarray(start)
-    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, capture=capture)
+        return _jit_forward(config, params, *inputs)
+    return _forward(config, params, *jax.tree.map(jnp.asarray, inputs), capture=capture)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, capture: Capture | None = None) -> jax.Array:
