@@ -233,8 +233,8 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
     )
 
-    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.SamplingParams) -> Request:
-        request = Request(prompt.tokens, [], options)
+    def submit(tokens: list[int], images: object, options: gemma_tpu.SamplingParams, watch: object) -> Request:
+        request = Request(tokens, [], options)
         request.push(tokenizer.encode(next(written), control=True))
         request.finish("length")
         return request
@@ -242,7 +242,7 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     params = random_params(config)
     with gemma_tpu.Model(make_deployment(config), params, tokenizer, format=FUNCTION_GEMMA) as model:
-        monkeypatch.setattr(model, "_submit", submit)
+        monkeypatch.setattr(model.engine, "submit", submit)
         chat = model.chat()
         assert chat.send("What colour is the sky?").tool_calls == chat.calls == []
         (call,) = chat.send(continue_final=True).tool_calls
