@@ -30,8 +30,7 @@ from gemma_tpu.distributed.fingerprint import differences
 _GREETING = b"gemma_tpu 1\n"  # with the version of the protocol
 _GREETING_TIMEOUT = 10  # seconds for process 0 to send the greeting
 _DNS_TIMEOUT = 60  # seconds for a host name to resolve; a new pod's takes a while
-_HELLO_TIMEOUT = 1  # seconds for a process to send all of its hello
-_GRACE = 5  # seconds for the other processes to join and receive an error
+_GRACE = 5  # seconds for a process to introduce itself, and for the others to join and receive an error
 _RETRY_INTERVAL = 0.2  # seconds between connection attempts
 _MAX_LINE = 1 << 16  # bytes
 
@@ -205,7 +204,7 @@ def _gather(
         if listener in ready:
             with contextlib.suppress(OSError):  # closed before it was accepted
                 link = listener.accept()[0]
-                link.settimeout(_HELLO_TIMEOUT)
+                link.settimeout(_GRACE)
                 link.sendall(_GREETING)
                 clients[link] = None
         for link in [link for link in clients if link in ready]:
