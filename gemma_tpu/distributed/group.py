@@ -28,7 +28,6 @@ _VERDICT = 2  # seconds to learn that a program failed because another process i
 _LAST_CALL = 5  # seconds that process 0, when it ends, waits for a call that is being sent
 _LAST_PROGRAMS = 60  # seconds for all processes to finish what they were told, when process 0 ends
 
-
 OnFailure = Callable[[BaseException], None]
 Held = dict[int, Any]  # parameters, then the runner made of them, by key
 

@@ -24,7 +24,7 @@ from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.cluster import Cluster, find_cluster, parse_address
 from gemma_tpu.distributed.fingerprint import common_digests, differences, software
 from gemma_tpu.distributed.group import Follower, Group, Held, OnFailure, give_up
-from gemma_tpu.distributed.shared_runner import LeadingRunner, drop
+from gemma_tpu.distributed.shared_runner import LeadingRunner
 from gemma_tpu.engine.errors import ProcessesLostError
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.environment import quiet_libtpu
@@ -170,7 +170,7 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
     try:
         _compare(_group, make, _make, made.key, function, args)
     except Exception:
-        with contextlib.suppress(ProcessesLostError), _group.together("tell", drop, made.key):
+        with contextlib.suppress(ProcessesLostError), _group.together("tell", dict.pop, made.key, None):
             made.clear()
         raise
     return made

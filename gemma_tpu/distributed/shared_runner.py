@@ -29,10 +29,6 @@ def _call(held: Held, key: int, method: str, *args: Any) -> None:
     getattr(held[key], method)(*args)
 
 
-def drop(held: Held, key: int) -> None:
-    held.pop(key, None)
-
-
 class LeadingRunner(SharedRunner):
     """Process 0's, which sends the others what it does. What is for a caller lies on one device of this process.
 
@@ -83,5 +79,5 @@ class LeadingRunner(SharedRunner):
 
     def close(self) -> None:
         self._group.forget(self._on_failure)
-        with contextlib.suppress(RuntimeError), self._group.together("tell", drop, self._key):
+        with contextlib.suppress(RuntimeError), self._group.together("tell", dict.pop, self._key, None):
             super().close()
