@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from small_models import config_of, placed, quantized
 
-from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
+from checkpoints.demo_model.export import CONFIG as DEMO
+from gemma_tpu.config import CONFIGS, LayerSpec
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import encode_images, forward
