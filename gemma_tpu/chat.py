@@ -7,7 +7,7 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gemma_tpu.checks import as_tuple
 from gemma_tpu.engine.request import Request
@@ -93,17 +93,12 @@ class Chat:
             self._answering.release()
             raise
 
-    def _answer(self, said: Sequence[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
+    def _answer(self, said: list[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
         """Streams the answer to `said`, or what comes to the answer in it that was `begun`."""
-        options = {**self._options, **options}
-        sampling_params = self._model._sampling_params(options)
         reading = dataclasses.replace(self._reading, continue_final=begun is not None)
-        reading = self._model._reading(reading, options)
-        prompt, dropped = self._model._render(list(said), None, reading), 0
-        if self._drop_oldest:
-            said, prompt, dropped = self._model._fit(said, prompt, sampling_params, reading)
-        request = self._model._submit(prompt, sampling_params)
-        messages = list(said) if begun is None else list(said[:-1])
+        options = {**self._options, **options}
+        kept, request, dropped = self._model._ask(said, None, reading, options, self._drop_oldest)
+        messages = cast(list[Message], kept if begun is None else kept[:-1])
         return _ChatStream(self, messages, begun or "", request, dropped)
 
     def _question(self, text: str | None, images: Images) -> Message:

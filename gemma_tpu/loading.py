@@ -78,16 +78,14 @@ def load(
     check_flag("text_only", text_only)
     check_flag("verify", verify)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
-    base = _open(as_path("source", source), config, text_only, progress, verify)
-    checkpoint = _merged(base, adapter, text_only, progress, verify)
+    base, checkpoint = _open(as_path("source", source), config, adapter, text_only, progress, verify)
 
     def read(deployment: Deployment) -> Params:
-        def here() -> Params:
-            return _read(checkpoint, deployment, progress)
-
-        mesh = deployment.mesh
-        require_same(lambda: sample_digests(checkpoint), mesh, _open_and_sample, source, base.config, adapter)
-        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, deployment, verify)
+        mesh, there = deployment.mesh, (source, base, adapter)
+        require_same(lambda: sample_digests(checkpoint), mesh, _open_there, sample_digests, *there, False)
+        read_there = functools.partial(_read, deployment=deployment, progress=False)
+        here = functools.partial(_read, checkpoint, deployment, progress)
+        return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -124,10 +122,7 @@ def from_params(
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
     config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
-
-    def read(deployment: Deployment) -> Params:
-        return _read(checkpoint, deployment, progress)
-
+    read = functools.partial(_read, checkpoint, progress=progress)
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
 
@@ -200,17 +195,28 @@ def _text_side(
 
 
 def _open(
-    source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any, verify: bool
-) -> Checkpoint:
-    return open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only, verify=verify)
-
-
-def _merged(
-    base: Checkpoint, adapter: str | Path | None, text_only: bool, progress: bool | Any, verify: bool
-) -> Checkpoint:
+    source: str | Path,
+    config: GemmaConfig | None,
+    adapter: str | Path | None,
+    text_only: bool,
+    progress: bool | Any,
+    verify: bool,
+) -> tuple[GemmaConfig, Checkpoint]:
+    """The base's config, and the checkpoint with the adapter merged, which may make another config of it."""
+    base = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only, verify=verify)
     if adapter is None:
-        return base
-    return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only, verify=verify)
+        return base.config, base
+    path = str(resolve(adapter, progress=progress))
+    return base.config, merge_adapter(base, path, text_only=text_only, verify=verify)
+
+
+def _open_there(
+    use: Callable[[Checkpoint], Any], source: str | Path, base: GemmaConfig, adapter: str | Path | None, verify: bool
+) -> Any:
+    """What another process does with the checkpoint that process 0 loads. The config says whether with vision."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
+        return use(_open(source, base, adapter, base.vision is None, False, verify)[1])
 
 
 def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) -> Params:
@@ -221,32 +227,6 @@ def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) 
         sharding=lambda name, shape: param_sharding(name, shape, deployment.mesh),
         progress=progress,
     )
-
-
-# What another process does when process 0 loads a model. The config says whether with a vision tower.
-
-
-def _open_and_sample(source: str | Path, config: GemmaConfig, adapter: str | Path | None) -> dict[str, str]:
-    return sample_digests(_open_there(source, config, adapter))
-
-
-def _open_and_read(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, deployment: Deployment, verify: bool
-) -> Params:
-    """`config` is the base's; an adapter may make another of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # as in _open_there
-        return _read(_open_there(source, config, adapter, verify), deployment, False)
-
-
-def _open_there(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, verify: bool = False
-) -> Checkpoint:
-    """The checkpoint that process 0 loads, opened by another process. The config says whether with a vision tower."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
-        base = _open(source, config, config.vision is None, False, verify)
-        return _merged(base, adapter, config.vision is None, False, verify)
 
 
 def resolve_dtype(

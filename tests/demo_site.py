@@ -330,7 +330,7 @@ class Reader:
 
 
 def busy(model: gemma_tpu.Model) -> bool:
-    return model.engine._has_work()
+    return model.engine._loop.has_work
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = WAIT / 1000) -> None:

@@ -104,7 +104,7 @@ class Bench:
 
     def settled(self) -> bool:
         engine, end = self.model.engine, time.monotonic() + 5
-        while engine._has_work():
+        while engine._loop.has_work:
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)

@@ -19,7 +19,7 @@ from small_models import TEXT, VISION, make_deployment, mesh_of, random_params, 
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import Request
 from gemma_tpu.prompts import Reading
 from gemma_tpu.sharding import param_sharding
@@ -233,8 +233,8 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
     )
 
-    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.SamplingParams) -> Request:
-        request = Request(prompt.tokens, [], options)
+    def submit(tokens: list[int], images: object, options: gemma_tpu.SamplingParams, watch: object) -> Request:
+        request = Request(tokens, [], options)
         request.push(tokenizer.encode(next(written), control=True))
         request.finish("length")
         return request
@@ -242,7 +242,7 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     params = random_params(config)
     with gemma_tpu.Model(make_deployment(config), params, tokenizer, format=FUNCTION_GEMMA) as model:
-        monkeypatch.setattr(model, "_submit", submit)
+        monkeypatch.setattr(model.engine, "submit", submit)
         chat = model.chat()
         assert chat.send("What colour is the sky?").tool_calls == chat.calls == []
         (call,) = chat.send(continue_final=True).tool_calls
@@ -369,9 +369,7 @@ def test_rows_without_a_piece_are_never_written() -> None:
     }
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
         with gemma_tpu.Model(make_deployment(config), params, tokenizer) as model:
-            request = model._submit(
-                model._render([2, 70, 71], None, Reading()), model._sampling_params({**FREE, "temperature": 1})
-            )
+            _, request, _ = model._ask([2, 70, 71], None, Reading(), {**FREE, "temperature": 1}, False)
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"

@@ -6,8 +6,9 @@ import json
 import checkpoint_samples as samples
 import pytest
 
-from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names, storage
-from gemma_tpu.config import CONFIGS, DEMO, GemmaConfig, LayerSpec, gemma3_layers
+from checkpoints.demo_model import CHECKPOINT
+from gemma_tpu.checkpoint import CheckpointError, config_io, hf_names, names, open_checkpoint, storage
+from gemma_tpu.config import CONFIGS, GemmaConfig, LayerSpec, gemma3_layers
 
 # The config.json files of the released checkpoints (transformers 4.50): what equals a default is left out.
 SIGLIP = {
@@ -182,7 +183,9 @@ SLIDING = dataclasses.replace(CONFIGS["gemma3-1b"], layers=(LayerSpec(512, 1e4, 
 MIXED = dataclasses.replace(CONFIGS["gemma3-4b"], layers=(LayerSpec(None, 5e5), LayerSpec(64, 1e4)) * 4)
 
 
-@pytest.mark.parametrize("config", [*CONFIGS.values(), DEMO, *samples.CONFIGS.values(), WHOLE, SLIDING, MIXED])
+@pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), open_checkpoint(CHECKPOINT).config, *samples.CONFIGS.values(), WHOLE, SLIDING, MIXED]
+)
 def test_what_is_written_is_read_back(config):
     assert config_io.from_json(config_io.to_json(config), "config.json") == config
     for changed in (dataclasses.replace(config, vision=None), dataclasses.replace(config, tied_head=False)):

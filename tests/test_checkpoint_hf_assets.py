@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
-from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets
-from gemma_tpu.config import DEMO
+from checkpoints.demo_model import CHECKPOINT
+from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets, open_checkpoint
 from gemma_tpu.text import SOFT_TOKEN, Tokenizer, render_messages
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 transformers = pytest.importorskip("transformers")
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "gemma3-demo"
+DEMO = open_checkpoint(CHECKPOINT).config
 CONVERSATIONS = [
     [{"role": "user", "content": " Hello \n"}],
     [

@@ -23,7 +23,7 @@ from gemma_tpu.checkpoint import (
 )
 from gemma_tpu.checkpoint.reconcile import check_buffers, equal_arrays
 from gemma_tpu.config import LayerSpec, VisionConfig
-from gemma_tpu.engine import forward
+from gemma_tpu.engine.forward import forward
 
 SAMPLES = {
     "multimodal": samples.sample(samples.small(layers=6)),

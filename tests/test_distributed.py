@@ -301,7 +301,7 @@ def group_of_two() -> Iterator[tuple[Group, socket.socket]]:
 def test_a_loss_is_noticed_while_nothing_is_said() -> None:
     with group_of_two() as (group, far):
         heard: queue.Queue[BaseException] = queue.Queue()
-        group.watch(0, heard.put)
+        group.watch(heard.put)
         far.shutdown(socket.SHUT_RDWR)
         assert "process 1 on there is lost" in str(heard.get(timeout=SOON))
         with pytest.raises(RuntimeError, match="process 1 on there is lost"), group.together("call"):

@@ -15,9 +15,10 @@ import pytest
 from small_models import TEXT, VISION, make_engine, mesh_of, placed, random_params, waiting_for_a_cancel
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.engine import encode_images, forward, programs
+from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.errors import NotFiniteError
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage

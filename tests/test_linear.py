@@ -14,7 +14,7 @@ import pytest
 from small_models import TEXT, VISION, make_engine, mesh_of, placed, quantized, random_params, whole
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model.linear import QuantizedWeight, Weight, as_matrix, contract, lookup

@@ -15,9 +15,9 @@ from test_programs import _record
 
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, programs
+from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.forward import image_ids, number_soft_tokens
+from gemma_tpu.engine.forward import encode_images, image_ids, number_soft_tokens
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model import param_shapes

@@ -17,9 +17,8 @@ from gemma_tpu.cache.kv_cache import KVCache
 from gemma_tpu.cache.state import RowParams
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, forward, programs
-from gemma_tpu.engine.finite import finite
-from gemma_tpu.engine.forward import number_soft_tokens
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.forward import encode_images, forward, number_soft_tokens
 from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops import rows as row_ops
@@ -245,4 +244,4 @@ def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[
     ],
 )
 def test_the_largest_logit_tells_whether_they_are_finite(logits: list[float], good: bool) -> None:
-    assert bool(finite(jnp.array([logits], jnp.float32))[0]) is good
+    assert bool(programs.finite(jnp.array([logits], jnp.float32))[0]) is good

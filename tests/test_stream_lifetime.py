@@ -42,7 +42,7 @@ def _no_garbage_collector():
 def settled(model: gemma_tpu.Model) -> None:
     """Waits until nothing runs."""
     until = time.monotonic() + SOON
-    while model.engine._has_work():
+    while model.engine._loop.has_work:
         assert time.monotonic() < until, "rows are still busy"
         time.sleep(0.001)
 

@@ -9,7 +9,7 @@ import pytest
 from small_models import make_engine, random_params
 
 from gemma_tpu.config import GemmaConfig, LayerSpec
-from gemma_tpu.engine import forward
+from gemma_tpu.engine.forward import forward
 from gemma_tpu.options import SamplingParams
 
 LAYERS = {

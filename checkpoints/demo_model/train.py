@@ -23,7 +23,6 @@ import numpy as np
 from checkpoints.demo_model import CHECKPOINT, learning
 from checkpoints.demo_model.data import FIELDS, IMAGES, SOFT, STORE, TOKENIZER, read_shard
 from gemma_tpu.checkpoint import load_params, open_checkpoint, save_params
-from gemma_tpu.config import DEMO
 
 _FINAL_SECONDS = 15  # kept back for saving
 
@@ -112,12 +111,12 @@ def main(argv: list[str] | None = None) -> None:
     end = begun + 60 * options.minutes - _FINAL_SECONDS
     emphasis = {task: float(weight) for task, _, weight in (text.rpartition("=") for text in options.emphasis)}
     shards, batches = Shards(options.data, emphasis, options.seed), queue.Queue(maxsize=3)
-    image_size = DEMO.vision.image_size if DEMO.vision else 0
+    start = open_checkpoint(options.resume)
+    config, image_size = start.config, start.config.vision.image_size if start.config.vision else 0
     shards.start()
     threading.Thread(target=_feed, args=(shards, options.units, image_size, batches), daemon=True).start()
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    start = open_checkpoint(options.resume)
-    state = learning.start(load_params(start, DEMO, dtype="float32", sharding=lambda *_: place, progress=False))
+    state = learning.start(load_params(start, config, dtype="float32", sharding=lambda *_: place, progress=False))
     static = (options.attention, jnp.float32 if options.float32 else jnp.bfloat16, tuple(options.freeze) or ("-",))
     steps, learned, shown = 0, 0.0, 0.0
     while (now := time.monotonic()) < end:
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
             raise RuntimeError("making batches failed") from batch
         progress = (now - learned) / (end - learned) if steps else 0
         rate = options.rate * min(1.0, steps / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * progress))
-        state, seen = learning.step(DEMO, state, *batch, np.float32(rate), *static)
+        state, seen = learning.step(config, state, *batch, np.float32(rate), *static)
         if steps % 10 == 0:
             loss = float(seen["loss"])  # waits, so at most 10 steps are in flight and the clock means something
             learned = learned or time.monotonic()  # compiled
@@ -142,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.out.exists():
         shutil.rmtree(options.out)
     params = {name: np.asarray(value) for name, value in state.params.items()}
-    save_params(params, DEMO, options.out, dtype="bfloat16", tokenizer=TOKENIZER)
+    save_params(params, config, options.out, dtype="bfloat16", tokenizer=TOKENIZER)
     print(f"[{time.monotonic() - begun:6.1f} s] {steps} steps of {options.units} units; saved in {options.out}")
 
 
