@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -114,11 +115,20 @@ def lose(checkpoint: str, victim: str) -> None:
     """Sends a signal amid a long answer ("PID,SIGNAL", PID 0 is this process); prints what requests then raise."""
     pid, name = victim.split(",")
     model = gemma_tpu.load(checkpoint, **SETTINGS | {"max_context": 512})
+    gone, run = threading.Event(), model.engine._runner.run
+
+    def wait_and_run(step: Step) -> jax.Array | None:  # so that no answer ends before
+        if any(row.request and row.request.generated for row in model.engine._scheduler.rows):
+            gone.wait()
+        return run(step)
+
+    model.engine._runner.run = wait_and_run
     stream = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     next(stream)
     waiting = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     sent = time.monotonic()
     os.kill(int(pid) or os.getpid(), signal.Signals[name])
+    gone.set()
     errors = []
     for request in (lambda: [*stream], lambda: [*waiting], lambda: model.generate("x"), lambda: model.logits([[2]])):
         try:

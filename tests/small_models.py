@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -113,25 +113,37 @@ def placed(tokens: list[int], shown: list[ImageInput]) -> list[PlacedImage[Image
     return [PlacedImage(start, image) for start, image in zip(starts, shown, strict=True)]
 
 
-@contextlib.contextmanager
-def waiting_for_a_cancel(engine: Engine) -> Iterator[None]:
-    """Once every answer has begun, none goes on before one is cancelled: none can end before its reader leaves."""
-    run, seen = engine._runner.run, threading.Event()
+class Gate:
+    """Holds an engine's answers at `tokens` tokens each, until they are cancelled or the engine is closed.
 
-    def gated(step: Step) -> jax.Array | None:
-        if step.release:  # of one that was cancelled before this step was planned
-            seen.set()
-        while step.decode and not seen.is_set():
-            requests = [row.request for row in engine._scheduler.rows if row.request]
-            if engine._scheduler.waiting or not all(request.generated for request in requests):
-                break
-            if any(request.cancelled for request in requests):
-                seen.set()
+    What a test does before an answer ends is then done in time on a machine of any speed. A call that is under way
+    still adds its tokens.
+    """
+
+    def __init__(self, engine: Engine, tokens: float) -> None:
+        self.tokens = tokens
+        self._engine, self._run = engine, engine._runner.run
+
+    def run(self, step: Step) -> jax.Array | None:
+        while step.decode and self._holds():
             time.sleep(0.001)
-        return run(step)
+        return self._run(step)
 
-    with mock.patch.object(engine._runner, "run", gated):
+    def _holds(self) -> bool:
+        scheduler = self._engine._scheduler
+        running, waiting = [row.request for row in scheduler.rows if row.request], list(scheduler.waiting)
+        if self._engine._closed or any(request.cancelled for request in running + waiting):
+            return False  # it ends once the next step is planned
+        if waiting and len(running) < len(scheduler.rows):
+            return False  # it is given a row once the next step is planned
+        return all(len(request.generated) >= self.tokens for request in running)
+
+
+@contextlib.contextmanager
+def gated(engine: Engine, tokens: float = 1) -> Iterator[Gate]:
+    gate = Gate(engine, tokens)
+    with mock.patch.object(engine._runner, "run", gate.run):
         try:
-            yield
+            yield gate
         finally:
-            seen.set()
+            gate.tokens = math.inf
