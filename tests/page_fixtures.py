@@ -40,10 +40,13 @@ def model() -> Iterator[gemma_tpu.Model]:
 
 @pytest.fixture
 def gate(model: gemma_tpu.Model) -> Iterator[Gate]:
-    """Answers wait at 100 tokens, so that none ends before a visitor stops it."""
+    """From 100 tokens on, answers are too slow to end before a visitor stops them: 8,000 tokens take a quarter hour.
+
+    They do not stand still, as the server notices that a visitor has left when it sends the next piece.
+    """
     from small_models import gated
 
-    with gated(model.engine, 100) as gate:
+    with gated(model.engine, 100, pause=1) as gate:
         yield gate
 
 
