@@ -115,7 +115,7 @@ def serve(
             time.sleep(0.02)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
-        thread.join(10)
+        thread.join(WAIT / 1000)
         assert not thread.is_alive()  # open pages do not keep it
 
 

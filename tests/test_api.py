@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_deployment, mesh_of, random_params, waiting_for_a_cancel
+from small_models import TEXT, VISION, gated, make_deployment, mesh_of, random_params
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
@@ -195,7 +195,7 @@ def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(
 
 def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Model) -> None:
     chat = model.chat(max_new_tokens=100, stop_tokens=())
-    with waiting_for_a_cancel(model.engine):
+    with gated(model.engine):
         stream = chat.stream("Hello")
         said = next(stream)
         stream.close()
@@ -215,7 +215,7 @@ def test_after_a_stop_the_next_turn_is_read_from_the_cache(model: gemma_tpu.Mode
     stream = gemma_tpu.TextStream
     for stop in (stream.close, stream.cancel, lambda first: threading.Thread(target=first.close).start()):
         chat = model.chat(max_new_tokens=100, stop_tokens=(), forbidden_tokens=others)
-        with waiting_for_a_cancel(model.engine):
+        with gated(model.engine):
             first = chat.stream("Hello")
             next(first)
             stop(first)

@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from small_models import waiting_for_a_cancel
+from small_models import gated
 from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
@@ -158,11 +158,12 @@ def test_a_chat_goes_on_when_another_thread_has_closed_its_answer(model: gemma_t
         for _ in stream:
             begun.set()
 
-    with waiting_for_a_cancel(model.engine), ThreadPoolExecutor(1) as pool:
+    with gated(model.engine) as gate, ThreadPoolExecutor(1) as pool:
         stream = chat.stream("One")
         reading = pool.submit(read)
         assert begun.wait(60)
         stream.close()
+        gate.tokens = 100
         assert chat.send("Two", max_new_tokens=2).tokens
         reading.result(60)
     assert [message["content"] for message in chat.messages[::2]] == ["One", "Two"]

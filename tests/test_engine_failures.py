@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, make_engine, mesh_of, waiting_for_a_cancel
+from small_models import TEXT, gated, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.engine import programs
@@ -152,7 +152,7 @@ def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
         for _ in range(2):
             with monkeypatch.context() as patch:
                 patch.setattr(programs, program, fail)
-                held = waiting_for_a_cancel(engine) if program == "release" else contextlib.nullcontext()
+                held = gated(engine) if program == "release" else contextlib.nullcontext()
                 with held:
                     request = engine.submit(prompt(4), (), LONG)
                     if program == "release":
@@ -324,8 +324,9 @@ def test_a_finished_task_is_not_kept(failing_engine: Engine) -> None:
 
 def test_closing_from_the_engines_own_thread_does_not_wait_for_itself() -> None:
     engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
-    request = engine.submit(prompt(4), (), LONG)
-    engine._call(engine.close)
+    with gated(engine):
+        request = engine.submit(prompt(4), (), LONG)
+        engine._call(engine.close)
     with pytest.raises(RuntimeError, match="closed"):
         run(request)
     engine._thread.join(SOON)
