@@ -76,8 +76,8 @@ def test_finished_plans_are_not_made_again(tmp_path: Path, monkeypatch, capsys) 
                 raise KeyboardInterrupt
             yield key, {"fits": False, "total": 20 * GIB, "capacity": 16 * GIB}
 
-    monkeypatch.setattr(docs, "make_all", make_all)
-    monkeypatch.setattr("sys.argv", ["docs", str(plans)])
+    monkeypatch.setattr(tpu, "make_all", make_all)
+    monkeypatch.setattr("sys.argv", ["tpu", str(plans)])
     with pytest.raises(KeyboardInterrupt):
         tpu.main()
     assert capsys.readouterr().out == ""  # half a page is none
