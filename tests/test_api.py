@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from jax.sharding import Mesh
 from small_models import TEXT, VISION, gated, make_deployment, mesh_of, random_params
 
 import gemma_tpu
@@ -34,6 +35,7 @@ QUESTION = [
     {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]},
 ]
 PROMPTS = ["Hello", QUESTION, TOKENIZER.encode("some tokens", bos=True)]
+DEVICES = np.array(jax.devices()).reshape(4, 2)
 FREE = {"max_new_tokens": 12, "stop_tokens": ()}
 
 
@@ -309,6 +311,11 @@ def test_load(tmp_path: Path) -> None:
         assert model.config == CONFIG
         assert model.dtype == jnp.float32  # "auto" on a CPU
         assert model.generate(QUESTION, **FREE).tokens == _one_device()[1]
+    for axes, shape in ((("data", "model"), (4, 2)), (("model", "data"), (2, 4))):
+        mesh = Mesh(DEVICES, axes)
+        with gemma_tpu.load(path, mesh=mesh, max_context=64, max_rows=4, progress=False) as model:
+            assert (model.mesh.shape["data"], model.mesh.size // model.mesh.shape["data"]) == shape
+            assert set(model.mesh.devices[0].flat) == set(mesh.devices.take(0, axis=axes.index("data")))
     with gemma_tpu.load(path, mesh=mesh_of(1, 1), text_only=True, max_context=64, progress=False) as model:
         assert model.config.vision is None
         with pytest.raises(ValueError, match="text"):
@@ -318,6 +325,9 @@ def test_load(tmp_path: Path) -> None:
         ({"max_rows": 0}, "max_rows must be at least 1"),
         ({"mesh": (3, 2)}, "does not fit 8 devices"),
         ({"mesh": (8, 1), "max_rows": 4}, "max_rows 4 must be a multiple of the 8 copies"),
+        ({"mesh": Mesh(DEVICES, ("data", "slots"))}, "axes must be named data and model, got"),
+        ({"mesh": Mesh(DEVICES.reshape(8), ("model",))}, r"axes must be named data and model, got \('model',\)"),
+        ({"mesh": Mesh(DEVICES[None], ("data", "model", "x"))}, "axes must be named data and model, got"),
         ({"dtype": "float16"}, "float16 overflows"),
     ):
         with pytest.raises(ValueError, match=message):
