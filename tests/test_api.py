@@ -119,11 +119,11 @@ def test_a_cut_answer_goes_on(model: gemma_tpu.Model) -> None:
     open_ended = [*QUESTION, {"role": "assistant", "content": cut}]
     assert rest.tokens == model.generate(open_ended, continue_final=True, **FREE).tokens
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
-    assert chat.messages[-1]["content"] == cut.strip() + rest.text  # the chat format has no space at an answer's end
+    assert chat.messages[-1]["content"] == cut + rest.text
     stream = chat.stream(continue_final=True)
     said = next(stream)
     stream.close()
-    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + stream.completion.text
+    assert chat.messages[-1]["content"] == cut + rest.text + stream.completion.text
     assert stream.completion.text.startswith(said)
     with pytest.raises(ValueError, match="there is no answer to continue"):
         model.chat().send(continue_final=True)
@@ -388,3 +388,15 @@ def test_rows_without_a_piece_are_never_written() -> None:
         pytest.raises(ValueError, match=message),
     ):
         model.generate("Hello")
+
+
+def test_an_error_in_a_batch_names_the_prompt(model: gemma_tpu.Model) -> None:
+    for prompt, message in (
+        (["ok", "word " * 900], r"^prompt\[1\]: the prompt has \d+ tokens"),
+        ([[{"role": "user", "content": "x"}], [{"role": "user"}]], r"^prompt\[1\]: messages\[0\]: lacks content"),
+        (["ok", "a\ud800b"], r"^prompt\[1\]: the text has half a surrogate pair \('\\ud800'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, **FREE)
+    with pytest.raises(ValueError, match=r"^unknown option"):
+        model.generate(["ok", "ok"], tempature=1)

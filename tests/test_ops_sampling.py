@@ -58,7 +58,7 @@ def test_ties_at_the_threshold_are_kept() -> None:
 
 
 @pytest.mark.parametrize("off", [{}, {"top_k": 5}, {"min_p": 1e-50}])
-@pytest.mark.parametrize("least", [{"top_p": 1e-50}, {"top_p": 1e-40}, {"min_p": 1.0}, {"temperature": 1e-37}])
+@pytest.mark.parametrize("least", [{"top_p": 1e-50}, {"top_p": 1e-40}, {"min_p": 1.0}, {"temperature": 2e-38}])
 def test_the_likeliest_token_is_always_kept(least: dict[str, float], off: dict[str, float]) -> None:
     logits = np.random.default_rng(5).standard_normal((8, V)).astype(np.float32) * 9
     kept = np.asarray(filter_logits(jnp.asarray(logits), settings(8, **(off | least))))

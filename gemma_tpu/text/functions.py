@@ -69,7 +69,7 @@ def write_functions(builder: PromptBuilder, messages: Messages, continue_final: 
             _require_responses(calls, location)
             if not in_model_turn:
                 builder.begin_turn(role)
-            calls = _calls(message, location)
+            calls = read_calls(message, location)
             if message.get("content") or not calls:
                 text = answer_text(message["content"], location)
                 if continue_final and i == len(turns) - 1:
@@ -92,8 +92,11 @@ def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
         raise ValueError(f'{location}: no response to {names}: add {{"role": "tool", "content": …}} after the calls')
 
 
-def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
-    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping."""
+def read_calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
+    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping.
+
+    ValueError, naming `location`, for what are none.
+    """
     calls, given = [], message.get("tool_calls")
     if not isinstance(given, list | tuple | None):
         raise ValueError(f"{location}: tool_calls must be a list of calls, got {brief(given)}")
