@@ -29,7 +29,7 @@ from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import TextStream, stop_watch
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, answer_text, expand_images
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 
@@ -129,7 +129,7 @@ class Model:
           images: one or several, each in any form that `gemma_tpu.load_image` reads; with a string or token ids.
           raw: takes a string as it is, each `<start_of_image>` in it being the place of one of `images`.
           pan_and_scan: shows crops of an image that is far from square after it, for small print.
-          continue_final: the last message is the assistant's, and the model goes on with it.
+          continue_final: the last message is the assistant's, and the model goes on with it: the answer joins it.
           allow_urls: fetches images at http(s) addresses, which are otherwise refused.
           drop_oldest: see `stream`.
           options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For FunctionGemma
@@ -144,7 +144,13 @@ class Model:
         if prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
         with contextlib.ExitStack() as stack:  # on any way out, the work for all of them ends
-            streams = [stack.enter_context(contextlib.closing(self.stream(one, **how))) for one in batch]
+            self._sampling_params(options)  # what is wrong with these is wrong with no prompt
+            streams = []
+            for i, one in enumerate(batch):
+                try:
+                    streams.append(stack.enter_context(contextlib.closing(self.stream(one, **how))))
+                except ValueError as error:
+                    raise ValueError(f"prompt[{i}]: {error}") from error
             return [stream.finish() for stream in streams]
 
     def stream(
@@ -168,7 +174,9 @@ class Model:
         plain, reading = prompts.read_prompt(prompt), Reading(raw, pan_and_scan, continue_final, allow_urls)
         tokenizer = self.tokenizer
         _, request, dropped = self._ask(plain, images, reading, options, drop_oldest)
-        return TextStream(request, tokenizer, dropped)
+        last: Any = plain[-1] if continue_final else {}
+        begun = answer_text(last["content"], "", strip=False) if last.get("role") in ("assistant", "model") else ""
+        return TextStream(request, tokenizer, dropped, begun)
 
     def waiting_before(self, stream: TextStream) -> int | None:
         """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""

@@ -138,7 +138,10 @@ def _checked(
         as_path("tokenizer", tokenizer)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
-    if mesh is not None and not isinstance(mesh, Mesh):
+    if isinstance(mesh, Mesh):
+        if mesh.axis_names != AXES and set(mesh.axis_names) != {"data", "model"}:
+            raise ValueError(f"mesh: its axes must be named data and model, got {brief(mesh.axis_names)}")
+    elif mesh is not None:
         sides = as_tuple("mesh", mesh)
         if len(sides) != 2:
             raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {brief(mesh)}")
@@ -166,7 +169,8 @@ def _deploy(
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:
-        mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
+        devices = mesh.devices if mesh.axis_names[0] == "data" else mesh.devices.T
+        mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
     deploy = functools.partial(Deployment, config, mesh, max_rows, max_context)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from jax.sharding import Mesh
 from small_models import TEXT, VISION, gated, make_deployment, mesh_of, random_params
 
 import gemma_tpu
@@ -34,6 +35,7 @@ QUESTION = [
     {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]},
 ]
 PROMPTS = ["Hello", QUESTION, TOKENIZER.encode("some tokens", bos=True)]
+DEVICES = np.array(jax.devices()).reshape(4, 2)
 FREE = {"max_new_tokens": 12, "stop_tokens": ()}
 
 
@@ -117,11 +119,11 @@ def test_a_cut_answer_goes_on(model: gemma_tpu.Model) -> None:
     open_ended = [*QUESTION, {"role": "assistant", "content": cut}]
     assert rest.tokens == model.generate(open_ended, continue_final=True, **FREE).tokens
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
-    assert chat.messages[-1]["content"] == cut.strip() + rest.text  # the chat format has no space at an answer's end
+    assert chat.messages[-1]["content"] == cut + rest.text
     stream = chat.stream(continue_final=True)
     said = next(stream)
     stream.close()
-    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + stream.completion.text
+    assert chat.messages[-1]["content"] == cut + rest.text + stream.completion.text
     assert stream.completion.text.startswith(said)
     with pytest.raises(ValueError, match="there is no answer to continue"):
         model.chat().send(continue_final=True)
@@ -309,6 +311,11 @@ def test_load(tmp_path: Path) -> None:
         assert model.config == CONFIG
         assert model.dtype == jnp.float32  # "auto" on a CPU
         assert model.generate(QUESTION, **FREE).tokens == _one_device()[1]
+    for axes, shape in ((("data", "model"), (4, 2)), (("model", "data"), (2, 4))):
+        mesh = Mesh(DEVICES, axes)
+        with gemma_tpu.load(path, mesh=mesh, max_context=64, max_rows=4, progress=False) as model:
+            assert (model.mesh.shape["data"], model.mesh.size // model.mesh.shape["data"]) == shape
+            assert set(model.mesh.devices[0].flat) == set(mesh.devices.take(0, axis=axes.index("data")))
     with gemma_tpu.load(path, mesh=mesh_of(1, 1), text_only=True, max_context=64, progress=False) as model:
         assert model.config.vision is None
         with pytest.raises(ValueError, match="text"):
@@ -318,6 +325,9 @@ def test_load(tmp_path: Path) -> None:
         ({"max_rows": 0}, "max_rows must be at least 1"),
         ({"mesh": (3, 2)}, "does not fit 8 devices"),
         ({"mesh": (8, 1), "max_rows": 4}, "max_rows 4 must be a multiple of the 8 copies"),
+        ({"mesh": Mesh(DEVICES, ("data", "slots"))}, "axes must be named data and model, got"),
+        ({"mesh": Mesh(DEVICES.reshape(8), ("model",))}, r"axes must be named data and model, got \('model',\)"),
+        ({"mesh": Mesh(DEVICES[None], ("data", "model", "x"))}, "axes must be named data and model, got"),
         ({"dtype": "float16"}, "float16 overflows"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -378,3 +388,15 @@ def test_rows_without_a_piece_are_never_written() -> None:
         pytest.raises(ValueError, match=message),
     ):
         model.generate("Hello")
+
+
+def test_an_error_in_a_batch_names_the_prompt(model: gemma_tpu.Model) -> None:
+    for prompt, message in (
+        (["ok", "word " * 900], r"^prompt\[1\]: the prompt has \d+ tokens"),
+        ([[{"role": "user", "content": "x"}], [{"role": "user"}]], r"^prompt\[1\]: messages\[0\]: lacks content"),
+        (["ok", "a\ud800b"], r"^prompt\[1\]: the text has half a surrogate pair \('\\ud800'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, **FREE)
+    with pytest.raises(ValueError, match=r"^unknown option"):
+        model.generate(["ok", "ok"], tempature=1)

@@ -237,6 +237,8 @@ def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
             engine.submit(tokens, shown, NO_STOP)
     with pytest.raises(ValueError, match=r"must be ids in \[0, 64\), got \[64\]"):
         engine.submit([1], (), SamplingParams(forbidden_tokens=[64]))
+    with pytest.raises(ValueError, match="no token left to write"):
+        engine.submit([1], (), SamplingParams(forbidden_tokens=[*range(64), 3]))
 
 
 def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: Engine, monkeypatch) -> None:

@@ -240,6 +240,16 @@ class Own(BaseException):
     pass
 
 
+@pytest.mark.parametrize("where", ["init_state", "blank_image"])
+def test_too_little_memory_for_the_state_is_explained(where: str, monkeypatch) -> None:
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore lines")
+
+    monkeypatch.setattr(programs, where, fail)
+    with pytest.raises(RuntimeError, match=r"no room for.*max_rows.*It was RESOURCE_EXHAUSTED: [^\n]* 9 bytes\.$"):
+        make_engine(MULTIMODAL, mesh_of(1, 1), max_context=CONTEXT)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), Own("of a user")])
 @pytest.mark.parametrize("where", ["decode", "task", "watch", "reset"])
 def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, error, where: str, monkeypatch) -> None:

@@ -118,7 +118,7 @@ class Runner:
         if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
             return error
         short = RuntimeError(
-            "the devices have no room for a program beside weights and caches: load with a smaller max_context or "
+            "the devices have no room for weights, caches and programs together: load with a smaller max_context or "
             "max_rows, text_only, or on more devices (`gemma-tpu plan` says what fits). It was "
             + str(error).strip().splitlines()[0]
         )

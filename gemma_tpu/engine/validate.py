@@ -35,6 +35,11 @@ def make_request(
         raise ValueError("a prompt cannot end within an image")
     if bad := _not_ids((*(sampling_params.stop_tokens or ()), *sampling_params.forbidden_tokens), vocab_size):
         raise ValueError(f"stop_tokens and forbidden_tokens must be ids in [0, {vocab_size}), got {bad}")
+    if len(set(sampling_params.forbidden_tokens)) == vocab_size:
+        raise ValueError(
+            "there is no token left to write: forbidden_tokens (or the checkpoint's suppress_tokens), with the ids "
+            f"that have no piece, are all {vocab_size}"
+        )
     soft_tokens = [i for i, token in enumerate(tokens) if token == SOFT_TOKEN]
     count, starts = deployment.num_soft_tokens, [placed.start for placed in images]
     if soft_tokens != [start + i for start in starts for i in range(count)]:

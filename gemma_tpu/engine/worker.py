@@ -35,7 +35,13 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
 
     def _start(self, runner: Runner) -> None:
-        self._runner, self._loop = runner, Loop(self._scheduler, runner)
+        self._runner = runner
+        try:
+            self._loop = Loop(self._scheduler, runner)
+        except Exception as error:
+            if (explained := runner.explained(error)) is error:
+                raise
+            raise explained from error
         self._thread.start()
         # Before JAX's own functions at exit, which came first: a program that still runs then may end in a crash.
         atexit.register(self.let_go)

@@ -69,7 +69,7 @@ def write_functions(builder: PromptBuilder, messages: Messages, continue_final: 
             _require_responses(calls, location)
             if not in_model_turn:
                 builder.begin_turn(role)
-            calls = _calls(message, location)
+            calls = read_calls(message, location)
             if message.get("content") or not calls:
                 text = answer_text(message["content"], location)
                 if continue_final and i == len(turns) - 1:
@@ -92,8 +92,11 @@ def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
         raise ValueError(f'{location}: no response to {names}: add {{"role": "tool", "content": …}} after the calls')
 
 
-def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
-    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping."""
+def read_calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
+    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping.
+
+    ValueError, naming `location`, for what are none.
+    """
     calls, given = [], message.get("tool_calls")
     if not isinstance(given, list | tuple | None):
         raise ValueError(f"{location}: tool_calls must be a list of calls, got {brief(given)}")
@@ -292,16 +295,18 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
 
-    def read(self) -> Any:
+    def read(self, depth: int = 0) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
         if self.text.startswith(_ESCAPE, self.position):
             end = self.text.index(_ESCAPE, self.position + len(_ESCAPE))
             value = self.text[self.position + len(_ESCAPE) : end]
             self.position = end + len(_ESCAPE)
             return value
         if self.text[self.position] == "{":
-            return dict(self._entries("}"))
+            return dict(self._entries("}", depth))
         if self.text[self.position] == "[":
-            return [value for _, value in self._entries("]")]
+            return [value for _, value in self._entries("]", depth)]
         match = _WORD.match(self.text, self.position)
         if match is None:
             raise ValueError(f"no value at {self.position}")
@@ -312,7 +317,7 @@ class _Reader:
         except ValueError:
             return word  # a string without <escape> around it
 
-    def _entries(self, closing: str):
+    def _entries(self, closing: str, depth: int):
         self.position += 1
         while self.text[self.position] != closing:
             key = ""
@@ -322,7 +327,7 @@ class _Reader:
                     self.text[self.position : colon].strip().removeprefix(_ESCAPE).removesuffix(_ESCAPE),
                     colon + 1,
                 )
-            yield key, self.read()
+            yield key, self.read(depth + 1)
             if self.text[self.position] == ",":
                 self.position += 1
             elif self.text[self.position] != closing:

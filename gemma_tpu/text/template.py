@@ -112,10 +112,10 @@ def write_turns(
         builder.begin_turn("model")
 
 
-def answer_text(content: Any, where: str) -> str:
-    """The text of an assistant's message. ValueError if it shows an image."""
+def answer_text(content: Any, where: str, *, strip: bool = True) -> str:
+    """The text of an assistant's message, as the format writes it or as it was given. ValueError if it has an image."""
     refusal = "an image in a message of the assistant; only users show images"
-    return "".join(text.strip() for text in _texts(content, where, refusal))
+    return "".join(text.strip() if strip else text for text in _texts(content, where, refusal))
 
 
 def render_raw(
