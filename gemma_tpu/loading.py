@@ -74,7 +74,8 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows)
+    _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
@@ -120,22 +121,24 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows)
+    _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
     read = functools.partial(_read, checkpoint, progress=progress)
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
 
-def _checked(
-    config: Any, mesh: Any, dtype: Any, max_context: Any, max_rows: Any, tokenizer: Any, progress: Any
-) -> tuple[GemmaConfig | None, Mesh | tuple[int, int] | None]:
-    """The config and the mesh that are meant. ValueError for an argument of the wrong type, before a file is opened."""
-    if max_context is not None:
-        check_integer("max_context", max_context, 2)
-    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
+def _check_others(tokenizer: Any, progress: Any) -> None:
     check_progress(progress)
     if not isinstance(tokenizer, Tokenizer | bytes | None):
         as_path("tokenizer", tokenizer)
+
+
+def check_deployment(mesh: Any, dtype: Any, max_context: Any, max_rows: Any) -> Mesh | tuple[int, int] | None:
+    """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
+    if max_context is not None:
+        check_integer("max_context", max_context, 2)
+    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
     if isinstance(mesh, Mesh):
@@ -148,7 +151,7 @@ def _checked(
         for side, name in zip(sides, ("data", "model"), strict=True):
             check_integer(f"mesh: {name}", side, 1, 2**31 - 1)
         mesh = int(sides[0]), int(sides[1])
-    return as_config(config), mesh
+    return mesh
 
 
 def _deploy(
@@ -161,7 +164,23 @@ def _deploy(
     tokenizer: Tokenizer | str | Path | bytes | None,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
-    config = checkpoint.config
+    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, max_context, max_rows)
+    tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
+    how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
+    return Model(deployment, read(deployment), tokenizer, **how)
+
+
+def deploy(
+    config: GemmaConfig,
+    mesh: Mesh | tuple[int, int] | None,
+    dtype: jax.typing.DTypeLike,
+    max_context: int | None,
+    max_rows: int,
+) -> tuple[Deployment, str]:
+    """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
+
+    ValueError if the model cannot have it, or the devices have no room.
+    """
     if max_context is None:
         max_context = min(8192, config.max_context)
     if not 2 <= max_context <= config.max_context:
@@ -173,14 +192,12 @@ def _deploy(
         mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    deploy = functools.partial(Deployment, config, mesh, max_rows, max_context)
+    one = functools.partial(Deployment, config, mesh, max_rows, max_context)
     capacity = device_capacity(mesh)
-    chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: deploy(dtype).fits(capacity))
-    deployment = deploy(chosen)
-    tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
+    chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))
+    deployment = one(chosen)
     deployment.require_room(capacity)
-    how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
-    return Model(deployment, read(deployment), tokenizer, **how)
+    return deployment, dtype_reason
 
 
 def _text_side(
@@ -191,6 +208,8 @@ def _text_side(
     tokenizer = assets.open_tokenizer(given)
     try:
         defaults = SamplingParams(**assets.sampling_defaults(tokenizer))
+    except CheckpointError:  # has the path
+        raise
     except ValueError as error:
         raise CheckpointError(f"{assets.generation_config.path or assets.config_path}: {error}") from error
     for note in assets.notes(tokenizer):

@@ -63,10 +63,9 @@ _IMAGE_TOKEN = 262_144  # of the real vocabulary: the first id behind it
 def from_json(source: str | bytes, path: str) -> GemmaConfig:
     """The config in a config.json. `path` is what errors name."""
     raw = storage.parse_json(source, path)
+    family.check_parts(raw, path)
     family.require_gemma3(raw, path)
-    multimodal = raw["model_type"] in family.MULTIMODAL
-    text_raw = _mapping(raw, "text_config", path) if multimodal else raw
-    text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
+    text = _text(raw)
     _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse(text, _TEXT_FIXED, path)
     image_tokens = (raw.get("image_token_index"), raw.get("image_token_id"), _IMAGE_TOKEN)
@@ -82,10 +81,22 @@ def from_json(source: str | bytes, path: str) -> GemmaConfig:
             layers=_layers(text, path),
             query_scale=text["query_pre_attn_scalar"] ** -0.5,
             tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
-            vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
+            vision=_vision(raw, path) if _is_multimodal(raw) and raw.get("vision_config") else None,
         )
+    except CheckpointError:  # has the path
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _is_multimodal(raw: Mapping[str, Any]) -> bool:
+    return raw["model_type"] in family.MULTIMODAL
+
+
+def _text(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the text decoder, with the defaults of what is absent or null."""
+    text = (raw.get("text_config") or {}) if _is_multimodal(raw) else raw
+    return _TEXT_DEFAULTS | {key: value for key, value in text.items() if value is not None}
 
 
 def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
@@ -255,8 +266,7 @@ def _dump(raw: dict[str, Any]) -> str:
 
 def table_rows(text: str | bytes) -> int:
     """Rows of the embedding table in the safetensors files that a config.json describes."""
-    raw = json.loads(text)
-    return raw.get("text_config", raw).get("vocab_size", _TEXT_DEFAULTS["vocab_size"])
+    return _text(json.loads(text))["vocab_size"]
 
 
 def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:

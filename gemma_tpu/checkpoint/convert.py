@@ -19,7 +19,7 @@ from gemma_tpu.checkpoint.open import Checkpoint, open_checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.staging import staging
 from gemma_tpu.checkpoint.text_assets import special_ids
-from gemma_tpu.checks import as_path, brief
+from gemma_tpu.checks import as_path, brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary
@@ -55,12 +55,16 @@ def convert(
       to: "orbax" (nested, as in a Flax model), "orbax-flat" (Google's released layout) or "safetensors" (Hugging Face).
       dtype: "bfloat16" or "float32"; by default each parameter keeps its dtype, and converting back is lossless.
       adapter: a directory with a LoRA adapter to merge, see `merge_adapter`.
-      max_shard_bytes: for safetensors.
+      max_shard_bytes: of each safetensors file; a larger array has one of its own.
       verify: checks the files of `src` against their checksums, where known.
 
-    Raises `CheckpointError` if `dst` exists or the conversion fails; nothing is left behind then. A killed conversion
-    leaves a directory `dst.partial-…`, which the next one to `dst` removes.
+    Raises `CheckpointError` if `dst` exists or lies in `src`, or the conversion fails; nothing is left behind then. A
+    killed conversion leaves a directory `dst.partial-…`, which the next one to `dst` removes.
     """
+    check_integer("max_shard_bytes", max_shard_bytes, 1)
+    for source in (src, adapter):
+        if source is not None and _contains(source, dst):
+            raise CheckpointError(f"{dst}: is in {source}, which is read: choose a destination outside it")
     checkpoint = open_checkpoint(src, config=config, verify=verify)
     if adapter is not None:
         checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter), verify=verify)
@@ -72,6 +76,11 @@ def convert(
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)
     return _write(checkpoint, dst, files, to, dtype, progress, max_shard_bytes)
+
+
+def _contains(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    """Whether a path is below a local directory, through links too."""
+    return Path(storage.normalise(directory)).resolve() in Path(storage.normalise(path)).resolve().parents
 
 
 def save_params(

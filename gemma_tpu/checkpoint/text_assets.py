@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint import family, storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.options import MAX_STOP_TOKENS
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
@@ -109,6 +110,11 @@ class TextAssets:
                 options[name] = [token for token in options[name] if token in rows]
         if tokenizer is not None and "stop_tokens" in options:
             options["stop_tokens"] = sorted({*options["stop_tokens"], tokenizer.eos_id, tokenizer.end_of_turn})
+        if (count := len(options.get("stop_tokens", ()))) > MAX_STOP_TOKENS:
+            raise CheckpointError(
+                f"{self.generation_config.path or self.config_path}: eos_token_id gives {count} stop tokens, with the "
+                f"tokenizer's, and an answer has at most {MAX_STOP_TOKENS}: shorten that list"
+            )
         return options
 
     def notes(self, tokenizer: Tokenizer | None) -> list[str]:
@@ -147,6 +153,7 @@ def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
     """Reads all but the tokenizer itself. Raises `CheckpointError` for a file that cannot be read."""
     config_path = storage.find(checkpoint.directories, "config.json")
     config = storage.read_json(config_path) if config_path else {}
+    family.check_parts(config, config_path or "")
     template = read_chat_template(checkpoint.directories)
     return TextAssets(
         checkpoint.path,
