@@ -383,10 +383,7 @@ def test_rows_without_a_piece_are_never_written() -> None:
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"
-    with (
-        gemma_tpu.Model(make_deployment(config), params, None) as model,
-        pytest.raises(ValueError, match=message),
-    ):
+    with gemma_tpu.Model(make_deployment(config), params, None) as model, pytest.raises(ValueError, match=message):
         model.generate("Hello")
 
 
