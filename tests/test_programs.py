@@ -23,6 +23,7 @@ from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops import rows as row_ops
 from gemma_tpu.ops.sampling import Sampling
+from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -79,7 +80,8 @@ class _Cached:
 
     def activate(self, row: int, length: int, token: int, remaining: int) -> None:
         nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
-        row_params = RowParams(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
+        stop, forbidden = np.full((1, MAX_STOP_TOKENS), NO_TOKEN), np.zeros((1, TEXT.vocab_size), bool)
+        row_params = RowParams(nothing, stop, forbidden)
         numbers = (np.int32(x) for x in (row, length, token, remaining))
         self.state = programs.activate(self.state, *numbers, row_params, deployment=self.deployment)
 
