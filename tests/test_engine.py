@@ -20,7 +20,7 @@ from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.options import MAX_STOP_TOKENS, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -366,7 +366,7 @@ def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -
         ("seed", -1),
         ("seed", 2**32),
         ("stop", [""]),
-        ("stop_tokens", list(range(17))),
+        ("stop_tokens", list(range(MAX_STOP_TOKENS + 1))),
     ],
 )
 def test_options_out_of_range_are_errors(name: str, bad: object) -> None:
