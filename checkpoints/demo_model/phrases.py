@@ -141,7 +141,7 @@ class Phrases:
         text = re.sub(r" +([?.,!]|$)", r"\1", re.sub(" +", " ", text)).strip().format(**slots)
         return text if self.chinese else re.sub(r"\b([Aa]) (?=orange)", r"\1n ", text)
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019 - as for `kept_out`
     def _weights(self, task: str) -> np.ndarray:
         """Cumulative chances of a task's templates: one that holds more alternatives comes more often."""
         weights = np.cumsum([1 + template.count("|") ** 0.5 for template in self._train[task]])
