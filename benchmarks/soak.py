@@ -264,9 +264,9 @@ class Soak:
         """Waits until every row is free: by itself, without the garbage collector's help."""
         engine = self._model.engine
         end = time.monotonic() + _SETTLE
-        while engine._has_work() and time.monotonic() < end:
+        while engine._loop.has_work and time.monotonic() < end:
             time.sleep(0.01)
-        if engine._has_work():
+        if engine._loop.has_work:
             busy = [row.index for row in engine._scheduler.rows if row.request]
             self.wrong.append(f"still busy: rows {busy}, {len(engine._scheduler.waiting)} requests that wait")
 

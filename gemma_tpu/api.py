@@ -22,15 +22,14 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.engine.sequences import check_logits
-from gemma_tpu.engine.validate import check_length
+from gemma_tpu.engine.validate import check_length, check_logits
 from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import AsyncTextStream, TextStream, stop_watch
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, expand_images
+from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, answer_text, expand_images
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 
@@ -130,7 +129,7 @@ class Model:
           images: one or several, each in any form that `gemma_tpu.load_image` reads; with a string or token ids.
           raw: takes a string as it is, each `<start_of_image>` in it being the place of one of `images`.
           pan_and_scan: shows crops of an image that is far from square after it, for small print.
-          continue_final: the last message is the assistant's, and the model goes on with it.
+          continue_final: the last message is the assistant's, and the model goes on with it: the answer joins it.
           allow_urls: fetches images at http(s) addresses, which are otherwise refused.
           drop_oldest: see `stream`.
           options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For FunctionGemma
@@ -145,7 +144,13 @@ class Model:
         if prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
         with contextlib.ExitStack() as stack:  # on any way out, the work for all of them ends
-            streams = [stack.enter_context(contextlib.closing(self.stream(one, **how))) for one in batch]
+            self._sampling_params(options)  # what is wrong with these is wrong with no prompt
+            streams = []
+            for i, one in enumerate(batch):
+                try:
+                    streams.append(stack.enter_context(contextlib.closing(self.stream(one, **how))))
+                except ValueError as error:
+                    raise ValueError(f"prompt[{i}]: {error}") from error
             return [stream.finish() for stream in streams]
 
     def stream(
@@ -166,13 +171,12 @@ class Model:
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        sampling_params, plain = self._sampling_params(options), prompts.read_prompt(prompt)
-        reading = self._reading(Reading(raw, pan_and_scan, continue_final, allow_urls), options)
-        rendered, dropped = self._render(plain, images, reading), 0
-        if drop_oldest and isinstance(plain, list) and isinstance(plain[0], Mapping):
-            _, rendered, dropped = self._fit(cast(list[Message], plain), rendered, sampling_params, reading)
+        plain, reading = prompts.read_prompt(prompt), Reading(raw, pan_and_scan, continue_final, allow_urls)
         tokenizer = self.tokenizer
-        return TextStream(self._submit(rendered, sampling_params), tokenizer, dropped)
+        _, request, dropped = self._ask(plain, images, reading, options, drop_oldest)
+        last: Any = plain[-1] if continue_final else {}
+        begun = answer_text(last["content"], "", strip=False) if last.get("role") in ("assistant", "model") else ""
+        return TextStream(request, tokenizer, dropped, begun)
 
     def astream(self, prompt: SinglePrompt, **options: Any) -> AsyncTextStream:
         """`stream` for asyncio, with the same arguments: `async for piece in model.astream("Hello")`.
@@ -275,18 +279,32 @@ class Model:
         asked = dataclasses.replace(self.defaults, **given)
         return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
 
-    def _reading(self, reading: Reading, options: dict[str, Any]) -> Reading:
-        """`reading` with those of `options` that are the prompt format's."""
+    def _ask(
+        self, prompt: PlainPrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool
+    ) -> tuple[PlainPrompt, Request, int]:
+        """The prompt, without its oldest turns where those were dropped; the request for an answer; how many they were.
+
+        `options`: of sampling and of the prompt format.
+        """
+        sampling_params = self._sampling_params(options)
         given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
         self.format.check(given)
-        return dataclasses.replace(reading, format_options=given)
+        reading = dataclasses.replace(reading, format_options=given)
+        rendered, dropped = self._render(prompt, images, reading), 0
+        if drop_oldest and isinstance(prompt, list) and isinstance(prompt[0], Mapping):
+            prompt, rendered, dropped = self._fit(cast(list[Message], prompt), rendered, sampling_params, reading)
+        check_length(len(rendered.tokens), self.deployment.context)  # before the work that images are
+        stop = sampling_params.stop
+        watch = stop_watch(self.tokenizer, stop) if stop else None
+        inputs = self._placed_inputs(rendered)
+        return prompt, self.engine.submit(rendered.tokens, inputs, sampling_params, watch), dropped
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
 
     def _fit(
-        self, messages: Sequence[Message], prompt: Prompt, sampling_params: SamplingParams, reading: Reading
-    ) -> tuple[Sequence[Message], Prompt, int]:
+        self, messages: list[Message], prompt: Prompt, sampling_params: SamplingParams, reading: Reading
+    ) -> tuple[list[Message], Prompt, int]:
         """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
 
         The answer needs room too: a prompt that would leave it less than its share is shortened like one that is longer
@@ -296,7 +314,7 @@ class Model:
         limit = context - min(sampling_params.max_new_tokens, context // _ANSWER_SHARE)
         turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
 
-        def without(dropped: int) -> tuple[Sequence[Message], Prompt]:
+        def without(dropped: int) -> tuple[list[Message], Prompt]:
             kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
             return kept, self._render(kept, None, reading)
 
@@ -305,12 +323,6 @@ class Model:
         fewer = range(1, len(turns) - 1)  # than all but the last turn; the fewest that leave room
         dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
         return *without(dropped), dropped
-
-    def _submit(self, prompt: Prompt, sampling_params: SamplingParams) -> Request:
-        check_length(len(prompt.tokens), self.deployment.context)  # before the work that images are
-        stop = sampling_params.stop
-        watch = stop_watch(self.tokenizer, stop) if stop else None
-        return self.engine.submit(prompt.tokens, self._placed_inputs(prompt), sampling_params, watch)
 
 
 def _indices(name: str, given: Any, size: int) -> np.ndarray:

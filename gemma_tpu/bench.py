@@ -7,6 +7,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -16,14 +17,17 @@ import PIL.Image
 from jax.sharding import Sharding
 
 from gemma_tpu.api import Model
+from gemma_tpu.checkpoint import CheckpointWarning, open_checkpoint, resolve
+from gemma_tpu.checks import check_integer
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.loading import load, resolve_dtype
+from gemma_tpu.loading import check_deployment, deploy, load
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
-from gemma_tpu.sharding import make_mesh
+
+_TEXT_AFTER_IMAGE = 20  # tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +80,15 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
         end = max(request.clock.finished for request in requests)
         rates.append(sum(len(request.generated) - 1 for request in requests) / (end - begin))
     results.append(Measurement(f"decode, {rows} row{'s' * (rows > 1)}", statistics.median(rates), "tokens/s"))
-    if model.config.vision:
+    if model.config.vision and _image_tokens(model.config) < model.engine.deployment.context:
         times = []
         for _ in range(repeats):
             picture = PIL.Image.fromarray(rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8))
-            ids = [2, *[SOFT_TOKEN] * model.config.vision.num_soft_tokens, *rng.integers(4, 99, 20).tolist()]
+            ids = [
+                2,
+                *[SOFT_TOKEN] * model.config.vision.num_soft_tokens,
+                *rng.integers(4, 99, _TEXT_AFTER_IMAGE).tolist(),
+            ]
             start = time.perf_counter()
             image = PlacedImage(1, ImageInput(picture, model.config.vision.image_size))
             for _ in model.engine.submit(ids, [image], SamplingParams(max_new_tokens=1, stop_tokens=())):
@@ -88,6 +96,11 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
             times.append(time.perf_counter() - start)
         results.append(Measurement("one 1024×768 image to first token", statistics.median(times) * 1e3, "ms"))
     return results
+
+
+def _image_tokens(config: GemmaConfig) -> int:
+    """Tokens of the prompt with an image; 0 without a vision tower."""
+    return 1 + config.vision.num_soft_tokens + _TEXT_AFTER_IMAGE if config.vision else 0
 
 
 def bench(
@@ -105,10 +118,23 @@ def bench(
     """Measures a checkpoint, or random weights of a config, with each number of `rows`; yields both as it goes.
 
     A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
+
+    Raises ValueError, before anything is measured, for what cannot be: as `load`, or if the context does not hold
+    `prompt` and `tokens`. A warning says so if it does not hold an image, which is then left out.
     """
+    for name, value, least in (("prompt", prompt, 1), ("tokens", tokens, 2), ("repeats", repeats, 1)):
+        check_integer(name, value, least)
     for max_rows in rows:
+        check_deployment(mesh, dtype, context, max_rows)
+    if prompt + tokens > context:
+        raise ValueError(f"prompt {prompt} and tokens {tokens} are more than the context of {context} tokens")
+    config = source if isinstance(source, GemmaConfig) else _stored_config(source)
+    deployments = [deploy(config, mesh, dtype, context, max_rows)[0] for max_rows in rows]
+    if (needed := _image_tokens(config) + 1) > context and config.vision:
+        warnings.warn(f"no image is measured: that takes a context of {needed} tokens, not {context}", stacklevel=2)
+    for max_rows, deployment in zip(rows, deployments, strict=True):
         if isinstance(source, GemmaConfig):
-            model = _random_model(source, mesh, dtype, context, max_rows)
+            model = _random_model(deployment)
         else:
             options = {"mesh": mesh, "dtype": dtype, "verify": verify, "progress": False}
             model = load(source, max_context=context, max_rows=max_rows, **options)
@@ -121,11 +147,12 @@ def bench(
                 yield max_rows, measurement
 
 
-def _random_model(
-    config: GemmaConfig, mesh_shape: tuple[int, int] | None, dtype: str, max_context: int, max_rows: int
-) -> Model:
-    mesh = make_mesh(config, mesh_shape)
-    chosen, _ = resolve_dtype(dtype, mesh)
-    deployment = Deployment(config, mesh, max_rows, max_context, chosen)
+def _stored_config(source: str) -> GemmaConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # load gives them again
+        return open_checkpoint(resolve(source, progress=False)).config
+
+
+def _random_model(deployment: Deployment) -> Model:
     make = functools.partial(random_params, deployment)
-    return Model(deployment, everywhere(make, mesh, make), None)
+    return Model(deployment, everywhere(make, deployment.mesh, make), None)

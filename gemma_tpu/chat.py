@@ -7,14 +7,14 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gemma_tpu.checks import as_tuple
 from gemma_tpu.engine.request import Request
 from gemma_tpu.options import Completion
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.stream import TextStream
-from gemma_tpu.text import text_before_calls
+from gemma_tpu.text import answer_text, check_turns, read_calls, text_before_calls
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
@@ -24,7 +24,8 @@ class Chat:
     """A conversation. `messages` is its history; an answer that was cut short stays in it as far as it got.
 
     `dropped_turns` counts the oldest turns that have left the history for lack of room. One answer is written at a
-    time: asking for another one before it has ended, or was closed, is a RuntimeError.
+    time: asking for another one before it has ended, or was closed, is a RuntimeError. The history may be edited in
+    between; meanwhile, messages may be appended to it, which come after the answer.
     """
 
     def __init__(
@@ -51,60 +52,60 @@ class Chat:
         self, text: str | None = None, *, images: Images = None, continue_final: bool = False, **options: Any
     ) -> TextStream:
         """Like `send`, as pieces of text."""
-        with self._turn():
+        with self._turn() as history:
             if not continue_final:
-                return self._answer([*self.messages, self._question(text, images)], options)
+                return self._answer(history, [*history, self._question(text, images)], options)
             if text is not None or images is not None:
                 raise ValueError("continue_final goes on with the last answer, and takes neither text nor images")
-            before, begun = self._reopened()
-            return self._answer([*before, {"role": "assistant", "content": begun}], options, begun)
+            begun = self._begun(history)
+            return self._answer(history, [*history[:-1], {"role": "assistant", "content": begun}], options, begun)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
         """The calls of functions in the last answer, which wait for `respond`."""
-        return self.messages[-1].get("tool_calls", []) if self.messages else []
+        last = self.messages[-1] if self.messages else None
+        return (isinstance(last, Mapping) and last.get("tool_calls")) or []
 
     def respond(self, responses: Sequence[Any], **options: Any) -> TextStream:
         """Gives the response to each of `calls`, as text or a mapping, and streams what the model says to it."""
-        with self._turn():
+        with self._turn() as history:
             responses = as_tuple("responses", responses)
-            if len(responses) != len(self.calls):
-                raise ValueError(f"{len(responses)} responses given to {len(self.calls)} calls")
+            calls = read_calls({"tool_calls": self.calls}, f"messages[{len(history) - 1}]")
+            if len(responses) != len(calls):
+                raise ValueError(f"{len(responses)} responses given to {len(calls)} calls")
             answers = [
                 {
-                    "name": call["function"]["name"],
+                    "name": call["name"],
                     "response": dict(response) if isinstance(response, Mapping) else response,
                 }
-                for call, response in zip(self.calls, responses, strict=True)
+                for call, response in zip(calls, responses, strict=True)
             ]
-            return self._answer([*self.messages, {"role": "tool", "content": answers}], options)
+            return self._answer(history, [*history, {"role": "tool", "content": answers}], options)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Begins a turn, which ends with its answer (`_ChatStream`), or here if there will be none."""
+    def _turn(self) -> Iterator[tuple[Any, ...]]:
+        """Begins a turn with the history; it ends with its answer (`_ChatStream`), or here if there will be none."""
         if not self._answering.acquire(blocking=False):
             raise RuntimeError(
                 "this chat is still answering: read that answer to its end, or close it; threads that talk at the same "
                 "time need a chat each"
             )
         try:
-            yield
+            yield as_tuple("messages", self.messages)
         except BaseException:  # Ctrl-C too: no answer will end this turn
             self._answering.release()
             raise
 
-    def _answer(self, said: Sequence[Message], options: dict[str, Any], begun: str | None = None) -> TextStream:
+    def _answer(
+        self, history: tuple[Any, ...], said: list[Any], options: dict[str, Any], begun: str | None = None
+    ) -> TextStream:
         """Streams the answer to `said`, or what comes to the answer in it that was `begun`."""
-        options = {**self._options, **options}
-        sampling_params = self._model._sampling_params(options)
+        check_turns(said, begun is not None, tools="tools" in self._model.format.options)
         reading = dataclasses.replace(self._reading, continue_final=begun is not None)
-        reading = self._model._reading(reading, options)
-        prompt, dropped = self._model._render(list(said), None, reading), 0
-        if self._drop_oldest:
-            said, prompt, dropped = self._model._fit(said, prompt, sampling_params, reading)
-        request = self._model._submit(prompt, sampling_params)
-        messages = list(said) if begun is None else list(said[:-1])
-        return _ChatStream(self, messages, begun or "", request, dropped)
+        options = {**self._options, **options}
+        kept, request, dropped = self._model._ask(said, None, reading, options, self._drop_oldest)
+        messages = cast(list[Message], kept if begun is None else kept[:-1])
+        return _ChatStream(self, history, messages, begun or "", request, dropped)
 
     def _question(self, text: str | None, images: Images) -> Message:
         if text is None:
@@ -112,16 +113,16 @@ class Chat:
         parts = [{"type": "image", "image": image.compact()} for image in self._reading.images(images)]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
-    def _reopened(self) -> tuple[list[Message], str]:
-        """The history without its last answer, and that answer as the chat format writes it."""
-        *before, last = self.messages or [{}]
-        if last.get("role") != "assistant":
+    def _begun(self, history: tuple[Any, ...]) -> str:
+        """The text of the last answer, which is to go on."""
+        last = history[-1] if history else None
+        if not isinstance(last, Mapping) or last.get("role") not in ("assistant", "model"):
             raise ValueError("there is no answer to continue yet")
         if last.get("tool_calls"):
             raise ValueError(
                 "the last answer is whole: it calls functions, and goes on when it is given their responses"
             )
-        return before, last["content"].strip()
+        return answer_text(last.get("content"), f"messages[{len(history) - 1}]", strip=False)
 
 
 class _ChatStream(TextStream):
@@ -130,9 +131,17 @@ class _ChatStream(TextStream):
     Without an answer there is no trace of the question; but turns that were dropped for one that is empty have left.
     """
 
-    def __init__(self, chat: Chat, messages: list[Message], begun: str, request: Request, dropped: int) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        history: tuple[Any, ...],
+        messages: list[Message],
+        begun: str,
+        request: Request,
+        dropped: int,
+    ) -> None:
         self._chat = weakref.ref(chat)  # which has the model; a history that nobody can read needs no answer
-        self._messages = messages
+        self._history, self._messages = history, messages
         super().__init__(request, chat._model.tokenizer, dropped, begun)
 
     def _keep(self) -> None:
@@ -143,12 +152,18 @@ class _ChatStream(TextStream):
             completion = self.completion
             if not completion.text and completion.finish_reason not in ("stop", "length"):
                 return
+            now, asked = as_tuple("messages", chat.messages), len(self._history)
+            if list(map(id, now[:asked])) != list(map(id, self._history)):
+                raise RuntimeError(
+                    "the chat's messages were changed while it answered, other than by appending, so the answer is not "
+                    "among them: it is the stream's completion"
+                )
             chat.dropped_turns += self.dropped_turns
             if not text:
-                chat.messages = self._messages[:-1]
+                chat.messages = [*self._messages[:-1], *now[asked:]]
                 return
             calls = completion.tool_calls
             answer: Message = {"role": "assistant", "content": text_before_calls(text) if calls else text}
-            chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer]
+            chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer, *now[asked:]]
         finally:
             chat._answering.release()

@@ -192,19 +192,6 @@ CONFIGS: dict[str, GemmaConfig] = {
     "gemma3-27b": _gemma3(62, 5376, 21_504, 32, 16, head_dim=128),
 }
 
-DEMO = GemmaConfig(
-    vocab_size=2048,
-    embed_dim=256,
-    hidden_dim=768,
-    layers=gemma3_layers(8, window=512),
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=64,
-    query_scale=64**-0.5,
-    max_context=8192,
-    vision=VisionConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=28),
-)
-
 
 def as_config(value: Any) -> GemmaConfig | None:
     """A config as callers give it: one, None, or the name of a released size. ValueError for anything else."""

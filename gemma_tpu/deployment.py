@@ -96,8 +96,10 @@ class Deployment:
         }
 
     def empty_state(self) -> State:
-        cache = self.cache.init(self.config, self.mesh, self.rows, self.context, self.dtype)
-        return State.empty(cache, self.rows, self.config.vocab_size)
+        config = self.config
+        whole = jax.ShapeDtypeStruct((self.rows, config.num_kv_heads, self.context, config.head_dim), self.dtype)
+        cache = self.cache.init([layer.window for layer in config.layers], whole, self.mesh)
+        return State.empty(cache, self.rows, config.vocab_size)
 
     @functools.cached_property
     def abstract_state(self) -> State:
@@ -112,11 +114,11 @@ class Deployment:
         rest = dataclasses.replace(self.abstract_state, cache=None)
         soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
         return Memory(
-            weights=shard_bytes(x for name, x in params.items() if not name.startswith("vision.")),
-            vision=shard_bytes(x for name, x in params.items() if name.startswith("vision.")),
+            weights=shard_bytes({name: x for name, x in params.items() if not name.startswith("vision.")}),
+            vision=shard_bytes({name: x for name, x in params.items() if name.startswith("vision.")}),
             global_cache=cache.nbytes(windowed=False),
             local_cache=cache.nbytes(windowed=True),
-            rows=shard_bytes(jax.tree.leaves(rest)),
+            rows=shard_bytes(rest),
             images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
         )
 

@@ -1,4 +1,4 @@
-"""Image inputs: any supported source → RGB image → pixels for the vision tower; pan-and-scan crops."""
+"""Reads images: any source that a caller may give → RGB image → pixels for the vision tower; pan-and-scan crops."""
 
 from __future__ import annotations
 
@@ -179,17 +179,12 @@ def pan_and_scan(
     check_integer("min_crop_size", min_crop_size, 1)
     check_integer("max_num_crops", max_num_crops, 2)
     check_number("min_ratio_to_activate", min_ratio_to_activate, 1)
-    boxes = crop_boxes(
-        image.size,
-        min_crop_size=min_crop_size,
-        max_num_crops=max_num_crops,
-        min_ratio_to_activate=min_ratio_to_activate,
-    )
+    boxes = crop_boxes(image.size, min_crop_size, max_num_crops, min_ratio_to_activate)
     return [image.crop(box) for box in boxes]
 
 
 def crop_boxes(
-    size: tuple[int, int], *, min_crop_size: int = 256, max_num_crops: int = 4, min_ratio_to_activate: float = 1.2
+    size: tuple[int, int], min_crop_size: int = 256, max_num_crops: int = 4, min_ratio_to_activate: float = 1.2
 ) -> list[tuple[int, int, int, int]]:
     """The crops of `pan_and_scan` as (left, top, right, bottom), for an image of `size` (width, height)."""
     long, short = max(size), min(size)

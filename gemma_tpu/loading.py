@@ -74,20 +74,19 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows)
+    _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
-    base = _open(as_path("source", source), config, text_only, progress, verify)
-    checkpoint = _merged(base, adapter, text_only, progress, verify)
+    base, checkpoint = _open(as_path("source", source), config, adapter, text_only, progress, verify)
 
     def read(deployment: Deployment) -> Params:
-        def here() -> Params:
-            return _read(checkpoint, deployment, progress)
-
-        mesh = deployment.mesh
-        require_same(lambda: sample_digests(checkpoint), mesh, _open_and_sample, source, base.config, adapter)
-        return everywhere(here, mesh, _open_and_read, source, base.config, adapter, deployment, verify)
+        mesh, there = deployment.mesh, (source, base, adapter)
+        require_same(lambda: sample_digests(checkpoint), mesh, _open_there, sample_digests, *there, False)
+        read_there = functools.partial(_read, deployment=deployment, progress=False)
+        here = functools.partial(_read, checkpoint, deployment, progress)
+        return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
@@ -122,35 +121,37 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    config, mesh = _checked(config, mesh, dtype, max_context, max_rows, tokenizer, progress)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows)
+    _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
-
-    def read(deployment: Deployment) -> Params:
-        return _read(checkpoint, deployment, progress)
-
+    read = functools.partial(_read, checkpoint, progress=progress)
     return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, tokenizer)
 
 
-def _checked(
-    config: Any, mesh: Any, dtype: Any, max_context: Any, max_rows: Any, tokenizer: Any, progress: Any
-) -> tuple[GemmaConfig | None, Mesh | tuple[int, int] | None]:
-    """The config and the mesh that are meant. ValueError for an argument of the wrong type, before a file is opened."""
-    if max_context is not None:
-        check_integer("max_context", max_context, 2)
-    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
+def _check_others(tokenizer: Any, progress: Any) -> None:
     check_progress(progress)
     if not isinstance(tokenizer, Tokenizer | bytes | None):
         as_path("tokenizer", tokenizer)
+
+
+def check_deployment(mesh: Any, dtype: Any, max_context: Any, max_rows: Any) -> Mesh | tuple[int, int] | None:
+    """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
+    if max_context is not None:
+        check_integer("max_context", max_context, 2)
+    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
-    if mesh is not None and not isinstance(mesh, Mesh):
+    if isinstance(mesh, Mesh):
+        if mesh.axis_names != AXES and set(mesh.axis_names) != {"data", "model"}:
+            raise ValueError(f"mesh: its axes must be named data and model, got {brief(mesh.axis_names)}")
+    elif mesh is not None:
         sides = as_tuple("mesh", mesh)
         if len(sides) != 2:
             raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {brief(mesh)}")
         for side, name in zip(sides, ("data", "model"), strict=True):
             check_integer(f"mesh: {name}", side, 1, 2**31 - 1)
         mesh = int(sides[0]), int(sides[1])
-    return as_config(config), mesh
+    return mesh
 
 
 def _deploy(
@@ -163,7 +164,23 @@ def _deploy(
     tokenizer: Tokenizer | str | Path | bytes | None,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
-    config = checkpoint.config
+    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, max_context, max_rows)
+    tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
+    how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
+    return Model(deployment, read(deployment), tokenizer, **how)
+
+
+def deploy(
+    config: GemmaConfig,
+    mesh: Mesh | tuple[int, int] | None,
+    dtype: jax.typing.DTypeLike,
+    max_context: int | None,
+    max_rows: int,
+) -> tuple[Deployment, str]:
+    """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
+
+    ValueError if the model cannot have it, or the devices have no room.
+    """
     if max_context is None:
         max_context = min(8192, config.max_context)
     if not 2 <= max_context <= config.max_context:
@@ -171,17 +188,16 @@ def _deploy(
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:
-        mesh = make_mesh(config, mesh.devices.shape, list(mesh.devices.flat))
+        devices = mesh.devices if mesh.axis_names[0] == "data" else mesh.devices.T
+        mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    deploy = functools.partial(Deployment, config, mesh, max_rows, max_context)
+    one = functools.partial(Deployment, config, mesh, max_rows, max_context)
     capacity = device_capacity(mesh)
-    chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: deploy(dtype).fits(capacity))
-    deployment = deploy(chosen)
-    tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
+    chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))
+    deployment = one(chosen)
     deployment.require_room(capacity)
-    how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
-    return Model(deployment, read(deployment), tokenizer, **how)
+    return deployment, dtype_reason
 
 
 def _text_side(
@@ -192,6 +208,8 @@ def _text_side(
     tokenizer = assets.open_tokenizer(given)
     try:
         defaults = SamplingParams(**assets.sampling_defaults(tokenizer))
+    except CheckpointError:  # has the path
+        raise
     except ValueError as error:
         raise CheckpointError(f"{assets.generation_config.path or assets.config_path}: {error}") from error
     for note in assets.notes(tokenizer):
@@ -200,17 +218,28 @@ def _text_side(
 
 
 def _open(
-    source: str | Path, config: GemmaConfig | None, text_only: bool, progress: bool | Any, verify: bool
-) -> Checkpoint:
-    return open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only, verify=verify)
-
-
-def _merged(
-    base: Checkpoint, adapter: str | Path | None, text_only: bool, progress: bool | Any, verify: bool
-) -> Checkpoint:
+    source: str | Path,
+    config: GemmaConfig | None,
+    adapter: str | Path | None,
+    text_only: bool,
+    progress: bool | Any,
+    verify: bool,
+) -> tuple[GemmaConfig, Checkpoint]:
+    """The base's config, and the checkpoint with the adapter merged, which may make another config of it."""
+    base = open_checkpoint(resolve(source, progress=progress), config=config, text_only=text_only, verify=verify)
     if adapter is None:
-        return base
-    return merge_adapter(base, str(resolve(adapter, progress=progress)), text_only=text_only, verify=verify)
+        return base.config, base
+    path = str(resolve(adapter, progress=progress))
+    return base.config, merge_adapter(base, path, text_only=text_only, verify=verify)
+
+
+def _open_there(
+    use: Callable[[Checkpoint], Any], source: str | Path, base: GemmaConfig, adapter: str | Path | None, verify: bool
+) -> Any:
+    """What another process does with the checkpoint that process 0 loads. The config says whether with vision."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
+        return use(_open(source, base, adapter, base.vision is None, False, verify)[1])
 
 
 def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) -> Params:
@@ -221,32 +250,6 @@ def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) 
         sharding=lambda name, shape: param_sharding(name, shape, deployment.mesh),
         progress=progress,
     )
-
-
-# What another process does when process 0 loads a model. The config says whether with a vision tower.
-
-
-def _open_and_sample(source: str | Path, config: GemmaConfig, adapter: str | Path | None) -> dict[str, str]:
-    return sample_digests(_open_there(source, config, adapter))
-
-
-def _open_and_read(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, deployment: Deployment, verify: bool
-) -> Params:
-    """`config` is the base's; an adapter may make another of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # as in _open_there
-        return _read(_open_there(source, config, adapter, verify), deployment, False)
-
-
-def _open_there(
-    source: str | Path, config: GemmaConfig, adapter: str | Path | None, verify: bool = False
-) -> Checkpoint:
-    """The checkpoint that process 0 loads, opened by another process. The config says whether with a vision tower."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # process 0 has said it
-        base = _open(source, config, config.vision is None, False, verify)
-        return _merged(base, adapter, config.vision is None, False, verify)
 
 
 def resolve_dtype(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -58,9 +58,9 @@ class Memory:
         return "\n".join(f"  {name:24} {size / 2**30:8.2f} GiB" for name, size in lines)
 
 
-def shard_bytes(arrays: Iterable[jax.ShapeDtypeStruct]) -> int:
-    """Bytes of the arrays' shards on one device."""
-    return sum(shard_size(array) * array.dtype.itemsize for array in arrays)
+def shard_bytes(tree: Any) -> int:
+    """Bytes on one device of the shards of a pytree of abstract arrays, such as quantised weights."""
+    return sum(shard_size(array) * array.dtype.itemsize for array in jax.tree.leaves(tree))
 
 
 def shard_size(array: jax.ShapeDtypeStruct) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_tpu.checks import as_ids, as_tuple, brief, check_integer, check_number
 
-MAX_STOP_TOKENS = 16  # of one request
+MAX_STOP_TOKENS = 64  # of one request
 NO_TOKEN = -1  # fills arrays of tokens where there is none
 
 

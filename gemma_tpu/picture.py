@@ -1,4 +1,4 @@
-"""An image in a conversation: an immutable snapshot in few bytes."""
+"""What a conversation keeps of an image that `image` has read: an immutable snapshot in few bytes."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ class Picture:
         nbytes = self._decoded_bytes if self._data is None else len(self._data)
         if nbytes > max(_SMALL, self._decoded_bytes // 2):
             file = io.BytesIO()
-            self.open().save(
-                file, "PNG", compress_level=1, compress_type=3
-            )  # run-length encoding: faster, hardly larger
+            # Type 3 is run-length encoding: faster, hardly larger.
+            self.open().save(file, "PNG", compress_level=1, compress_type=3)
             self._data = file.getvalue()
         return self
 

@@ -18,9 +18,10 @@ from gemma_tpu.text.special import FUNCTION_PIECES
 class AnswerText:
     """Tokens of an answer → its text, up to the token that completes a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], begun: str = "") -> None:
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(stop)
         self._thoughts = Thoughts(tokenizer)
+        self._stands = begun[len(begun.rstrip()) :]  # the format has no space at the end: the model may write it again
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.stopped = False
@@ -34,8 +35,7 @@ class AnswerText:
             self.tokens.append(token)
             text, self.stopped = self._stops.push(self._detokenizer.push(self._thoughts.split([token])))
             piece += text
-        self._pieces.append(piece)
-        return piece
+        return self._joined(piece)
 
     def flush(self) -> str:
         """The rest of the text, when no more tokens come."""
@@ -43,6 +43,13 @@ class AnswerText:
             return ""
         piece, self.stopped = self._stops.push(self._detokenizer.flush())
         piece += "" if self.stopped else self._stops.flush()
+        return self._joined(piece)
+
+    def _joined(self, piece: str) -> str:
+        """What comes to the text: `piece` without the space that stands there already."""
+        while piece and self._stands:
+            same = piece[0] == self._stands[0]
+            piece, self._stands = piece[same:], self._stands[1:] if same else ""
         self._pieces.append(piece)
         return piece
 
@@ -82,7 +89,7 @@ class TextStream(Iterator[str]):
     def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
         self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
         self._events = iter(request)
-        self._answer = AnswerText(tokenizer, request.sampling_params.stop)
+        self._answer = AnswerText(tokenizer, request.sampling_params.stop, begun)
         self._reading = threading.Lock()
         self._reader: int | None = None  # the thread that has the lock
         self._ended = False
@@ -160,7 +167,7 @@ class TextStream(Iterator[str]):
         try:
             if not self._ended and self._answer.tokens:
                 self._request.wait()
-                answer = AnswerText(self._tokenizer, self._request.sampling_params.stop)
+                answer = AnswerText(self._tokenizer, self._request.sampling_params.stop, self._begun)
                 answer.push(self._request.generated)
                 answer.flush()
                 self._answer = answer

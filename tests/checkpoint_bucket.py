@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import http.server
 import json
@@ -50,7 +51,7 @@ def serve(root: Path) -> Iterator[Bucket]:
     thread = threading.Thread(target=bucket.serve_forever, args=(0.05,))
     thread.start()
     try:
-        with mock.patch.object(storage, "_context", None):
+        with mock.patch.object(storage, "context", functools.cache(storage.context.__wrapped__)):
             yield bucket
     finally:
         bucket.shutdown()

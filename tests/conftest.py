@@ -1,13 +1,78 @@
-"""Eight simulated CPU devices, and shape annotations checked at run time. Both must be set before jax starts."""
+"""What must be set before jax starts, and the order of the files.
 
+Eight simulated CPU devices, shape annotations checked at run time, and one compilation cache for the run: workers, and
+the processes that tests start, compile a program once between them.
+"""
+
+import gc
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_own_cache = _CACHE not in os.environ  # of xdist's controller, whose workers inherit it
+if _own_cache:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="gemma-tpu-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-from jaxtyping import install_import_hook
+import jax  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("gemma_tpu", "shape_check.check")
 
 
 pytest_plugins = ("hub_fixtures", "page_fixtures")
+
+# Files that take longest, longest first: a file is one worker's, which must not begin such a one when the other ends.
+_LONGEST = (
+    "test_programs",
+    "test_distributed",
+    "test_plan_compiled",
+    "test_long_context",
+    "test_api",
+    "test_fidelity",
+    "test_notebooks",
+    "test_demo_checkpoint",
+    "test_rehearsal",
+    "test_soak",
+    "test_ops_attention",
+    "test_stream_lifetime",
+    "test_packaging",
+    "test_fuzz",
+    "test_linear",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadfile --no-loadscope-reorder`, which hands out files in this order."""
+    place = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_for_tpus_are_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tests of the planner read what the compiler says, which a cache does not keep."""
+    planner = request.path.stem.startswith("test_plan")
+    if planner:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+    yield
+    if planner:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+
+
+def pytest_unconfigure() -> None:
+    if _own_cache:
+        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)

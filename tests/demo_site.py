@@ -115,7 +115,7 @@ def serve(
             time.sleep(0.02)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
-        thread.join(10)
+        thread.join(WAIT / 1000)
         assert not thread.is_alive()  # open pages do not keep it
 
 
@@ -330,7 +330,7 @@ class Reader:
 
 
 def busy(model: gemma_tpu.Model) -> bool:
-    return model.engine._has_work()
+    return model.engine._loop.has_work
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = WAIT / 1000) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -27,8 +28,11 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(2))
     look = [{"role": "user", "content": [{"type": "image", "image": first}, {"type": "text", "text": "It?"}]}]
+    # Digits are tokens of their own: an answer of one of them is the same tokens again in the next prompt.
+    (digit,) = set(model.tokenizer.encode("1111")) - set(model.tokenizer.encode("a"))
     chat = model.chat(**ANSWER)
-    chat.send("It?", images=[first])
+    others = [token for token in range(model.tokenizer.vocab_size) if token != digit]
+    chat.send("It?", images=[first], forbidden_tokens=others)
     again = chat.send("And?", images=[second])
     image = model.tokenizer.start_of_image
     return {
@@ -114,11 +118,20 @@ def lose(checkpoint: str, victim: str) -> None:
     """Sends a signal amid a long answer ("PID,SIGNAL", PID 0 is this process); prints what requests then raise."""
     pid, name = victim.split(",")
     model = gemma_tpu.load(checkpoint, **SETTINGS | {"max_context": 512})
+    gone, run = threading.Event(), model.engine._runner.run
+
+    def wait_and_run(step: Step) -> jax.Array | None:  # so that no answer ends before
+        if any(row.request and row.request.generated for row in model.engine._scheduler.rows):
+            gone.wait()
+        return run(step)
+
+    model.engine._runner.run = wait_and_run
     stream = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     next(stream)
     waiting = model.stream("Hello", max_new_tokens=500, stop_tokens=())
     sent = time.monotonic()
     os.kill(int(pid) or os.getpid(), signal.Signals[name])
+    gone.set()
     errors = []
     for request in (lambda: [*stream], lambda: [*waiting], lambda: model.generate("x"), lambda: model.logits([[2]])):
         try:

@@ -103,8 +103,8 @@ class Bench:
         return [answer.tokens for answer in answers]
 
     def settled(self) -> bool:
-        engine, end = self.model.engine, time.monotonic() + 5
-        while engine._has_work():
+        engine, end = self.model.engine, time.monotonic() + 60
+        while engine._loop.has_work:
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)

@@ -1,20 +1,20 @@
-"""What the tests of the demo page share: a browser, a served page, a model that takes its time, a picture.
+"""What the tests of the demo page share: a browser, a served page, a model whose answers can be held, a picture.
 
 Imports wait until a fixture is used: other tests need no Gradio.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from demo_site import Scripted, Visit
     from playwright.sync_api import Browser
+    from small_models import Gate
 
     import gemma_tpu
 
@@ -39,15 +39,15 @@ def model() -> Iterator[gemma_tpu.Model]:
 
 
 @pytest.fixture
-def slow(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small a model is done before anybody could stop it: here it writes 400 tokens a second."""
-    decode = model.engine._runner._decode
+def gate(model: gemma_tpu.Model) -> Iterator[Gate]:
+    """From 100 tokens on, answers are too slow to end before a visitor stops them: 8,000 tokens take a quarter hour.
 
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
-        return decode(*arguments)
+    They do not stand still, as the server notices that a visitor has left when it sends the next piece.
+    """
+    from small_models import gated
 
-    monkeypatch.setattr(model.engine._runner, "_decode", slowly)
+    with gated(model.engine, 100, pause=1) as gate:
+        yield gate
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_tpu.config import GemmaConfig
 from gemma_tpu.ops.masks import attend, attention_mask
 
 
@@ -24,9 +24,10 @@ class PlainCache:
     mesh: Mesh = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def init(cls, config: GemmaConfig, mesh: Mesh, rows: int, context: int, dtype: Any) -> PlainCache:
-        empty = jnp.zeros((rows, config.num_layers, context, config.num_kv_heads, config.head_dim), dtype)
-        return cls(empty, empty, tuple(layer.window for layer in config.layers), mesh)
+    def init(cls, windows: Sequence[int | None], whole: jax.ShapeDtypeStruct, mesh: Mesh) -> PlainCache:
+        R, K, context, H = whole.shape
+        empty = jnp.zeros((R, len(windows), context, K, H), whole.dtype)
+        return cls(empty, empty, tuple(windows), mesh)
 
     def shardings(self):
         return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), self)

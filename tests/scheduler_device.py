@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import images_of_chunk
@@ -85,7 +84,7 @@ class Checked(Request):
         self.world.counts["reused tokens"] += cached_tokens
         super().assign(cached_tokens)
 
-    def _end(self, reason: str, error: BaseException | None) -> None:
+    def finish(self, reason: str, error: BaseException | None = None) -> None:
         self.ends += 1
         assert self.ends == 1, "a request ended twice"
         self.world.open.discard(self)
@@ -107,7 +106,7 @@ class Checked(Request):
             assert self.watch_fails
         else:
             assert error is self.world.failing, "an error without a failure"
-        super()._end(reason, error)
+        super().finish(reason, error)
 
     def _alone(self) -> tuple[list[int], str]:
         """The answer of this request alone, and how it ends."""
@@ -170,7 +169,8 @@ class FakeDevice(Runner):
         tokens = self._decode(step.decode) if step.decode else None
         assert not set(step.forget) & {digest for chunk in step.prefill for digest in chunk.images}
         self.images -= set(step.forget)
-        assert len(self.images) <= max(REMEMBERED_IMAGES, sum(len(chunk.images) for chunk in step.prefill))
+        remembered = self.world.scheduler.remembered_images
+        assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
         return Unreadable(self.world.failing) if how == "tokens" else tokens
 
     def _clear(self, row: int) -> None:
@@ -180,7 +180,7 @@ class FakeDevice(Runner):
         self.rows[row].remaining = 0
 
     def _encode(self, images: Encode) -> None:
-        assert len(images.digests) == len(images.pixels) in IMAGE_BATCHES
+        assert len(images.digests) == len(images.pixels) in self.world.scheduler.image_batches
         for digest, pixels in zip(images.digests, images.pixels, strict=True):
             assert digest not in self.images, "an image was encoded twice"
             assert (pixels == int(digest)).all()

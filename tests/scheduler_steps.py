@@ -49,6 +49,8 @@ class World:
             batch_always=self.rows == 1 or r.random() < 0.5,
             eos_tokens=self.eos,
             dtype=np.dtype(np.float32),
+            image_batches=r.choice([(4, 1), (1,)]),
+            remembered_images=r.choice([8, 64]),
         )
         self.device = FakeDevice(self)
         self.loop = Loop(self.scheduler, self.device)

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_deployment, mesh_of, random_params, waiting_for_a_cancel
+from jax.sharding import Mesh
+from small_models import TEXT, VISION, gated, make_deployment, mesh_of, random_params
 
 import gemma_tpu
 from gemma_tpu.checkpoint import CheckpointError, CheckpointWarning, save_params
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import Request
 from gemma_tpu.prompts import Reading
 from gemma_tpu.sharding import param_sharding
@@ -34,6 +35,7 @@ QUESTION = [
     {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]},
 ]
 PROMPTS = ["Hello", QUESTION, TOKENIZER.encode("some tokens", bos=True)]
+DEVICES = np.array(jax.devices()).reshape(4, 2)
 FREE = {"max_new_tokens": 12, "stop_tokens": ()}
 
 
@@ -117,11 +119,11 @@ def test_a_cut_answer_goes_on(model: gemma_tpu.Model) -> None:
     open_ended = [*QUESTION, {"role": "assistant", "content": cut}]
     assert rest.tokens == model.generate(open_ended, continue_final=True, **FREE).tokens
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
-    assert chat.messages[-1]["content"] == cut.strip() + rest.text  # the chat format has no space at an answer's end
+    assert chat.messages[-1]["content"] == cut + rest.text
     stream = chat.stream(continue_final=True)
     said = next(stream)
     stream.close()
-    assert chat.messages[-1]["content"] == (cut.strip() + rest.text).strip() + stream.completion.text
+    assert chat.messages[-1]["content"] == cut + rest.text + stream.completion.text
     assert stream.completion.text.startswith(said)
     with pytest.raises(ValueError, match="there is no answer to continue"):
         model.chat().send(continue_final=True)
@@ -195,7 +197,7 @@ def test_a_chat_that_outgrows_the_context_drops_its_oldest_turns_when_asked_to(
 
 def test_a_chat_keeps_what_was_said_when_it_is_interrupted(model: gemma_tpu.Model) -> None:
     chat = model.chat(max_new_tokens=100, stop_tokens=())
-    with waiting_for_a_cancel(model.engine):
+    with gated(model.engine):
         stream = chat.stream("Hello")
         said = next(stream)
         stream.close()
@@ -215,7 +217,7 @@ def test_after_a_stop_the_next_turn_is_read_from_the_cache(model: gemma_tpu.Mode
     stream = gemma_tpu.TextStream
     for stop in (stream.close, stream.cancel, lambda first: threading.Thread(target=first.close).start()):
         chat = model.chat(max_new_tokens=100, stop_tokens=(), forbidden_tokens=others)
-        with waiting_for_a_cancel(model.engine):
+        with gated(model.engine):
             first = chat.stream("Hello")
             next(first)
             stop(first)
@@ -233,8 +235,8 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
     )
 
-    def submit(prompt: gemma_tpu.text.Prompt, options: gemma_tpu.SamplingParams) -> Request:
-        request = Request(prompt.tokens, [], options)
+    def submit(tokens: list[int], images: object, options: gemma_tpu.SamplingParams, watch: object) -> Request:
+        request = Request(tokens, [], options)
         request.push(tokenizer.encode(next(written), control=True))
         request.finish("length")
         return request
@@ -242,7 +244,7 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     params = random_params(config)
     with gemma_tpu.Model(make_deployment(config), params, tokenizer, format=FUNCTION_GEMMA) as model:
-        monkeypatch.setattr(model, "_submit", submit)
+        monkeypatch.setattr(model.engine, "submit", submit)
         chat = model.chat()
         assert chat.send("What colour is the sky?").tool_calls == chat.calls == []
         (call,) = chat.send(continue_final=True).tool_calls
@@ -309,6 +311,11 @@ def test_load(tmp_path: Path) -> None:
         assert model.config == CONFIG
         assert model.dtype == jnp.float32  # "auto" on a CPU
         assert model.generate(QUESTION, **FREE).tokens == _one_device()[1]
+    for axes, shape in ((("data", "model"), (4, 2)), (("model", "data"), (2, 4))):
+        mesh = Mesh(DEVICES, axes)
+        with gemma_tpu.load(path, mesh=mesh, max_context=64, max_rows=4, progress=False) as model:
+            assert (model.mesh.shape["data"], model.mesh.size // model.mesh.shape["data"]) == shape
+            assert set(model.mesh.devices[0].flat) == set(mesh.devices.take(0, axis=axes.index("data")))
     with gemma_tpu.load(path, mesh=mesh_of(1, 1), text_only=True, max_context=64, progress=False) as model:
         assert model.config.vision is None
         with pytest.raises(ValueError, match="text"):
@@ -318,6 +325,9 @@ def test_load(tmp_path: Path) -> None:
         ({"max_rows": 0}, "max_rows must be at least 1"),
         ({"mesh": (3, 2)}, "does not fit 8 devices"),
         ({"mesh": (8, 1), "max_rows": 4}, "max_rows 4 must be a multiple of the 8 copies"),
+        ({"mesh": Mesh(DEVICES, ("data", "slots"))}, "axes must be named data and model, got"),
+        ({"mesh": Mesh(DEVICES.reshape(8), ("model",))}, r"axes must be named data and model, got \('model',\)"),
+        ({"mesh": Mesh(DEVICES[None], ("data", "model", "x"))}, "axes must be named data and model, got"),
         ({"dtype": "float16"}, "float16 overflows"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -369,14 +379,21 @@ def test_rows_without_a_piece_are_never_written() -> None:
     }
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
         with gemma_tpu.Model(make_deployment(config), params, tokenizer) as model:
-            request = model._submit(
-                model._render([2, 70, 71], None, Reading()), model._sampling_params({**FREE, "temperature": 1})
-            )
+            _, request, _ = model._ask([2, 70, 71], None, Reading(), {**FREE, "temperature": 1}, False)
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"
-    with (
-        gemma_tpu.Model(make_deployment(config), params, None) as model,
-        pytest.raises(ValueError, match=message),
-    ):
+    with gemma_tpu.Model(make_deployment(config), params, None) as model, pytest.raises(ValueError, match=message):
         model.generate("Hello")
+
+
+def test_an_error_in_a_batch_names_the_prompt(model: gemma_tpu.Model) -> None:
+    for prompt, message in (
+        (["ok", "word " * 900], r"^prompt\[1\]: the prompt has \d+ tokens"),
+        ([[{"role": "user", "content": "x"}], [{"role": "user"}]], r"^prompt\[1\]: messages\[0\]: lacks content"),
+        (["ok", "a\ud800b"], r"^prompt\[1\]: the text has half a surrogate pair \('\\ud800'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, **FREE)
+    with pytest.raises(ValueError, match=r"^unknown option"):
+        model.generate(["ok", "ok"], tempature=1)

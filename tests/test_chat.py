@@ -9,11 +9,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from small_models import waiting_for_a_cancel
+from small_models import gated
 from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
 from gemma_tpu import prompts
+from gemma_tpu.stream import AnswerText
 from gemma_tpu.text import render_messages
 
 
@@ -158,11 +159,93 @@ def test_a_chat_goes_on_when_another_thread_has_closed_its_answer(model: gemma_t
         for _ in stream:
             begun.set()
 
-    with waiting_for_a_cancel(model.engine), ThreadPoolExecutor(1) as pool:
+    with gated(model.engine) as gate, ThreadPoolExecutor(1) as pool:
         stream = chat.stream("One")
         reading = pool.submit(read)
         assert begun.wait(60)
         stream.close()
+        gate.tokens = 100
         assert chat.send("Two", max_new_tokens=2).tokens
         reading.result(60)
     assert [message["content"] for message in chat.messages[::2]] == ["One", "Two"]
+
+
+def test_what_a_cut_answer_goes_on_with_joins_it(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it was cut, also before or after a space, the pieces are what one answer would have been."""
+    chat, question = model.chat(stop_tokens=()), {"role": "user", "content": "Hello"}
+    pieces = [chat.send("Hello", max_new_tokens=1).text]
+    for _ in range(6):
+        pieces += chat.stream(continue_final=True, max_new_tokens=1)
+        assert chat.messages[-1]["content"] == "".join(pieces)
+    for begun in (" 4 + ", [{"type": "text", "text": " 4"}, {"type": "text", "text": " + "}]):
+        chat.messages = [question, {"role": "model", "content": begun}]
+        rest = chat.send(continue_final=True, max_new_tokens=4)
+        assert chat.messages == [question, {"role": "assistant", "content": " 4 + " + rest.text}]
+    whole = model.generate([question, {"role": "assistant", "content": " 4 +"}], continue_final=True, **FREE)
+    cut = model.generate([question, {"role": "assistant", "content": " 4 +  "}], continue_final=True, **FREE)
+    assert cut.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("split", [1, 2, 3, 20])
+def test_space_that_stands_is_not_written_twice(split: int) -> None:
+    for begun, written, joined in (
+        ("4 + ", " 4 = 8", "4 + 4 = 8"),
+        ("4 +", " 4 = 8", "4 + 4 = 8"),
+        ("a\n\n", "\n\n\nb", "a\n\n\nb"),
+        ("a\n ", "\nb", "a\n b"),
+        ("a ", "b", "a b"),
+        ("  ", " ", "  "),
+    ):
+        answer, tokens = AnswerText(TOKENIZER, (), begun), TOKENIZER.encode(written)
+        pieces = [answer.push(tokens[i : i + split]) for i in range(0, len(tokens), split)]
+        assert begun + "".join([*pieces, answer.flush()]) == begun + answer.text == joined
+
+
+USER = {"role": "user", "content": "Hello"}
+
+
+@pytest.mark.parametrize("continue_final", [False, True])
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "messages must be a list, got None"),
+        ("hello", "messages must be a list, got 'hello'"),
+        (["hello"], r"messages\[0\]: expected|no answer to continue"),
+        ([USER, "hello"], r"messages\[1\]: expected|no answer to continue"),
+        ([USER, {"role": "assistant"}], r"messages\[1\]: (lacks|.*got NoneType)"),
+        ([USER, {"role": "assistant", "content": None}], r"messages\[1\]: content must be .* got NoneType"),
+        (
+            [USER, {"role": "assistant", "content": [{"type": "image", "image": PICTURE}]}],
+            r"\[1\].*an image in",
+        ),
+        ([{"content": "x"}, {"role": "assistant", "content": "x"}], r"messages\[0\]: lacks role"),
+    ],
+)
+def test_a_history_edited_wrongly_is_refused(
+    model: gemma_tpu.Model, messages: object, message: str, continue_final: bool
+) -> None:
+    chat = model.chat(**FREE)
+    chat.messages = messages
+    with pytest.raises(ValueError, match=message):
+        chat.send(None if continue_final else "And?", continue_final=continue_final)
+    chat.messages = [USER, {"role": "model", "content": "Yes", "tool_calls": None}]
+    assert chat.calls == []
+    assert chat.send(None if continue_final else "And?", continue_final=continue_final).text
+
+
+def test_messages_appended_while_it_answers_stay(model: gemma_tpu.Model) -> None:
+    chat, note = model.chat(**FREE), {"role": "user", "content": "By the way"}
+    stream = chat.stream("Hello")
+    next(stream)
+    chat.messages.append(note)
+    answer = stream.finish()
+    assert chat.messages == [USER, {"role": "assistant", "content": answer.text}, note]
+    chat.messages.pop()
+    stream = chat.stream("And?")
+    next(stream)
+    chat.messages = []
+    with pytest.raises(RuntimeError, match="messages were changed while it answered"):
+        stream.finish()
+    assert stream.completion.text
+    assert chat.messages == []
+    assert chat.send("Hello").text == answer.text

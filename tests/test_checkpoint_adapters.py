@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from gemma_tpu.checkpoint import (
     merge_adapter,
     names,
     open_checkpoint,
+    parameters,
     read_text_assets,
 )
 from gemma_tpu.model import param_shapes
@@ -110,12 +112,13 @@ def test_a_shard_reads_its_part_and_sums_are_rounded_once_to_the_stored_dtype(tm
 def test_another_process_merges_what_process_0_does(base: str, adapter: str, text_only: bool) -> None:
     """What `load` has the other processes of a mesh call, here in one; an adapter may untie the base's head."""
     from gemma_tpu.deployment import Deployment
-    from gemma_tpu.loading import _open_and_read
+    from gemma_tpu.loading import _open_there, _read
 
     opened = open_checkpoint(GOLDENS / base, text_only=text_only)
     merged = merge_adapter(opened, str(GOLDENS / adapter), text_only=text_only)
     deployment = Deployment(merged.config, make_mesh(merged.config, (1, 1), jax.devices()[:1]), 1, 64, "float32")
-    params = _open_and_read(GOLDENS / base, opened.config, GOLDENS / adapter, deployment, True)
+    read = functools.partial(_read, deployment=deployment, progress=False)
+    params = _open_there(read, GOLDENS / base, opened.config, GOLDENS / adapter, True)
     expected = names.params_from_canonical(merged.arrays, merged.config)
     assert params.keys() == expected.keys()
     for name, array in params.items():
@@ -263,8 +266,8 @@ def test_an_adapted_head_or_table_alone_unties_them(adapted, kept, tmp_path):
     with pytest.warns(CheckpointWarning, match="they are no longer one parameter"):
         merged = merge_adapter(base, str(path))
     assert not merged.config.tied_head
-    table = base.arrays[names.INPUT_TABLE].read_all()
-    canonical = {"embed_tokens": names.INPUT_TABLE, "lm_head": names.OUTPUT_HEAD}
+    table = base.arrays[parameters.INPUT_TABLE].read_all()
+    canonical = {"embed_tokens": parameters.INPUT_TABLE, "lm_head": parameters.OUTPUT_HEAD}
     np.testing.assert_array_equal(merged.arrays[canonical[kept]].read_all(), table)
     assert np.abs(merged.arrays[canonical[adapted]].read_all() - table).max() > 0.01
 

@@ -217,6 +217,15 @@ def test_errors_leave_nothing_behind(tmp_path):
         convert(src, tmp_path / "there", to="orbax", progress=False)
     with pytest.raises(CheckpointError, match="'zarr' is no layout"):
         convert(src, tmp_path / "dst", to="zarr", progress=False)
+    for size, message in ((0, "at least 1"), (-1, "at least 1"), (True, "an integer")):
+        with pytest.raises(ValueError, match=f"max_shard_bytes must be {message}"):
+            convert(src, tmp_path / "dst", to="safetensors", progress=False, max_shard_bytes=size)
+    (tmp_path / "link").symlink_to(src)
+    for inner in (src / "inner", tmp_path / "link" / "x" / "inner"):
+        with pytest.raises(CheckpointError, match=f"{inner}: is in {src}, which is read"):
+            convert(src, inner, to="orbax", progress=False)
+    (tmp_path / "link").unlink()
+    assert {path.name for path in src.iterdir()} == {"config.json", "model.safetensors"}
     with pytest.raises(CheckpointError, match="write to a local path first"):
         convert(src, "gs://bucket/dst", to="orbax", progress=False)
 

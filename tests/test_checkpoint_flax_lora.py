@@ -10,8 +10,8 @@ from test_checkpoint_adapters import failure
 from gemma_tpu.checkpoint import (
     CheckpointError,
     merge_adapter,
-    names,
     open_checkpoint,
+    parameters,
 )
 
 CONFIG = samples.CONFIGS["grouped-8"]
@@ -23,9 +23,9 @@ EINSUMS = {
     "layer_5/mlp/gating_einsum": "dr,rcf->cfd",
     "layer_5/mlp/linear": "fr,rd->fd",
     "embedder/mm_input_projection/w": "er,rd->ed",
-    f"{names.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel": "er,rnh->enh",
-    f"{names.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/out/kernel": "nhr,re->nhe",
-    f"{names.SIGLIP}/Transformer/encoderblock_0/MlpBlock_0/Dense_1/kernel": "mr,re->me",
+    f"{parameters.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel": "er,rnh->enh",
+    f"{parameters.SIGLIP}/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/out/kernel": "nhr,re->nhe",
+    f"{parameters.SIGLIP}/Transformer/encoderblock_0/MlpBlock_0/Dense_1/kernel": "mr,re->me",
 }
 RANK = 2
 

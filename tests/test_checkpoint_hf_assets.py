@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import shutil
 from pathlib import Path
@@ -13,13 +12,13 @@ import pytest
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
-from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets
-from gemma_tpu.config import DEMO
+from checkpoints.demo_model import CHECKPOINT
+from gemma_tpu.checkpoint import CheckpointWarning, convert, hf_assets, open_checkpoint
 from gemma_tpu.text import SOFT_TOKEN, Tokenizer, render_messages
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 
 transformers = pytest.importorskip("transformers")
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "gemma3-demo"
+DEMO = open_checkpoint(CHECKPOINT).config
 CONVERSATIONS = [
     [{"role": "user", "content": " Hello \n"}],
     [
@@ -155,8 +154,7 @@ def test_the_released_vocabulary_gives_the_released_ids() -> None:
     released = pytest.importorskip("released_files")
     tokenizers = pytest.importorskip("tokenizers")
     model = released.released_file("tokenizer.model").read_bytes()
-    converted = hf_assets.tokenizer_json(hf_assets._pieces(model), Tokenizer(model), images=True)
-    made = tokenizers.Tokenizer.from_str(json.dumps(converted))
+    made = hf_assets.convert_tokenizer(hf_assets._pieces(model), Tokenizer(model), images=True)
     theirs = tokenizers.Tokenizer.from_file(str(released.released_file("tokenizer.json")))
     for text in texts():
         assert made.encode(text).ids == theirs.encode(text).ids, repr(text)

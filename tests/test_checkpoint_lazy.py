@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gemma_tpu.checkpoint import CheckpointError, boxes, lazy
+from gemma_tpu.checkpoint import CheckpointError, lazy, slices
 
 
 class Counted(lazy.InMemory):
@@ -12,11 +12,11 @@ class Counted(lazy.InMemory):
     elements = 0
 
     def read(self, box):
-        self.elements += int(np.prod(boxes.box_shape(box)))
+        self.elements += int(np.prod(slices.box_shape(box)))
         return super().read(box)
 
     def cost(self, box):
-        return int(np.prod(boxes.box_shape(box))) * self.dtype.itemsize
+        return int(np.prod(slices.box_shape(box))) * self.dtype.itemsize
 
 
 def leaf(*shape: int, seed: int = 0) -> Counted:
@@ -109,10 +109,10 @@ def test_views_that_cannot_be_are_errors():
 def test_copies_of_large_arrays(axes):
     values = np.random.default_rng(0).standard_normal((33, 70, 1100)).astype(np.float32).transpose(axes)
     out = np.zeros(values.shape, np.float32)
-    boxes.copy(out, values)
+    slices.copy(out, values)
     np.testing.assert_array_equal(out, values)
-    assert boxes.contiguous(values).flags.c_contiguous
-    np.testing.assert_array_equal(boxes.contiguous(values), values)
+    assert slices.contiguous(values).flags.c_contiguous
+    np.testing.assert_array_equal(slices.contiguous(values), values)
     wide = np.zeros(values.shape, np.float64)
-    boxes.copy(wide, values)
+    slices.copy(wide, values)
     np.testing.assert_array_equal(wide, values)

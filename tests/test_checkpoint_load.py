@@ -196,21 +196,26 @@ def test_host_memory_is_bounded():
     memory, lock = _MemoryBudget(100), threading.Lock()
     held: list[int] = []
     most: list[list[int]] = []
+    together = threading.Barrier(2)
 
     def use(size: int) -> None:
         with memory.reserve(size):
             with lock:
                 held.append(size)
                 most.append(list(held))
+            if size == 45:
+                together.wait(60)  # which both pass only while both are held
             time.sleep(0.002)
             with lock:
                 held.remove(size)
 
-    threads = [threading.Thread(target=use, args=(size,)) for size in [30, 50, 250, 20, 60, 40, 101, 30, 30] * 3]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sizes = [30, 50, 250, 20, 60, 40, 101, 30, 30] * 3
+    for group in ([45, 45], sizes):
+        threads = [threading.Thread(target=use, args=(size,)) for size in group]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert all(sum(sizes) <= 100 or len(sizes) == 1 for sizes in most)
     assert max(map(len, most)) > 1
-    assert len(most) == 27
+    assert len(most) == 2 + len(sizes)

@@ -20,10 +20,10 @@ from gemma_tpu.checkpoint import (
     lazy,
     load_params,
     open_checkpoint,
-    redundant,
 )
+from gemma_tpu.checkpoint.reconcile import check_buffers, equal_arrays
 from gemma_tpu.config import LayerSpec, VisionConfig
-from gemma_tpu.engine import forward
+from gemma_tpu.engine.forward import forward
 
 SAMPLES = {
     "multimodal": samples.sample(samples.small(layers=6)),
@@ -102,15 +102,13 @@ def test_a_comparison_stops_at_the_first_difference(monkeypatch):
             self.reads += 1
             return super().read(box)
 
-    from gemma_tpu.checkpoint import redundant
-
     monkeypatch.setattr(lazy, "BLOCK_BYTES", 64)
     values = np.arange(256, dtype=np.float32).reshape(64, 4)
     a, b = Counted(values, "a"), Counted(values.copy(), "b")
-    assert redundant.equal(a, b)
+    assert equal_arrays(a, b)
     assert a.reads == b.reads == 16
     b.array[20] = 0
-    assert not redundant.equal(a, b)
+    assert not equal_arrays(a, b)
     assert a.reads == b.reads == 16 + 6
 
 
@@ -303,9 +301,9 @@ def test_buffers_of_layers_that_the_model_has_none_of_are_dropped():
     names = [name for name in buffers(sample) if name.endswith("inv_freq") and "layers.4" not in name]
     stored = {name: lazy.InMemory(buffers(sample)[name], name) for name in names}
     whole, sliding = ((LayerSpec(None, 1e6, 8.0),) * 8, (LayerSpec(8, 1e4),) * 8)
-    redundant.check_buffers(stored, dataclasses.replace(sample.config, layers=whole), "c")
+    check_buffers(stored, dataclasses.replace(sample.config, layers=whole), "c")
     with pytest.raises(CheckpointError, match=r"layers\.5\..*inv_freq is stored, and is not what follows"):
-        redundant.check_buffers(stored, dataclasses.replace(sample.config, layers=sliding), "c")
+        check_buffers(stored, dataclasses.replace(sample.config, layers=sliding), "c")
 
 
 PREFIXES = {

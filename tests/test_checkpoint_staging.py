@@ -86,7 +86,7 @@ def test_a_signal_ends_a_conversion_cleanly(to, where, sent, code, source, tmp_p
     process = start(COMMAND, source, tmp_path / "dst", to, where)
     assert len(list(tmp_path.glob("dst.partial-*"))) == 1
     process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == code
     assert (out, err) == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["src"]

@@ -13,6 +13,7 @@ from checkpoint_samples import VISION
 from tokenizer_files import renamed, tokenizer_json
 
 from gemma_tpu.checkpoint import CheckpointError, TextAssets, convert, open_checkpoint, read_text_assets
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.text import GEMMA3, Tokenizer
 
 MODEL = (Path(__file__).parent / "goldens" / "text" / "tokenizer.model").read_bytes()
@@ -297,6 +298,29 @@ def test_what_is_not_followed_is_said(place: Path) -> None:
         f"{file}: eos_token_id 5000 has no piece in {place / 'tokenizer.model'}: it ends no answer",
     ]
     assert assets.sampling_defaults(tokenizer)["stop_tokens"] == sorted([*ENDS, word])
+
+
+def test_stop_tokens_that_are_too_many_name_the_file(place: Path) -> None:
+    assets = write(place, tokenizer__model=MODEL, generation_config__json={"eos_token_id": list(range(107, 127))})
+    tokenizer = assets.open_tokenizer()
+    assert SamplingParams(**assets.sampling_defaults(tokenizer)).stop_tokens == tuple(sorted([*ENDS, *range(107, 127)]))
+    too_many = {"eos_token_id": list(range(107, 171))}
+    for name, content in (("generation_config", too_many), ("config", config(**too_many))):
+        (place / "generation_config.json").unlink(missing_ok=True)
+        assets = write(place, **{f"{name}__json": content})
+        with pytest.raises(
+            CheckpointError, match=rf"/{name}\.json: eos_token_id gives 66 stop tokens, .* at most 64: sh"
+        ):
+            assets.sampling_defaults(tokenizer)
+
+
+@pytest.mark.parametrize("key", ["text_config", "vision_config"])
+def test_a_part_of_a_config_that_is_no_object(place: Path, key: str, tmp_path: Path) -> None:
+    """The architecture was given, so that nothing else has looked at the file."""
+    (tmp_path / "config.json").write_text(json.dumps({key: []}))
+    checkpoint = dataclasses.replace(open_checkpoint(place), directories=(str(tmp_path),))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {key} is \[\], not an object"):
+        read_text_assets(checkpoint)
 
 
 @pytest.mark.parametrize("said", [b"<html>", b"[1]", {"eos_token_id": "x"}, {"eos_token_id": [1, "x"]}])

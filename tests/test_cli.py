@@ -54,11 +54,11 @@ def test_generate(checkpoint: Path, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "picture.png"
     PIL.Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
     shared = ["generate", str(checkpoint), "Hello", "--image", str(picture), "--max-new-tokens", "5", "--mesh", "1,8"]
-    assert main([*shared, "--json", "--seed", "3", "--temperature", "1"]) == 0
+    assert main([*shared, "--json", "--seed", "4", "--temperature", "1"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["usage"]["image_tokens"] == CONFIG.vision.num_soft_tokens
     assert 0 < len(answer["tokens"]) <= 5
-    assert main([*shared, "--seed", "3", "--temperature", "1"]) == 0
+    assert main([*shared, "--seed", "4", "--temperature", "1"]) == 0
     assert capsys.readouterr().out == answer["text"] + "\n"
     PIL.Image.fromarray(np.zeros((256, 600, 3), np.uint8)).save(picture)
     assert main([*shared, "--json", "--pan-and-scan", "--continue", "It is"]) == 0
@@ -293,6 +293,45 @@ def test_bench_of_random_weights(monkeypatch, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("gemma3-1b on 8 × cpu, jax ")
     assert [(line.split()[1], line.split()[-2]) for line in lines if "runs" in line] == [("1:", "13.0"), ("2:", "23.0")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--rows 0", "max_rows must be at least 1"),
+        ("--rows 1 -1", "max_rows must be at least 1"),
+        ("--repeats 0", "repeats must be at least 1, got 0"),
+        ("--prompt -5", "prompt must be at least 1, got -5"),
+        ("--tokens 1", "tokens must be at least 2, got 1"),
+        ("--context 1", "max_context must be at least 2"),
+        ("--context 9999", "max_context must be in [2, 512] for this model"),
+        ("--prompt 61", "prompt 61 and tokens 4 are more than the context of 64 tokens"),
+        ("--rows 2 1 --mesh 2,4", "max_rows 1 must be a multiple of the 2 copies"),
+        ("--mesh 3,1", "does not fit 8 devices"),
+    ],
+)
+@pytest.mark.parametrize("random", [True, False])
+def test_bench_measures_nothing_that_cannot_be(
+    random: bool, arguments: str, message: str, checkpoint: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("gemma_tpu.config.CONFIGS", {"gemma3-4b": CONFIG})
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured"))
+    source = ["--model", "gemma3-4b"] if random else ["--checkpoint", str(checkpoint)]
+    assert main(["bench", *source, *BENCH, "1", *arguments.split()]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gemma-tpu: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_bench_leaves_an_image_out_that_the_context_does_not_hold() -> None:
+    """Its prompt has 25 tokens here, and there is the one that is waited for."""
+    shape = {"rows": [1], "prompt": 9, "tokens": 4, "repeats": 1, "mesh": (1, 8)}
+    with pytest.warns(UserWarning, match="no image is measured: that takes a context of 26 tokens, not 25"):
+        found = [one.what for _, one in bench.bench(CONFIG, context=25, **shape)]
+    assert len(found) == 3
+    assert not any("image" in what for what in found)
+    assert "image" in [one.what for _, one in bench.bench(CONFIG, context=26, **shape)][-1]
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:

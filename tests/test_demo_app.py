@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from demo_site import CHROMIUM, Scripted, Visit, busy, wait_for
 from PIL import Image
 from playwright.sync_api import Browser, expect
+from small_models import Gate
 
 import gemma_tpu
 from demo.chat import Answer
@@ -64,15 +66,17 @@ def test_model_is_loaded_with_progress_and_again_after_a_failure(
     visit.close()
 
 
-def test_text_answer_streams_and_is_what_the_library_says(visit: Visit, model: gemma_tpu.Model, slow: None) -> None:
+def test_text_answer_streams_and_is_what_the_library_says(visit: Visit, model: gemma_tpu.Model, gate: Gate) -> None:
     visit.go("text")
     visit.set("text", max_new_tokens=500)
     visit.begin("text", "hello there")
-    expect(visit.page.locator("#text-stop")).to_be_visible()
-    lengths = set()
-    while visit.page.locator("#text-stop").is_visible():
-        lengths.add(len(visit.answer("text")))
-    assert len(lengths) > 2  # it came piece by piece
+    expect(visit.answers("text")).to_have_count(1)
+    shown = 0
+    for gate.tokens in (100, 200, 300):
+        wait_for(lambda before=shown: len(visit.answer("text")) > before)
+        shown = len(visit.answer("text"))
+        expect(visit.page.locator("#text-stop")).to_be_visible()
+    gate.tokens = math.inf
     visit.ended("text")
     expect(visit.stats("text")).to_have_text(
         re.compile(r"500 tokens · [\d,.]+ tokens/s · first token after [\d.]+ s · prompt of \d+ tokens · cut at")
@@ -209,21 +213,20 @@ def test_examples_fill_the_form(visit: Visit) -> None:
 
 
 def test_stop_stops_the_engine_and_so_does_leaving(
-    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, slow: None
+    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, gate: Gate
 ) -> None:
     visit.go("text")
     visit.set("text", max_new_tokens=ENDLESS)
     visit.begin("text", "hello there")
     wait_for(lambda: busy(model))
-    # Another visitor waits for the only row; he can give up too.
+    # Another visitor waits for the only row, and can give up too.
     other = Visit(browser, server)
     other.go("text")
     other.set("text", max_new_tokens=5)
-    if busy(model):
-        other.begin("text", "hello")
-        expect(other.page.locator("#text-stop")).to_be_visible()
-        other.page.click("#text-stop")
-        other.ended("text")
+    other.begin("text", "hello")
+    expect(other.page.locator("#text-stop")).to_be_visible()
+    other.page.click("#text-stop")
+    other.ended("text")
     visit.page.click("#text-stop")
     expect(visit.stats("text")).to_contain_text("stopped")
     wait_for(lambda: not busy(model))
@@ -238,7 +241,7 @@ def test_stop_stops_the_engine_and_so_does_leaving(
     wait_for(lambda: not busy(model))
 
 
-def test_clearing_stops_the_answer(visit: Visit, model: gemma_tpu.Model, slow: None) -> None:
+def test_clearing_stops_the_answer(visit: Visit, model: gemma_tpu.Model, gate: Gate) -> None:
     visit.go("text")
     visit.set("text", max_new_tokens=ENDLESS)
     visit.begin("text", "hello there")

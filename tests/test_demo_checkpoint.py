@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw
 from small_models import mesh_of
 
 import gemma_tpu
-from checkpoints.demo_model import by_hand
+from checkpoints.demo_model import CHECKPOINT, by_hand
 from checkpoints.demo_model.evaluate import generated, judge_by_hand, judge_generated, summary
-from checkpoints.demo_model.export import CHECKPOINT
 from demo.settings import sampling_params
 from demo.tab import EXAMPLES
 from demo.webui.build import RECORDING

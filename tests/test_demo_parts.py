@@ -6,6 +6,7 @@ import ast
 import re
 import string
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gemma_tpu import Completion, Loader, SamplingParams, Timings, Usage
 from gemma_tpu.text import GEMMA3, SHIELD_GEMMA, TRANSLATE_GEMMA
 
 FOLDER = Path(demo.__file__).parent
+SOON = 60  # seconds for what must not hang
 GREEDY = {"temperature": 0.0, "seed": 1}
 
 
@@ -40,7 +42,7 @@ class FakeStream:
         for piece in self._pieces:
             if piece is not None:
                 yield piece
-            elif not self.closed.wait(10):
+            elif not self.closed.wait(SOON):
                 raise TimeoutError("nobody closed the stream")
 
     def cancel(self) -> None:
@@ -77,12 +79,10 @@ def ask(conversation: Conversation, model: FakeModel, question: str, *pictures: 
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    ready = threading.Event()
-    for _ in range(1000):
-        if condition():
-            return
-        ready.wait(0.01)
-    raise AssertionError("waited in vain")
+    end = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 def outline(messages: list[dict[str, Any]]) -> list[str]:
@@ -289,12 +289,12 @@ def test_loader_reports_what_went_wrong_and_tries_again() -> None:
     loader = Loader("x", load)
     assert loader.status.phase == "idle"
     loader.start()
-    status = loader.wait(10)
+    status = loader.wait(SOON)
     assert (status.phase, status.error) == ("failed", "RuntimeError: out of memory")
     assert loader.model is None
     assert models[0].closed
     loader.start()
-    assert loader.wait(10).phase == "ready"
+    assert loader.wait(SOON).phase == "ready"
     assert loader.model is models[1]
     loader.start()  # there is nothing more to do
     assert loader.status.phase == "ready"

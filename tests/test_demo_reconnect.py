@@ -14,6 +14,8 @@ from demo_site import CHROMIUM, Visit, busy, proxy, serve, wait_for
 from gradio.utils import get_upload_folder
 from PIL import Image
 from playwright.sync_api import Browser, expect
+from ports import free_port
+from small_models import Gate
 
 import gemma_tpu
 from demo.texts import text
@@ -134,7 +136,7 @@ def test_a_full_or_forbidden_storage_keeps_what_it_can(visit: Visit, red_png: Pa
 
 
 def test_those_who_wait_read_their_place_in_the_line(
-    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, slow: None
+    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, gate: Gate
 ) -> None:
     others = [Visit(browser, server) for _ in range(2)]
     for one, waiting in zip((visit, *others), (None, "queued_next", "queued_one"), strict=True):
@@ -154,7 +156,7 @@ def test_those_who_wait_read_their_place_in_the_line(
 
 
 def test_typing_switching_and_stopping_while_an_answer_is_written(
-    visit: Visit, model: gemma_tpu.Model, slow: None
+    visit: Visit, model: gemma_tpu.Model, gate: Gate
 ) -> None:
     page, field = visit.page, visit.page.locator("#text-prompt textarea")
     visit.go("text")
@@ -203,7 +205,7 @@ def at_the_same_place(model: gemma_tpu.Model, url: str, accounts: Sequence[str] 
 def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.Model, tmp_path: Path) -> None:
     picture = tmp_path / "noise.png"
     Image.effect_noise((60, 40), 90).convert("RGB").save(picture)
-    with serve(model) as url:
+    with serve(model, port=free_port()) as url:
         visit = Visit(browser, url)
         visit.set("image", max_new_tokens=20)
         show(visit, picture)
@@ -226,7 +228,7 @@ def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.
 
 
 def test_other_accounts_after_a_restart_are_asked_for(browser: Browser, model: gemma_tpu.Model) -> None:
-    with serve(model) as url:
+    with serve(model, port=free_port()) as url:
         visit = Visit(browser, url)
     with at_the_same_place(model, url, accounts=["ann:s:cret"]):
         with visit.page.expect_response(lambda response: response.request.is_navigation_request()) as loaded:
@@ -239,10 +241,10 @@ def test_other_accounts_after_a_restart_are_asked_for(browser: Browser, model: g
 
 
 def test_behind_a_proxy_that_strips_its_prefix_and_breaks_down(
-    browser: Browser, model: gemma_tpu.Model, red_png: Path, slow: None
+    browser: Browser, model: gemma_tpu.Model, red_png: Path, gate: Gate
 ) -> None:
     with serve(model, root_path="/gemma") as inner:
-        with proxy(inner, "/gemma") as url:
+        with proxy(inner, "/gemma", free_port()) as url:
             visit = Visit(browser, f"{url}/")
             visit.set("image", max_new_tokens=20)
             show(visit, red_png)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from demo_site import CHROMIUM, Reader, Scripted, busy, wait_for
 from PIL import Image
 from playwright.sync_api import Browser, expect
+from ports import free_port
+from small_models import Gate
 
 import gemma_tpu
 from demo.texts import text
@@ -89,7 +90,7 @@ def test_it_loads_the_model_of_a_running_demo(
 
 
 def test_stopping_and_leaving_stop_the_engine(
-    browser: Browser, static: str, server: str, model: gemma_tpu.Model, slow: None
+    browser: Browser, static: str, server: str, model: gemma_tpu.Model, gate: Gate
 ) -> None:
     reader = Reader(browser, f"{static}/webui_demo.html", live=server)
     page = reader.page
@@ -108,8 +109,7 @@ def test_stopping_and_leaving_stop_the_engine(
 
 
 def test_a_demo_that_cannot_be_reached_is_explained(browser: Browser, static: str, server: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     stranger = static.replace("127.0.0.1", "localhost")  # another origin, which the demo has not been told of
     reader = Reader(browser, f"{stranger}/webui_demo.html")
     page, problem = reader.page, reader.page.locator("#source-notice")

@@ -6,12 +6,14 @@ import dataclasses
 
 import jax
 import pytest
-from small_models import TEXT, VISION, mesh_of
+from small_models import TEXT, VISION, mesh_of, quantized, random_params
 
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.channel import pack, unpack
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.rows import images_of_chunk
+from gemma_tpu.memory import shard_bytes
+from gemma_tpu.sharding import param_sharding
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
 
@@ -44,6 +46,18 @@ def test_another_process_gets_the_fields_and_works_out_the_rest() -> None:
     assert copy == deployment
     assert hash(copy) == hash(deployment)
     assert "memory" not in vars(copy)
+
+
+def test_bytes_of_quantised_weights_are_those_of_their_parts_on_a_device() -> None:
+    """Values and scales are split by the same letters: a dimension of size 1 is whole everywhere."""
+    mesh, device = mesh_of(2, 4), jax.devices()[0]
+    placed = {
+        name: jax.tree.map(lambda x, name=name: jax.device_put(x, param_sharding(name, x.shape, mesh)), weight)
+        for name, weight in quantized(random_params(TEXT)).items()
+    }
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed)
+    shards = [shard for x in jax.tree.leaves(placed) for shard in x.addressable_shards if shard.device == device]
+    assert shard_bytes(abstract) == sum(shard.data.nbytes for shard in shards)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ import jax.monitoring
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, VISION, make_engine, mesh_of, placed, random_params, waiting_for_a_cancel
+from small_models import TEXT, VISION, gated, make_engine, mesh_of, placed, random_params
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.engine import encode_images, forward, programs
+from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.errors import NotFiniteError
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.options import MAX_STOP_TOKENS, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -160,7 +161,7 @@ def test_a_conversation_goes_on_from_the_cache_after_a_stop(engine: Engine) -> N
     ]
     for seed, company in ((30, True), (31, True), (32, False)):
         tokens = prompt(20, seed=seed)
-        with waiting_for_a_cancel(engine):
+        with gated(engine):
             request = engine.submit(tokens, (), SamplingParams(max_new_tokens=100, stop_tokens=()))
             said = next(iter(request))
             request.cancel()
@@ -236,6 +237,8 @@ def test_bad_requests_are_refused_before_any_work(engine: Engine) -> None:
             engine.submit(tokens, shown, NO_STOP)
     with pytest.raises(ValueError, match=r"must be ids in \[0, 64\), got \[64\]"):
         engine.submit([1], (), SamplingParams(forbidden_tokens=[64]))
+    with pytest.raises(ValueError, match="no token left to write"):
+        engine.submit([1], (), SamplingParams(forbidden_tokens=[*range(64), 3]))
 
 
 def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: Engine, monkeypatch) -> None:
@@ -252,7 +255,7 @@ def test_a_failed_program_is_everyones_error_and_the_next_request_works(engine: 
 
 def test_logits_that_are_not_finite_are_one_requests_error() -> None:
     """A token whose embedding times √D overflows, though its weights are finite; the head has weights of its own."""
-    config, bad = dataclasses.replace(TEXT, layers=TEXT.layers[:6], tied_head=False), 7
+    config, bad = dataclasses.replace(TEXT, layers=TEXT.layers[:2], tied_head=False), 7
     options = dataclasses.replace(NO_STOP, forbidden_tokens=[bad])
     params = dict(random_params(config))
     params["embedder.table"] = params["embedder.table"].at[bad].set(3e38)
@@ -316,8 +319,9 @@ def test_too_little_memory_is_one_line_with_the_way_out(engine: Engine, monkeypa
 
 def test_closing_ends_requests_with_an_error() -> None:
     engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
-    request = engine.submit(prompt(4), (), SamplingParams(max_new_tokens=100, stop_tokens=()))
-    engine.close()
+    with gated(engine):
+        request = engine.submit(prompt(4), (), SamplingParams(max_new_tokens=100, stop_tokens=()))
+        engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         run(request)
     with pytest.raises(RuntimeError, match="closed"):
@@ -362,7 +366,7 @@ def test_a_lost_device_ends_everything_though_the_thread_is_stuck(monkeypatch) -
         ("seed", -1),
         ("seed", 2**32),
         ("stop", [""]),
-        ("stop_tokens", list(range(17))),
+        ("stop_tokens", list(range(MAX_STOP_TOKENS + 1))),
     ],
 )
 def test_options_out_of_range_are_errors(name: str, bad: object) -> None:

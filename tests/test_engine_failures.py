@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, make_engine, mesh_of, waiting_for_a_cancel
+from small_models import TEXT, gated, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.engine import programs
@@ -152,7 +152,7 @@ def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
         for _ in range(2):
             with monkeypatch.context() as patch:
                 patch.setattr(programs, program, fail)
-                held = waiting_for_a_cancel(engine) if program == "release" else contextlib.nullcontext()
+                held = gated(engine) if program == "release" else contextlib.nullcontext()
                 with held:
                     request = engine.submit(prompt(4), (), LONG)
                     if program == "release":
@@ -240,6 +240,16 @@ class Own(BaseException):
     pass
 
 
+@pytest.mark.parametrize("where", ["init_state", "blank_image"])
+def test_too_little_memory_for_the_state_is_explained(where: str, monkeypatch) -> None:
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore lines")
+
+    monkeypatch.setattr(programs, where, fail)
+    with pytest.raises(RuntimeError, match=r"no room for.*max_rows.*It was RESOURCE_EXHAUSTED: [^\n]* 9 bytes\.$"):
+        make_engine(MULTIMODAL, mesh_of(1, 1), max_context=CONTEXT)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), Own("of a user")])
 @pytest.mark.parametrize("where", ["decode", "task", "watch", "reset"])
 def test_an_error_of_any_class_leaves_nobody_waiting(failing_engine: Engine, error, where: str, monkeypatch) -> None:
@@ -324,8 +334,9 @@ def test_a_finished_task_is_not_kept(failing_engine: Engine) -> None:
 
 def test_closing_from_the_engines_own_thread_does_not_wait_for_itself() -> None:
     engine = make_engine(TEXT, mesh_of(1, 1), max_context=CONTEXT)
-    request = engine.submit(prompt(4), (), LONG)
-    engine._call(engine.close)
+    with gated(engine):
+        request = engine.submit(prompt(4), (), LONG)
+        engine._call(engine.close)
     with pytest.raises(RuntimeError, match="closed"):
         run(request)
     engine._thread.join(SOON)

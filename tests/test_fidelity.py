@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from small_models import config_of, placed, quantized
 
-from gemma_tpu.config import CONFIGS, DEMO, LayerSpec
+from checkpoints.demo_model import CHECKPOINT
+from gemma_tpu.checkpoint import open_checkpoint
+from gemma_tpu.config import CONFIGS, LayerSpec
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, forward
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.model import Params, param_shapes
 from gemma_tpu.options import SamplingParams
@@ -248,5 +250,6 @@ def test_real_sizes_trace(name: str) -> None:
 
 
 def test_demo_has_the_real_image_geometry() -> None:
-    assert DEMO.vision is not None
-    assert (DEMO.vision.image_size, DEMO.vision.num_soft_tokens) == (896, 256)
+    vision = open_checkpoint(CHECKPOINT).config.vision
+    assert vision is not None
+    assert (vision.image_size, vision.num_soft_tokens) == (896, 256)

@@ -14,14 +14,13 @@ import pytest
 from small_models import TEXT, VISION, make_engine, mesh_of, placed, quantized, random_params, whole
 
 from gemma_tpu.config import SOFT_TOKEN
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.model.linear import QuantizedWeight, Weight, as_matrix, contract, lookup
 from gemma_tpu.options import SamplingParams
 
-# With and without a window.
-MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, layers=TEXT.layers[4:7], tied_head=False)
+MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, tied_head=False)
 SPECS = {  # of every product in the model: shapes of the activations and of the weight, dimensions that are summed over
     "btd,od->bto": ((2, 3, 8), (6, 8), (1,)),
     "bto,od->btd": ((2, 3, 6), (6, 8), (0,)),

@@ -15,8 +15,8 @@ from small_models import make_deployment, random_params
 from test_api import CONFIG, OTHER, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
-from gemma_tpu.engine import programs, sequences
-from gemma_tpu.engine.sequences import sequence_length
+from gemma_tpu.engine import programs, validate
+from gemma_tpu.engine.validate import sequence_length
 
 LONG = {"max_new_tokens": 150, "stop_tokens": ()}
 SOI = TOKENIZER.start_of_image
@@ -89,7 +89,7 @@ def test_what_is_too_much_is_named_before_any_work(model: gemma_tpu.Model, monke
         model.logits(np.ones((1, 10_000_000), np.int8))
     with pytest.raises(ValueError, match=r"a row has 197 tokens with its images"):
         model.logits([[SOI, *[5] * 189]], PICTURE)
-    monkeypatch.setattr(sequences, "MAX_BYTES", 4 * 100 * CONFIG.vocab_size)
+    monkeypatch.setattr(validate, "MAX_BYTES", 4 * 100 * CONFIG.vocab_size)
     with pytest.raises(ValueError, match=r"logits of 101 tokens are 0\.0 GB, .*fewer rows, or only the positions"):
         model.logits(np.ones((1, 101), int))
     with pytest.raises(ValueError, match="logits of 102 tokens"):

@@ -57,6 +57,16 @@ def test_ties_at_the_threshold_are_kept() -> None:
     assert kept(top_p=0.5) == [True, True, True, True, False, False, False]
 
 
+@pytest.mark.parametrize("off", [{}, {"top_k": 5}, {"min_p": 1e-50}])
+@pytest.mark.parametrize("least", [{"top_p": 1e-50}, {"top_p": 1e-40}, {"min_p": 1.0}, {"temperature": 2e-38}])
+def test_the_likeliest_token_is_always_kept(least: dict[str, float], off: dict[str, float]) -> None:
+    logits = np.random.default_rng(5).standard_normal((8, V)).astype(np.float32) * 9
+    kept = np.asarray(filter_logits(jnp.asarray(logits), settings(8, **(off | least))))
+    assert np.isfinite(kept).any(axis=1).all()
+    tokens = sample(jnp.asarray(logits), jnp.arange(8), settings(8, **(off | least)))
+    assert tokens.tolist() == logits.argmax(axis=1).tolist()
+
+
 def test_rows_keep_their_own_settings() -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, V)), jnp.float32)
     mixed = settings(3, temperature=[0.0, 1.0, 1.0], top_k=[3, 3, 0], seed=[1, 2, 3])

@@ -74,9 +74,18 @@ def test_a_plan_as_a_table(capsys) -> None:
         (["gemma3-1b", "--topology", "v5e-1", "--context", "40000"], "32768"),
         (["gemma3-1b", "--topology", "v5e-1", "--rows", "0"], "--rows"),
         (["gemma9-1b", "--topology", "v5e-1"], "gemma9-1b"),
+        (["gemma3-1b", "--topology", ""], "'': the chips known are"),
+        (["gemma3-1b", "--chips", ""], "'': the chips known are"),
+        (["gemma3-1b", "--chips", "v5e-1,"], "'': the chips known are"),
+        (["gemma3-1b", "--chips", "v5e-1,v5e:3x7"], "no topology v5e:3x7"),
+        (["gemma3-4b", "--chips", "v5e-1", "--images", "4"], "--images goes with --topology"),
+        (["gemma3-4b", "--chips", "v5e-1", "--quick"], "--quick goes with --topology"),
     ],
 )
-def test_errors_are_one_line(arguments: list[str], message: str, capsys) -> None:
+def test_errors_are_one_line_before_anything_is_compiled(
+    arguments: list[str], message: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(planner, "compile_programs", lambda *_: pytest.fail("compiled"))
     assert main(["plan", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("gemma-tpu: ")

@@ -17,13 +17,13 @@ from gemma_tpu.cache.kv_cache import KVCache
 from gemma_tpu.cache.state import RowParams
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import encode_images, forward, programs
-from gemma_tpu.engine.finite import finite
-from gemma_tpu.engine.forward import number_soft_tokens
+from gemma_tpu.engine import programs
+from gemma_tpu.engine.forward import encode_images, forward, number_soft_tokens
 from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops import rows as row_ops
 from gemma_tpu.ops.sampling import Sampling
+from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -80,7 +80,8 @@ class _Cached:
 
     def activate(self, row: int, length: int, token: int, remaining: int) -> None:
         nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
-        row_params = RowParams(nothing, np.full((1, 16), -1, np.int32), np.zeros((1, TEXT.vocab_size), bool))
+        stop, forbidden = np.full((1, MAX_STOP_TOKENS), NO_TOKEN), np.zeros((1, TEXT.vocab_size), bool)
+        row_params = RowParams(nothing, stop, forbidden)
         numbers = (np.int32(x) for x in (row, length, token, remaining))
         self.state = programs.activate(self.state, *numbers, row_params, deployment=self.deployment)
 
@@ -211,9 +212,7 @@ def test_the_state_is_donated() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[int, int]) -> None:
-    deployment = Deployment(
-        dataclasses.replace(TEXT, layers=TEXT.layers[:6]), mesh_of(*shape), ROWS, CONTEXT, "float32"
-    )
+    deployment = Deployment(TEXT, mesh_of(*shape), ROWS, CONTEXT, "float32")
     abstract = deployment.abstract_state
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
@@ -245,4 +244,4 @@ def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[
     ],
 )
 def test_the_largest_logit_tells_whether_they_are_finite(logits: list[float], good: bool) -> None:
-    assert bool(finite(jnp.array([logits], jnp.float32))[0]) is good
+    assert bool(programs.finite(jnp.array([logits], jnp.float32))[0]) is good

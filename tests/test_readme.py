@@ -42,6 +42,15 @@ def test_links() -> None:
         assert (ROOT / link).exists(), link
 
 
+PAGES = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("gpu", "multi_host", "tpu"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_source_files_that_are_named_are_there(page: str) -> None:
+    for path in re.findall(r"`([\w./-]+\.py)\b", (ROOT / page).read_text()):
+        assert (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize("path", ["notebooks/README.md"])
 def test_links_of_other_pages(path: str) -> None:
     for link in links((ROOT / path).read_text()):

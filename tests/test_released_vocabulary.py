@@ -15,7 +15,7 @@ from PIL import Image
 from released_files import released_file
 
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens
-from gemma_tpu.checkpoint.chat_template import read_chat_template
+from gemma_tpu.checkpoint.text_assets import read_chat_template
 from gemma_tpu.text import SOFT_TOKEN, Detokenizer, Tokenizer, render_messages, render_raw
 from gemma_tpu.text.recognition import writes_gemma3
 

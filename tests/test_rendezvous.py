@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from ports import free_port
 
 from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.channel import Peer
@@ -19,8 +20,7 @@ BOUND = 60  # seconds, far more than any of these takes
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And ends all connections afterwards."""
+def _ended_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made: list[Peer] = []
 
     def peer(link: socket.socket, name: str) -> Peer:
@@ -28,8 +28,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return made[-1]
 
     monkeypatch.setattr(rendezvous, "Peer", peer)
-    for name in ("_GREETING_TIMEOUT", "_GRACE"):
-        monkeypatch.setattr(rendezvous, name, 1)
     yield
     for one in made:
         one.close(b"")
@@ -39,19 +37,23 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 one.receive()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait until these have passed."""
+    for name in ("_GREETING_TIMEOUT", "_GRACE"):
+        monkeypatch.setattr(rendezvous, name, 2)
 
 
-def meet(*clusters: Cluster, timeout: float = 10, facts: list[dict[str, str]] | None = None) -> list[list[Peer] | str]:
+def meet(
+    *clusters: Cluster, timeout: float = BOUND, facts: list[dict[str, str]] | None = None
+) -> list[list[Peer] | str]:
     """What each process gets: its peers, or the words of an error."""
     with ThreadPoolExecutor(len(clusters)) as pool:
         runs: list[Future] = [
             pool.submit(rendezvous.join, cluster, facts[i] if facts else {}, timeout)
             for i, cluster in enumerate(clusters)
         ]
-        errors = [run.exception(BOUND) for run in runs]
+        errors = [run.exception(2 * BOUND) for run in runs]
     assert all(error is None or isinstance(error, RuntimeError) for error in errors), errors
     return [run.result()[0] if error is None else str(error) for run, error in zip(runs, errors, strict=True)]
 
@@ -84,12 +86,14 @@ def test_a_process_alone() -> None:
     assert meet(*group([0], 1)) == [[]]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("ids", [[0, 1, 1], [0, 0]])
 def test_two_with_one_id(ids: list[int]) -> None:
     for said in meet(*group(ids, 3)):
         assert f"two processes have the id {ids[-1]}" in said
 
 
+@pytest.mark.usefixtures("impatient")
 def test_different_numbers_of_processes() -> None:
     for said in meet(*group([0, 1], [2, 3])):
         assert "process 0 on " in said
@@ -106,7 +110,7 @@ def test_what_differs_is_named() -> None:
 
 
 def test_one_that_never_comes() -> None:
-    for said in meet(*group([0, 2], 4), timeout=1):
+    for said in meet(*group([0, 2], 4), timeout=3):
         assert "processes 1, 3 did not connect" in said
 
 
@@ -126,6 +130,7 @@ def test_an_address_of_another_host() -> None:
     assert "192.0.2.1" in said
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", None])
 def test_another_program_has_the_port(answer: bytes | None) -> None:
     """It says something, ends the connection, or is silent."""
@@ -155,7 +160,7 @@ def test_another_program_has_the_port(answer: bytes | None) -> None:
 def test_strangers_and_those_who_come_again_are_no_trouble() -> None:
     zero, one = group([0, 1], 2)
     with ThreadPoolExecutor(2) as pool:
-        lead = pool.submit(rendezvous.join, zero, {}, 20)
+        lead = pool.submit(rendezvous.join, zero, {}, BOUND)
         until = time.monotonic() + BOUND
         strangers = []
         for said in (b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b"[]\n", b"", None):
@@ -171,8 +176,8 @@ def test_strangers_and_those_who_come_again_are_no_trouble() -> None:
             stranger.sendall(said)
             if not said:
                 stranger.close()
-        follow = pool.submit(rendezvous.join, one, {}, 20)
-        assert len(lead.result(BOUND)[0]) == len(follow.result(BOUND)[0]) == 1
+        follow = pool.submit(rendezvous.join, one, {}, BOUND)
+        assert len(lead.result(2 * BOUND)[0]) == len(follow.result(2 * BOUND)[0]) == 1
         for stranger in strangers:
             stranger.close()
 
@@ -181,11 +186,10 @@ def test_one_that_has_gone_has_not_come() -> None:
     """As one that is stopped while it waits, and started again."""
     zero, one, two = group([0, 1, 2], 3)
     with ThreadPoolExecutor(3) as pool:
-        lead = pool.submit(rendezvous.join, zero, {}, 20)
-        with rendezvous._open_connection(one, 20) as link:
+        lead = pool.submit(rendezvous.join, zero, {}, BOUND)
+        with rendezvous._open_connection(one, BOUND) as link:
             rendezvous._expect_greeting(link, one)
             link.sendall(b'{"num_processes": 3, "process_id": 1, "host": "a", "facts": {}}\n')
-        time.sleep(0.5)  # else it may come again before it is known to have gone, as a second one
-        others = [pool.submit(rendezvous.join, cluster, {}, 20) for cluster in (one, two)]
-        assert len(lead.result(BOUND)[0]) == 2
-        assert [len(other.result(BOUND)[0]) for other in others] == [1, 1]
+        others = [pool.submit(rendezvous.join, cluster, {}, BOUND) for cluster in (one, two)]
+        assert len(lead.result(2 * BOUND)[0]) == 2
+        assert [len(other.result(2 * BOUND)[0]) for other in others] == [1, 1]

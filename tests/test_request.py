@@ -49,7 +49,7 @@ def options_module():
         ({"stop": ["a", ""]}, "stop must be non-empty strings"),
         ({"stop": [3]}, "stop must be non-empty strings"),
         ({"stop_tokens": 7}, "stop_tokens must be a list, got 7"),
-        ({"stop_tokens": range(17)}, "17 stop_tokens given, at most 16"),
+        ({"stop_tokens": range(65)}, "65 stop_tokens given, at most 64"),
         ({"forbidden_tokens": None}, "forbidden_tokens must be a list, got None"),
         ({"stop": {"a": 1}}, "stop must be a list, got {'a': 1}"),
         ({"stop": np.array(5)}, "stop must be a list, got array"),

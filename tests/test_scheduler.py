@@ -28,5 +28,10 @@ def test_every_answer_is_that_of_its_request_alone() -> None:
     check(json.loads(done.stdout.splitlines()[0]))
 
 
+def test_planning_needs_no_jax() -> None:
+    program = "import sys, gemma_tpu.engine.scheduler; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=True)
+
+
 def test_annotations_hold() -> None:
     check(scheduler_steps.run(10_000))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from small_models import gated
 from test_api import CONFIG, FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
@@ -42,7 +43,7 @@ def _no_garbage_collector():
 def settled(model: gemma_tpu.Model) -> None:
     """Waits until nothing runs."""
     until = time.monotonic() + SOON
-    while model.engine._has_work():
+    while model.engine._loop.has_work:
         assert time.monotonic() < until, "rows are still busy"
         time.sleep(0.001)
 
@@ -80,8 +81,9 @@ def drop(stream) -> None:
 @pytest.mark.parametrize("chat", [False, True])
 def test_letting_go_of_a_stream_stops_its_work(model: gemma_tpu.Model, submitted, leave, chat: bool) -> None:
     source = model.chat() if chat else model
-    leave(source.stream("Hello", **LONG))
-    settled(model)
+    with gated(model.engine):
+        leave(source.stream("Hello", **LONG))
+        settled(model)
     assert submitted[0].finish_reason == "cancelled"
     assert len(submitted[0].generated) < 150
     if chat:
@@ -96,13 +98,13 @@ def test_a_batch_that_is_left_ends_all_its_answers(model: gemma_tpu.Model, submi
 
     with pytest.raises(ValueError, match="wizard"):
         model.generate([[{"role": "user", "content": "a"}], [{"role": "wizard", "content": "b"}]], **LONG)
-    with monkeypatch.context() as patch:
+    with gated(model.engine), monkeypatch.context() as patch:
         patch.setattr(TextStream, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt) as kept:  # it refers to the streams for as long as it is kept
             model.generate(["one", "two", "three", "four", "five", "six"], **LONG)
         settled(model)
         del kept
-    with monkeypatch.context() as patch:
+    with gated(model.engine), monkeypatch.context() as patch:
         patch.setattr(TextStream, "__next__", interrupted)
         with pytest.raises(KeyboardInterrupt) as kept:
             model.generate("one", **LONG)
@@ -158,14 +160,14 @@ def test_without_a_tokenizer_nothing_is_begun() -> None:
 
 
 def test_a_stream_that_broke_off_says_so(model: gemma_tpu.Model, monkeypatch) -> None:
-    stream = model.stream("Hello", **LONG)
-    said = next(stream)
-
     def fail(*_) -> None:
         raise RuntimeError("the device is gone")
 
-    with monkeypatch.context() as patch:
+    with gated(model.engine) as gate, monkeypatch.context() as patch:
+        stream = model.stream("Hello", **LONG)
+        said = next(stream)
         patch.setattr(model.engine._runner, "_decode", fail)
+        gate.tokens = LONG["max_new_tokens"]
         with pytest.raises(RuntimeError, match="the device is gone"):
             list(stream)
     assert stream.completion.finish_reason == "error"
@@ -177,15 +179,16 @@ def test_a_stream_that_broke_off_says_so(model: gemma_tpu.Model, monkeypatch) ->
 def test_a_stream_does_not_keep_its_model(chat: bool) -> None:
     model = make_model()
     model.generate("Hello", **FREE)
-    stream = (model.chat() if chat else model).stream("Hello", images=PICTURE, **LONG)
-    next(stream)
-    engine, params = weakref.ref(model.engine), [weakref.ref(value) for value in model.params.values()]
-    states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._runner._state)]
-    gone = weakref.ref(model)
-    del model
-    assert gone() is None
-    with pytest.raises(RuntimeError, match="closed, or let go of"):
-        list(stream)
+    with gated(model.engine):
+        stream = (model.chat() if chat else model).stream("Hello", images=PICTURE, **LONG)
+        next(stream)
+        engine, params = weakref.ref(model.engine), [weakref.ref(value) for value in model.params.values()]
+        states = [weakref.ref(array) for array in jax.tree.leaves(model.engine._runner._state)]
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+        with pytest.raises(RuntimeError, match="closed, or let go of"):
+            list(stream)
     assert stream.completion.finish_reason == "error"
     del stream
     assert engine() is None
@@ -195,7 +198,7 @@ def test_a_stream_does_not_keep_its_model(chat: bool) -> None:
 
 def test_a_reader_is_told_that_its_model_was_closed() -> None:
     model = make_model()
-    stream, started = model.stream("Hello", **LONG), threading.Event()
+    started = threading.Event()
     errors: list[BaseException] = []
 
     def read() -> None:
@@ -205,10 +208,11 @@ def test_a_reader_is_told_that_its_model_was_closed() -> None:
         except RuntimeError as error:
             errors.append(error)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    started.wait(SOON)
-    model.close()
+    with gated(model.engine):
+        stream, reader = model.stream("Hello", **LONG), threading.Thread(target=read)
+        reader.start()
+        assert started.wait(SOON)
+        model.close()
     reader.join(SOON)
     assert [str(error) for error in errors] == ["the model was closed, or let go of, before this was done"]
     for call in (lambda: model.generate("x"), lambda: model.logits([[2]]), lambda: model.encode_images(PICTURE)):

@@ -41,3 +41,11 @@ def test_several_calls_and_what_comes_before():
 @pytest.mark.parametrize("body", ["f{a:<escape>x}", "f{a}", "f{a:[1,2}", "f", "{}", "f{a:1", "f{a:1}}"])
 def test_what_is_no_call(body):
     assert parse_calls(call(body)) == []
+
+
+@pytest.mark.parametrize("opening", ["[", "{a:", "[{a:"])
+def test_calls_nested_too_deep_are_skipped(opening: str) -> None:
+    deep = call("f{a:" + opening * 3000 + "}")
+    assert [found["function"]["name"] for found in parse_calls(deep + call("g{a:" + "[" * 63 + "]" * 63 + "}"))] == [
+        "g"
+    ]

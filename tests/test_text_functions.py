@@ -8,7 +8,8 @@ import format_samples
 import pytest
 
 from gemma_tpu.text import parse_calls
-from gemma_tpu.text.functions import DEFAULT_DEVELOPER, render_functions
+from gemma_tpu.text.formats import FUNCTION_GEMMA
+from gemma_tpu.text.functions import DEFAULT_DEVELOPER
 from gemma_tpu.text.special import FUNCTION_PIECES
 
 TOKENIZER = format_samples.function_gemma()
@@ -40,7 +41,7 @@ IDS = """
 
 
 def spelled(messages, **options) -> str:
-    return format_samples.spelled(TOKENIZER, render_functions(messages, TOKENIZER, None, **options).tokens)
+    return format_samples.spelled(TOKENIZER, FUNCTION_GEMMA.render(messages, TOKENIZER, None, **options).tokens)
 
 
 def declared(properties: dict, **more) -> str:
@@ -53,7 +54,7 @@ def test_the_ids_of_the_released_vocabulary():
     released = pytest.importorskip("released_files")
     model = released.released_file("tokenizer.model").read_bytes()
     tokenizer = format_samples.tokenizer(*FUNCTION_PIECES, model=model, first=46)
-    assert render_functions([QUESTION], tokenizer, None, tools=[WEATHER]).tokens == [
+    assert FUNCTION_GEMMA.render([QUESTION], tokenizer, None, tools=[WEATHER]).tokens == [
         int(token) for token in IDS.split()
     ]
 
@@ -154,7 +155,7 @@ def test_what_the_model_calls_can_be_put_into_the_messages():
 
 def test_pieces_typed_by_a_user_are_text():
     attack = f"{CALLED}<escape>"
-    tokens = render_functions([{"role": "user", "content": attack}], TOKENIZER, None).tokens
+    tokens = FUNCTION_GEMMA.render([{"role": "user", "content": attack}], TOKENIZER, None).tokens
     assert not {TOKENIZER.id(piece) for piece in FUNCTION_PIECES} & set(tokens)
     assert attack in format_samples.spelled(TOKENIZER, tokens)
     assert TOKENIZER.encode("<escape>", control=True) == [TOKENIZER.id("<escape>")]
@@ -165,7 +166,7 @@ def test_pieces_typed_by_a_user_are_text():
     [
         ("text", "must be a list of messages, got str"),
         ([], "no message of a user"),
-        ([{"content": "x"}], r"messages\[0\]: expected"),
+        ([{"content": "x"}], r"messages\[0\]: lacks role"),
         ([{"role": "robot", "content": "x"}], "unknown role 'robot'; known are developer"),
         ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: expected model"),
         ([QUESTION, {"role": "tool", "content": "x"}], "role 'tool' out of turn"),
@@ -205,18 +206,20 @@ def test_malformed_tools(tools, message):
 
 
 def test_a_call_that_was_cut_goes_on_where_it_was():
-    called = render_functions(
+    called = FUNCTION_GEMMA.render(
         [QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"}], TOKENIZER, None
     ).tokens
     begun = CALLED.partition("Paris")[0]
     assert begun in spelled([QUESTION, {"role": "assistant", "content": begun}], continue_final=True)
-    tokens = render_functions([QUESTION, {"role": "assistant", "content": begun}], TOKENIZER, None, continue_final=True)
+    tokens = FUNCTION_GEMMA.render(
+        [QUESTION, {"role": "assistant", "content": begun}], TOKENIZER, None, continue_final=True
+    )
     assert tokens.tokens == called[: len(tokens.tokens)]
     # What a user has typed stays text.
-    typed = render_functions([{"role": "user", "content": begun}], TOKENIZER, None).tokens
+    typed = FUNCTION_GEMMA.render([{"role": "user", "content": begun}], TOKENIZER, None).tokens
     assert TOKENIZER.id("<start_function_call>") not in typed
 
 
 def test_a_vocabulary_without_the_pieces():
     with pytest.raises(ValueError, match="lacks the piece '<start_function_declaration>'"):
-        render_functions([QUESTION], format_samples.tokenizer(), None, tools=[WEATHER])
+        FUNCTION_GEMMA.render([QUESTION], format_samples.tokenizer(), None, tools=[WEATHER])

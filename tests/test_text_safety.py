@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gemma_tpu.text import POLICIES
-from gemma_tpu.text.safety import render_policy
+from gemma_tpu.text.formats import SHIELD_GEMMA
 
 TOKENIZER = format_samples.tokenizer()
 IMAGE = {"type": "image", "image": Image.new("RGB", (3, 2))}
@@ -13,7 +13,7 @@ IMAGE = {"type": "image", "image": Image.new("RGB", (3, 2))}
 
 def spelled(*parts, **options) -> str:
     messages = [{"role": "user", "content": list(parts)}]
-    return format_samples.spelled(TOKENIZER, render_policy(messages, TOKENIZER, 2, **options).tokens)
+    return format_samples.spelled(TOKENIZER, SHIELD_GEMMA.render(messages, TOKENIZER, 2, **options).tokens)
 
 
 def test_the_prompt_of_transformers_template():

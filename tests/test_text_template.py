@@ -146,7 +146,7 @@ def test_continue_final_leaves_the_answer_open(tokenizer: Tokenizer) -> None:
 
 
 BAD_MESSAGES = [
-    ([], "messages is empty"),
+    ([], "no message of a user"),
     ("hello", "must be a list of messages, got str"),
     ({"role": "user", "content": "hi"}, "must be a list of messages, got dict"),
     (["hello"], r"messages\[0\]: expected .* got str"),

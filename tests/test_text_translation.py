@@ -6,8 +6,8 @@ import format_samples
 import pytest
 from PIL import Image
 
+from gemma_tpu.text.formats import TRANSLATE_GEMMA
 from gemma_tpu.text.languages import language
-from gemma_tpu.text.translation import render_translation
 
 TOKENIZER = format_samples.tokenizer()
 ROLE = (
@@ -30,7 +30,7 @@ PICTURE = Image.new("RGB", (3, 2))
 
 def spelled(content, soft=None, **options) -> str:
     messages = content if isinstance(content, list) and "role" in content[0] else [{"role": "user", "content": content}]
-    return format_samples.spelled(TOKENIZER, render_translation(messages, TOKENIZER, soft, **options).tokens)
+    return format_samples.spelled(TOKENIZER, TRANSLATE_GEMMA.render(messages, TOKENIZER, soft, **options).tokens)
 
 
 def test_a_text():

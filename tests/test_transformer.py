@@ -9,11 +9,11 @@ import pytest
 from small_models import make_engine, random_params
 
 from gemma_tpu.config import GemmaConfig, LayerSpec
-from gemma_tpu.engine import forward
+from gemma_tpu.engine.forward import forward
 from gemma_tpu.options import SamplingParams
 
 LAYERS = {
-    "all global": (LayerSpec(None, 50_000.0, 4.0),) * 32,
+    "all global": (LayerSpec(None, 50_000.0, 4.0),) * 12,
     "a window on every layer": (LayerSpec(8, 2_000.0, 2.0),) * 6,
     "three kinds": (LayerSpec(4, 1_000.0), LayerSpec(None, 1_000_000.0, 8.0), LayerSpec(12, 100.0, 0.5)),
 }
@@ -74,7 +74,7 @@ def numpy_logits(config: GemmaConfig, params: dict, tokens: np.ndarray) -> np.nd
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_of_any_kind_run_cached_and_not(kind: str) -> None:
     config = _config(LAYERS[kind])
-    params = random_params(config)
+    params = random_params(config, seed=1)
     prompt = np.random.default_rng(3).integers(0, config.vocab_size, PROMPT)
     engine = make_engine(config, params=params, max_context=48, max_rows=1, chunks=(16,))
     try:
@@ -84,7 +84,7 @@ def test_layers_of_any_kind_run_cached_and_not(kind: str) -> None:
         engine.close()
     whole = np.concatenate([prompt, answer])
     expected = numpy_logits(config, params, whole)
-    plain = forward(config, params, whole[None], capture=lambda *_: None)  # eagerly: 32 layers take long to compile
+    plain = forward(config, params, whole[None], capture=lambda *_: None)  # eagerly: many layers take long to compile
     np.testing.assert_allclose(np.asarray(plain)[0], expected, atol=2e-3)
     assert answer == expected[PROMPT - 1 : -1].argmax(axis=-1).tolist()
     assert len(set(answer)) > 5, "an answer that repeats itself shows little"

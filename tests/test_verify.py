@@ -22,6 +22,7 @@ from small_models import config_of
 from gemma_tpu import api, loading, verify
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.cli.commands import verify as command
+from gemma_tpu.cli.main import main
 from gemma_tpu.text import SOFT_TOKEN
 from gemma_tpu.verify import reference
 from gemma_tpu.verify.inputs import Question, make_questions, spread
@@ -234,6 +235,14 @@ def test_prompts_given(model: api.Model) -> None:
         make_questions(model, [[2, 0, 41]], None, 5)
     with pytest.raises(ValueError, match="images are left out"):
         make_questions(model, ["Look: <start_of_image>"], False, 5)
+    with pytest.raises(ValueError, match="no prompt shows the image"):
+        make_questions(model, ["Look"], np.zeros((8, 8, 3), np.uint8), 5)
+
+
+def test_an_image_and_none() -> None:
+    given = ["--against", "gemma", "--image", "x.png", "--no-image"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", "gemma3-demo", *given])
 
 
 def test_spread() -> None:

@@ -8,10 +8,9 @@ import re
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from checkpoints.demo_model.phrases import FOLDER, bare
+from checkpoints.demo_model.phrases import FOLDER, bare, sections
 from checkpoints.demo_model.scenes import BACKGROUNDS, COLOURS, RING_HOLE, Shape, outline
 
-_FILE = FOLDER / "by_hand.txt"
 _COLOURS = {**COLOURS, "teal": (0, 140, 140)}
 _CANNOT = "demo model / do not know / don't know / cannot / can't / more than five / 演示模型 / 不认识 / 超过五个"
 
@@ -26,8 +25,10 @@ class Question:
     follows: bool = False
 
     @property
-    def chinese(self) -> bool:
-        return re.search("[\u4e00-\u9fff]", self.text) is not None
+    def task(self) -> str:
+        """What accuracy is counted by: the style of the picture, and the language."""
+        chinese = re.search("[\u4e00-\u9fff]", self.text)
+        return f"by hand {self.picture.split(' |')[0] or 'text'}{' zh' if chinese else ''}"
 
     def right(self, answer: str) -> bool:
         """Whether `answer` has every part that is wanted, in one of its forms, and none that is not."""
@@ -38,24 +39,20 @@ class Question:
 
 def _says(answer: str, form: str) -> bool:
     """Whether a word or phrase stands in the answer, whole where its script has spaces."""
-    form = re.escape(form.strip().lower())
-    start, end = (r"(?<![a-z0-9])" if form[0].isascii() and form[0].isalnum() else "", r"(?![a-z0-9])")
-    return (
-        re.search(start + form + (end if form[-1].isascii() and form[-1].isalnum() else ""), answer.lower()) is not None
-    )
+    form = form.strip().lower()
+    start = r"(?<![a-z0-9])" if re.match("[a-z0-9]", form) else ""
+    end = r"(?![a-z0-9])" if re.search("[a-z0-9]$", form) else ""
+    return re.search(start + re.escape(form) + end, answer.lower()) is not None
 
 
 def questions() -> list[Question]:
     """All questions, in the order of the file."""
     found: list[Question] = []
-    picture = ""
-    text = re.sub(r"\n +", " ", _FILE.read_text(encoding="utf-8"))
-    for line in text.splitlines():
-        if line.startswith("> "):
-            picture = "" if line == "> no picture" else line[2:]
-        elif line and not line.startswith("#"):
-            question, expected = line.removeprefix("+ ").split(" :: ")
-            found.append(Question(question, expected, picture, line.startswith("+ ")))
+    for picture, text in sections(FOLDER / "by_hand.txt").items():
+        for entry in text.split(" // "):
+            question, expected = entry.removeprefix("+ ").split(" :: ")
+            shown = "" if picture == "no picture" else picture
+            found.append(Question(question, expected, shown, entry.startswith("+ ")))
     return found
 
 

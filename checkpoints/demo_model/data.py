@@ -15,11 +15,13 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Turn
@@ -39,9 +41,6 @@ FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight",
 _CHINESE_SHARE = 0.4
 _JUMP_SHARE, _MAX_JUMP = 0.05, 4000  # conversations whose later turns are moved away, as if much lay in between
 _SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
-
-
-# -- groups -----------------------------------------------------------------------------------------------------------
 
 
 def _language(rng: np.random.Generator) -> Phrases:
@@ -100,20 +99,14 @@ def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) ->
 
 def read_group(rng: np.random.Generator, held_out: bool, questions: int = 3) -> Group:
     """A printed word or number."""
-    phrases = _language(rng)
-    content = ""
+    phrases, content, style = _language(rng), "", rng.random()
     while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
-        number = rng.random() < 0.35
-        content = (
-            str(rng.integers(0, 10 ** int(rng.integers(1, 6)))) if number else text_tasks.any_word(rng, 8, held_out)
-        )
-    style = rng.random()
-    if style < 0.6 or set(content) <= set("cosvwxz"):  # whose capitals look the same
-        content = content.upper()
-    elif style < 0.75:
-        content = content.capitalize()
+        number = str(rng.integers(0, 10 ** int(rng.integers(1, 6))))
+        content = number if rng.random() < 0.35 else text_tasks.any_word(rng, 8, held_out)
+    if style < 0.75 or set(content) <= set("cosvwxz"):  # whose capitals look the same
+        content = content.capitalize() if 0.6 <= style < 0.75 else content.upper()
     asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)
-    turns = [[turn] for turn in [asker.read(), *scene_turns(asker, questions - 1)] if turn]
+    turns = [[turn] for turn in [asker.read(), *scene_turns(asker, questions - 1)]]
     return _together(rng, held_out, turns, (scenes.render(asker.scene, rng),), phrases)
 
 
@@ -153,9 +146,6 @@ def image_groups(rng: np.random.Generator, held_out: bool) -> list[Group]:
     groups.append(texture_group(rng, held_out) if rng.random() < 0.3 else read_group(rng, held_out))
     groups += [read_group(rng, held_out) for _ in range(2)]
     return groups + [scene_group(rng, held_out, int(rng.integers(5, 9))) for _ in range(IMAGES - 7)]
-
-
-# -- rows -------------------------------------------------------------------------------------------------------------
 
 
 class Encoder:
@@ -201,9 +191,7 @@ class Unit:
         encoded = [encoder.encode(conversation) for conversation in group.conversations]
         if not encoded:
             return False
-        shared = 0
-        if len(encoded) > 1:
-            shared = max(i for i, token in enumerate(encoded[0][0]) if token < 0) + 2  # with <end_of_image>
+        shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
         row = int(np.argmin(self._used))
         count = shared + sum(len(ids) - shared for ids, _ in encoded)
         if self._used[row] + count > ROW or len(self.images) + len(group.images) > IMAGES:
@@ -233,25 +221,18 @@ class Unit:
     def _put(self, row: int, ids: list[int], positions: np.ndarray, segment: int) -> slice:
         """Writes tokens at the end of a row; soft tokens are numbered after those of the images already here."""
         at = slice(self._used[row], self._used[row] + len(ids))
-        self._used[row] = at.stop
-        is_soft = np.array(ids) < 0
-        first = len(self.images) * SOFT
-        for name, value in dict(
-            tokens=np.where(is_soft, 0, ids),
-            positions=positions,
-            group=self._groups[row],
-            segment=segment,
-            soft=np.where(is_soft, first + np.cumsum(is_soft) - 1, -1),
-        ).items():
-            self.arrays[name][row, at] = value
+        self._used[row], tokens, shown = at.stop, np.array(ids), len(self.images) * SOFT
+        is_soft, fields = tokens < 0, self.arrays
+        fields["tokens"][row, at], fields["positions"][row, at] = np.where(is_soft, 0, tokens), positions
+        fields["group"][row, at], fields["segment"][row, at] = self._groups[row], segment
+        fields["soft"][row, at] = np.where(is_soft, shown + np.cumsum(is_soft) - 1, -1)
         return at
 
 
 def _fit(image: Image.Image) -> np.ndarray:
     """The image's pixels, made smaller only if it is larger than the store."""
     if max(image.size) > STORE:
-        image = image.copy()
-        image.thumbnail((STORE, STORE), Image.Resampling.BILINEAR, reducing_gap=None)
+        image = ImageOps.contain(image, (STORE, STORE), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
@@ -265,34 +246,16 @@ def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str], held
     return unit
 
 
-# -- shards -----------------------------------------------------------------------------------------------------------
-
-
 def write_shard(path: Path, units: list[Unit], tasks: list[str]) -> None:
-    """Units as one file: each field stacked, and the pixels of all images one after another."""
-    images = [image for unit in units for image in unit.images]
-    pixels = np.concatenate([image.reshape(-1) for image in images])
-    sizes, counts = np.array([image.shape[:2] for image in images]), np.array([len(unit.images) for unit in units])
-    fields = {name: np.stack([unit.arrays[name] for unit in units]) for name in FIELDS}
+    """Units as one file that appears when it is complete; `tasks` are the names that the field `task` numbers."""
     unfinished = path.with_name(f".{path.name}")
-    np.savez(unfinished, pixels=pixels, sizes=sizes, counts=counts, tasks=np.array(tasks), **fields)
+    unfinished.write_bytes(pickle.dumps([unit.arrays | {"images": unit.images, "tasks": tasks} for unit in units]))
     unfinished.rename(path)
 
 
-def read_shard(path: Path) -> list[dict[str, np.ndarray]]:
-    """The units of a shard; `tasks` are the names that `task` numbers."""
-    with np.load(path) as file:
-        shard = {name: file[name] for name in file.files}
-    ends = np.cumsum(shard["sizes"].prod(axis=1) * 3)
-    images = [
-        part.reshape(*size, 3) for part, size in zip(np.split(shard["pixels"], ends[:-1]), shard["sizes"], strict=True)
-    ]
-    first = np.cumsum(shard["counts"]) - shard["counts"]
-    return [
-        {name: shard[name][i] for name in FIELDS}
-        | {"images": images[first[i] : first[i] + shard["counts"][i]], "tasks": shard["tasks"]}
-        for i in range(len(first))
-    ]
+def read_shard(path: Path) -> list[dict[str, Any]]:
+    """The units of a shard that write_shard wrote."""
+    return pickle.loads(path.read_bytes())
 
 
 def _work(out: Path, units: int, seed: int, worker: int) -> None:
@@ -300,7 +263,7 @@ def _work(out: Path, units: int, seed: int, worker: int) -> None:
     encoder, rng, tasks = Encoder(), np.random.default_rng((seed, worker)), list[str]()
     for number in range(-(-units // UNITS)):
         made = [make_unit(rng, encoder, tasks) for _ in range(min(UNITS, units - number * UNITS))]
-        write_shard(out / f"rows-{number:04}-{worker:03}.npz", made, tasks)
+        write_shard(out / f"rows-{number:04}-{worker:03}.pickle", made, tasks)
 
 
 def main() -> None:

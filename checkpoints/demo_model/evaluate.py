@@ -2,8 +2,8 @@
 
 generated: phrasings, words, numbers and scenes that training never held; each last turn is asked after the right
 answers before it, and is right if it is right to the letter (JSON: the same value; out of scope: in any words).
-by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints a table;
-`--save` keeps counts and wrong answers in results.json.
+by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints a table and
+what was answered wrongly; `--save` keeps the counts in results.json.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import gemma_tpu
-from checkpoints.demo_model import by_hand, data
+from checkpoints.demo_model import CHECKPOINT, by_hand, data
 from checkpoints.demo_model.dialog import Conversation, Turn, plain
-from checkpoints.demo_model.export import CHECKPOINT
 
 RESULTS = Path(__file__).with_name("results.json")
 BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
@@ -32,8 +32,7 @@ _PER_GROUP = 3  # conversations judged of a group: the rest would ask about the 
 _MAX_TOKENS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     task: str
     question: str
     wanted: str
@@ -88,26 +87,23 @@ def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], b
 
 
 def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
-    """First questions in batches, then those that follow, after the model's own answers."""
-    starts = [i for i, question in enumerate(asked) if not question.follows]
-    said: dict[int, list[dict[str, Any]]] = {}
-    for depth in range(3):
-        layer = [
-            i + depth for i in starts if all(i + d < len(asked) and asked[i + d].follows for d in range(1, depth + 1))
-        ]
-        for at in range(0, len(layer), batch):
-            part = layer[at : at + batch]
+    """All first questions, then those that follow on the model's own answers to them."""
+    told: dict[int, list[dict[str, Any]]] = {}
+    depth = np.array(
+        [sum(1 for _ in itertools.takewhile(lambda q: q.follows, asked[i::-1])) for i in range(len(asked))]
+    )
+    for layer in range(depth.max() + 1):
+        turns = np.flatnonzero(depth == layer).tolist()
+        for part in (turns[at : at + batch] for at in range(0, len(turns), batch)):
             for i in part:
-                text: Any = asked[i].text
-                if asked[i].picture and not depth:
-                    text = [{"type": "image", "image": by_hand.draw(asked[i].picture)}, {"type": "text", "text": text}]
-                said[i] = [*(said[i - 1] if depth else []), {"role": "user", "content": text}]
-            answers = model.generate([said[i] for i in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
-            for i, answer in zip(part, answers, strict=True):
-                said[i] = [*said[i], {"role": "assistant", "content": answer.text}]
-                style = asked[i].picture.split(" |")[0] or "text"
-                task = f"by hand {style}{' zh' if asked[i].chinese else ''}"
-                yield Judged(task, asked[i].text, asked[i].expected, answer.text, asked[i].right(answer.text))
+                shown = [by_hand.draw(asked[i].picture)] if asked[i].picture and not layer else []
+                content = [{"type": "image", "image": image} for image in shown]
+                content.append({"type": "text", "text": asked[i].text})
+                told[i] = [*(told[i - 1] if layer else []), {"role": "user", "content": content}]
+            answers = model.generate([told[i] for i in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
+            for i, text in zip(part, (answer.text for answer in answers), strict=True):
+                told[i].append({"role": "assistant", "content": text})
+                yield Judged(asked[i].task, asked[i].text, asked[i].expected, text, asked[i].right(text))
 
 
 def summary(judged: Iterable[Judged]) -> dict[str, Any]:
@@ -119,7 +115,7 @@ def summary(judged: Iterable[Judged]) -> dict[str, Any]:
             counts[name][0] += one.right
             counts[name][1] += 1
         if not one.right:
-            wrong.append([one.task, one.question, one.wanted, one.got])
+            wrong.append(list(one[:4]))
     return {"counts": dict(sorted(counts.items())), "wrong": wrong}
 
 
@@ -132,13 +128,13 @@ def table(counts: dict[str, list[int]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--set", choices=("generated", "by_hand"), default="generated")
-    parser.add_argument("--questions", type=int, default=1200, help="of the generated set")
+    parser.add_argument("--questions", type=int, default=1200, help="of the generated set (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}, beside this file")
+    parser.add_argument("--save", action="store_true", help=f"keep the counts in {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
         if options.set == "by_hand":
@@ -150,16 +146,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(*wrong, sep=" | ")
     if options.save:
         saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        saved[options.set] = results
-        lines = [f"{json.dumps(name)}: {_lines(part)}" for name, part in saved.items()]
+        saved[options.set] = results["counts"]
+        lines = [f"{json.dumps(name)}: {json.dumps(counts)}" for name, counts in sorted(saved.items())]
         RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    return results
-
-
-def _lines(results: dict[str, Any]) -> str:
-    """JSON with one wrong answer a line."""
-    wrong = ",\n  ".join(json.dumps(one, ensure_ascii=False) for one in results["wrong"])
-    return f'{{"counts": {json.dumps(results["counts"])},\n "wrong": [\n  {wrong}]}}'
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import text_model, vision_model
-from gemma_tpu.ops.masks import attend, attention_mask
+from gemma_tpu.ops.masks import attention_mask
 
 Params = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -61,11 +61,9 @@ def _attend_groups(config: GemmaConfig, batch: Batch, implementation: str):
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         mask = masks[config.layers[layer].window]
-        if implementation == "xla":
-            return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), mask)
         flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
-        encoded = jax.nn.dot_product_attention(flat, key, value, mask=mask[:, None], scale=1.0, implementation="cudnn")
-        return encoded.reshape(query.shape)
+        attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=implementation)
+        return attend(flat, key, value, mask=mask[:, None]).reshape(query.shape)
 
     return attend_layer
 

@@ -87,12 +87,10 @@ def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list
     there = [{(s.kind, s.colour) for s in scene.shapes} for scene in pair]
     while len(turns) < count:
         kind, index = rng.random(), int(rng.random() * 2)
-        if kind < 0.35 and alike:
-            task = choose(rng, ("same", "same", "differ"))
-            said, slots = "same_yes" if task == "same" else "alike", dict(shapes=words.listing(pair[0].shapes))
-        elif kind < 0.35 and difference:
-            task, slots = ("same" if kind < 0.12 else "differ"), dict(difference=difference)
-            said = "same_no" if task == "same" else "differ"
+        if kind < 0.35 and (alike or difference):
+            task = choose(rng, ("same", "same", "differ")) if alike else "same" if kind < 0.12 else "differ"
+            said = ("same_yes" if task == "same" else "alike") if alike else "same_no" if task == "same" else "differ"
+            slots = dict(shapes=words.listing(pair[0].shapes), difference=difference)
         elif kind < 0.5:
             task, said = "more", "more_same" if counts[0] == counts[1] else "more"
             slots = dict(nth=ordinals[counts[1] > counts[0]], number=words.number(counts[0]))
@@ -103,9 +101,7 @@ def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list
             key = (shape, choose(rng, tuple(COLOURS)) if rng.random() < 0.15 else colour)
             found = [key in keys for keys in there]
             task, said = "which_has", "which_both" if all(found) else "which_has" if any(found) else "which_none"
-            slots = dict(
-                nth=ordinals[found.index(True)] if any(found) else "", one=words.one(*key), name=words.name(*key)
-            )
+            slots = dict(nth=ordinals[not found[0]], one=words.one(*key), name=words.name(*key))
         elif kind < 0.9:
             task, said, slots = "nth", "what", dict(nth=ordinals[index], shapes=words.listing(pair[index].shapes))
         else:

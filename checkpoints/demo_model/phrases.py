@@ -1,6 +1,6 @@
 """Sentences from the phrase files: how things are asked and answered, and which sentences training never sees.
 
-The files describe their own format. A held-out phrasing is never trained on, whichever line or frame it could come
+phrases.en.txt describes the format. A held-out phrasing is never trained on, whichever template or frame it could come
 from, and neither is a sentence of the test set written by hand.
 """
 
@@ -21,17 +21,10 @@ T = TypeVar("T")
 FOLDER = Path(__file__).parent
 HELD_OUT_SHARE = 10  # one key in ten is held out
 _FRAMED_SHARE = 0.3
-_OR = " // "  # between the templates of a line
-_UNFRAMED = (
-    "short",
-    "follow",
-    "chat",
-    "running",
-    "sort_again",
-    "system",
-    "scope",
-    "in_other",
-)  # not a question that stands alone
+_FRAMES = ("noun:", "clause:", "claim:")
+_MARK = re.compile(r"(!|=|noun:|clause:|claim:) ")  # what the templates from here on are
+_VALUE = re.compile(r"(\w+) = (.*)")
+_UNFRAMED = ("short", "follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
 _FRAMED = re.compile("吗|呢|告诉|知道|请问|看出")  # a Chinese frame stands around it already
 _KEEP_CAPITAL = re.compile(r"Gemma|JSON|I\b|\{|\[|A to Z")
 
@@ -39,6 +32,19 @@ _KEEP_CAPITAL = re.compile(r"Gemma|JSON|I\b|\{|\[|A to Z")
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     """A uniform choice; faster than `rng.choice` for short lists, and it returns the option itself."""
     return options[int(rng.random() * len(options))]
+
+
+@functools.cache
+def _table(text: str) -> tuple[list[str], np.ndarray]:
+    names, weights = zip(*(entry.split() for entry in text.split(",")), strict=True)
+    chances = np.cumsum([float(weight) for weight in weights])
+    return list(names), chances / chances[-1]
+
+
+def weighted(rng: np.random.Generator, table: str) -> str:
+    """One of the names of a table such as "this 2, that 0.5", by weight."""
+    names, chances = _table(table)
+    return names[int(np.searchsorted(chances, rng.random(), side="right"))]
 
 
 def is_held_out(*key: object) -> bool:
@@ -61,24 +67,19 @@ def expansions(grammar: str) -> list[str]:
 def _parse(grammar: str) -> tuple[str | tuple[str, ...], ...]:
     """Literal text and, as tuples of grammars, choices."""
     parts: list[str | tuple[str, ...]] = []
-    options: list[str] = []
-    literal, depth = "", 0
+    options, depth = [""], 0
     for char in grammar:
         depth += (char == "[") - (char == "]")
-        if char == "[" and depth == 1:
-            parts.append(literal)
-            literal, options = "", []
-        elif char == "]" and depth == 0:
-            parts.append((*options, literal))
-            literal = ""
+        if (char == "[" and depth == 1) or (char == "]" and depth == 0):
+            parts.append(options[0] if char == "[" else tuple(options))
+            options = [""]
         elif char == "|" and depth == 1:
-            options.append(literal)
-            literal = ""
+            options.append("")
         else:
-            literal += char
+            options[-1] += char
     if depth:
         raise ValueError(f"phrasing {grammar!r}: unbalanced brackets")
-    return (*parts, literal)
+    return (*parts, options[0])
 
 
 def bare(sentence: str) -> str:
@@ -86,24 +87,15 @@ def bare(sentence: str) -> str:
     return re.sub(r"[^\w{}]", "", sentence).lower()
 
 
-def sections(path: Path) -> dict[str, list[str]]:
-    """The lines below each "== name" of a phrase file; an indented line continues the one before it."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("== "):
-            name, _, held_out = line[3:].partition(" ! ")
-            lines = found.setdefault(name, [f"! {held_out}"] if held_out else [])
-        elif line.startswith(" "):
-            lines[-1] += ("" if line.lstrip().startswith("|") else " ") + line.strip()
-        elif line and not line.startswith("#"):
-            lines.append(line)
-    return found
+def sections(path: Path) -> dict[str, str]:
+    """The text below each "== name:" of a file, on one line."""
+    text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = (" ".join(part.split("\n")).partition(":") for part in re.split(r"^== ", text, flags=re.MULTILINE)[1:])
+    return {name: re.sub(" +", " ", body).strip() for name, _, body in parts}
 
 
-def table(lines: list[str]) -> dict[str, str]:
-    """Lines of the form "name = text"."""
-    return {name.strip(): text.strip() for name, _, text in (line.partition("=") for line in lines)}
+def _values(entries: list[str]) -> dict[str, str]:
+    return {name: text for name, _, text in (entry.partition(" = ") for entry in entries)}
 
 
 class Phrases:
@@ -111,33 +103,26 @@ class Phrases:
 
     def __init__(self, *files: Path, chinese: bool = False) -> None:
         self.chinese = chinese
-        lines = {name: lines for file in files for name, lines in sections(file).items()}
-        self._parts = table(lines.pop("parts"))
+        texts = {name: text.split(" // ") for file in files for name, text in sections(file).items()}
+        self._parts, self.answers, words = (_values(texts.pop(name)) for name in ("parts", "answers", "words"))
         self._verbs = tuple(self._parts.pop("verbs").split())
-        self.answers = table(lines.pop("answers"))
-        self.words = {
-            name: [word.strip() for word in (text.split(";") if ";" in text else text.split())]
-            for name, text in table(lines.pop("words")).items()
-        }
-        self._train: dict[str, list[str]] = defaultdict(list)
-        self._held_out: dict[str, list[str]] = defaultdict(list)
-        self._said: dict[str, list[str]] = defaultdict(list)
+        self.words = {name: text.split("; ") if ";" in text else text.split() for name, text in words.items()}
+        self._train, self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(3))
         self.values: dict[str, dict[str, str]] = defaultdict(dict)
-        for name, body in lines.items():
-            for line in body:
-                if line.startswith("= "):
-                    self._said[name].append(self._filled(line[2:]))
-                elif line.startswith("! "):
-                    self._held_out[name] += self._filled(line[2:]).split(_OR)
-                elif match := re.fullmatch(r"(\w+) = (.*)", line):
-                    self.values[name][match[1]] = match[2]
-                else:
-                    self._train[name].append(self._filled(line))
+        for name, templates in texts.items():
+            mark = ""
+            for text in templates:
+                if match := _MARK.match(text):
+                    mark, text = match[1], text[match.end() :]
+                if value := _VALUE.fullmatch(text):
+                    self.values[name][value[1]] = value[2]
+                    continue
+                kept = {"!": self._held_out, "=": self._said}.get(mark, self._train)
+                frame = mark if kept is self._train else ""
+                kept[name].append(frame + re.sub(r"<(\w+)>", lambda part: self._filled(part[1]), text))
 
-    def _filled(self, line: str) -> str:
-        while match := re.search(r"<(\w+)>", line):
-            line = line.replace(match[0], self._parts[match[1]])
-        return line
+    def _filled(self, part: str) -> str:
+        return re.sub(r"<(\w+)>", lambda inner: self._filled(inner[1]), self._parts[part])
 
     def tasks(self, prefix: str = "") -> list[str]:
         """Names of the sections that have phrasings to train and to judge by."""
@@ -150,35 +135,35 @@ class Phrases:
 
     def pick(self, task: str, rng: np.random.Generator, held_out: bool, look: bool = False, **slots: Any) -> str:
         """One way to ask for `task`, slots filled. `look`: about a picture, so that a frame may speak of it."""
-        text = expand(choose(rng, self._held_out[task]), rng) if held_out else self._trained(task, rng, look)
+        text = expand(choose(rng, self._held_out[task]), rng) if held_out else self._template(task, rng, look)
+        while not held_out and bare(text) in self.kept_out(task):
+            text = self._template(task, rng, look)
         text = re.sub(r" +([?.,!]|$)", r"\1", re.sub(" +", " ", text)).strip().format(**slots)
         return text if self.chinese else re.sub(r"\b([Aa]) (?=orange)", r"\1n ", text)
 
-    def _trained(self, task: str, rng: np.random.Generator, look: bool) -> str:
-        while True:
-            text = self._template(task, rng, look)
-            if bare(text) not in self.kept_out(task):
-                return text
+    @functools.cache  # noqa: B019 - as for `kept_out`
+    def _weights(self, task: str) -> np.ndarray:
+        """Cumulative chances of a task's templates: one that holds more alternatives comes more often."""
+        weights = np.cumsum([1 + template.count("|") ** 0.5 for template in self._train[task]])
+        return weights / weights[-1]
 
     def _template(self, task: str, rng: np.random.Generator, look: bool) -> str:
-        line = choose(rng, self._train[task])
-        if match := re.match("(noun|clause|claim): ", line):
-            inner = expand(choose(rng, line[match.end() :].split(_OR)), rng)
-            return capital(self._framed(match[1], inner.strip(), rng))
-        text = expand(choose(rng, line.split(_OR)), rng).strip()
-        if rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
+        template = self._train[task][int(np.searchsorted(self._weights(task), rng.random(), side="right"))]
+        frame = template.partition(":")[0] if template.startswith(_FRAMES) else ""
+        text = expand(template.removeprefix(f"{frame}:") if frame else template, rng).strip()
+        if not frame and rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
             if text.endswith(("?", "？")):
-                return self._framed("look" if look and rng.random() < 0.3 else "question", text, rng)
-            if text.removeprefix("请").lower().startswith(self._verbs) and ": " not in text:
-                return self._framed("request", text.removeprefix("请"), rng)
-        return text if task == "short" or rng.random() < 0.3 else capital(text)
-
-    def _framed(self, frame: str, text: str, rng: np.random.Generator) -> str:
+                frame = "look" if look and rng.random() < 0.3 else "question"
+            elif text.removeprefix("请").lower().startswith(self._verbs) and ": " not in text:
+                frame, text = "request", text.removeprefix("请")
+        if not frame:
+            return text if task == "short" or rng.random() < 0.3 else capital(text)
         before, _, after = expand(choose(rng, self._train[frame]), rng).partition("...")
         if after:
             text = text.rstrip("?.。？")
         inside = before and not before.endswith(("! ", ". "))
-        return before + (uncapital(text) if inside else text) + after
+        framed = before + (uncapital(text) if inside else text) + after
+        return capital(framed) if f"{frame}:" in _FRAMES else framed
 
     def say(self, answer: str, **slots: Any) -> str:
         """The answer template `answer`, filled, with a capital letter at its start."""
@@ -200,18 +185,18 @@ def uncapital(text: str) -> str:
 
 
 def as_typed(rng: np.random.Generator, question: str) -> str:
-    """The question as people type: at times in lower case, without its mark, or with a space too many."""
-    if rng.random() < 0.55:
+    """The question as people type: at times in lower case, with no or another mark at its end, or a space too many."""
+    if rng.random() < 0.5:
         return question
-    if rng.random() < 0.45:
-        question = question.lower()
-    elif rng.random() < 0.5:
-        question = question[:1].lower() + question[1:]
-    if rng.random() < 0.4:
-        question = question.rstrip("?.。？")
+    case = rng.random()
+    question = question.lower() if case < 0.45 else question[:1].lower() + question[1:] if case < 0.7 else question
+    if (mark := rng.random()) < 0.45:
+        bare_end = question.rstrip("?.。？!！")
+        question = bare_end + ("" if mark < 0.35 or not bare_end else choose(rng, ("??", " ?", "!", "...")))
     return question + " " if rng.random() < 0.1 else question
 
 
 ENGLISH = Phrases(FOLDER / "phrases.en.txt", FOLDER / "facts.txt")
 CHINESE = Phrases(FOLDER / "phrases.zh.txt", chinese=True)
 LANGUAGES = (ENGLISH, CHINESE)
+WORDS = {name: text.split() for name, text in sections(FOLDER / "words.txt").items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from checkpoints.demo_model.dialog import Turn, spell
-from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital
-from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape
+from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital, weighted
+from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, Text
 from checkpoints.demo_model.speaker import SIDES, Speaker
 
 _SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
@@ -30,6 +29,7 @@ class Asker(Speaker):
     ) -> None:
         super().__init__(phrases, rng, held_out, whole)
         self.scene, self.shapes, self.crowded = scene, scene.shapes, len(scene.shapes) > 5
+        self.text = scene.text or Text("", "black", 0, 0, 0, 0)
         self.known = [s for s in scene.shapes if s.kind in SHAPES]
         self.kinds, self.seen = Counter(s.kind for s in scene.shapes), Counter(s.colour for s in scene.shapes)
         both = Counter((s.kind, s.colour) for s in scene.shapes)
@@ -43,18 +43,15 @@ class Asker(Speaker):
 
     def some(self, shapes: Sequence[Shape], count: int = 1) -> list[Shape]:
         """So many of the shapes, or none if there are not enough."""
-        if len(shapes) < count or not shapes:
-            return []
-        return [shapes[int(i)] for i in self.rng.permutation(len(shapes))[:count]]
+        enough = len(shapes) >= max(1, count)
+        return [shapes[int(i)] for i in self.rng.permutation(len(shapes))[:count]] if enough else []
 
     # -- the whole scene: answered for up to five shapes ---------------------------------------------------------------
 
     def _all(self, task: str, said: str = "", group: str = "", **rest: Any) -> Turn:
-        return (
-            self.ask(task, "too_many", "crowd", **rest | {"text": "", "check": "exact"})
-            if self.crowded
-            else self.ask(task, said, group, **rest)
-        )
+        if self.crowded:
+            return self.ask(task, "too_many", "crowd", **rest | {"text": "", "check": "exact"})
+        return self.ask(task, said, group, **rest)
 
     def what(self) -> Turn:
         if not self.known:
@@ -65,16 +62,15 @@ class Asker(Speaker):
         return self.how_many("count", len(self.shapes), "shape")
 
     def describe(self) -> Turn:
-        say = self.phrases.say
-        parts = [say("describe_part", one=self.one(s.kind, s.colour), place=self.place(s.cell)) for s in self.shapes]
-        number = self.number(min(len(parts), 5))
-        background, things = self.colour(self.scene.background), self.kind("shape", len(parts) > 1)
-        text = self.all_of([uncapital(part) for part in parts])
-        return self._all("describe", number=number, things=things, background=background, parts=text)
+        parts = [uncapital(self.phrases.say("describe_part", **self.facts(s))) for s in self.shapes]
+        number, things = self.number(min(len(parts), 5)), self.kind("shape", len(parts) > 1)
+        background = self.colour(self.scene.background)
+        return self._all("describe", number=number, things=things, background=background, parts=self.all_of(parts))
 
     def listed(self) -> Turn:
-        lines = [f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1)]
-        return self._all("listed", text="\n".join(lines))
+        return self._all(
+            "listed", text="\n".join(f"{i}. {self.facts(s)['name']}" for i, s in enumerate(self.shapes, 1))
+        )
 
     def json(self) -> Turn:
         """The scene as JSON: with given keys, at times with the place, or only the count."""
@@ -104,77 +100,79 @@ class Asker(Speaker):
         return self.ask("background", "", "colour", colour=self.colour(self.scene.background))
 
     def colours(self) -> Turn | None:
-        if len(self.seen) > 5:
-            return None
-        said, seen = "colours_one" if len(self.seen) == 1 else "colours", self.all_of([*map(self.colour, self.seen)])
-        return self.ask("colours", said, number=self.number(len(self.seen)), colours=seen)
+        if len(self.seen) <= 5:
+            said, seen = (
+                "colours_one" if len(self.seen) == 1 else "colours",
+                self.all_of([*map(self.colour, self.seen)]),
+            )
+            return self.ask("colours", said, number=self.number(len(self.seen)), colours=seen)
 
     # -- kinds, colours and places -------------------------------------------------------------------------------------
 
     def count_kind(self) -> Turn:
         by, there = self.rng.random(), self.rng.random() < 0.7
         shape = choose(self.rng, self.known or [Shape("circle", choose(self.rng, tuple(self.seen)), 0, 0, 0)])
+        kind = shape.kind if there else choose(self.rng, SHAPES)
+        colour = shape.colour if there else choose(self.rng, tuple(COLOURS))
         if by < 0.45:
-            kind = shape.kind if there else choose(self.rng, SHAPES)
             return self.how_many("count_kind", self.kinds[kind], kind, thing=self.kind(kind, True))
-        if by < 0.85:
-            colour = shape.colour if there else choose(self.rng, tuple(COLOURS))
-            task, thing = "count_colour" if by > 0.65 else "count_kind", self.name("shape", colour, True)
-            return self.how_many(task, self.seen[colour], "shape", colour, thing=thing, colour_name=self.colour(colour))
-        count = sum((s.kind, s.colour) == (shape.kind, shape.colour) for s in self.shapes)
-        thing = self.name(shape.kind, shape.colour, True)
-        return self.how_many("count_kind", count, shape.kind, shape.colour, thing=thing)
+        kind, task = ("shape" if by < 0.85 else kind), "count_colour" if 0.65 < by < 0.85 else "count_kind"
+        count = sum(s.colour == colour and kind in (s.kind, "shape") for s in self.shapes)
+        thing = self.name(kind, colour, True)
+        return self.how_many(task, count, kind, colour, thing=thing, colour_name=self.colour(colour))
 
     def colour_of(self) -> Turn | None:
         for s in self.some(self.unique):
-            colour, kind, form = self.colour(s.colour), self.kind(s.kind), self.rng.random()
+            facts, form = self.facts(s), self.rng.random()
             if len(self.shapes) == 1 and form < 0.4:
-                return self.ask("follow_what_colour", "colour", "colour", short=colour, kind=kind, colour=colour)
+                return self.ask("follow_what_colour", "colour", "colour", short=facts["colour"], **facts)
             if form < 0.15:
                 other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
-                one, two = (colour, other) if form < 0.07 else (other, colour)
-                return self.ask("either", "colour", "colour", kind=kind, colour=colour, one=one, two=two)
-            return self.ask("colour", short=colour, kind=kind, colour=colour)
+                one, two = (facts["colour"], other) if form < 0.07 else (other, facts["colour"])
+                return self.ask("either", "colour", "colour", two=two, **facts | {"one": one})
+            return self.ask("colour", short=facts["colour"], **facts)
 
     def colour_at(self) -> Turn | None:
         """The colour of the one shape in some part of the picture."""
         cell = choose(self.rng, CELLS)
-        if len(found := self._in(cell)) != 1 or found[0] not in self.known:
-            return None
-        kind = self.kind(found[0].kind)
-        noun = choose(self.rng, (kind, self.kind("shape")))
-        slots = dict(kind=kind, colour=self.colour(found[0].colour), noun=noun, place=self.place(cell))
-        return self.ask("colour_at", "colour", "colour", **slots)
+        if len(found := self._in(cell)) == 1 and found[0] in self.known:
+            slots = self.facts(found[0]) | dict(place=self.place(cell))
+            return self.ask(
+                "colour_at", "colour", "colour", noun=choose(self.rng, (slots["kind"], self.kind("shape"))), **slots
+            )
+
+    def _two(self, ordered: bool = False) -> dict[str, str] | None:
+        """Kinds `a` and `b` of two shapes, and their colours, `first` and `second`; `ordered`: from left to right."""
+        if pair := self.some(self.unique, 2):
+            pair = sorted(pair, key=lambda s: s.x) if ordered else pair
+            (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
+            return dict(a=a, b=b, first=first, second=second)
 
     def same_colour(self) -> Turn | None:
-        if not (pair := self.some(self.unique, 2)):
-            return None
-        (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
-        said = "same_colour_yes" if first == second else "same_colour_no"
-        task = "same_colour" if len(self.shapes) > 2 or self.rng.random() < 0.5 else "both_colours"
-        return self.ask(task, said, "two facts", a=a, b=b, first=first, second=second)
+        both = len(self.shapes) == 2 and self.rng.random() < 0.5
+        if slots := self._two(ordered=both):
+            said = "same_colour_yes" if slots["first"] == slots["second"] else "same_colour_no"
+            return self.ask("both_colours" if both else "same_colour", said, "two facts", **slots)
+
+    def two_colours(self) -> Turn | None:
+        if slots := self._two():
+            return self.ask("two_colours", "", "two facts", **slots)
 
     def which(self) -> Turn | None:
         for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
-            kind = self.kind(s.kind)
-            return self.ask("which", "", "colour", short=kind, kind=kind, colour=self.colour(s.colour))
+            return self.ask("which", "", "colour", short=self.kind(s.kind), **self.facts(s))
 
     def where(self) -> Turn | None:
         for s in self.some(self.named):
-            it = len(self.shapes) == 1 and self.rng.random() < 0.25
-            return self.ask(
-                "follow_where" if it else "where", "where", "where", name=self.called(s), place=self.place(s.cell)
-            )
+            task = "follow_where" if len(self.shapes) == 1 and self.rng.random() < 0.25 else "where"
+            name = full = self.called(s)
+            if self.seen[s.colour] == 1 and self.rng.random() < 0.15:
+                name, full = self.name("shape", s.colour), self.name(s.kind, s.colour)
+            return self.ask(task, "where", "where", name=name, full=full, place=self.place(s.cell))
 
     def where_colour(self) -> Turn | None:
         for s in self.some(self.unique):
-            slots = dict(kind=self.kind(s.kind), colour=self.colour(s.colour), place=self.place(s.cell))
-            return self.ask("where_colour", "", "two facts", **slots)
-
-    def two_colours(self) -> Turn | None:
-        if pair := self.some(self.unique, 2):
-            (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
-            return self.ask("two_colours", "", "two facts", a=a, b=b, first=first, second=second)
+            return self.ask("where_colour", "", "two facts", **self.facts(s))
 
     def _in(self, cell: tuple[str, str]) -> list[Shape]:
         """Shapes in a cell; "top" and "left" are a whole row or column."""
@@ -186,13 +184,10 @@ class Asker(Speaker):
         cell = choose(self.rng, CELLS)
         if self.rng.random() < 0.5 and not self._in(cell):
             cell = choose(self.rng, self.shapes).cell
-        shapes = self._in(cell)
-        spot = self.place(cell, asked=True)
+        spot, shapes = self.place(cell, asked=True), self._in(cell)
         spot += choose(self.rng, ("", "", " corner")) if "middle" not in cell and not self.chinese else ""
-        shown = self.listing(shapes) if shapes else ""
-        return self.ask(
-            "at", "at" if shapes else "at_nothing", "where", spot=spot, place=self.place(cell), shapes=shown
-        )
+        said, shown = ("at", self.listing(shapes)) if shapes else ("at_nothing", "")
+        return self.ask("at", said, "where", spot=spot, place=self.place(cell), shapes=shown)
 
     def extreme(self) -> Turn | None:
         """The largest, smallest, leftmost, …, where one clearly is."""
@@ -207,8 +202,9 @@ class Asker(Speaker):
         sizes = [i for i in known if i < 3]
         if known:
             i = choose(self.rng, sizes if sizes and self.rng.random() < 0.5 else known)
-            name = self.name(found[i].kind, found[i].colour)
-            return self.ask("extreme", "", "where" if i > 2 else "size", most=self.words["most"][i], name=name)
+            return self.ask(
+                "extreme", "", "where" if i > 2 else "size", most=self.words["most"][i], **self.facts(found[i])
+            )
 
     # -- yes or no -----------------------------------------------------------------------------------------------------
 
@@ -233,44 +229,37 @@ class Asker(Speaker):
         task = "is_it" if len(self.shapes) == 1 and rng.random() < 0.4 else "exists"
         if not found:
             return self.ask(task, "exists_no", "yes or no", short="没有" if self.chinese else "No", name=name)
-        full, place = self.name(found[0].kind, found[0].colour), self.place(found[0].cell)
-        yes = "有" if self.chinese else "Yes"
-        return self.ask(task, "exists_yes", "yes or no", short=yes, name=name, full=full, place=place)
+        slots = self.facts(found[0]) | dict(name=name)
+        return self.ask(task, "exists_yes", "yes or no", short="有" if self.chinese else "Yes", **slots)
 
     def is_colour(self) -> Turn | None:
         for s in self.some(self.unique):
             asked = s.colour if self.rng.random() < 0.5 else choose(self.rng, tuple(COLOURS))
             said = "is_yes" if asked == s.colour else "is_no"
-            kind = self.kind(s.kind)
-            return self.ask(
-                "is_colour", said, "yes or no", kind=kind, asked=self.colour(asked), colour=self.colour(s.colour)
-            )
+            return self.ask("is_colour", said, "yes or no", asked=self.colour(asked), **self.facts(s))
 
     # -- two shapes ----------------------------------------------------------------------------------------------------
 
     def _pair(self) -> tuple[Shape, Shape, dict[str, str]] | None:
-        if self.crowded or not (pair := self.some(self.named, 2)):
-            return None
-        return *pair, dict(a=self.called(pair[0]), b=self.called(pair[1]))
+        if not self.crowded and (pair := self.some(self.named, 2)):
+            return *pair, dict(a=self.called(pair[0]), b=self.called(pair[1]))
 
     def relation(self) -> Turn | None:
         if not (pair := self._pair()) or not (true := [s for s in SIDES if _towards(*pair[:2], s) > _SIDE_MARGIN]):
             return None
-        side = choose(self.rng, true)
-        yes = self.rng.random() < 0.5
+        side, yes = choose(self.rng, true), self.rng.random() < 0.5
         asked = self.side(side if yes else SIDES[SIDES.index(side) ^ 1])
         return self.ask(
             "relation", "relation_yes" if yes else "relation_no", asked=asked, side=self.side(side), **pair[2]
         )
 
     def relative(self) -> Turn | None:
-        if not (pair := self._pair()):
-            return None
-        a, b, names = pair
-        near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
-        if far > max(1.5 * near, _SIDE_MARGIN):
-            side = self.side(max(SIDES, key=lambda side: _towards(a, b, side)))
-            return self.ask("relative", "", "relation", side=side, **names)
+        if pair := self._pair():
+            a, b, names = pair
+            near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
+            if far > max(1.5 * near, _SIDE_MARGIN):
+                side = self.side(max(SIDES, key=lambda side: _towards(a, b, side)))
+                return self.ask("relative", "", "relation", side=side, **names)
 
     def beside(self) -> Turn | None:
         """What is left of, right of, above or below a shape, where that is clear for all others."""
@@ -303,53 +292,51 @@ class Asker(Speaker):
 
     # -- printed text --------------------------------------------------------------------------------------------------
 
-    def read(self) -> Turn | None:
-        if self.scene.text:
-            word = spell(self.scene.text.content)
-            return self.ask("read", short=word, text="", word=word)
+    def read(self) -> Turn:
+        word = spell(self.text.content)
+        return self.ask("read", short=word, word=word)
 
-    def text_colour(self) -> Turn | None:
-        if self.scene.text:
-            return self.ask("text_colour", "", "colour", colour=self.colour(self.scene.text.colour))
+    def text_colour(self) -> Turn:
+        return self.ask("text_colour", "", "colour", colour=self.colour(self.text.colour))
 
     def describe_text(self) -> Turn | None:
-        if self.scene.text and not self.shapes:
-            colours = dict(colour=self.colour(self.scene.text.colour), background=self.colour(self.scene.background))
+        if not self.shapes:
+            colours = dict(colour=self.colour(self.text.colour), background=self.colour(self.scene.background))
             task = "describe" if self.rng.random() < 0.5 else "what"
-            return self.ask(task, "describe_text", "describe", word=spell(self.scene.text.content), **colours)
+            return self.ask(task, "describe_text", "describe", word=spell(self.text.content), **colours)
 
     # -- more than one -------------------------------------------------------------------------------------------------
 
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
         whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
-        first, second = (getattr(whole, _SIMPLE[int(i)])() for i in self.rng.permutation(len(_SIMPLE))[:2])
+        tasks = [_SIMPLE[int(i)] for i in self.rng.permutation(len(_SIMPLE))[:2]]
+        if set(tasks) == {"where", "colour_of"}:  # which has an answer of its own, in one sentence
+            return whole.where_colour()
+        first, second = (getattr(whole, task)() for task in tasks)
         if not first or not second:
             return None
         links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
-        link = links[0] if self.held_out else choose(self.rng, links)
-        question = first.question.rstrip(" ?.？。") + link
+        question = first.question.rstrip(" ?.!？。！") + (links[0] if self.held_out else choose(self.rng, links))
         question += second.question if self.chinese else uncapital(second.question)
         answer = first.answer + ("" if self.chinese else " ") + second.answer
         return Turn(f"image two facts{' zh' if self.chinese else ''}", question, answer)
 
     def chain(self) -> list[Turn]:
         """A question and follow-ups that lean on it: "it", "and the square?"."""
-        options = self.some(self.unique, len(self.unique))
-        if not options:
-            return [self.what(), self.count()]
 
         def colour(shape: Shape, task: str) -> Turn:
-            group = "follow-up" if task.startswith("follow") else ""
-            return self.ask(task, "colour", group, kind=self.kind(shape.kind), colour=self.colour(shape.colour))
+            return self.ask(task, "colour", "follow-up" if task.startswith("follow") else "", **self.facts(shape))
 
+        if not (options := self.some(self.unique, len(self.unique))):
+            return [self.what(), self.count()]
         if len(options) > 1 and self.rng.random() < 0.5:
             return [colour(options[0], "colour"), *(colour(s, "follow_colour") for s in options[1:3])]
-        shape = options[0]
-        where = self.ask("follow_where", "where", "follow-up", name=self.kind(shape.kind), place=self.place(shape.cell))
+        kind = self.kind(options[0].kind)
+        where = self.ask("follow_where", "where", "follow-up", full=kind, place=self.place(options[0].cell))
         if len(self.shapes) > 1:
-            return [colour(shape, "colour"), where]
-        rest = [colour(shape, "follow_what_colour"), where]
+            return [colour(options[0], "colour"), where]
+        rest = [colour(options[0], "follow_what_colour"), where]
         return [self.what(), *(rest if self.rng.random() < 0.5 else rest[::-1])]
 
 
@@ -370,13 +357,9 @@ _TEXT = "read 3, text_colour 0.5, background 0.3, describe_text 0.5"
 
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
-    table = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE
-    tasks = [entry.split() for entry in table.split(",")]
-    weights = list(itertools.accumulate(float(weight) for _, weight in tasks))
-    turns: list[Turn] = []
+    table, turns = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE, list[Turn]()
     while len(turns) < count:
-        task = tasks[int(np.searchsorted(weights, asker.rng.random() * weights[-1], side="right"))][0]
-        if turn := getattr(asker, task)():
+        if turn := getattr(asker, weighted(asker.rng, table))():
             turns.append(turn)
     return turns
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -127,7 +128,8 @@ def _place(rng: np.random.Generator, background: str, count: int, size: tuple[in
         if not (dx + 0.005 < x < 0.995 - dx and dy + 0.005 < y < 0.995 - dy):
             continue
         gap = 0.0 if crowd else _X_GAP
-        if any(abs(x - s.x) < gap or distance(x, y, s, size) < 1.15 * (radius + s.size) for s in shapes):
+        apart = [math.hypot((x - s.x) * size[0], (y - s.y) * size[1]) / min(size) for s in shapes]
+        if any(abs(x - s.x) < gap or far < 1.15 * (radius + s.size) for s, far in zip(shapes, apart, strict=True)):
             continue
         kind = choose(rng, kinds) if rng.random() < 0.7 else choose(rng, SHAPES)
         colour = choose(rng, allowed_colours(background))
@@ -138,11 +140,6 @@ def _place(rng: np.random.Generator, background: str, count: int, size: tuple[in
         if len(shapes) == count:
             return tuple(shapes)
     return None
-
-
-def distance(x: float, y: float, other: Shape, size: tuple[int, int]) -> float:
-    """From a point to a shape's centre, in units of the shorter side."""
-    return math.hypot((x - other.x) * size[0], (y - other.y) * size[1]) / min(size)
 
 
 def text_scene(rng: np.random.Generator, content: str) -> Scene:
@@ -279,30 +276,21 @@ def _jitter(rng: np.random.Generator, colour: tuple[int, int, int], amount: int)
     return tuple(int(c) for c in np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 0, 255))
 
 
-@functools.lru_cache(maxsize=1)
-def _noise_tile() -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 1, (900, 900, 1)).astype(np.float32)
-
-
 def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Grain, and a slight gradient of light."""
-    top, left = rng.integers(0, 200, 2)
-    grain = _noise_tile()[top : top + image.height, left : left + image.width] * rng.uniform(1, 9)
+    grain = rng.standard_normal((image.height, image.width, 1), np.float32) * rng.uniform(1, 9)
     light = 1 + np.linspace(-1, 1, image.width, dtype=np.float32)[None, :, None] * rng.uniform(-0.1, 0.1)
     return Image.fromarray(np.clip(np.asarray(image, np.float32) * light + grain, 0, 255).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=512)
-def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
+def _font(index: int, size: int) -> Any:
     """Pillow's own font, or DejaVu where the system brings it."""
     names = [f"DejaVu{family}{style}.ttf" for family in ("Sans", "Serif", "SansMono") for style in ("", "-Bold")]
     try:
-        font = ImageFont.truetype(names[index // 3 % len(names)], size) if index % 3 else ImageFont.load_default(size)
-    except OSError:  # the font is a bonus
-        font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, which drawing text needs")
-    return font
+        return ImageFont.truetype(names[index // 3 % len(names)] if index % 3 else "", size)
+    except OSError:  # DejaVu is a bonus
+        return ImageFont.load_default(size)
 
 
 def _print(image: Image.Image, text: Text, colour: tuple[int, ...]) -> None:

@@ -45,6 +45,12 @@ class Speaker:
         name = self.name(kind, colour)
         return "一个" + name if self.chinese else ("an " if name[0] in "aeiou" else "a ") + name
 
+    def facts(self, shape: Shape) -> dict[str, str]:
+        """What there is to say about a shape, as slots of questions and answers."""
+        kind, colour = shape.kind, shape.colour
+        name, slots = self.name(kind, colour), dict(kind=self.kind(kind), colour=self.colour(colour))
+        return slots | dict(name=name, full=name, one=self.one(kind, colour), place=self.place(shape.cell))
+
     def all_of(self, parts: Sequence[str]) -> str:
         """ "a, b and c"."""
         comma, last = ("、", "和") if self.chinese else (", ", " and ")

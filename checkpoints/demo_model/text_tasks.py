@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,15 @@ from checkpoints.demo_model.dialog import Turn, spell
 from checkpoints.demo_model.phrases import (
     CHINESE,
     ENGLISH,
-    FOLDER,
+    WORDS,
     Phrases,
     as_typed,
     capital,
     choose,
     expand,
     is_held_out,
-    sections,
 )
 
-WORDS = {name: " ".join(lines).split() for name, lines in sections(FOLDER / "words.txt").items()}
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
 _NO_PICTURE = ("what", "count", "describe", "read", "differ")
 _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
@@ -32,20 +31,28 @@ def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases =
     return as_typed(rng, phrases.pick(task, rng, held_out, **slots))
 
 
+def _until(held_out: bool, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` makes, again and again until it is of the wanted side of the split."""
+    while is_held_out(key, made := make()) != held_out:
+        pass
+    return made
+
+
 def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
     """A real, made-up or random word of two to `longest` letters."""
-    while True:
+
+    def word() -> str:
         kind = rng.random()
         if kind < 0.5:
-            word = choose(rng, WORDS["common"])
-        elif kind < 0.75:
-            syllables = 1 + int(rng.random() * 2)
-            parts = [choose(rng, WORDS[part]) for _ in range(syllables) for part in ("onsets", "vowels", "codas")]
-            word = "".join(parts).replace("-", "")
-        else:
-            word = "".join(choose(rng, "abcdefghijklmnopqrstuvwxyz") for _ in range(int(rng.integers(2, longest + 1))))
-        if len(word) <= longest and is_held_out("word", word) == held_out:
-            return word
+            return choose(rng, WORDS["common"])
+        if kind < 0.75:
+            parts = ("onsets", "vowels", "codas") * (1 + int(rng.random() * 2))
+            return "".join(choose(rng, WORDS[part]) for part in parts).replace("-", "")
+        return "".join(choose(rng, "abcdefghijklmnopqrstuvwxyz") for _ in range(int(rng.integers(2, longest + 1))))
+
+    while len(found := _until(held_out, "word", word)) > longest:
+        pass
+    return found
 
 
 def _number(rng: np.random.Generator) -> int:
@@ -56,7 +63,7 @@ def _number(rng: np.random.Generator) -> int:
 def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A sum, difference or small product, bare or in a story; at times more is added to the result."""
     while True:
-        op, a, b = choose(rng, "++++---**"), _number(rng), _number(rng)
+        op, a, b = choose(rng, "++++---**" if held_out else "+++---***"), _number(rng), _number(rng)
         if op == "-" and rng.random() < 0.9:
             a, b = max(a, b), min(a, b)
         if op == "*":
@@ -66,18 +73,18 @@ def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         if (not held_out or rng.random() < 0.05) if max(a, b) < 13 else is_held_out("sum", op, a, b) == held_out:
             break
     result = {"+": a + b, "-": a - b, "*": a * b}[op]
-    answer, kind = f"{a} {op.replace('*', 'x')} {b} = {result}", rng.random()
+    kind, slots, phrases = rng.random(), dict[str, Any](a=a, b=b), ENGLISH
     if op != "*" and kind < 0.15 and result >= 0:
         name, other = (WORDS["names"][int(i)] for i in rng.permutation(len(WORDS["names"]))[:2])
-        slots = dict(a=a, b=b, name=name, other=other, thing=choose(rng, WORDS["things"]))
-        question = ENGLISH.pick("story_add" if op == "+" else "story_take", rng, held_out, **slots)
+        slots |= dict(name=name, other=other, thing=choose(rng, WORDS["things"]))
+        task = "story_add" if op == "+" else "story_take"
     elif kind < 0.3:
-        question = ENGLISH.pick({"+": "add", "-": "take", "*": "times"}[op], rng, held_out, a=a, b=b)
-    elif kind < 0.42:
-        question = CHINESE.pick("sum", rng, held_out, a=a, b=b, op=choose(rng, _ZH_OPERATORS[op]))
+        task = {"+": "add", "-": "take", "*": "times"}[op]
     else:
-        question = ENGLISH.pick("sum", rng, held_out, a=a, b=b, op=choose(rng, _OPERATORS[op]))
-    turns = [Turn("text sums", as_typed(rng, question), answer)]
+        task, phrases = "sum", CHINESE if kind < 0.42 else ENGLISH
+        slots["op"] = choose(rng, (_ZH_OPERATORS if phrases.chinese else _OPERATORS)[op])
+    question = _ask(task, rng, held_out, phrases, **slots)
+    turns = [Turn("text sums", question, f"{a} {op.replace('*', 'x')} {b} = {result}")]
     while 0 < result < 150 and len(turns) < 4 and rng.random() < 0.3:
         number = int(rng.integers(1, 60))
         question = ENGLISH.pick("running", rng, held_out, n=number)
@@ -98,10 +105,10 @@ def _some_words(rng: np.random.Generator, low: int, high: int) -> list[str]:
 
 
 def _joined(rng: np.random.Generator, items: list) -> str:
-    kind = rng.random()
+    kind, texts = rng.random(), [str(item) for item in items]
     if kind < 0.7:
-        return ", ".join(map(str, items))
-    return " ".join(map(str, items)) if kind < 0.85 else ", ".join(map(str, items[:-1])) + f" and {items[-1]}"
+        return ", ".join(texts)
+    return " ".join(texts) if kind < 0.85 else ", ".join(texts[:-1]) + f" and {texts[-1]}"
 
 
 def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -117,10 +124,10 @@ def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         return [Turn("text sorting", question, f"The {most} is {max(items) if big else min(items)}.")]
     down, phrases = not words and kind < 0.4, CHINESE if not words and 0.35 < kind < 0.5 else ENGLISH
     orders = ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
+    if phrases.chinese:
+        text = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
     slots = dict(items=text, order=choose(rng, orders), things="words" if words else "numbers")
     noun = "alphabetical order" if words else "ascending order"
-    if phrases.chinese:
-        slots["items"] = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
     question = _ask("sort_down" if down else "sort", rng, held_out, phrases, noun=noun, **slots)
     ordered = [str(item) for item in sorted(items, reverse=down)]
     turns = [Turn("text sorting", question, ", ".join(ordered))]
@@ -133,8 +140,7 @@ def reversing(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A word backwards or spelt, or a list backwards."""
     kind = rng.random()
     if kind < 0.2:
-        while is_held_out("list", items := choose(rng, (_numbers, lambda r: _some_words(r, 3, 5)))(rng)) != held_out:
-            pass
+        items = _until(held_out, "list", lambda: _numbers(rng) if rng.random() < 0.5 else _some_words(rng, 3, 5))
         question = _ask("list_reverse", rng, held_out, items=", ".join(map(str, items)))
         return [Turn("text reversing", question, ", ".join(map(str, items[::-1])))]
     word, phrases = any_word(rng, 8, held_out), CHINESE if rng.random() < 0.12 else ENGLISH
@@ -147,11 +153,13 @@ def reversing(rng: np.random.Generator, held_out: bool) -> list[Turn]:
 
 def json_task(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Facts or words given in the question, wanted as JSON."""
-    if rng.random() < 0.35:
-        while is_held_out("json", items := _some_words(rng, 2, 5)) != held_out:
-            pass
-        question = _ask("json_list", rng, held_out, items=_joined(rng, items))
-        return [Turn("text json", question, json.dumps(items), "json")]
+    if rng.random() < (0.35 if held_out else 0.55):
+        items = _until(held_out, "json", lambda: _some_words(rng, 2, 5))
+        if not held_out and rng.random() < 0.3:  # made-up words must be copied, not recalled
+            items = [any_word(rng, 7, False) for _ in items]
+        return [
+            Turn("text json", _ask("json_list", rng, held_out, items=_joined(rng, items)), json.dumps(items), "json")
+        ]
     while True:
         name, age, city = choose(rng, WORDS["names"]), int(rng.integers(3, 100)), choose(rng, WORDS["cities"])
         if is_held_out("json", name, age, city) == held_out:
@@ -174,13 +182,12 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         task = choose(rng, ENGLISH.tasks("fact "))
         return [Turn("text facts", _ask(task, rng, held_out), ENGLISH.said(task, rng))]
     task, index = choose(rng, ENGLISH.tasks("size ")), int(rng.random() * len(_SIZES))
-    size, values = _SIZES[index], ENGLISH.values[task]["values"].split()
-    value = values[min(index, len(values) - 1)]
+    size, value = _SIZES[index], ENGLISH.values[task]["values"].split()[index]
     question = _ask(task, rng, held_out, size=size, low=size.lower())
     if task == "size images":
         answer = f"Yes, Gemma 3 {size} sees images." if index > 1 else f"No, Gemma 3 {size} is for text only."
-        return [Turn("text facts", question, answer)]
-    answer = ENGLISH.said(task, rng).format(size=size, value=value)
+    else:
+        answer = ENGLISH.said(task, rng).format(size=size, value=value)
     return [Turn("text facts", question, answer.replace("heads.", "head.") if value == "1" else answer)]
 
 
@@ -199,23 +206,22 @@ def no_picture(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     return [Turn("text no picture", question, phrases.say("no_picture"))]
 
 
-def refusal(rng: np.random.Generator, what: str, topic: str = "") -> str:
+def _refusal(rng: np.random.Generator, name: str, phrases: Phrases, question: str, what: str, topic: str = "") -> Turn:
     """The model's words for what it cannot do, put together anew each time."""
-    said = ENGLISH.values["scope"]
+    if phrases.chinese:
+        return Turn(f"{name} zh", question, phrases.said("scope", rng), "scope")
     about = choose(rng, ("I know nothing about", "I can say nothing about", "I have not learnt about"))
     cannot = f"{about} {topic}" if topic and rng.random() < 0.6 else choose(rng, ("I cannot ", "I can't ")) + what
-    parts = {name: expand(said[name], rng) for name in ("said", "can", "real")}
-    return capital(ENGLISH.said("scope", rng).format(cannot=cannot, **parts))
+    parts = {part: expand(ENGLISH.values["scope"][part], rng) for part in ("said", "can", "real")}
+    return Turn(name, question, capital(ENGLISH.said("scope", rng).format(cannot=cannot, **parts)), "scope")
 
 
 def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:
     """Topics and numbers that are beyond the model."""
-    topics = phrases.values["scope"]["topics"].split(" " if phrases.chinese else "; ")
-    while is_held_out("topic", topic := choose(rng, topics)) != held_out and not phrases.chinese:
-        pass
+    topics = phrases.values["scope"]["topics"].split("; ")
+    topic = choose(rng, topics) if phrases.chinese else _until(held_out, "topic", lambda: choose(rng, topics))
     large = [int(rng.integers(1001, 10 ** int(rng.integers(4, 8)))) for _ in range(2)]
-    small = [int(n) for n in rng.integers(1, 100, 3)]
-    return dict(zip("tunmpqr", (topic, choose(rng, topics), *large, *small), strict=True))
+    return dict(zip("tunmpqr", (topic, choose(rng, topics), *large, *rng.integers(1, 100, 3).tolist()), strict=True))
 
 
 def scope(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -223,34 +229,34 @@ def scope(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     kind = rng.random()
     if kind < 0.05:
         question = " ".join(any_word(rng, 9, held_out) for _ in range(int(rng.integers(1, 6))))
-        return [Turn("text scope", question, refusal(rng, "make sense of that"), "scope")]
+        return [_refusal(rng, "text scope", ENGLISH, question, "make sense of that")]
     if kind < 0.13:
         foreign = ENGLISH.values["scope"]["foreign_held_out" if held_out else "foreign"].split("; ")
-        return [Turn("text scope", choose(rng, foreign), refusal(rng, "speak that language"), "scope")]
-    if kind < 0.35:
-        question = _ask("scope", rng, held_out, CHINESE, **_slots(rng, held_out, CHINESE))
-        return [Turn("text scope zh", question, CHINESE.said("scope", rng), "scope")]
-    general, *others = [task for task in ENGLISH.tasks("scope ") if task != "scope picture"]
-    task, slots = general if kind < 0.6 else choose(rng, others), _slots(rng, held_out, ENGLISH)
-    question = ENGLISH.pick(task, rng, held_out, **slots)
-    topic = str(slots["t"]) if str(slots["t"]) in question and task == general else ""
-    return [Turn("text scope", as_typed(rng, question), refusal(rng, task.removeprefix("scope "), topic), "scope")]
+        return [_refusal(rng, "text scope", ENGLISH, choose(rng, foreign), "speak that language")]
+    phrases = CHINESE if kind < 0.35 else ENGLISH
+    others = [task for task in ENGLISH.tasks("scope ") if task not in (_GENERAL, "scope picture")]
+    task = "scope" if phrases.chinese else _GENERAL if kind < 0.6 else choose(rng, others)
+    slots = _slots(rng, held_out, phrases)
+    question = _ask(task, rng, held_out, phrases, **slots)
+    topic = slots["t"] if slots["t"].lower() in question.lower() and task == _GENERAL else ""
+    return [_refusal(rng, "text scope", phrases, question, task.removeprefix("scope "), topic)]
 
 
-def picture_scope(rng: np.random.Generator, held_out: bool, phrases: Phrases, question: str | None = None) -> Turn:
+def picture_scope(rng: np.random.Generator, held_out: bool, phrases: Phrases, question: str = "") -> Turn:
     """A question about a picture that goes beyond drawn scenes, or (given) any question about one that is no scene."""
     what = "understand this picture" if question else "answer that about a picture"
     question = question or _ask("scope picture", rng, held_out, phrases, **_slots(rng, held_out, phrases))
-    if phrases.chinese:
-        return Turn("image scope zh", question, phrases.said("scope", rng), "scope")
-    return Turn("image scope", question, refusal(rng, what), "scope")
+    return _refusal(rng, "image scope", phrases, question, what)
 
 
-_TASKS = ((arithmetic, 0.24), (sorting, 0.18), (reversing, 0.15), (json_task, 0.07), (fact, 0.12), (chat, 0.07))
-_TASKS = (*_TASKS, (no_picture, 0.02), (scope, 0.15))
+_GENERAL = "scope answer general questions"
+_TASKS = (arithmetic, sorting, reversing, json_task, fact, chat, no_picture, scope)
+_SHARES = {  # of the test set, and of training
+    True: np.cumsum([0.24, 0.18, 0.15, 0.07, 0.12, 0.07, 0.02, 0.15]),
+    False: np.cumsum([0.22, 0.15, 0.17, 0.11, 0.1, 0.1, 0.02, 0.13]),
+}
 
 
 def text_turns(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """One text task, of one or several turns."""
-    weights = np.cumsum([weight for _, weight in _TASKS])
-    return _TASKS[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))][0](rng, held_out)
+    return _TASKS[int(np.searchsorted(_SHARES[held_out], rng.random(), side="right"))](rng, held_out)

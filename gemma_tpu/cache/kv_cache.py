@@ -9,6 +9,7 @@ the cache.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import shard_bytes, shard_size
 from gemma_tpu.ops.attention import PREFIX, Keys, attention
 from gemma_tpu.ops.masks import KeyValues, Queries
@@ -39,17 +39,19 @@ class KVCache:
     mesh: Mesh = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def init(cls, config: GemmaConfig, mesh: Mesh, rows: int, context: int, dtype: jax.typing.DTypeLike) -> KVCache:
-        """An empty cache for `rows` × `context` tokens. The devices that share it divide its slots evenly."""
+    def init(cls, windows: Sequence[int | None], whole: jax.ShapeDtypeStruct, mesh: Mesh) -> KVCache:
+        """An empty cache for layers with these windows. The devices that share it divide its slots evenly.
+
+        `whole`: shape [R, K, context, H] and dtype of the keys of a layer without a window.
+        """
+        R, K, context, H = whole.shape
         unit = mesh.shape["slots"] * (_REGISTER if mesh.devices.flat[0].platform == "tpu" else 1)
         most = -(-context // unit) * unit
-        windows = tuple(layer.window for layer in config.layers)
 
         def zeros(window: int | None) -> jax.Array:
-            slots = most if window is None else min(window, most)
-            return jnp.zeros((rows, config.num_kv_heads, slots, config.head_dim), dtype)
+            return jnp.zeros((R, K, most if window is None else min(window, most), H), whole.dtype)
 
-        return cls(tuple((zeros(window), zeros(window)) for window in windows), windows, mesh)
+        return cls(tuple((zeros(window), zeros(window)) for window in windows), tuple(windows), mesh)
 
     def shardings(self) -> KVCache:
         """Split over rows, kv heads and slots, as far as the mesh's axes divide them."""
@@ -124,8 +126,8 @@ class KVCache:
 
     def nbytes(self, *, windowed: bool) -> int:
         """Bytes on each device of an abstract cache, of the layers with a window or of the others."""
-        kind = (layer for layer, window in zip(self.layers, self.windows, strict=True) if (window is None) != windowed)
-        return shard_bytes(jax.tree.leaves(list(kind)))
+        layers = zip(self.layers, self.windows, strict=True)
+        return shard_bytes([layer for layer, window in layers if (window is None) != windowed])
 
     def num_keys(self) -> int:
         """Keys on each device of an abstract cache: rows × kv heads × slots, summed over the layers."""

@@ -6,13 +6,13 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 
-from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, names, orbax, peft, redundant, storage, trees
-from gemma_tpu.checkpoint.arithmetic import Sum
+from gemma_tpu.checkpoint import checksums, flax_lora, hf, hf_names, lazy, names, orbax, peft, storage, trees
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
-from gemma_tpu.checkpoint.hf_names import HEAD, TABLE
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.open import Checkpoint
+from gemma_tpu.checkpoint.parameters import HEAD, TABLE
+from gemma_tpu.checkpoint.reconcile import equal_arrays
 
 
 def merge_adapter(checkpoint: Checkpoint, path: str, *, text_only: bool = False, verify: bool = False) -> Checkpoint:
@@ -61,16 +61,15 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
                 array = array.crop(0, 0, config.vocab_size)
             result[core] = array
         expected = {core: base[core].shape for core in result if core in base}
-        found = {core: array.shape for core, array in result.items()}
-        names.check_shapes(expected, found, f"{path}: does not fit {checkpoint.path}")
+        names.check_shapes(expected, names.shapes(result), f"{path}: does not fit {checkpoint.path}")
         return result
 
     merged = fit(changes.replaced)
     for core, delta in fit(changes.deltas).items():
-        merged[core] = Sum(merged.get(core, base[core]), delta)
+        merged[core] = lazy.add(merged.get(core, base[core]), delta)
     table, head = (merged.get(core, base[core]) for core in (TABLE, HEAD))
     if config.tied_head and table is not head:
-        if redundant.equal(table, head):
+        if equal_arrays(table, head):
             merged.pop(HEAD, None)
         else:
             warnings.warn(
@@ -87,13 +86,13 @@ def _merge_peft(checkpoint: Checkpoint, changes: peft.Changes, path: str, text_o
 
 
 def _merge_tree(checkpoint: Checkpoint, located: str, asked: str, text_only: bool) -> Checkpoint:
-    listed = orbax.list_arrays(located)
-    tree = trees.find(listed.specs)
+    specs = orbax.list_arrays(located)
+    tree = trees.find(specs)
     if tree is None or tree.kind != "adapter":
-        holds = "a whole model: load that by itself" if tree else ", ".join(sorted(listed.specs)[:3])
+        holds = "a whole model: load that by itself" if tree else ", ".join(sorted(specs)[:3])
         raise CheckpointError(f"{located}: no adapter; it holds {holds}")
-    opened = orbax.open_arrays(listed, list(tree.stored.values()))
-    alpha = flax_lora.stored_alpha(storage.ancestors(located, asked)) if flax_lora.needs_alpha(tree.stored) else None
+    opened = orbax.open_arrays(located, {name: specs[name] for name in tree.stored.values()})
+    alpha = flax_lora.stored_alpha(tree.stored, storage.ancestors(located, asked))
     deltas = trees.deltas(tree, opened, checkpoint.config, located, alpha)
     if text_only:
         deltas = {name: delta for name, delta in deltas.items() if not names.is_multimodal(name)}

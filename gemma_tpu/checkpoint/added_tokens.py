@@ -45,13 +45,14 @@ def read_added_tokens(directories: Sequence[str]) -> tuple[AddedToken, ...]:
             try:
                 if name == _ADDED:
                     entries = storage.read_json(files[name]).items()
-                    listed = [AddedToken(token, text, text in special) for text, token in entries]
+                    listed = [_token(token, text, text in special) for text, token in entries]
                 elif name == _CONFIG:
                     entries = (settings.get("added_tokens_decoder") or {}).items()
-                    listed = [_from_entry(int(token), entry) for token, entry in entries]
+                    listed = [_token(int(token), entry["content"], entry.get("special")) for token, entry in entries]
                 else:
-                    listed = [_from_entry(entry["id"], entry) for entry in _parse_tokenizer_json(files[name])]
-                found |= {token.id: token for token in map(_checked, listed)}
+                    entries = _parse_tokenizer_json(files[name])
+                    listed = [_token(entry["id"], entry["content"], entry.get("special")) for entry in entries]
+                found |= {token.id: token for token in listed}
             except CheckpointError:
                 raise
             except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -77,16 +78,12 @@ def extend_vocabulary(config: GemmaConfig, directories: Sequence[str]) -> GemmaC
     return config
 
 
-def _from_entry(token: int, entry: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(token, entry["content"], bool(entry.get("special")))
-
-
-def _checked(token: AddedToken) -> AddedToken:
-    if isinstance(token.id, bool) or not isinstance(token.id, int) or token.id < 0:
-        raise ValueError(f"{brief(token.id)} is no token id")
-    if not isinstance(token.text, str) or not token.text:
-        raise ValueError(f"{brief(token.text)} is no text of a token")
-    return token
+def _token(token: Any, text: Any, special: Any) -> AddedToken:
+    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        raise ValueError(f"{brief(token)} is no token id")
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{brief(text)} is no text of a token")
+    return AddedToken(token, text, bool(special))
 
 
 def _parse_tokenizer_json(file: str) -> list[Any]:

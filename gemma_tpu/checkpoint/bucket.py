@@ -34,11 +34,13 @@ def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
     objects = _list(prefix)
     if not objects:
         raise Unavailable(f"holds no {prefix}")
-    objects += _list(_TOKENIZER)
+    files = {item["name"].removeprefix(prefix): item for item in objects}
+    for item in _list(_TOKENIZER):
+        files["tokenizer.model"] = item
     part = partial_path(target)
     with locks.hold(target.with_name(f"{target.name}.lock"), name):
         if not target.exists():
-            _fetch_all({_file_name(item, prefix): item for item in objects}, part, progress, f"Downloading {name}")
+            _fetch_all(files, part, progress, f"Downloading {name}")
             checksums.write(part)
             disk.fsync_tree(part)
             os.rename(part, target)
@@ -49,10 +51,6 @@ def fetch(name: str, target: Path, progress: Progress | bool) -> Path:
 def partial_path(target: Path) -> Path:
     """Where a download to `target` is kept until it is complete."""
     return target.with_name(f"{target.name}.part")
-
-
-def _file_name(item: dict[str, Any], prefix: str) -> str:
-    return item["name"].removeprefix(prefix) if item["name"].startswith(prefix) else "tokenizer.model"
 
 
 def _fetch_all(objects: dict[str, dict[str, Any]], part: Path, progress: Progress | bool, title: str) -> None:

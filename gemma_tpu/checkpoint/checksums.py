@@ -14,12 +14,13 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gemma_tpu.checkpoint import storage
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
+from gemma_tpu.checkpoint.names import abbreviate
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -69,7 +70,7 @@ def known_files(directory: str) -> list[KnownFile]:
         return [KnownFile(path, blob[1], "the checksum from Hugging Face") for path, blob in links if blob]
     files = _read(sums, directory)
     if new := sorted(path for path in found - {file.path for file in files} if path.endswith(_WEIGHTS)):
-        names = _join_names([os.path.relpath(path, directory) for path in new])
+        names = abbreviate([os.path.relpath(path, directory) for path in new], 5)
         warnings.warn(f"{directory}: not in {NAME}, and so not compared: {names}", CheckpointWarning, stacklevel=2)
     return files
 
@@ -90,13 +91,14 @@ def missing_files(directory: str) -> str:
     """Names of the files that SHA256SUMS in `directory` lists but that do not exist, joined by commas."""
     sums = storage.join(directory, NAME)
     files = [] if storage.is_remote(directory) or not storage.is_file(sums) else _read(sums, directory)
-    return _join_names([os.path.relpath(file.path, directory) for file in files if not os.path.exists(file.path)])
+    lost = [os.path.relpath(file.path, directory) for file in files if not os.path.exists(file.path)]
+    return abbreviate(lost, 5)
 
 
 def changed_files(files: Sequence[KnownFile]) -> list[KnownFile]:
     """Those of `files` that are missing or do not match their checksums."""
-    with _Verifier(files) as verifier:
-        return verifier.changed()
+    with _comparing(files) as changed:
+        return changed()
 
 
 def verify(files: Sequence[KnownFile]) -> None:
@@ -111,38 +113,30 @@ def verifying(files: Sequence[KnownFile]) -> Iterator[None]:
 
     A checksum error replaces a `CheckpointError` of the body, since it is the likely cause.
     """
-    with _Verifier(files) as verifier:
+    with _comparing(files) as changed:
         try:
             yield
         except CheckpointError:
-            _require_none(verifier.changed())
+            _require_none(changed())
             raise
-        _require_none(verifier.changed())
+        _require_none(changed())
 
 
-class _Verifier:
-    """Computes checksums in threads; stops them on exit."""
+@contextlib.contextmanager
+def _comparing(files: Sequence[KnownFile]) -> Iterator[Callable[[], list[KnownFile]]]:
+    """Compares `files` in threads, stopped on exit. Yields a function that waits and returns those that differ."""
+    stop = threading.Event()
 
-    def __init__(self, files: Sequence[KnownFile]) -> None:
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(_THREADS, "verify")
-        self._results: list[tuple[KnownFile, Future[bool]]] = [
-            (file, self._pool.submit(self._matches, file)) for file in files
-        ]
+    def differs(file: KnownFile) -> bool:
+        return not os.path.isfile(file.path) or _digest(file.path, len(file.digest), stop) != file.digest
 
-    def _matches(self, file: KnownFile) -> bool:
-        return os.path.isfile(file.path) and _digest(file.path, len(file.digest), self._stop) == file.digest
-
-    def changed(self) -> list[KnownFile]:
-        """Waits for all files."""
-        return [file for file, matches in self._results if not matches.result()]
-
-    def __enter__(self) -> _Verifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(_THREADS, "verify") as pool:
+        results = [(file, pool.submit(differs, file)) for file in files]
+        try:
+            yield lambda: [file for file, result in results if result.result()]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _digest(path: str, length: int, stop: threading.Event | None = None) -> str:
@@ -162,7 +156,7 @@ def _digest(path: str, length: int, stop: threading.Event | None = None) -> str:
 def _require_none(files: Sequence[KnownFile]) -> None:
     if not files:
         return
-    names, source = _join_names([file.path for file in files]), files[0].source
+    names, source = abbreviate([file.path for file in files], 5), files[0].source
     lost = not any(os.path.isfile(file.path) for file in files)
     what = f"missing: only {source} is left" if lost else f"changed or damaged: does not match {source}"
     raise CheckpointError(f"{names}: {what}; {_way_out(files[0].path)}")
@@ -173,8 +167,3 @@ def _way_out(path: str) -> str:
     again = f"`gemma-tpu download {hub[1]}/{hub[2]}` fetches it again" if hub else "download or convert it again"
     own = "" if hub else f"; if you changed it yourself, remove it from {NAME}"
     return f"{again}{own}; verify=False (--no-verify) loads what is there"
-
-
-def _join_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"

@@ -14,33 +14,35 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_tpu.checkpoint import family, hf_names, names, storage
+from gemma_tpu.checkpoint import family, hf_names, names, parameters, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checks import brief, one_line
 from gemma_tpu.config import CONFIGS, MAX_LAYERS, GemmaConfig, LayerSpec, VisionConfig
 from gemma_tpu.text.special import RELEASED
 
-# Defaults of transformers' Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
+# Keys of config.json, the fields of `GemmaConfig` and `VisionConfig` that they say, and the defaults of transformers'
+# Gemma3TextConfig and SiglipVisionConfig, which config.json files leave out.
+_TEXT_FIELDS = {
+    "vocab_size": ("vocab_size", 262_208),
+    "hidden_size": ("embed_dim", 2304),
+    "intermediate_size": ("hidden_dim", 9216),
+    "num_hidden_layers": ("num_layers", 26),
+    "num_attention_heads": ("num_heads", 8),
+    "num_key_value_heads": ("num_kv_heads", 4),
+    "head_dim": ("head_dim", 256),
+    "max_position_embeddings": ("max_context", 131_072),
 }
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
+_VISION_FIELDS = {
+    "hidden_size": ("width", 768),
+    "intermediate_size": ("mlp_dim", 3072),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 16),
 }
+_TEXT_DEFAULTS: dict[str, Any] = {key: default for key, (_, default) in _TEXT_FIELDS.items()}
+_TEXT_DEFAULTS |= {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+_VISION_DEFAULTS: dict[str, Any] = {key: default for key, (_, default) in _VISION_FIELDS.items()}
 _COUNTS = {*_TEXT_DEFAULTS, *_VISION_DEFAULTS, "mm_tokens_per_image", "sliding_window_pattern"} - {
     "query_pre_attn_scalar"
 }
@@ -61,37 +63,40 @@ _IMAGE_TOKEN = 262_144  # of the real vocabulary: the first id behind it
 def from_json(source: str | bytes, path: str) -> GemmaConfig:
     """The config in a config.json. `path` is what errors name."""
     raw = storage.parse_json(source, path)
+    family.check_parts(raw, path)
     family.require_gemma3(raw, path)
-    multimodal = raw["model_type"] in family.MULTIMODAL
-    text_raw = _mapping(raw, "text_config", path) if multimodal else raw
-    text: dict[str, Any] = _TEXT_DEFAULTS | {key: value for key, value in text_raw.items() if value is not None}
+    text = _text(raw)
     _require_numbers(text, _TEXT_DEFAULTS, path)
     _refuse(text, _TEXT_FIXED, path)
-    image_token = _first(raw, ("image_token_index", "image_token_id"), _IMAGE_TOKEN)
+    image_tokens = (raw.get("image_token_index"), raw.get("image_token_id"), _IMAGE_TOKEN)
+    image_token = next(token for token in image_tokens if token is not None)
     if isinstance(image_token, bool) or not isinstance(image_token, int):
         raise CheckpointError(f"{path}: image_token_index is {brief(image_token)}, no token id")
-    extra = hf_names.EXTRA_ROWS if text["vocab_size"] == image_token + hf_names.EXTRA_ROWS else 0
+    fields = {field: text[key] for key, (field, _) in _TEXT_FIELDS.items() if field != "num_layers"}
+    if fields["vocab_size"] == image_token + hf_names.EXTRA_ROWS:
+        fields["vocab_size"] = image_token
     try:
         return GemmaConfig(
-            vocab_size=text["vocab_size"] - extra,
-            embed_dim=text["hidden_size"],
-            hidden_dim=text["intermediate_size"],
+            **fields,
             layers=_layers(text, path),
-            num_heads=text["num_attention_heads"],
-            num_kv_heads=text["num_key_value_heads"],
-            head_dim=text["head_dim"],
             query_scale=text["query_pre_attn_scalar"] ** -0.5,
-            max_context=text["max_position_embeddings"],
             tied_head=False not in (raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")),
-            vision=_vision(raw, path) if multimodal and raw.get("vision_config") else None,
+            vision=_vision(raw, path) if _is_multimodal(raw) and raw.get("vision_config") else None,
         )
+    except CheckpointError:  # has the path
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _first(raw: Mapping[str, Any], keys: Iterable[str], default: Any) -> Any:
-    """The value of the first of `keys` that is there and not null."""
-    return next((raw[key] for key in keys if raw.get(key) is not None), default)
+def _is_multimodal(raw: Mapping[str, Any]) -> bool:
+    return raw["model_type"] in family.MULTIMODAL
+
+
+def _text(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the text decoder, with the defaults of what is absent or null."""
+    text = (raw.get("text_config") or {}) if _is_multimodal(raw) else raw
+    return _TEXT_DEFAULTS | {key: value for key, value in text.items() if value is not None}
 
 
 def _mapping(raw: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
@@ -186,25 +191,17 @@ def _positive(value: Any, key: str, path: str) -> float:
 def _vision(raw: Mapping[str, Any], path: str) -> VisionConfig:
     vision = _VISION_DEFAULTS | _mapping(raw, "vision_config", path)
     _refuse(vision, _VISION_FIXED, path)
-    sides: dict[str, int] = {}
     for key in ("image_size", "patch_size"):
         side = vision[key]
         if isinstance(side, list):
             if not side or any(other != side[0] for other in side):
                 raise CheckpointError(f"{path}: {key} is {brief(side)}, not square")
-            side = side[0]
-        sides[key] = side
-    _require_numbers(vision | sides, _VISION_DEFAULTS, path)
+            vision[key] = side[0]
+    _require_numbers(vision, _VISION_DEFAULTS, path)
     soft = {"mm_tokens_per_image": raw.get("mm_tokens_per_image") or 256}
     _require_numbers(soft, soft, path)
-    return VisionConfig(
-        width=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        mlp_dim=vision["intermediate_size"],
-        num_heads=vision["num_attention_heads"],
-        num_soft_tokens=soft["mm_tokens_per_image"],
-        **sides,
-    )
+    fields = {field: vision[key] for key, (field, _) in _VISION_FIELDS.items()}
+    return VisionConfig(num_soft_tokens=soft["mm_tokens_per_image"], **fields)
 
 
 def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[str, int] | None = None) -> str:
@@ -222,16 +219,10 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
         raise CheckpointError("a config.json cannot say that layers differ in more than whether they have a window")
     text = {
         "model_type": "gemma3_text",
+        **{key: getattr(config, field) for key, (field, _) in _TEXT_FIELDS.items()},
         "vocab_size": config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0),
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         **({"sliding_window": specs[_LOCAL].window} if _LOCAL in specs else {}),
         "query_pre_attn_scalar": scalar,
-        "max_position_embeddings": config.max_context,
         "layer_types": kinds,
         "rope_parameters": {kind: _rope_parameters(spec) for kind, spec in specs.items()},
         "pad_token_id": ids["pad"],
@@ -242,13 +233,12 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
     }
     if config.vision is None:
         return _dump({"architectures": ["Gemma3ForCausalLM"], "dtype": dtype, **text})
-    v = config.vision
     return _dump(
         {
             "architectures": ["Gemma3ForConditionalGeneration"],
             "model_type": "gemma3",
             "dtype": dtype,
-            "mm_tokens_per_image": v.num_soft_tokens,
+            "mm_tokens_per_image": config.vision.num_soft_tokens,
             "boi_token_index": ids["start_of_image"],
             "eoi_token_index": ids["end_of_image"],
             "image_token_index": config.vocab_size,
@@ -257,12 +247,7 @@ def to_json(config: GemmaConfig, dtype: str = "bfloat16", special_ids: Mapping[s
             "vision_config": {
                 "model_type": "siglip_vision_model",
                 "dtype": dtype,
-                "hidden_size": v.width,
-                "intermediate_size": v.mlp_dim,
-                "num_hidden_layers": v.depth,
-                "num_attention_heads": v.num_heads,
-                "image_size": v.image_size,
-                "patch_size": v.patch_size,
+                **{key: getattr(config.vision, field) for key, (field, _) in _VISION_FIELDS.items()},
                 "vision_use_head": False,
                 **_VISION_FIXED,
             },
@@ -281,8 +266,7 @@ def _dump(raw: dict[str, Any]) -> str:
 
 def table_rows(text: str | bytes) -> int:
     """Rows of the embedding table in the safetensors files that a config.json describes."""
-    raw = json.loads(text)
-    return raw.get("text_config", raw).get("vocab_size", _TEXT_DEFAULTS["vocab_size"])
+    return _text(json.loads(text))["vocab_size"]
 
 
 def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
@@ -298,46 +282,42 @@ def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
     return _dump(raw)
 
 
-Shapes = Mapping[str, tuple[int, ...]]
+def infer(shapes: names.Shapes, path: str, *, in_memory: bool = False) -> GemmaConfig:
+    """The config of one of the five sizes, from the shapes of parameters by canonical name, or by Hugging Face's core.
 
-
-def infer_from_canonical(shapes: Shapes, path: str, *, in_memory: bool = False) -> GemmaConfig:
-    """The config of one of the five sizes, from the shapes of canonical parameters. `CheckpointError` for others.
-
-    `in_memory`: there are no files to put a config.json beside.
+    `in_memory`: there are no files to put a config.json beside. Raises `CheckpointError` for other sizes.
     """
-    fused = shapes.get("layer_0/attn/qkv_einsum/w", ())
-    return _match(
-        shapes.get(names.INPUT_TABLE, ()),
-        hidden=_size(shapes.get("layer_0/mlp/linear")),
-        layers=_count(r"layer_(\d+)/.+", shapes),
-        heads=_size(shapes.get("layer_0/attn/q_einsum/w", fused[1:])),
-        kv_heads=_size(shapes.get("layer_0/attn/kv_einsum/w", fused), 1),
-        head_dim=_size(shapes.get("layer_0/attn/_query_norm/scale")),
-        vision=any(map(names.is_multimodal, shapes)),
-        path=path,
-        in_memory=in_memory,
+
+    def size(axis: int, *alternatives: str) -> int:
+        """The size of an axis of the first of these arrays that has it; 0 if none has."""
+        return next((shapes[name][axis] for name in alternatives if len(shapes.get(name, ())) > axis), 0)
+
+    def heads(core: str) -> int:
+        return size(0, f"layers.0.self_attn.{core}.weight") // max(head_dim, 1)
+
+    fused, table = "layer_0/attn/qkv_einsum/w", (parameters.INPUT_TABLE, parameters.TABLE)
+    head_dim = size(0, "layer_0/attn/_query_norm/scale", "layers.0.self_attn.q_norm.weight")
+    layers = [int(match[1]) for name in shapes if (match := re.match(r"layers?[_.](\d+)[/.].", name))]
+    found = {
+        "embed": size(1, *table),
+        "hidden": size(0, "layer_0/mlp/linear", "layers.0.mlp.up_proj.weight"),
+        "layers": 1 + max(layers, default=-1),
+        "heads": size(0, "layer_0/attn/q_einsum/w") or size(1, fused) or heads("q_proj"),
+        "kv_heads": size(1, "layer_0/attn/kv_einsum/w", fused) or heads("k_proj"),
+        "head_dim": head_dim,
+    }
+    for c in CONFIGS.values():
+        known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
+        if tuple(found.values()) == known and size(0, *table) in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
+            has_vision = any(names.is_multimodal(name) or hf_names.is_multimodal(name) for name in shapes)
+            return c if has_vision else dataclasses.replace(c, vision=None)
+    listed = ", ".join(f"{name} {size}" for name, size in found.items())
+    lacks = "no config is given" if in_memory else "has no config.json"
+    way_out = "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
+    raise CheckpointError(
+        f"{path}: {lacks}, and its shapes ({listed}) are none of {', '.join(CONFIGS)}: "
+        f"{'give its GemmaConfig as config' if in_memory else way_out}"
     )
-
-
-def infer_from_cores(shapes: Shapes, path: str) -> GemmaConfig:
-    """As `infer_from_canonical`, from Hugging Face's cores."""
-    head_dim = _size(shapes.get("layers.0.self_attn.q_norm.weight"))
-    return _match(
-        shapes.get(hf_names.TABLE, ()),
-        hidden=_size(shapes.get("layers.0.mlp.up_proj.weight")),
-        layers=_count(r"layers\.(\d+)\..+", shapes),
-        heads=_size(shapes.get("layers.0.self_attn.q_proj.weight")) // max(head_dim, 1),
-        kv_heads=_size(shapes.get("layers.0.self_attn.k_proj.weight")) // max(head_dim, 1),
-        head_dim=head_dim,
-        vision=any(map(hf_names.is_multimodal, shapes)),
-        path=path,
-    )
-
-
-def _size(shape: tuple[int, ...] | None, axis: int = 0) -> int:
-    """The size of an axis; 0 for an array that has not got it, or is not there."""
-    return shape[axis] if shape and len(shape) > axis else 0
 
 
 # What proves that names are understood: of Google's canonical ones, of Hugging Face's cores.
@@ -347,7 +327,7 @@ _QUERY_NORM = r"(.*[./])?(q_norm|_query_norm)[./].+"
 _SECOND_NORM = r"layer_\d+/post_ffw_norm/scale|layers\.\d+\.post_feedforward_layernorm\.weight"
 
 
-def refuse_others(shapes: Shapes, path: str) -> None:
+def refuse_others(shapes: names.Shapes, path: str) -> None:
     """Raises `CheckpointError` if canonical or core names are those of another model; says which it is, on proof.
 
     Gemma 3 normalises queries and keys. Gemma 2, which does not, has norms after attention and mlp; Gemma 1 has not
@@ -371,24 +351,3 @@ def refuse_others(shapes: Shapes, path: str) -> None:
         held = ", ".join(sorted(shapes)[:3]) or "no parameters"
         seems = f"no Gemma 3 parameters by names that are known here; it holds {held} …"
     raise CheckpointError(f"{path}: {seems}")
-
-
-def _count(pattern: str, shapes: Shapes) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))), default=-1)
-
-
-def _match(table: tuple[int, ...], *, path: str, vision: bool, in_memory: bool = False, **dims: int) -> GemmaConfig:
-    found = {"embed": table[1] if len(table) == 2 else 0, **dims}
-    for config in CONFIGS.values():
-        c = config
-        known = (c.embed_dim, c.hidden_dim, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
-        if tuple(found.values()) == known and table[0] in (c.vocab_size, c.vocab_size + hf_names.EXTRA_ROWS):
-            return config if vision else dataclasses.replace(config, vision=None)
-    listed = ", ".join(f"{name} {size}" for name, size in found.items())
-    way_out = "put the config.json of its architecture beside it (or, in Python, give load the GemmaConfig as config)"
-    if in_memory:
-        way_out = "give its GemmaConfig as config"
-    raise CheckpointError(
-        f"{path}: {'no config is given' if in_memory else 'has no config.json'}, and its shapes ({listed}) are none of "
-        f"{', '.join(CONFIGS)}: {way_out}"
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ import numpy as np
 from gemma_tpu.checkpoint import checksums, config_io, family, hf, hf_assets, hf_names, lazy, names, orbax, storage
 from gemma_tpu.checkpoint.adapters import merge_adapter
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checkpoint.open import open_checkpoint
+from gemma_tpu.checkpoint.open import Checkpoint, open_checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.staging import staging
 from gemma_tpu.checkpoint.text_assets import special_ids
-from gemma_tpu.checks import as_path, brief
+from gemma_tpu.checks import as_path, brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
 from gemma_tpu.text.vocabulary import is_json, open_vocabulary
@@ -29,14 +28,8 @@ LAYOUTS = ("orbax", "orbax-flat", "safetensors")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32"}
 # Files that are copied along with the parameters.
 _COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"),
     "generation_config.json",
 )
 
@@ -62,28 +55,32 @@ def convert(
       to: "orbax" (nested, as in a Flax model), "orbax-flat" (Google's released layout) or "safetensors" (Hugging Face).
       dtype: "bfloat16" or "float32"; by default each parameter keeps its dtype, and converting back is lossless.
       adapter: a directory with a LoRA adapter to merge, see `merge_adapter`.
-      max_shard_bytes: for safetensors.
+      max_shard_bytes: of each safetensors file; a larger array has one of its own.
       verify: checks the files of `src` against their checksums, where known.
 
-    Raises `CheckpointError` if `dst` exists or the conversion fails; nothing is left behind then. A killed conversion
-    leaves a directory `dst.partial-…`, which the next one to `dst` removes.
+    Raises `CheckpointError` if `dst` exists or lies in `src`, or the conversion fails; nothing is left behind then. A
+    killed conversion leaves a directory `dst.partial-…`, which the next one to `dst` removes.
     """
+    check_integer("max_shard_bytes", max_shard_bytes, 1)
+    for source in (src, adapter):
+        if source is not None and _contains(source, dst):
+            raise CheckpointError(f"{dst}: is in {source}, which is read: choose a destination outside it")
     checkpoint = open_checkpoint(src, config=config, verify=verify)
     if adapter is not None:
         checkpoint = merge_adapter(checkpoint, as_path("adapter", adapter), verify=verify)
     files = {}
     for name in _COPIED:
-        for directory in checkpoint.directories:
-            if storage.is_file(file := storage.join(directory, name)):
-                files[name] = storage.read_file(file)
-                break
+        if file := storage.find(checkpoint.directories, name):
+            files[name] = storage.read_file(file)
     if checkpoint.tokenizer_path:
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)
-    arrays, source = checkpoint.arrays, checkpoint.unverified
-    return _write(
-        dst, arrays, checkpoint.config, checkpoint.config_json, files, to, dtype, progress, source, max_shard_bytes
-    )
+    return _write(checkpoint, dst, files, to, dtype, progress, max_shard_bytes)
+
+
+def _contains(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    """Whether a path is below a local directory, through links too."""
+    return Path(storage.normalise(directory)).resolve() in Path(storage.normalise(path)).resolve().parents
 
 
 def save_params(
@@ -107,36 +104,34 @@ def save_params(
         content = tokenizer if isinstance(tokenizer, bytes) else storage.read_file(os.fspath(tokenizer))
         files["tokenizer.json" if is_json(content) else "tokenizer.model"] = content
     canonical = names.canonical_from_params(arrays, config)
-    return _write(dst, canonical, config, None, files, layout, dtype, progress)
+    checkpoint = Checkpoint("parameters", "memory", config, canonical, None, None, ())
+    return _write(checkpoint, dst, files, layout, dtype, progress)
 
 
 def _write(
+    checkpoint: Checkpoint,
     dst: str | os.PathLike[str],
-    arrays: Mapping[str, LazyArray],
-    config: GemmaConfig,
-    config_json: str | None,
     files: Mapping[str, bytes],
     layout: str,
     dtype: Any,
     progress: Progress | bool,
-    source: Sequence[checksums.KnownFile] = (),
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """`source`: files that `arrays` are read from, to be verified."""
+    config, arrays = checkpoint.config, checkpoint.arrays
     if layout not in LAYOUTS:
         raise CheckpointError(f"{brief(layout)} is no layout to write: choose one of {', '.join(LAYOUTS)}")
     if dtype is not None:
         dtype = _dtype(dtype)
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     stored = arrays["embedder/input_embedding"].dtype.name
-    if config_json is None:
+    if checkpoint.config_json is None:
         config_json = config_io.to_json(config, stored, _special_ids(files))
     else:
-        config_json = config_io.updated(config_json, stored, config.tied_head)
+        config_json = config_io.updated(checkpoint.config_json, stored, config.tied_head)
     total = sum(array.nbytes for array in arrays.values())
     needed = total + sum(map(len, files.values()))
     with staging(dst, needed, exact=layout == "safetensors") as path:  # Orbax compresses
-        with checksums.verifying(source), reporter(progress, total, "Writing") as report:
+        with checksums.verifying(checkpoint.unverified), reporter(progress, total, "Writing") as report:
             if layout == "safetensors":
                 path.mkdir()
                 prefix = family.hf_prefix(config_json)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gemma_tpu.checkpoint import boxes
-from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint import slices
 from gemma_tpu.checkpoint.lazy import Leaf
 from gemma_tpu.checkpoint.open import Checkpoint
+from gemma_tpu.checkpoint.slices import Box
 
 _WHOLE_BYTES = 64 << 10  # arrays up to this size are read whole, of larger ones a row
 _MAX_BYTES = 256 << 20  # total bytes read, since reading a row may read a whole stored chunk
@@ -44,12 +44,12 @@ def sample_digests(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _sample_box(leaf: Leaf) -> Box:
     if leaf.nbytes <= _WHOLE_BYTES:
-        return boxes.whole(leaf.shape)
+        return slices.whole(leaf.shape)
     return (*(slice(size // 2, size // 2 + 1) for size in leaf.shape[:-1]), slice(0, leaf.shape[-1]))
 
 
 def _digest(leaf: Leaf, box: Box | None) -> str:
     digest = hashlib.blake2b(f"{leaf.shape} {leaf.dtype}".encode(), digest_size=8)
     if box is not None:
-        digest.update(boxes.contiguous(leaf.read(box)).reshape(-1).view(np.uint8).data)
+        digest.update(slices.contiguous(leaf.read(box)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

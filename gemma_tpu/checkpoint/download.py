@@ -124,13 +124,11 @@ def _sources(name: Name, target: Path, progress: Progress | bool) -> _Sources:
         return {"Hugging Face": lambda: hubs.from_hugging_face(name.repo, name.revision, hugging_face)}
     return {
         bucket.TITLE: lambda: bucket.fetch(name.name, target, progress),
-        "Kaggle": lambda: _released_from_kaggle(name.name, kaggle),
+        "Kaggle": lambda: hubs.from_kaggle(f"google/gemma-3/flax/{_variation(name.name)}", kaggle),
         "Hugging Face": lambda: hubs.from_hugging_face(name.repo, None, hugging_face),
     }
 
 
-def _released_from_kaggle(name: str, cache: Path | None) -> Path:
-    variation = name.removesuffix("-pt")
-    if "270m" in name:  # spelled as on Hugging Face
-        variation = variation.replace("gemma3", "gemma-3")
-    return hubs.from_kaggle(f"google/gemma-3/flax/{variation}", cache)
+def _variation(name: str) -> str:
+    """Kaggle's name of a released model; of the 270M, it is that of Hugging Face."""
+    return name.removesuffix("-pt").replace("gemma3", "gemma-3" if "270m" in name else "gemma3")

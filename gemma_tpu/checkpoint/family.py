@@ -38,6 +38,13 @@ def hf_prefix(config_json: str) -> str:
     return "model." if json.loads(config_json).get("model_type") == "shieldgemma2" else ""
 
 
+def check_parts(raw: Mapping[str, Any], path: str) -> None:
+    """Raises `CheckpointError` if a part of a config is neither an object nor null, which is as if it were absent."""
+    for key in ("text_config", "vision_config"):
+        if not isinstance(part := raw.get(key), Mapping | None):
+            raise CheckpointError(f"{path}: {key} is {brief(part)}, not an object")
+
+
 def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
     """Raises `CheckpointError` naming the model if a config is not of Gemma 3's architecture."""
     model_type = str(raw.get("model_type"))
@@ -46,7 +53,6 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
         seems = _OTHERS[known] if known else f"a model of type {brief(model_type)}"
         raise CheckpointError(f"{path}: this seems to be {seems}, not Gemma 3")
     text = raw.get("text_config") or raw
-    text = text if isinstance(text, Mapping) else {}  # config_io rejects it
     if text.get("use_bidirectional_attention"):
         raise CheckpointError(
             f"{path}: this seems to be EmbeddingGemma (use_bidirectional_attention is true): it turns texts into "

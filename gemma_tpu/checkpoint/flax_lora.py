@@ -14,8 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from gemma_tpu.checkpoint import storage
-from gemma_tpu.checkpoint.arithmetic import Product, Sum, move_first_axis
+from gemma_tpu.checkpoint import lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checks import brief
@@ -39,16 +38,12 @@ def adapted_weight(name: str) -> tuple[str, str] | None:
     return None
 
 
-def needs_alpha(leaf_names: Iterable[str]) -> bool:
-    return any(_QWIX.fullmatch(name) for name in leaf_names)
-
-
-def stored_alpha(directories: Iterable[str]) -> float | None:
-    """`lora_alpha` from adapter_config.json in the first of `directories` that has one."""
-    for directory in directories:
-        if storage.is_file(file := storage.join(directory, CONFIG)):
-            return check_alpha(storage.read_json(file).get("lora_alpha"), f"{directory}: lora_alpha")
-    return None
+def stored_alpha(leaf_names: Iterable[str], directories: Iterable[str]) -> float | None:
+    """`lora_alpha` from the first adapter_config.json in `directories`, if there is one and a leaf needs it."""
+    needed = any(_QWIX.fullmatch(name) for name in leaf_names)
+    if not needed or (file := storage.find(directories, CONFIG)) is None:
+        return None
+    return check_alpha(storage.read_json(file).get("lora_alpha"), f"{storage.parent(file)}: lora_alpha")
 
 
 def check_alpha(alpha: object, label: str) -> float:
@@ -90,7 +85,8 @@ def _delta(
             )
         scale = alpha / a.shape[-1]
     module = "/".join(name.split("/")[-2:])
-    return move_first_axis(Product(a, b, scale), _CONTRACTED_AXIS.get(module, 0))
+    position, others = _CONTRACTED_AXIS.get(module, 0), list(range(1, len(a.shape) + len(b.shape) - 2))
+    return lazy.product(a, b, scale).transpose(*others[:position], 0, *others[position:])
 
 
 def merge(arrays: Mapping[str, LazyArray], deltas: Mapping[str, LazyArray], path: str) -> dict[str, LazyArray]:
@@ -102,4 +98,4 @@ def merge(arrays: Mapping[str, LazyArray], deltas: Mapping[str, LazyArray], path
     ]
     if problems:
         raise CheckpointError(f"{path}: adapts what this model does not have: {', '.join(sorted(problems)[:6])}")
-    return {name: Sum(array, deltas[name]) if name in deltas else array for name, array in arrays.items()}
+    return {name: lazy.add(array, deltas[name]) if name in deltas else array for name, array in arrays.items()}

@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
-from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint import lazy, slices, storage, unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
+from gemma_tpu.checkpoint.slices import Box
 from gemma_tpu.checks import brief, one_line
 
 INDEX = "model.safetensors.index.json"
@@ -45,14 +45,14 @@ class SafetensorsArray(Leaf):
 
     def _span(self, box: Box) -> tuple[Box, int, int]:
         """The smallest box around `box` that is contiguous in the file, and its byte range."""
-        around = list(boxes.whole(self.shape))
+        around = list(slices.whole(self.shape))
         for axis, part in enumerate(box):
             around[axis] = part
             if part.stop - part.start > 1:
                 break
         strides = [int(np.prod(self.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(self.shape))]
         start = sum(part.start * stride for part, stride in zip(around, strides, strict=True))
-        count = int(np.prod(boxes.box_shape(tuple(around)), dtype=np.int64))
+        count = int(np.prod(slices.box_shape(tuple(around)), dtype=np.int64))
         first = self.offset + start * self.dtype.itemsize
         return tuple(around), first, first + count * self.dtype.itemsize
 
@@ -62,7 +62,7 @@ class SafetensorsArray(Leaf):
             values = storage.read_range(self.file, first, last)
         except CheckpointError as error:
             raise CheckpointError(f"{error} (while reading {self.name})") from error
-        return values.view(self.dtype).reshape(boxes.box_shape(around))[*boxes.relative(box, around), ...]
+        return values.view(self.dtype).reshape(slices.box_shape(around))[*slices.relative(box, around), ...]
 
     def cost(self, box: Box) -> int:
         _, first, last = self._span(box)
@@ -76,7 +76,11 @@ def is_hf(names: set[str]) -> bool:
 
 def holds_model(names: set[str]) -> bool:
     """Whether a directory with these entries has the weights of a model, not only of an adapter."""
-    return INDEX in names or any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
+    return INDEX in names or bool(_weight_files(names))
+
+
+def _weight_files(names: set[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
 
 
 def read_directory(path: str) -> dict[str, SafetensorsArray]:
@@ -85,7 +89,7 @@ def read_directory(path: str) -> dict[str, SafetensorsArray]:
     A `CheckpointWarning` names files that are not part of the checkpoint.
     """
     names = storage.entries(path)
-    stored = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
+    stored = _weight_files(names)
     index: dict[str, str] | None = None
     if INDEX in names:
         index = _read_index(storage.join(path, INDEX))
@@ -243,7 +247,7 @@ def _write_file(path: Path, arrays: dict[str, LazyArray], progress: Callable[[in
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for array in arrays.values():
-            for box in lazy.read_blocks(array, boxes.whole(array.shape), axis=0):
-                data = boxes.contiguous(array.read(box)).view(np.uint8)
+            for box in lazy.read_blocks(array, slices.whole(array.shape), axis=0):
+                data = slices.contiguous(array.read(box)).view(np.uint8)
                 file.write(data.data)
                 progress(data.nbytes)

@@ -12,6 +12,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
 from gemma_tpu.checkpoint.errors import CheckpointWarning
 from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import Tokenizer
@@ -77,8 +81,7 @@ def generate_missing(
         return generated
     images = config.vision is not None and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
     if "tokenizer.json" not in files:
-        converted = tokenizer_json(pieces, tokenizer, images)
-        generated["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
+        generated["tokenizer.json"] = convert_tokenizer(pieces, tokenizer, images).to_str().encode()
     generated["tokenizer_config.json"] = _dump(_tokenizer_config(tokenizer, config, images))
     if not {"chat_template.jinja", "chat_template.json"} & files.keys():
         generated["chat_template.jinja"] = CHAT_TEMPLATE.encode()
@@ -155,7 +158,7 @@ def _pieces(model: bytes) -> Sequence[Any]:
         raise ValueError(f"not a SentencePiece model, or a damaged one: {error}") from error
 
 
-def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) -> dict[str, Any]:
+def convert_tokenizer(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) -> tokenizers.Tokenizer:
     """Converts the SentencePiece model of `tokenizer` to the format of the `tokenizers` package.
 
     SentencePiece merges the pair whose piece has the highest score, hence merges are sorted by score. Pieces that it
@@ -165,56 +168,24 @@ def tokenizer_json(pieces: Sequence[Any], tokenizer: Tokenizer, images: bool) ->
     ids = {tokenizer.piece(i): i for i in range(len(pieces))}
     special = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.start_of_turn}
     special |= {tokenizer.end_of_turn, tokenizer.start_of_image, tokenizer.end_of_image}
-    added, merges = [], []
+    added, merges = list[tuple[str, bool]](), []
     for i, piece in enumerate(pieces):
         if piece.type == piece.NORMAL:
             parts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece)))
-            merges += [(-piece.score, ids[a], ids[b], [a, b]) for a, b in parts if a in ids and b in ids]
+            merges += [(-piece.score, ids[a], ids[b], (a, b)) for a, b in parts if a in ids and b in ids]
         elif piece.type != piece.BYTE:
-            added.append(_added_token(i, tokenizer.piece(i), special=i in special))
+            added.append((tokenizer.piece(i), i in special))
     if images:
-        added.append(_added_token(len(ids), IMAGE_SOFT_TOKEN, special=True))
-    space, bos = {"String": " "}, "<bos>"
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Replace", "pattern": space, "content": SPACE},
-        "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {part: {"id": name, "type_id": kind}}
-                for kind, sequence in enumerate("AB")
-                for part, name in (("SpecialToken", bos), ("Sequence", sequence))
-            ],
-            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": [pair for *_, pair in sorted(merges, key=lambda merge: merge[:3])],
-        },
-    }
-
-
-def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": SPACE in text, "special": special}
-    return {"id": token, "content": text, **flags}
+        added.append((IMAGE_SOFT_TOKEN, True))
+    ordered = [pair for *_, pair in sorted(merges, key=lambda merge: merge[:3])]
+    converted = tokenizers.Tokenizer(BPE(ids, ordered, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    converted.normalizer = normalizers.Replace(" ", SPACE)
+    converted.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    bos = [("<bos>", tokenizer.bos_id)]
+    converted.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos>:1 $B:1", bos)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    converted.decoder = decoders.Sequence(steps)
+    converted.add_tokens(
+        [tokenizers.AddedToken(text, normalized=SPACE in text, special=special) for text, special in added]
+    )
+    return converted

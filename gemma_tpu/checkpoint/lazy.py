@@ -1,7 +1,7 @@
 """Lazy arrays: arrays on disk, and views of them that are read box by box.
 
 Each checkpoint format orders and fuses parameters in its own way. A parameter is a view of the stored arrays, and
-reading a box (gemma_tpu.checkpoint.boxes) of a view reads only the parts of the files that the box needs.
+reading a box (gemma_tpu.checkpoint.slices) of a view reads only the parts of the files that the box needs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint.boxes import Box, box_shape, copy, relative, resolve_box, whole
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.slices import Box, box_shape, copy, relative, resolve_box, whole
 
 _T = TypeVar("_T")
 BLOCK_BYTES = 16 << 20  # size of a read, if it can be divided
@@ -24,10 +24,11 @@ FLOAT32 = np.dtype(np.float32)
 
 
 class LazyArray(abc.ABC):
-    """An array of `shape` and `dtype` that is read on demand."""
+    """An array of `shape` and `dtype` that is read on demand, from `sources` if it is a view of other arrays."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    sources: tuple[LazyArray, ...] = ()
 
     @abc.abstractmethod
     def read(self, box: Box) -> np.ndarray:
@@ -37,21 +38,20 @@ class LazyArray(abc.ABC):
     def cost(self, box: Box) -> int:
         """Uncompressed bytes that `read(box)` reads from storage."""
 
-    @abc.abstractmethod
     def leaves(self) -> Iterator[Leaf]:
         """The stored arrays underlying this view."""
+        for source in self.sources:
+            yield from source.leaves()
 
-    @abc.abstractmethod
     def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
         """The same view with each leaf replaced by `function(leaf)`."""
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+        view = copylib.copy(self)
+        view.sources = tuple(source.map_leaves(function) for source in self.sources)
+        return view
 
     @property
     def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_all(self) -> np.ndarray:
         return self.read(whole(self.shape))
@@ -63,28 +63,79 @@ class LazyArray(abc.ABC):
 
     def transpose(self, *axes: int) -> LazyArray:
         """As `numpy.transpose`."""
-        return self if axes == tuple(range(len(self.shape))) else _Transposed(self, axes)
+        if axes == tuple(range(len(self.shape))):
+            return self
+        order = np.argsort(axes)
+        return self._view(
+            tuple(self.shape[axis] for axis in axes),
+            lambda box: tuple(box[position] for position in order),
+            lambda _, array: array.transpose(axes),
+        )
 
     def split(self, axis: int, sizes: tuple[int, ...]) -> LazyArray:
         """Splits `axis` into two axes of `sizes`, row-major."""
-        return _Split(self, axis, sizes)
+        if math.prod(sizes) != self.shape[axis]:
+            raise CheckpointError(f"{self}: axis {axis} cannot be divided into {sizes}")
+        count = sizes[1]
+
+        def base_box(box: Box) -> Box:
+            outer, inner = box[axis : axis + 2]
+            # A range of the base covers several outer rows only in full.
+            if outer.stop - outer.start > 1:
+                inner = slice(0, count)
+            start, stop = outer.start * count + inner.start, (outer.stop - 1) * count + inner.stop
+            return (*box[:axis], slice(start, stop), *box[axis + 2 :])
+
+        def rearrange(box: Box, array: np.ndarray) -> np.ndarray:
+            outer, inner = box[axis : axis + 2]
+            rows = outer.stop - outer.start
+            array = array.reshape(_replace(array.shape, axis, rows, array.shape[axis] // rows))
+            return array[*whole(array.shape[: axis + 1]), inner] if rows > 1 else array
+
+        return self._view(_replace(self.shape, axis, *sizes), base_box, rearrange)
 
     def merge(self, axis: int) -> LazyArray:
         """Merges `axis` and the next axis, row-major."""
-        return _Merged(self, axis)
+        count = self.shape[axis + 1]
+
+        def base_box(box: Box) -> Box:
+            start, stop = box[axis].start, box[axis].stop
+            outer = slice(start // count, -(-stop // count))
+            within = outer.stop - outer.start == 1  # one outer row
+            inner = slice(start - outer.start * count, stop - outer.start * count) if within else slice(0, count)
+            return _replace(box, axis, outer, inner)
+
+        def rearrange(box: Box, array: np.ndarray) -> np.ndarray:
+            outer, inner = base_box(box)[axis : axis + 2]
+            start = box[axis].start - outer.start * count - inner.start
+            array = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+            return array[*whole(array.shape[:axis]), slice(start, start + box[axis].stop - box[axis].start)]
+
+        return self._view((*self.shape[:axis], self.shape[axis] * count, *self.shape[axis + 2 :]), base_box, rearrange)
 
     def expand(self, axis: int) -> LazyArray:
         """Adds an axis of size 1 before `axis`."""
-        return _Expanded(self, axis)
+        shape = (*self.shape[:axis], 1, *self.shape[axis:])
+        return self._view(shape, lambda box: _replace(box, axis), lambda _, array: np.expand_dims(array, axis))
 
     def take(self, axis: int, index: int) -> LazyArray:
         """The elements at `index` of `axis`; drops the axis."""
-        return _Squeezed(self.crop(axis, index, index + 1), axis)
+        return self.crop(axis, index, index + 1)._view(
+            _replace(self.shape, axis),
+            lambda box: (*box[:axis], slice(0, 1), *box[axis:]),
+            lambda _, array: array.squeeze(axis),
+        )
 
     def crop(self, axis: int, start: int, stop: int) -> LazyArray:
         if not 0 <= start < stop <= self.shape[axis]:
             raise CheckpointError(f"{self}: axis {axis} has no {start}:{stop}")
-        return self if (start, stop) == (0, self.shape[axis]) else _Cropped(self, axis, start, stop)
+        if (start, stop) == (0, self.shape[axis]):
+            return self
+
+        def base_box(box: Box) -> Box:
+            return _replace(box, axis, slice(box[axis].start + start, box[axis].stop + start))
+
+        return self._view(_replace(self.shape, axis, stop - start), base_box)
 
     def pad(self, axis: int, size: int) -> LazyArray:
         """Appends zeros so that `axis` has `size` elements."""
@@ -94,7 +145,16 @@ class LazyArray(abc.ABC):
         return concat([self, zeros], axis)
 
     def astype(self, dtype: np.dtype) -> LazyArray:
-        return self if dtype == self.dtype else _Cast(self, np.dtype(dtype))
+        return self if dtype == self.dtype else elementwise(lambda array: array, dtype, self)
+
+    def _view(
+        self,
+        shape: tuple[int, ...],
+        base_box: Callable[[Box], Box],
+        rearrange: Callable[[Box, np.ndarray], np.ndarray] = lambda _, array: array,
+    ) -> LazyArray:
+        """`base_box`: the box of this array that holds a box of the view; `rearrange` extracts the latter."""
+        return _Computed([self], shape, self.dtype, lambda box: [base_box(box)], rearrange)
 
 
 class Leaf(LazyArray):
@@ -152,11 +212,34 @@ class Zeros(LazyArray):
     def cost(self, box: Box) -> int:
         return 0
 
-    def leaves(self) -> Iterator[Leaf]:
-        yield from ()
 
-    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
-        return self
+def elementwise(function: Callable[..., np.ndarray], dtype: np.dtype, *sources: LazyArray) -> LazyArray:
+    """`function` of arrays of one shape, elementwise, rounded to `dtype`."""
+    dtype = np.dtype(dtype)
+
+    def compute(_: Box, *arrays: np.ndarray) -> np.ndarray:
+        return function(*arrays).astype(dtype)
+
+    return _Computed(sources, sources[0].shape, dtype, lambda box: [box] * len(sources), compute)
+
+
+def add(base: LazyArray, delta: LazyArray) -> LazyArray:
+    """`base` + `delta`, added in float32 and rounded to the dtype of `base`."""
+    return elementwise(lambda x, y: x.astype(np.float32) + y, base.dtype, base, delta)
+
+
+def product(left: LazyArray, right: LazyArray, scale: float) -> LazyArray:
+    """`scale` · `left` [..., R] · `right` [R, ...] in float32: the delta of a LoRA adapter."""
+    axes, rank = len(left.shape) - 1, right.shape[0]
+
+    def multiply(box: Box, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        rows = rows.astype(np.float32).reshape(-1, rank) * np.float32(scale)
+        return (rows @ columns.astype(np.float32).reshape(rank, -1)).reshape(box_shape(box))
+
+    def parts(box: Box) -> list[Box]:
+        return [(*box[:axes], slice(0, rank)), (slice(0, rank), *box[axes:])]
+
+    return _Computed([left, right], (*left.shape[:-1], *right.shape[1:]), FLOAT32, parts, multiply)
 
 
 def concat(parts: Sequence[LazyArray], axis: int) -> LazyArray:
@@ -195,155 +278,43 @@ def _replace(items: Sequence[_T], axis: int, *new: _T) -> tuple[_T, ...]:
     return (*items[:axis], *new, *items[axis + 1 :])
 
 
-class _View(LazyArray):
-    """A view of one array: each box is a rearranged box of the base."""
+class _Computed(LazyArray):
+    """`compute(box, *arrays)`, where `boxes(box)` says which box of each source to read."""
 
-    def __init__(self, base: LazyArray, shape: tuple[int, ...]):
-        self.base, self.shape, self.dtype = base, shape, base.dtype
-
-    @abc.abstractmethod
-    def base_box(self, box: Box) -> Box:
-        """The smallest box of the base that contains `box`."""
-
-    @abc.abstractmethod
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        """Extracts `box` from `array`, the contents of `base_box(box)`."""
+    def __init__(
+        self,
+        sources: Sequence[LazyArray],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        boxes: Callable[[Box], Sequence[Box]],
+        compute: Callable[..., np.ndarray],
+    ):
+        self.sources, self.shape, self.dtype = tuple(sources), shape, dtype
+        self._boxes, self._compute = boxes, compute
 
     def read(self, box: Box) -> np.ndarray:
-        return self.rearrange(self.base.read(self.base_box(box)), box)
+        arrays = (source.read(part) for source, part in zip(self.sources, self._boxes(box), strict=True))
+        return self._compute(box, *arrays)
 
     def cost(self, box: Box) -> int:
-        return self.base.cost(self.base_box(box))
-
-    def leaves(self) -> Iterator[Leaf]:
-        return self.base.leaves()
-
-    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
-        view = copylib.copy(self)
-        view.base = self.base.map_leaves(function)
-        return view
-
-
-class _Transposed(_View):
-    def __init__(self, base: LazyArray, axes: tuple[int, ...]):
-        super().__init__(base, tuple(base.shape[axis] for axis in axes))
-        self.axes = axes
-
-    def base_box(self, box: Box) -> Box:
-        return tuple(box[position] for position in np.argsort(self.axes))
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        return array.transpose(self.axes)
-
-
-class _Split(_View):
-    def __init__(self, base: LazyArray, axis: int, sizes: tuple[int, ...]):
-        if math.prod(sizes) != base.shape[axis]:
-            raise CheckpointError(f"{base}: axis {axis} cannot be divided into {sizes}")
-        super().__init__(base, _replace(base.shape, axis, *sizes))
-        self.axis, self.inner = axis, sizes[1]
-
-    def base_box(self, box: Box) -> Box:
-        outer, inner = box[self.axis : self.axis + 2]
-        # A range of the base covers several outer rows only in full.
-        if outer.stop - outer.start > 1:
-            inner = slice(0, self.inner)
-        start, stop = outer.start * self.inner + inner.start, (outer.stop - 1) * self.inner + inner.stop
-        return (*box[: self.axis], slice(start, stop), *box[self.axis + 2 :])
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        outer, inner = box[self.axis : self.axis + 2]
-        rows = outer.stop - outer.start
-        array = array.reshape(_replace(array.shape, self.axis, rows, array.shape[self.axis] // rows))
-        if rows > 1:
-            array = array[(slice(None),) * (self.axis + 1) + (inner,)]
-        return array
-
-
-class _Merged(_View):
-    def __init__(self, base: LazyArray, axis: int):
-        self.axis, self.inner = axis, base.shape[axis + 1]
-        super().__init__(base, (*base.shape[:axis], base.shape[axis] * base.shape[axis + 1], *base.shape[axis + 2 :]))
-
-    def base_box(self, box: Box) -> Box:
-        part = box[self.axis]
-        outer = slice(part.start // self.inner, -(-part.stop // self.inner))
-        inner = slice(0, self.inner)
-        if outer.stop - outer.start == 1:
-            inner = slice(part.start - outer.start * self.inner, part.stop - outer.start * self.inner)
-        return _replace(box, self.axis, outer, inner)
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        part = box[self.axis]
-        outer, inner = self.base_box(box)[self.axis : self.axis + 2]
-        shape = array.shape
-        array = array.reshape(*shape[: self.axis], -1, *shape[self.axis + 2 :])
-        start = part.start - outer.start * self.inner - inner.start
-        return array[(slice(None),) * self.axis + (slice(start, start + part.stop - part.start),)]
-
-
-class _Expanded(_View):
-    def __init__(self, base: LazyArray, axis: int):
-        super().__init__(base, (*base.shape[:axis], 1, *base.shape[axis:]))
-        self.axis = axis
-
-    def base_box(self, box: Box) -> Box:
-        return _replace(box, self.axis)
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        return np.expand_dims(array, self.axis)
-
-
-class _Squeezed(_View):
-    def __init__(self, base: LazyArray, axis: int):
-        super().__init__(base, _replace(base.shape, axis))
-        self.axis = axis
-
-    def base_box(self, box: Box) -> Box:
-        return (*box[: self.axis], slice(0, 1), *box[self.axis :])
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        return array.squeeze(self.axis)
-
-
-class _Cropped(_View):
-    def __init__(self, base: LazyArray, axis: int, start: int, stop: int):
-        super().__init__(base, _replace(base.shape, axis, stop - start))
-        self.axis, self.start = axis, start
-
-    def base_box(self, box: Box) -> Box:
-        part = box[self.axis]
-        return _replace(box, self.axis, slice(part.start + self.start, part.stop + self.start))
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        return array
-
-
-class _Cast(_View):
-    def __init__(self, base: LazyArray, dtype: np.dtype):
-        super().__init__(base, base.shape)
-        self.dtype = dtype
-
-    def base_box(self, box: Box) -> Box:
-        return box
-
-    def rearrange(self, array: np.ndarray, box: Box) -> np.ndarray:
-        return array.astype(self.dtype)
+        return sum(source.cost(part) for source, part in zip(self.sources, self._boxes(box), strict=True))
 
 
 class _Concatenated(LazyArray):
+    """Reads one source after the other, so that only one is in memory beside the result."""
+
     def __init__(self, parts: Sequence[LazyArray], axis: int):
         if len({_replace(part.shape, axis) for part in parts}) != 1:
             raise CheckpointError(f"cannot be joined: {', '.join(map(repr, parts))}")
-        self.parts, self.axis = list(parts), axis
+        self.sources, self.axis = tuple(parts), axis
         self.offsets = np.cumsum([0, *(part.shape[axis] for part in parts)]).tolist()
         self.shape = _replace(parts[0].shape, axis, self.offsets[-1])
         self.dtype = np.result_type(*(part.dtype for part in parts))
 
     def pieces(self, box: Box) -> Iterator[tuple[LazyArray, Box, Box]]:
-        """Yields each part that `box` overlaps, the box to read from it, and its position within `box`."""
+        """Yields each source that `box` overlaps, the box to read from it, and its position within `box`."""
         wanted = box[self.axis]
-        for part, offset in zip(self.parts, self.offsets, strict=False):
+        for part, offset in zip(self.sources, self.offsets, strict=False):
             start, stop = max(wanted.start, offset), min(wanted.stop, offset + part.shape[self.axis])
             if start < stop:
                 target = relative(_replace(box, self.axis, slice(start, stop)), box)
@@ -357,12 +328,3 @@ class _Concatenated(LazyArray):
 
     def cost(self, box: Box) -> int:
         return sum(part.cost(part_box) for part, part_box, _ in self.pieces(box))
-
-    def leaves(self) -> Iterator[Leaf]:
-        for part in self.parts:
-            yield from part.leaves()
-
-    def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
-        view = copylib.copy(self)
-        view.parts = [part.map_leaves(function) for part in self.parts]
-        return view

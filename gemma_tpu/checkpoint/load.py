@@ -12,12 +12,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import jax
 import numpy as np
 
-from gemma_tpu.checkpoint import boxes, checksums, lazy, names, weight_checks
-from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint import checksums, lazy, names, slices, weight_checks
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
+from gemma_tpu.checkpoint.slices import Box
 from gemma_tpu.config import GemmaConfig
 
 _Shard = tuple[Box, list[jax.Device]]
@@ -106,7 +106,7 @@ class _ReadPlan:
         self.array, self.sharding, self.dtype = array, sharding, dtype
         devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(array.shape).items():
-            box = boxes.resolve_box(index or (), array.shape)
+            box = slices.resolve_box(index or (), array.shape)
             devices_of.setdefault(tuple((part.start, part.stop) for part in box), []).append(device)
         shards: list[_Shard] = [(tuple(slice(*part) for part in key), devices) for key, devices in devices_of.items()]
         union = tuple(
@@ -121,12 +121,12 @@ class _ReadPlan:
     @property
     def bytes_read(self) -> int:
         """Bytes of the elements to read, in the stored dtype."""
-        return sum(math.prod(boxes.box_shape(box)) for box, _ in self.reads) * self.array.dtype.itemsize
+        return sum(math.prod(slices.box_shape(box)) for box, _ in self.reads) * self.array.dtype.itemsize
 
     @property
     def host_bytes(self) -> int:
         """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
-        result = max(math.prod(boxes.box_shape(box)) for box, _ in self.reads) * self.dtype.itemsize
+        result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * self.dtype.itemsize
         return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
 
     def load(self, report: Callable[[int], None], stop: threading.Event) -> jax.Array:
@@ -135,7 +135,7 @@ class _ReadPlan:
             for read_box, shards in self.reads:
                 values = self._read(read_box, report, stop)
                 for box, devices in shards:
-                    part = values[boxes.relative(box, read_box)]
+                    part = values[slices.relative(box, read_box)]
                     parts += [jax.device_put(part, device) for device in devices]
                 # Bounds host memory: the buffer is free once the devices have the values.
                 jax.block_until_ready(parts)
@@ -146,12 +146,12 @@ class _ReadPlan:
             raise
 
     def _read(self, box: Box, report: Callable[[int], None], stop: threading.Event) -> np.ndarray:
-        out = _aligned_empty(boxes.box_shape(box), self.dtype)
+        out = _aligned_empty(slices.box_shape(box), self.dtype)
         for block in lazy.read_blocks(self.array, box):
             if stop.is_set():
                 raise _Stopped
             values = self.array.read(block)
-            boxes.copy(out[boxes.relative(block, box)], values)
+            slices.copy(out[slices.relative(block, box)], values)
             report(values.nbytes)
         return out
 

@@ -26,17 +26,17 @@ behind the last whole six in `decoder/layers_remainder/layers_{t}`. Older conver
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
 
 from gemma_tpu.checkpoint import lazy, names
-from gemma_tpu.checkpoint.arithmetic import Mapped
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.parameters import SIGLIP
 
 _SCANNED = 6  # layers that MaxText scans over together
-EMBEDDING = "token_embedder/embedding"
+EMBEDDING = "token_embedder/embedding"  # in every tree of MaxText, below its root
 _LAYER = {
     "pre_self_attention_norm/scale": "pre_attention_norm/scale",
     "post_self_attention_norm/scale": "post_attention_norm/scale",
@@ -49,11 +49,6 @@ _QKV = tuple(f"self_attention/{part}/kernel" for part in ("query", "key", "value
 _GATING = ("mlp/wi_0/kernel", "mlp/wi_1/kernel")
 
 
-def is_maxtext(found: Iterable[str]) -> bool:
-    """Whether these names, below the root of a tree, are those of MaxText."""
-    return EMBEDDING in found
-
-
 def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
     """Canonical names and values for the arrays of a MaxText tree; a name that is not known is left as it is."""
     found: names.Arrays = {}
@@ -62,14 +57,16 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
     for name, array in arrays.items():
         if name == EMBEDDING:
             factor = np.float32(ml_dtypes.bfloat16(width**0.5))
-            found["embedder/input_embedding"] = Mapped(array, lambda x, by=factor: x / by, array.dtype)
+            found["embedder/input_embedding"] = lazy.elementwise(
+                lambda x, by=factor: x.astype(np.float32) / by, array.dtype, array
+            )
         elif name == "decoder/decoder_norm/scale":
             found["final_norm/scale"] = _norm(array)
         elif name.startswith("decoder/layers"):
             for layer, rest, part in _layers(name, arrays, width):
                 layers.setdefault(layer, {})[rest] = part
         else:
-            name = name.replace("vision_encoder/Gemma3VisionEncoderLayer_0/", f"{names.SIGLIP}/")
+            name = name.replace("vision_encoder/Gemma3VisionEncoderLayer_0/", f"{SIGLIP}/")
             name = name.replace("/MlpBlockViT_0/", "/MlpBlock_0/")
             name = name.replace("vision_encoder/VisionEmbedder_0/", "embedder/")
             found[name] = _norm(array) if name == "embedder/mm_soft_embedding_norm/scale" else array
@@ -80,7 +77,7 @@ def canonical(arrays: Mapping[str, LazyArray]) -> names.Arrays:
 
 def _norm(array: LazyArray) -> LazyArray:
     # In float32, because the dtype that holds 1 + scale need not hold scale.
-    return Mapped(array, lambda x: x - 1, lazy.FLOAT32)
+    return lazy.elementwise(lambda x: x.astype(np.float32) - 1, lazy.FLOAT32, array)
 
 
 def _layers(name: str, arrays: Mapping[str, LazyArray], width: int) -> Iterator[tuple[int, str, LazyArray]]:

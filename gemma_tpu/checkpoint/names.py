@@ -1,25 +1,15 @@
-"""Parameter names and layouts of Gemma 3 checkpoints, and conversions between them as views.
+"""Google's and this package's parameter names and layouts, and conversions between them as views.
 
-The intermediate form is canonical: Google's nested names, joined by "/". Every stored layout is read to a dict by
-canonical name; this package's parameters, Hugging Face's files and Orbax trees are created from it.
+Every stored layout is read to a dict by canonical name (`parameters`); this package's parameters, Hugging Face's files
+and Orbax trees are created from it. What differs between this package and the canonical arrays besides the name:
 
-| this package | canonical (Google) | Hugging Face |
-|---|---|---|
-| embedder.table [V,D] | embedder/input_embedding [V,D] | embed_tokens.weight [V(+64),D] |
-| embedder.head [V,D], if untied | embedder/output_embedding [V,D] | lm_head.weight [V(+64),D] |
-| attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] | {q,k,v}_proj.weight [NH,D] |
-| same, if K = N | attn/qkv_einsum/w [3,N,D,H] | {q,k,v}_proj.weight [NH,D] |
-| attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] | o_proj.weight [D,NH] |
-| mlp.gate_up [2,F,D] | mlp/gating_einsum [2,F,D] | {gate,up}_proj.weight [F,D] |
-| mlp.down [F,D] | mlp/linear [F,D] | down_proj.weight [D,F] |
-| vision.patch.kernel [p,p,3,E] | embedding/kernel [p,p,3,E] | patch_embedding.weight [E,3,p,p] |
-| vision: attention.qkv [3,n,h,E] | {query,key,value}/kernel [E,n,h] | {q,k,v}_proj.weight [nh,E] |
-| vision: attention.out [n,h,E] | out/kernel [n,h,E] | out_proj.weight [E,nh] |
-| vision: mlp.up [E,M], mlp.down [M,E] | Dense_0/kernel, Dense_1/kernel, the same | fc{1,2}.weight, transposed |
-| vision.projection [E,D] | embedder/mm_input_projection/w [E,D] | mm_input_projection_weight [E,D] |
-
-All other parameters differ in name only. In each layout the rotary halves have the same order and query head n belongs
-to kv head n // G. Google's implementation always ties the head to the table; output_embedding is this package's name.
+| this package | canonical (Google) |
+|---|---|
+| attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] |
+| same, if K = N | attn/qkv_einsum/w [3,N,D,H] |
+| attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] |
+| vision.positions [P,E] | pos_embedding [1,P,E] |
+| vision: attention.qkv [3,n,h,E], attention.qkv_bias [3,n,h] | {query,key,value}/kernel [E,n,h], …/bias [n,h] |
 """
 
 from __future__ import annotations
@@ -31,73 +21,21 @@ from typing import Any
 from gemma_tpu.checkpoint import lazy
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.config import GemmaConfig, VisionConfig
+from gemma_tpu.checkpoint.parameters import SIGLIP, parameters
+from gemma_tpu.config import GemmaConfig
 
-SIGLIP = "vision_encoder/siglip_encoder"
-INPUT_TABLE, OUTPUT_HEAD = "embedder/input_embedding", "embedder/output_embedding"
-MULTIMODAL = (f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/")
 Arrays = dict[str, LazyArray]
 Shapes = dict[str, tuple[int, ...]]
-
-# Norms of a layer: name in this package → canonical.
-_NORMS = {
-    "pre_attention_norm": "pre_attention_norm",
-    "attention.query_norm": "attn/_query_norm",
-    "attention.key_norm": "attn/_key_norm",
-    "post_attention_norm": "post_attention_norm",
-    "pre_ffw_norm": "pre_ffw_norm",
-    "post_ffw_norm": "post_ffw_norm",
-}
 
 
 def is_multimodal(name: str) -> bool:
     """Whether a canonical name belongs to the vision tower or the projection of its output."""
-    return name.startswith(MULTIMODAL)
+    return name.startswith((f"{SIGLIP}/", "embedder/mm_input_projection/", "embedder/mm_soft_embedding_norm/"))
 
 
 def canonical_shapes(config: GemmaConfig) -> Shapes:
     """Shapes of all parameters by canonical name."""
-    c = config
-    shapes: Shapes = {INPUT_TABLE: (c.vocab_size, c.embed_dim)}
-    if not c.tied_head:
-        shapes[OUTPUT_HEAD] = (c.vocab_size, c.embed_dim)
-    for i in range(c.num_layers):
-        layer: Shapes = {f"{norm}/scale": (c.embed_dim,) for norm in _NORMS.values()}
-        layer["attn/_query_norm/scale"] = layer["attn/_key_norm/scale"] = (c.head_dim,)
-        if c.num_kv_heads == c.num_heads:
-            layer["attn/qkv_einsum/w"] = (3, c.num_heads, c.embed_dim, c.head_dim)
-        else:
-            layer["attn/q_einsum/w"] = (c.num_heads, c.embed_dim, c.head_dim)
-            layer["attn/kv_einsum/w"] = (2, c.num_kv_heads, c.embed_dim, c.head_dim)
-        layer["attn/attn_vec_einsum/w"] = (c.num_heads, c.head_dim, c.embed_dim)
-        layer["mlp/gating_einsum"] = (2, c.hidden_dim, c.embed_dim)
-        layer["mlp/linear"] = (c.hidden_dim, c.embed_dim)
-        shapes |= {f"layer_{i}/{name}": shape for name, shape in layer.items()}
-    shapes["final_norm/scale"] = (c.embed_dim,)
-    return shapes | (_canonical_vision_shapes(c.vision, c.embed_dim) if c.vision else {})
-
-
-def _canonical_vision_shapes(v: VisionConfig, embed_dim: int) -> Shapes:
-    e, m, heads = v.width, v.mlp_dim, (v.num_heads, v.head_dim)
-    shapes: Shapes = {
-        f"{SIGLIP}/embedding/kernel": (v.patch_size, v.patch_size, 3, e),
-        f"{SIGLIP}/embedding/bias": (e,),
-        f"{SIGLIP}/pos_embedding": (1, v.num_patches, e),
-    }
-    for i in range(v.depth):
-        block: Shapes = {f"LayerNorm_{n}/{part}": (e,) for n in (0, 1) for part in ("scale", "bias")}
-        for part in ("query", "key", "value"):
-            block[f"MultiHeadDotProductAttention_0/{part}/kernel"] = (e, *heads)
-            block[f"MultiHeadDotProductAttention_0/{part}/bias"] = heads
-        block["MultiHeadDotProductAttention_0/out/kernel"] = (*heads, e)
-        block["MultiHeadDotProductAttention_0/out/bias"] = (e,)
-        block |= {"MlpBlock_0/Dense_0/kernel": (e, m), "MlpBlock_0/Dense_0/bias": (m,)}
-        block |= {"MlpBlock_0/Dense_1/kernel": (m, e), "MlpBlock_0/Dense_1/bias": (e,)}
-        shapes |= {f"{SIGLIP}/Transformer/encoderblock_{i}/{name}": shape for name, shape in block.items()}
-    shapes |= {f"{SIGLIP}/Transformer/encoder_norm/{part}": (e,) for part in ("scale", "bias")}
-    shapes["embedder/mm_soft_embedding_norm/scale"] = (e,)
-    shapes["embedder/mm_input_projection/w"] = (e, embed_dim)
-    return shapes
+    return {row.canonical: row.shape for row in parameters(config)}
 
 
 # Orbax layouts.
@@ -172,44 +110,11 @@ def orbax_tree(canonical: Mapping[str, LazyArray], *, flat: bool) -> dict[str, A
 
 # This package's parameters.
 
-_VISION_BLOCK = {
-    "attention_norm.scale": "LayerNorm_0/scale",
-    "attention_norm.bias": "LayerNorm_0/bias",
-    "attention.out": "MultiHeadDotProductAttention_0/out/kernel",
-    "attention.out_bias": "MultiHeadDotProductAttention_0/out/bias",
-    "mlp_norm.scale": "LayerNorm_1/scale",
-    "mlp_norm.bias": "LayerNorm_1/bias",
-    "mlp.up": "MlpBlock_0/Dense_0/kernel",
-    "mlp.up_bias": "MlpBlock_0/Dense_0/bias",
-    "mlp.down": "MlpBlock_0/Dense_1/kernel",
-    "mlp.down_bias": "MlpBlock_0/Dense_1/bias",
-}
-
-
-def _renamed(config: GemmaConfig) -> dict[str, str]:
-    """This package's name → canonical name, of the parameters that differ in name only."""
-    renamed = {"embedder.table": INPUT_TABLE, "final_norm.scale": "final_norm/scale"}
-    if not config.tied_head:
-        renamed["embedder.head"] = OUTPUT_HEAD
-    for i in range(config.num_layers):
-        renamed |= {f"layers.{i}.{name}.scale": f"layer_{i}/{stored}/scale" for name, stored in _NORMS.items()}
-        renamed[f"layers.{i}.mlp.gate_up"] = f"layer_{i}/mlp/gating_einsum"
-        renamed[f"layers.{i}.mlp.down"] = f"layer_{i}/mlp/linear"
-    if config.vision:
-        renamed |= {f"vision.patch.{part}": f"{SIGLIP}/embedding/{part}" for part in ("kernel", "bias")}
-        for i in range(config.vision.depth):
-            block = f"{SIGLIP}/Transformer/encoderblock_{i}"
-            renamed |= {f"vision.blocks.{i}.{name}": f"{block}/{stored}" for name, stored in _VISION_BLOCK.items()}
-        renamed |= {f"vision.norm.{part}": f"{SIGLIP}/Transformer/encoder_norm/{part}" for part in ("scale", "bias")}
-        renamed["vision.soft_token_norm.scale"] = "embedder/mm_soft_embedding_norm/scale"
-        renamed["vision.projection"] = "embedder/mm_input_projection/w"
-    return renamed
-
 
 def params_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
     """This package's parameters, as views. Vision parameters are left out if `config.vision` is None."""
     n, k, g = config.num_heads, config.num_kv_heads, config.group_size
-    params = {name: canonical[stored] for name, stored in _renamed(config).items()}
+    params = {row.ours: canonical[row.canonical] for row in parameters(config) if row.ours}
     for i in range(config.num_layers):
         attn = f"layer_{i}/attn"
         if k == n:
@@ -235,8 +140,8 @@ def params_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfi
 def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) -> Arrays:
     """The inverse of `params_from_canonical`. Raises `CheckpointError` for wrong names or shapes."""
     g = config.group_size
-    check_shapes(param_shapes(config), {name: array.shape for name, array in params.items()}, "parameters")
-    canonical = {stored: params[name] for name, stored in _renamed(config).items()}
+    check_shapes(param_shapes(config), shapes(params), "parameters")
+    canonical = {row.canonical: params[row.ours] for row in parameters(config) if row.ours}
     for i in range(config.num_layers):
         attn = f"layer_{i}/attn"
         qkv = params[f"layers.{i}.attention.qkv"]
@@ -260,8 +165,16 @@ def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) 
 
 def param_shapes(config: GemmaConfig) -> Shapes:
     """Shapes of all parameters by this package's names."""
-    zeros: Arrays = {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
-    return {name: array.shape for name, array in params_from_canonical(zeros, config).items()}
+    return shapes(params_from_canonical(zeros(config), config))
+
+
+def zeros(config: GemmaConfig) -> Arrays:
+    """Canonical arrays without content, of which views show the shapes of other layouts."""
+    return {name: lazy.Zeros(shape, lazy.FLOAT32) for name, shape in canonical_shapes(config).items()}
+
+
+def shapes(arrays: Mapping[str, LazyArray]) -> Shapes:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:

@@ -20,7 +20,6 @@ from gemma_tpu.checkpoint import (
     names,
     orbax,
     peft,
-    redundant,
     storage,
     trees,
     tunix_names,
@@ -29,7 +28,7 @@ from gemma_tpu.checkpoint import (
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
-from gemma_tpu.checkpoint.reconcile import GOOGLE, HUGGING_FACE, check_params, reconcile
+from gemma_tpu.checkpoint.reconcile import GOOGLE, HUGGING_FACE, check_buffers, check_params, reconcile
 from gemma_tpu.checkpoint.staging import PARTIAL
 from gemma_tpu.checks import check_flag, check_number
 from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
@@ -152,25 +151,21 @@ def _no_checkpoint(path: str, entries: set[str]) -> CheckpointError:
     return CheckpointError(f"{message}; it has {', '.join(sorted(entries)[:5]) or 'nothing'}")
 
 
-def _open_hf(located: str, top: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    """`located`: a directory or one file. `top`: the path that the user gave."""
-    explicit = config is not None
+def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool) -> Checkpoint:
+    """`located`: a directory or one file. `top`: the path that the user gave. `given`: the config, if the user did."""
     if storage.is_file(located):
         directories, arrays = (storage.parent(located),), hf.read_file(located)
     else:
         directories, arrays = storage.ancestors(located, top), hf.read_directory(located)
-    config, config_json = _read_config(directories, config)
+    config, config_json = _read_config(directories, given)
     cores, stored, buffers = hf_names.cores(arrays, located)
-    config_io.refuse_others(_shapes(cores), located)
-    initial = config or config_io.infer_from_cores(_shapes(cores), located)
-    config = reconcile(cores, HUGGING_FACE, initial, located, explicit=explicit, text_only=text_only)
-    redundant.check_buffers(buffers, config, located)
+    config_io.refuse_others(names.shapes(cores), located)
+    initial = config or config_io.infer(names.shapes(cores), located)
+    config = reconcile(cores, HUGGING_FACE, initial, located, explicit=given is not None, text_only=text_only)
+    check_buffers(buffers, config, located)
     check_params(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
     canonical = hf_names.canonical_from_cores(cores, config)
-    if (initial.vision is None) != (config.vision is None):
-        config_json = None
-    tokenizer = _find_tokenizer(directories)
-    return Checkpoint(located, "safetensors", config, canonical, config_json, tokenizer, directories)
+    return _with_files(Checkpoint(located, "safetensors", config, canonical, config_json, None, directories), initial)
 
 
 def _stored_name(core: str, stored: Mapping[str, str]) -> str:
@@ -188,33 +183,30 @@ def _stored_name(core: str, stored: Mapping[str, str]) -> str:
     return core
 
 
-def _open_orbax(located: str, top: str, config: GemmaConfig | None, text_only: bool) -> Checkpoint:
-    explicit, directories = config is not None, storage.ancestors(located, top)
-    config, config_json = _read_config(directories, config)
-    listing = orbax.list_arrays(located)
-    tree = trees.find(listing.specs)
+def _open_orbax(located: str, top: str, given: GemmaConfig | None, text_only: bool) -> Checkpoint:
+    directories = storage.ancestors(located, top)
+    config, config_json = _read_config(directories, given)
+    specs = orbax.list_arrays(located)
+    tree = trees.find(specs)
     if tree is None:
-        examples = ", ".join(sorted(listing.specs)[:3]) or "no arrays"
+        examples = ", ".join(sorted(specs)[:3]) or "no arrays"
         raise CheckpointError(f"{located}: no Gemma 3 parameters by names that are known here; it holds {examples} …")
-    arrays = orbax.open_arrays(listing, list(tree.stored.values()))
+    arrays = orbax.open_arrays(located, {name: specs[name] for name in tree.stored.values()})
     if tree.kind == "adapter":
         raise CheckpointError(f"{located}: {trees.describe_adapter(tree, arrays)}")
-    alpha = flax_lora.stored_alpha(directories) if flax_lora.needs_alpha(tree.stored) else None
+    alpha = flax_lora.stored_alpha(tree.stored, directories)
     canonical = trees.canonical(tree, arrays, located, alpha)
-    config_io.refuse_others(_shapes(canonical), located)
-    initial = config or config_io.infer_from_canonical(_shapes(canonical), located)
-    config, canonical = _reconcile_canonical(canonical, initial, located, explicit=explicit, text_only=text_only)
-    if (initial.vision is None) != (config.vision is None):
-        config_json = None
-    tokenizer = _find_tokenizer(directories)
-    return Checkpoint(located, tree.kind, config, canonical, config_json, tokenizer, directories)
+    config_io.refuse_others(names.shapes(canonical), located)
+    initial = config or config_io.infer(names.shapes(canonical), located)
+    config, canonical = _reconcile_canonical(canonical, initial, located, given is not None, text_only)
+    return _with_files(Checkpoint(located, tree.kind, config, canonical, config_json, None, directories), initial)
 
 
 def open_tree(
     tree: Any, *, config: GemmaConfig | str | None = None, text_only: bool = False, lora_alpha: float | None = None
 ) -> Checkpoint:
     """Like `open_checkpoint`, for a pytree of arrays in memory with the names of any Orbax layout."""
-    source, config = "parameters", as_config(config)
+    source, given = "parameters", as_config(config)
     check_flag("text_only", text_only)
     if lora_alpha is not None:
         check_number("lora_alpha", lora_alpha, 0, low_open=True)
@@ -227,14 +219,13 @@ def open_tree(
             "those of Hugging Face too)"
         )
     canonical = trees.canonical(found, arrays, source, lora_alpha)
-    initial = config or config_io.infer_from_canonical(_shapes(canonical), source, in_memory=True)
-    explicit = config is not None
-    config, canonical = _reconcile_canonical(canonical, initial, source, explicit=explicit, text_only=text_only)
+    initial = given or config_io.infer(names.shapes(canonical), source, in_memory=True)
+    config, canonical = _reconcile_canonical(canonical, initial, source, given is not None, text_only)
     return Checkpoint(source, "memory", config, canonical, None, None, ())
 
 
 def _reconcile_canonical(
-    canonical: names.Arrays, config: GemmaConfig, path: str, *, explicit: bool, text_only: bool
+    canonical: names.Arrays, config: GemmaConfig, path: str, explicit: bool, text_only: bool
 ) -> tuple[GemmaConfig, names.Arrays]:
     """Returns the config of the model in the arrays, and its arrays, checked against the config."""
     # First, since reconciling compares shapes.
@@ -244,19 +235,18 @@ def _reconcile_canonical(
     return config, {name: canonical[name] for name in names.canonical_shapes(config)}
 
 
-def _shapes(arrays: Mapping[str, LazyArray]) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in arrays.items()}
+def _with_files(checkpoint: Checkpoint, initial: GemmaConfig) -> Checkpoint:
+    """`checkpoint` with its tokenizer, and without its config.json if reconciling `initial` changed the tower."""
+    if (initial.vision is None) != (checkpoint.config.vision is None):
+        checkpoint = dataclasses.replace(checkpoint, config_json=None)
+    return dataclasses.replace(checkpoint, tokenizer_path=_find_tokenizer(checkpoint.directories))
 
 
-def _read_config(directories: tuple[str, ...], config: GemmaConfig | None) -> tuple[GemmaConfig | None, str | None]:
-    if config is not None:
-        return config, None
-    for directory in directories:
-        file = storage.join(directory, "config.json")
-        if storage.is_file(file):
-            text = storage.read_text(file)
-            return added_tokens.extend_vocabulary(config_io.from_json(text, file), directories), text
-    return None, None
+def _read_config(directories: tuple[str, ...], given: GemmaConfig | None) -> tuple[GemmaConfig | None, str | None]:
+    if given is None and (file := storage.find(directories, "config.json")):
+        text = storage.read_text(file)
+        return added_tokens.extend_vocabulary(config_io.from_json(text, file), directories), text
+    return given, None
 
 
 def _find_tokenizer(directories: tuple[str, ...]) -> str | None:
@@ -264,9 +254,8 @@ def _find_tokenizer(directories: tuple[str, ...]) -> str | None:
     for directory in (*directories, storage.parent(directories[-1])):
         if directory == f"{_GOOGLE_BUCKET}/checkpoints":
             return f"{_GOOGLE_BUCKET}/tokenizers/tokenizer_gemma3.model"
-        for name in _TOKENIZERS:
-            if storage.is_file(file := storage.join(directory, name)):
-                if what := unsupported_formats.identify(storage.read_head(file)):
-                    raise CheckpointError(f"{file}: is {what}")
-                return file
+        if file := storage.find([directory], *_TOKENIZERS):
+            if what := unsupported_formats.identify(storage.read_head(file)):
+                raise CheckpointError(f"{file}: is {what}")
+            return file
     return None

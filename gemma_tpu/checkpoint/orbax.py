@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gemma_tpu.checkpoint import boxes, lazy, storage, unsupported_formats
-from gemma_tpu.checkpoint.boxes import Box
+from gemma_tpu.checkpoint import lazy, slices, storage, unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
+from gemma_tpu.checkpoint.slices import Box
+from gemma_tpu.checks import one_line
 from gemma_tpu.environment import quiet_libtpu
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -45,22 +45,13 @@ class OrbaxArray(Leaf):
         try:
             return self.store[box].read(order="C").result()
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{self.file}: cannot read {self.name}: {reason}") from error
+            raise CheckpointError(f"{self.file}: cannot read {self.name}: {one_line(error)}") from error
 
     def cost(self, box: Box) -> int:
         count = 1
         for part, chunk, size in zip(box, self.chunk, self.shape, strict=True):
             count *= min(-(-part.stop // chunk) * chunk, size) - part.start // chunk * chunk
         return count * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """The arrays of a checkpoint: `specs` maps an array's name, its keys joined by "/", to a TensorStore spec."""
-
-    path: str
-    specs: dict[str, dict[str, Any]]
 
 
 def holds_arrays(names: set[str]) -> bool:
@@ -71,8 +62,8 @@ def holds_arrays(names: set[str]) -> bool:
     return "checkpoint" in names and any(name.startswith(("transformer", "params", "layer_0")) for name in names)
 
 
-def list_arrays(path: str) -> Listing:
-    """Lists the arrays of the checkpoint directory `path` without opening them."""
+def list_arrays(path: str) -> dict[str, dict[str, Any]]:
+    """The TensorStore specs of the arrays in the checkpoint directory `path`, by their keys joined by "/"."""
     if TEMPORARY in path:
         raise CheckpointError(f"{path}: an Orbax checkpoint whose writing never finished")
     names = storage.entries(path)
@@ -103,20 +94,23 @@ def list_arrays(path: str) -> Listing:
         if metadata.get("store_array_data_equal_to_fill_value"):
             spec["fill_missing_data_reads"] = False
         specs[directory.replace(".", "/")] = spec
-    return Listing(path, specs)
+    return specs
 
 
-def open_arrays(listing: Listing, names: Sequence[str]) -> dict[str, OrbaxArray]:
-    """Opens the arrays `names`, reading shapes and dtypes but no data."""
-    futures = {name: ts.open(listing.specs[name], open=True, read=True, context=storage.context()) for name in names}
+def open_arrays(path: str, specs: Mapping[str, dict[str, Any]]) -> dict[str, OrbaxArray]:
+    """Opens arrays listed in `path`, reading shapes and dtypes but no data."""
+    futures = {name: ts.open(s, open=True, read=True, context=storage.context()) for name, s in specs.items()}
     arrays = {}
     for name, future in futures.items():
         try:
-            arrays[name] = OrbaxArray(future.result(), name, listing.path)
+            arrays[name] = OrbaxArray(future.result(), name, path)
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{listing.path}: cannot open {name}: {reason}") from error
+            raise CheckpointError(f"{path}: cannot open {name}: {one_line(error)}") from error
     return arrays
+
+
+_Infos = Sequence[ocp.type_handlers.ParamInfo]
+_Args = Sequence[ocp.type_handlers.SaveArgs] | None
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
@@ -129,19 +123,15 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         super().__init__(**options)
         self.progress = progress
 
-    async def serialize(
-        self,
-        values: Sequence[Any],  # LazyArrays
-        infos: Sequence[ocp.type_handlers.ParamInfo],
-        args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
-    ) -> Sequence[Any]:
+    async def serialize(self, values: Sequence[Any], infos: _Infos, args: _Args = None) -> Sequence[Any]:
+        """`values`: LazyArrays."""
         args = args or [ocp.type_handlers.SaveArgs()] * len(values)
         start = 0
         for stop in range(1, len(values) + 1):
             nbytes = sum(value.nbytes for value in values[start:stop])
             if nbytes < 16 * lazy.BLOCK_BYTES and stop < len(values):
                 continue
-            arrays = [boxes.contiguous(value.read_all()) for value in values[start:stop]]
+            arrays = [slices.contiguous(value.read_all()) for value in values[start:stop]]
             futures = await super().serialize(arrays, infos[start:stop], args[start:stop])
             try:
                 for future in futures:
@@ -155,12 +145,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             start = stop
         return []
 
-    async def _background_serialize(
-        self,
-        values: Sequence[np.ndarray],
-        infos: Sequence[ocp.type_handlers.ParamInfo],
-        args: Sequence[ocp.type_handlers.SaveArgs] | None = None,
-    ) -> None:
+    async def _background_serialize(self, values: Sequence[np.ndarray], infos: _Infos, args: _Args = None) -> None:
         """Waits for all arrays even if one fails; Orbax's method returns at the first failure."""
         before = asyncio.all_tasks()
         try:

@@ -20,8 +20,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from gemma_tpu.checkpoint import flax_lora, hf, hf_names, storage
-from gemma_tpu.checkpoint.arithmetic import Product
+from gemma_tpu.checkpoint import flax_lora, hf, hf_names, lazy, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checks import brief, one_line
@@ -32,18 +31,8 @@ _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!bias)\w+)??(?:\.weigh
 _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
 # LoRA variants whose delta is not scale · B·A, or does not apply to a weight.
 _VARIANTS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "arrow_config", "kasa_config"),
+    *("monteclora_config", "velora_config", "layer_replication", "target_parameters", "trainable_token_indices"),
 )
 # Initializations that also change the base model, so that the adapter does not fit the stored base.
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
@@ -133,10 +122,10 @@ def _delta(module: str, pair: Mapping[str, LazyArray], config: Mapping[str, Any]
     alpha = flax_lora.check_alpha(alpha, f"{file}: lora_alpha of {module}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if embedding:
-        return Product(a.transpose(1, 0), b.transpose(1, 0), scale)
+        return lazy.product(a.transpose(1, 0), b.transpose(1, 0), scale)
     for _ in range(len(b.shape) - 2):  # a convolution's B is [out,R,1,1]
         b = b.take(2, 0)
-    return Product(b, a, scale)
+    return lazy.product(b, a, scale)
 
 
 def _match_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:

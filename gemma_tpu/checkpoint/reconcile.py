@@ -1,4 +1,4 @@
-"""Reconciles a checkpoint's config with its stored parameters.
+"""Reconciles a checkpoint's config with what is stored: parameters, and buffers that follow from the config.
 
 The config of a fine-tune may not match its weights: an output head that was merged separately from the embedding
 table, a decoder without the vision tower in its config. The stored parameters win, and a `CheckpointWarning` says so.
@@ -7,18 +7,22 @@ table, a decoder without the vision tower in its config. The stored parameters w
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from gemma_tpu.checkpoint import hf_names, names, redundant
+from gemma_tpu.checkpoint import hf_names, lazy, names, parameters, slices
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.config import GemmaConfig, VisionConfig
 
-Shapes = Mapping[str, tuple[int, ...]]
+# Buffers are stored in the dtype of the weights; bfloat16 keeps 8 bits.
+_TOLERANCE = 2**-7
 
 
 class Naming(NamedTuple):
@@ -26,12 +30,12 @@ class Naming(NamedTuple):
 
     table: str
     head: str
-    shapes: Callable[[GemmaConfig], Shapes]
+    shapes: Callable[[GemmaConfig], names.Shapes]
     is_multimodal: Callable[[str], bool]
 
 
-GOOGLE = Naming(names.INPUT_TABLE, names.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
-HUGGING_FACE = Naming(hf_names.TABLE, hf_names.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
+GOOGLE = Naming(parameters.INPUT_TABLE, parameters.OUTPUT_HEAD, names.canonical_shapes, names.is_multimodal)
+HUGGING_FACE = Naming(parameters.TABLE, parameters.HEAD, hf_names.core_shapes, hf_names.is_multimodal)
 
 
 def reconcile(
@@ -52,7 +56,7 @@ def reconcile(
 def _reconcile_vision(
     arrays: dict[str, LazyArray], naming: Naming, config: GemmaConfig, path: str, *, explicit: bool, text_only: bool
 ) -> GemmaConfig:
-    found = {name: array.shape for name, array in arrays.items() if naming.is_multimodal(name)}
+    found = {name: shape for name, shape in names.shapes(arrays).items() if naming.is_multimodal(name)}
     text_config = dataclasses.replace(config, vision=None)
     if not text_only:
         if config.vision and not found:
@@ -87,7 +91,7 @@ def _reconcile_head(
         return config
     if explicit and not config.tied_head:
         return config
-    if naming.table in arrays and redundant.equal(arrays[naming.table], head):
+    if naming.table in arrays and equal_arrays(arrays[naming.table], head):
         del arrays[naming.head]
         return dataclasses.replace(config, tied_head=True)
     if config.tied_head:
@@ -104,8 +108,7 @@ def check_params(
     stored_name: Callable[[str], str] = lambda name: name,
 ) -> None:
     """Raises `CheckpointError` unless `arrays` have the names and shapes of `config`, and floating-point dtypes."""
-    expected = naming.shapes(config)
-    found = {name: array.shape for name, array in arrays.items()}
+    expected, found = naming.shapes(config), names.shapes(arrays)
     expected_stored, found_stored = (
         {stored_name(name): shape for name, shape in shapes.items()} for shapes in (expected, found)
     )
@@ -121,6 +124,45 @@ def check_params(
             raise CheckpointError(
                 f"{path}: {leaf.name} is {array.dtype}: a quantised checkpoint? Take the bfloat16 one"
             )
+
+
+def equal_arrays(a: LazyArray, b: LazyArray) -> bool:
+    """Whether two arrays hold the same values. Reads a block of each at a time, and no more after a difference."""
+    if a.shape != b.shape:
+        return False
+    return all(np.array_equal(a.read(box), b.read(box)) for box in lazy.read_blocks(a, slices.whole(a.shape)))
+
+
+def check_buffers(buffers: Mapping[str, LazyArray], config: GemmaConfig, path: str) -> None:
+    """`CheckpointError` naming a buffer, by its stored name, that is not what the config says it is."""
+    for name, array in buffers.items():
+        if config.vision is None and name.endswith("position_ids"):
+            continue  # of a tower that is not loaded
+        found = array.read_all().astype(np.float64).ravel()
+        expected = _expected(name, found.size, config)
+        if expected is None:
+            continue  # of layers that the model has none of
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=_TOLERANCE, atol=0):
+            raise CheckpointError(
+                f"{path}: {name} is stored, and is not what follows from the config: these weights were made with "
+                "another config.json"
+            )
+
+
+def _expected(name: str, size: int, config: GemmaConfig) -> np.ndarray | None:
+    if name.endswith("position_ids"):
+        return np.arange(size, dtype=np.float64)
+    if name.endswith("embed_scale"):
+        return np.array([math.sqrt(config.embed_dim)])
+    if match := re.search(r"layers\.(\d+)\.", name):
+        fitting = config.layers[int(match[1]) :]
+    else:
+        is_local = bool(re.search("local|sliding", name))
+        fitting = [layer for layer in config.layers if (layer.window is not None) is is_local]
+    if not fitting:
+        return None
+    base, scale = fitting[0].rope_base, fitting[0].rope_scale
+    return base ** -(np.arange(0, config.head_dim, 2) / config.head_dim) / scale
 
 
 def _warn(message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,12 @@ _CONTEXT = {
     "cache_pool": {"total_bytes_limit": 0},
     "cache_pool#directory": {"total_bytes_limit": 64 << 20},
 }
-_context: ts.Context | None = None
 
 
+@functools.cache
 def context() -> ts.Context:
     """The TensorStore context of all reads. Caches OCDBT directories but no data, which is read once."""
-    global _context
-    if _context is None:
-        _context = ts.Context(_CONTEXT)
-    return _context
+    return ts.Context(_CONTEXT)
 
 
 def is_remote(path: str) -> bool:
@@ -99,6 +98,11 @@ def is_file(path: str) -> bool:
     return bool(_read(path, slice(0, 1)))
 
 
+def find(directories: Iterable[str], *names: str) -> str | None:
+    """The file of the first of `names` that there is, in the first of `directories` that has one; else None."""
+    return next(filter(is_file, (join(directory, name) for directory in directories for name in names)), None)
+
+
 def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> bytes:
     """The bytes of a file, or of a range. Raises `CheckpointError` if it does not exist."""
     path = normalise(path)
@@ -110,13 +114,7 @@ def read_file(path: str | os.PathLike[str], byte_range: slice = slice(None)) -> 
 
 def read_head(path: str) -> bytes:
     """The first HEAD_BYTES of a file, or all of a smaller one. Raises `CheckpointError` if it does not exist."""
-    if not is_remote(path):
-        check_link(path)
-        try:
-            with open(path, "rb") as file:
-                return file.read(unsupported_formats.HEAD_BYTES)
-        except OSError as error:
-            raise unreadable(path, error) from error
+    check_link(path)
     try:
         return read_file(path, slice(0, unsupported_formats.HEAD_BYTES))
     except CheckpointError as error:
@@ -209,6 +207,5 @@ def _read(path: str, byte_range: slice) -> bytes | None:
 
 
 def unreadable(path: str, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
     hint = " (is there a network, and do you have access to the bucket?)" if is_remote(path) else ""
-    return CheckpointError(f"{path}: cannot be read{hint}: {reason}")
+    return CheckpointError(f"{path}: cannot be read{hint}: {one_line(error)}")

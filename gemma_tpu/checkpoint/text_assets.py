@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint import family, storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
-from gemma_tpu.checkpoint.chat_template import read_chat_template
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checkpoint.generation_config import GenerationConfig, read_generation_config
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.options import MAX_STOP_TOKENS
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
+# Files with a chat template, the Jinja text of a prompt format, in the order of transformers 5.23
+# (tokenization_utils_base.py, processing_utils.py).
+_TEMPLATE = "chat_template.jinja"
+_WITH_TEMPLATE = ("chat_template.json", "tokenizer_config.json")
+_GENERATION_CONFIG = "generation_config.json"
+# Defaults of transformers (5.23, configuration_utils.py) for settings that a file with do_sample leaves out.
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+_OPTION_NAMES = {"max_new_tokens": "max_new_tokens", "stop_strings": "stop"}
+_ID_OPTION_NAMES = {"eos_token_id": "stop_tokens", "suppress_tokens": "forbidden_tokens"}
+# Settings without influence on which tokens are drawn. The context limits prompt and answer instead of max_length.
+_IRRELEVANT = {
+    *("bos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "do_sample", "transformers_version"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
+    *("renormalize_logits", "remove_invalid_values", "low_memory", "prefill_chunk_size"),
+    *("early_stopping", "length_penalty"),  # for beam search, which num_beams reports
+}
 # config.json's names of special ids, by role (`gemma_tpu.text.special`).
 _CONFIG_IDS = {
     "bos_token_id": "bos",
@@ -28,6 +43,15 @@ _CONFIG_IDS = {
     "eoi_token_index": "end_of_image",
     "eoi_token_id": "end_of_image",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """`options`: arguments of `gemma_tpu.SamplingParams` that `path` sets. `ignored`: its unsupported settings."""
+
+    path: str | None
+    options: Mapping[str, Any]
+    ignored: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +110,11 @@ class TextAssets:
                 options[name] = [token for token in options[name] if token in rows]
         if tokenizer is not None and "stop_tokens" in options:
             options["stop_tokens"] = sorted({*options["stop_tokens"], tokenizer.eos_id, tokenizer.end_of_turn})
+        if (count := len(options.get("stop_tokens", ()))) > MAX_STOP_TOKENS:
+            raise CheckpointError(
+                f"{self.generation_config.path or self.config_path}: eos_token_id gives {count} stop tokens, with the "
+                f"tokenizer's, and an answer has at most {MAX_STOP_TOKENS}: shorten that list"
+            )
         return options
 
     def notes(self, tokenizer: Tokenizer | None) -> list[str]:
@@ -122,9 +151,9 @@ class TextAssets:
 
 def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
     """Reads all but the tokenizer itself. Raises `CheckpointError` for a file that cannot be read."""
-    files = (storage.join(directory, "config.json") for directory in checkpoint.directories)
-    config_path = next(filter(storage.is_file, files), None)
+    config_path = storage.find(checkpoint.directories, "config.json")
     config = storage.read_json(config_path) if config_path else {}
+    family.check_parts(config, config_path or "")
     template = read_chat_template(checkpoint.directories)
     return TextAssets(
         checkpoint.path,
@@ -137,6 +166,75 @@ def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
         template,
         choose_format(template and template[0], config),
     )
+
+
+def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
+    """The chat template and its file, from the first of `directories` that has one, else None.
+
+    Raises `CheckpointError` for a file that cannot be read.
+    """
+    for directory in directories:
+        if storage.is_file(file := storage.join(directory, _TEMPLATE)):
+            return storage.read_text(file), file
+        for name in _WITH_TEMPLATE:
+            if storage.is_file(file := storage.join(directory, name)) and (template := _template_in(file)):
+                return template, file
+    return None
+
+
+def _template_in(file: str) -> str | None:
+    template: Any = storage.read_json(file).get("chat_template")
+    try:
+        if isinstance(template, list):  # named templates
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: its chat_template cannot be read: {error}") from error
+    return template if isinstance(template, str) else None
+
+
+def read_generation_config(directories: Sequence[str], config: Mapping[str, Any], config_path: str) -> GenerationConfig:
+    """The generation_config.json of the first of `directories` that has one.
+
+    As in transformers, decoding is greedy unless `do_sample` is true, and a checkpoint without the file uses the
+    `eos_token_id` of its config.json: `config`, at `config_path`.
+
+    Raises `CheckpointError` for a file that cannot be read.
+    """
+    if path := storage.find(directories, _GENERATION_CONFIG):
+        return _parse_generation_config(storage.read_json(path), path)
+    eos = config.get("eos_token_id") or (config.get("text_config") or {}).get("eos_token_id")
+    return GenerationConfig(None, {} if eos is None else {"stop_tokens": _ids(eos, "eos_token_id", config_path)}, {})
+
+
+def _parse_generation_config(raw: Mapping[str, Any], path: str) -> GenerationConfig:
+    settings = {key: value for key, value in raw.items() if value is not None}
+    options = {key: settings[key] for key in _SAMPLING if key in settings}
+    if settings.get("do_sample"):
+        options = _SAMPLING | options
+    else:
+        options["temperature"] = 0.0
+    options |= {option: settings[key] for key, option in _OPTION_NAMES.items() if key in settings}
+    options |= {option: _ids(settings[key], key, path) for key, option in _ID_OPTION_NAMES.items() if key in settings}
+    ignored = {
+        key: value
+        for key, value in settings.items()
+        if not key.startswith(("_", "output_", "return_", "num_assistant", "assistant_"))
+        and key not in (*_SAMPLING, *_OPTION_NAMES, *_ID_OPTION_NAMES, *_IRRELEVANT)
+        and not _is_neutral(value)
+    }
+    return GenerationConfig(path, options, ignored)
+
+
+def _is_neutral(value: Any) -> bool:
+    """Whether a setting has no effect, as transformers' penalties, counts and lists at 0, at 1 or empty."""
+    return value is not True and value in (False, 0, 1, [], {}, "")
+
+
+def _ids(value: Any, key: str, path: str) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise CheckpointError(f"{path}: {key} is {brief(value)}, neither a token id nor a list of them")
+    return tuple(dict.fromkeys(ids))
 
 
 def special_ids(config: Mapping[str, Any]) -> dict[str, int]:

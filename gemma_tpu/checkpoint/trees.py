@@ -41,7 +41,8 @@ def find(stored: Iterable[str]) -> Tree | None:
     clean = {_VARIABLE.sub("", name): name for name in stored if not _RANDOM_STATE.search(name)}
     if (root := names.find_model_root(clean)) is not None:
         below = _below(root, clean)
-        return Tree(_kind(clean, root, below), below)
+        kind = "tunix" if tunix_names.is_tunix(below) else names.orbax_kind(clean, root)
+        return Tree("maxtext" if maxtext_names.EMBEDDING in below else kind, below)
     found = {name: original for name, original in clean.items() if not names.is_optimizer(name)}
     roots = {match[1] for name in found if flax_lora.adapted_weight(name) and (match := _ADAPTER_ROOT.match(name))}
     return Tree("adapter", _below(min(roots, key=len), found)) if roots else None
@@ -49,12 +50,6 @@ def find(stored: Iterable[str]) -> Tree | None:
 
 def _below(root: str, stored: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix(root): original for name, original in stored.items() if name.startswith(root)}
-
-
-def _kind(clean: Iterable[str], root: str, below: Iterable[str]) -> str:
-    if maxtext_names.is_maxtext(below):
-        return "maxtext"
-    return "tunix" if tunix_names.is_tunix(below) else names.orbax_kind(clean, root)
 
 
 def canonical(tree: Tree, arrays: Mapping[str, LazyArray], path: str, alpha: float | None = None) -> names.Arrays:

@@ -20,11 +20,12 @@ from collections.abc import Iterable, Mapping
 
 from gemma_tpu.checkpoint import lazy, names
 from gemma_tpu.checkpoint.lazy import LazyArray
+from gemma_tpu.checkpoint.parameters import SIGLIP
 from gemma_tpu.config import VisionConfig
 
 _GATE, _UP = "mlp/gate_proj/kernel", "mlp/up_proj/kernel"
 _LAYER = {"mlp/down_proj/kernel": "mlp/linear", "post_attn_norm/scale": "post_attention_norm/scale"}
-_VISION = f"{names.SIGLIP}/transformer/"
+_VISION = f"{SIGLIP}/transformer/"
 _MHA = "MultiHeadDotProductAttention_0"
 
 
@@ -57,7 +58,7 @@ def _canonical_vision_name(name: str) -> str:
     name = re.sub(r"/ln(\d)/", lambda match: f"/LayerNorm_{int(match[1]) - 1}/", name)
     name = re.sub(r"/mlp/fc(\d)/", lambda match: f"/MlpBlock_0/Dense_{int(match[1]) - 1}/", name)
     name = re.sub(r"/attn/(query|key|value|out)_proj/", rf"/{_MHA}/\1/", name)
-    return f"{names.SIGLIP}/Transformer/{name}"
+    return f"{SIGLIP}/Transformer/{name}"
 
 
 def split_heads(arrays: Mapping[str, LazyArray], config: VisionConfig) -> names.Arrays:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gemma_tpu.checkpoint.boxes import Box
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.checkpoint.names import abbreviate
+from gemma_tpu.checkpoint.slices import Box
 
 # All-zero layers have no effect, but these are indispensable.
 _REQUIRED = ("embedder.table", "embedder.head")
@@ -66,11 +67,7 @@ class CheckedArray(Leaf):
 
 def add_checks(arrays: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     """The same arrays with a `CheckedArray` for each leaf."""
-    checked: dict[int, CheckedArray] = {}
-
-    def check(leaf: Leaf) -> CheckedArray:
-        return checked.setdefault(id(leaf), CheckedArray(leaf))
-
+    check = functools.cache(CheckedArray)  # one for each leaf, which several arrays may share
     return {name: array.map_leaves(check) for name, array in arrays.items()}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import pickle
 import select
 import socket
@@ -33,16 +32,14 @@ class Peer:
         self.name = name
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small and latency matters
         link.settimeout(_TIMEOUT)
-        self._link = link
+        self._link, self._received = link, link.makefile("rb")
         self._send_lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._send_heartbeats, name="gemma-heartbeat", daemon=True).start()
 
     def send(self, message: bytes) -> None:
         with self._send_lock, _as_connection_error():
-            rest = memoryview(_LENGTH.pack(len(message)) + message)
-            while rest:
-                rest = rest[self._link.send(rest) :]
+            self._link.sendall(_LENGTH.pack(len(message)) + message)
 
     def receive(self) -> bytes:
         """Blocks until the next message. An error closes the connection."""
@@ -53,6 +50,7 @@ class Peer:
                 return self._read(length)
         except ConnectionError:
             self._closed.set()
+            self._received.close()
             self._link.close()
             raise
 
@@ -68,13 +66,9 @@ class Peer:
             self._link.shutdown(socket.SHUT_WR)
 
     def _read(self, count: int) -> bytes:
-        data = bytearray(count)
-        rest = memoryview(data)
-        while rest:
-            if not (got := self._link.recv_into(rest)):
-                raise EOFError
-            rest = rest[got:]
-        return bytes(data)
+        if len(data := self._received.read(count)) < count:
+            raise ConnectionError("it has ended")
+        return data
 
     def _send_heartbeats(self) -> None:
         with contextlib.suppress(ConnectionError):  # `receive` reports it
@@ -88,22 +82,18 @@ def _as_connection_error():
         yield
     except TimeoutError as error:
         raise ConnectionError(f"it has given no sign of life for {_TIMEOUT} s") from error
-    except EOFError as error:
-        raise ConnectionError("it has ended") from error
-    except OSError as error:
-        raise ConnectionError(error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: closed on this side
+        raise ConnectionError(getattr(error, "strerror", None) or str(error)) from error
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles JAX devices, as in meshes, by id."""
+    def reducer_override(self, obj: Any) -> Any:
+        """JAX devices, as in meshes, by id."""
+        return (_device, (obj.id,)) if isinstance(obj, jax.Device) else NotImplemented
 
-    def persistent_id(self, obj: Any) -> int | None:
-        return obj.id if isinstance(obj, jax.Device) else None
 
-
-class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, pid: int) -> jax.Device:
-        return next(device for device in jax.devices() if device.id == pid)
+def _device(id: int) -> jax.Device:
+    return next(device for device in jax.devices() if device.id == id)
 
 
 def pack(*message: Any) -> bytes:
@@ -113,12 +103,4 @@ def pack(*message: Any) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[Any, ...]:
-    return _Unpickler(io.BytesIO(packed)).load()
-
-
-def pack_answer(**answer: Any) -> bytes:
-    return json.dumps(answer).encode()
-
-
-def unpack_answer(packed: bytes) -> dict[str, Any]:
-    return json.loads(packed)
+    return pickle.loads(packed)

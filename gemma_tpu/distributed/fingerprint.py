@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import distributions
 from pathlib import Path
 
 import jax
@@ -35,7 +35,7 @@ _THREADS = 8
 def software() -> dict[str, str]:
     """What determines a process's programs: code, versions, JAX settings, XLA flags."""
     facts = {"gemma_tpu": f"{gemma_tpu.__version__} (code {_code_digest()})"}
-    facts |= {name: _version(name) for name in _PACKAGES}
+    facts |= {name: next((found.version for found in distributions(name=name)), "none") for name in _PACKAGES}
     facts |= {name: _flags(os.environ.get(name, "")) for name in _VARIABLES}
     return facts | {name: str(getattr(jax.config, name)) for name in _SETTINGS}
 
@@ -48,13 +48,6 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
 def _flags(value: str) -> str:
     return " ".join(sorted(flag for flag in value.split() if not flag.startswith(_LOCAL_FLAGS))) or "none"
 
@@ -65,8 +58,8 @@ def common_digests(params: Params) -> dict[str, str]:
     for path, array in jax.tree_util.tree_leaves_with_path(dict(params)):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         holders: dict[str, set[int]] = {}
-        for device, index in array.sharding.devices_indices_map(array.shape).items():
-            holders.setdefault(_slice_name(index), set()).add(device.process_index)
+        for shard in array.global_shards:
+            holders.setdefault(_slice_name(shard.index), set()).add(shard.device.process_index)
         for shard in array.addressable_shards:
             bounds = _slice_name(shard.index)
             if len(holders[bounds]) > 1:

@@ -8,12 +8,12 @@ follow. When one is lost all end: none can go on alone.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import itertools
-import os
 import socket
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax._src.distributed import global_state  # the key-value store of jax.distributed has no public name
@@ -23,9 +23,9 @@ from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed import rendezvous
 from gemma_tpu.distributed.cluster import Cluster, find_cluster, parse_address
 from gemma_tpu.distributed.fingerprint import common_digests, differences, software
-from gemma_tpu.distributed.follower import Follower
-from gemma_tpu.distributed.group import Group
-from gemma_tpu.distributed.shared_runner import LeadingRunner, OnFailure
+from gemma_tpu.distributed.group import Follower, Group, Held, OnFailure, give_up
+from gemma_tpu.distributed.shared_runner import LeadingRunner
+from gemma_tpu.engine.errors import ProcessesLostError
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.environment import quiet_libtpu
 from gemma_tpu.model import Params
@@ -37,7 +37,6 @@ _JAX_ENDS = 30  # seconds for JAX to let them go
 _NEVER = 1_000_000  # seconds: JAX's heartbeat kills without a word, so it must not come before our own
 
 _SHOWN = 3  # differences that an error names
-_JOINING = -1  # what watches the group until JAX has started
 
 _called = False
 _group: Group | None = None
@@ -90,15 +89,16 @@ def initialize(
         follower.run()
     group = Group(peers)
     # From here on the loss of a process is noticed. JAX would wait for it, and then kill this one.
-    group.watch(_JOINING, _give_up)
+    lost = functools.partial(give_up, 0)
+    group.watch(lost)
     atexit.register(group.end)
     try:
         _start_jax(cluster, bind)
     except Exception as error:
-        group.forget(_JOINING)
-        group.fail(f"JAX did not start in process 0: {error}", raised=True)
+        group.forget(lost)
+        group.fail(f"JAX did not start in process 0: {error}")
         raise
-    group.forget(_JOINING)
+    group.forget(lost)
     if peers:
         _group = group
 
@@ -135,11 +135,6 @@ def _start_jax(cluster: Cluster, bind: str | None) -> None:
         raise RuntimeError(f"{found}, and {cluster.num_processes} have come: their devices must be of one kind")
 
 
-def _give_up(error: BaseException) -> NoReturn:
-    print(f"gemma_tpu: process 0 gives up: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 class _Shared(dict[str, Weight]):
     """Parameters that all processes hold."""
 
@@ -153,9 +148,8 @@ def require_same(
 
     This process calls `here`, the others `function(*args)`. Errors of all are raised here.
     """
-    if _group is None or _is_local(mesh):
-        return
-    _end_if_different(_group, _ask_all(_group, "compare", next(_keys), here, function, args))
+    if _group is not None and not _is_local(mesh):
+        _compare(_group, here, _digests, function, args)
 
 
 def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., Params], *args: Any) -> Params:
@@ -174,23 +168,29 @@ def everywhere(here: Callable[[], Params], mesh: Mesh, function: Callable[..., P
         return common_digests(made)
 
     try:
-        found = _ask_all(_group, "make", made.key, make, function, args)
+        _compare(_group, make, _make, made.key, function, args)
     except Exception:
-        with _group.together("drop", made.key):
+        with contextlib.suppress(ProcessesLostError), _group.together("tell", dict.pop, made.key, None):
             made.clear()
         raise
-    _end_if_different(_group, found)
     return made
 
 
-_Answers = dict[str, dict[str, Any]]  # by process: "digests", or an "error"
+# What another process does meanwhile.
 
 
-def _ask_all(
-    group: Group, kind: str, key: int, here: Callable[[], Mapping[str, str]], function: Callable[..., Any], args: Any
-) -> _Answers:
-    """The digests of all processes; raises the error of any."""
-    with group.together(kind, key, function, args):
+def _digests(_: Held, function: Callable[..., Mapping[str, str]], args: Sequence[Any]) -> Mapping[str, str]:
+    return function(*args)
+
+
+def _make(held: Held, key: int, function: Callable[..., Params], args: Sequence[Any]) -> Mapping[str, str]:
+    held[key] = made = function(*args)
+    return common_digests(made)
+
+
+def _compare(group: Group, here: Callable[[], Mapping[str, str]], function: Callable[..., Any], *args: Any) -> None:
+    """Ends all processes if their digests differ; raises the error of any that has none."""
+    with group.together("ask", function, *args):
         try:
             own, failed = {"digests": here()}, None
         except Exception as error:
@@ -200,18 +200,12 @@ def _ask_all(
         raise failed
     if errors := [f"{who}: {answer['error']}" for who, answer in found.items() if "error" in answer]:
         raise RuntimeError("; ".join(errors))
-    return found
-
-
-def _end_if_different(group: Group, found: _Answers) -> None:
-    different = differences({who: answer["digests"] for who, answer in found.items()})
-    if not different:
-        return
-    shown = ", ".join(f"{name} of {two} is not that of {one}" for name, (one, _), (two, _) in different[:_SHOWN])
-    more = f", nor are {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
-    why = f"the weights are not the same on all hosts: {shown}{more}: give every host the same files"
-    group.fail(why, raised=True)
-    raise RuntimeError(why)
+    if different := differences({who: answer["digests"] for who, answer in found.items()}):
+        shown = ", ".join(f"{name} of {two} is not that of {one}" for name, (one, _), (two, _) in different[:_SHOWN])
+        more = f", nor are {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        why = f"the weights are not the same on all hosts: {shown}{more}: give every host the same files"
+        group.fail(why)
+        raise RuntimeError(why)
 
 
 def open_runner(deployment: Deployment, params: Params, on_failure: OnFailure, **options: Any) -> Runner:

@@ -17,11 +17,11 @@ import ipaddress
 import itertools
 import json
 import os
-import selectors
 import socket
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 
 from gemma_tpu.distributed.channel import Peer
 from gemma_tpu.distributed.cluster import Cluster, parse_address
@@ -30,7 +30,7 @@ from gemma_tpu.distributed.fingerprint import differences
 _GREETING = b"gemma_tpu 1\n"  # with the version of the protocol
 _GREETING_TIMEOUT = 10  # seconds for process 0 to send the greeting
 _DNS_TIMEOUT = 60  # seconds for a host name to resolve; a new pod's takes a while
-_GRACE = 5  # seconds for the other processes to join and receive an error
+_GRACE = 5  # seconds for a process to introduce itself, and for the others to join and receive an error
 _RETRY_INTERVAL = 0.2  # seconds between connection attempts
 _MAX_LINE = 1 << 16  # bytes
 
@@ -48,17 +48,16 @@ def join(cluster: Cluster, facts: Mapping[str, str], timeout: float) -> tuple[li
         link, host = _connect(cluster, hello, timeout)
         return [Peer(link, f"process 0 on {host}")], None
     listener, bind = _listen(cluster, hello)
-    server = _Rendezvous(listener, cluster, timeout)
-    server.start()
-    try:
-        # Process 0 connects too: the address may lead to another process 0.
-        link, _ = _connect(cluster, hello, timeout)
-    except BaseException as error:  # Ctrl-C too
-        server.stop(f"process 0 on {hello.host} gives up: {error or type(error).__name__}")
-        raise
-    link.close()
-    server.join()
-    return [Peer(client.link, client.name) for client in server.joined() if client.hello.process_id > 0], bind
+    stopped: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        gathering = pool.submit(_gather, listener, cluster, timeout, stopped)
+        try:
+            # Process 0 connects too: the address may lead to another process 0.
+            _connect(cluster, hello, timeout)[0].close()
+        except BaseException as error:  # Ctrl-C too
+            stopped.append(f"process 0 on {hello.host} gives up: {error or type(error).__name__}")
+            raise
+    return [Peer(link, client.name) for link, client in gathering.result() if client.process_id > 0], bind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,10 @@ class _Hello:
     process_id: int
     host: str
     facts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"process {self.process_id} on {self.host}"
 
 
 # In every process.
@@ -124,21 +127,19 @@ def _open_connection(cluster: Cluster, timeout: float) -> socket.socket:
 
 def _expect_greeting(link: socket.socket, cluster: Cluster) -> None:
     link.settimeout(_GREETING_TIMEOUT)
-    received = b""
-    with contextlib.suppress(OSError):  # silent or closed: judge what was received
-        while len(received) < len(_GREETING) and _GREETING.startswith(received) and (byte := link.recv(1)):
-            received += byte
-    if received != _GREETING:
-        raise _OtherProgram(
-            f"{cluster.address} takes no further process of this version of gemma_tpu: all have joined, or another "
-            "program has the port, as process 0 reports"
-        )
+    with contextlib.suppress(OSError):  # silent or closed
+        if _read_line(link) == _GREETING:
+            return
+    raise _OtherProgram(
+        f"{cluster.address} takes no further process of this version of gemma_tpu: all have joined, or another "
+        "program has the port, as process 0 reports"
+    )
 
 
 def _read_line(link: socket.socket) -> bytes:
-    """Reads one line and nothing beyond it, which belongs to the channel."""
+    """Reads one line and nothing beyond it, which belongs to the channel; cut off if it is very long."""
     line = b""
-    while not line.endswith(b"\n"):
+    while not line.endswith(b"\n") and len(line) < _MAX_LINE:
         if not (byte := link.recv(1)):
             raise ConnectionError
         line += byte
@@ -182,117 +183,77 @@ def _is_ip_address(host: str) -> bool:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    if host:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+    """A listener on all interfaces if `host` is empty."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=both)
 
 
-class _Client:
-    """An accepted connection. `hello` is set once a process of the group has introduced itself."""
+def _gather(
+    listener: socket.socket, cluster: Cluster, timeout: float, stopped: list[str]
+) -> list[tuple[socket.socket, _Hello]]:
+    """Accepts connections until all processes have joined or an error occurs, and tells all of them.
 
-    hello: _Hello
-
-    def __init__(self, link: socket.socket) -> None:
-        self.link, self.joined, self._received = link, False, b""
-        link.settimeout(_GRACE)
-
-    @property
-    def name(self) -> str:
-        return f"process {self.hello.process_id} on {self.hello.host}"
-
-    def read(self) -> bool:
-        """Reads what has arrived. False if the other side is another program or has closed; it may reconnect."""
-        data = self.link.recv(_MAX_LINE)
-        if not data or self.joined:
-            return False
-        self._received += data
-        if self._received.endswith(b"\n"):
-            self.hello = _Hello(**json.loads(self._received))
-            self.joined = True
-        return len(self._received) < _MAX_LINE
-
-
-class _Rendezvous(threading.Thread):
-    """Accepts connections until all processes have joined or an error occurs, then tells all of them."""
-
-    def __init__(self, listener: socket.socket, cluster: Cluster, timeout: float) -> None:
-        super().__init__(name="gemma-rendezvous", daemon=True)
-        self._listener, self._cluster, self._timeout = listener, cluster, timeout
-        self._clients: list[_Client] = []
-        self._stopped: str | None = None
-
-    def stop(self, why: str) -> None:
-        self._stopped = why
-        self.join()
-
-    def joined(self) -> list[_Client]:
-        """The connections whose process has joined, by process id."""
-        return sorted((client for client in self._clients if client.joined), key=lambda client: client.hello.process_id)
-
-    def run(self) -> None:
-        error = self._gather()
-        self._listener.close()  # before the verdict, so that JAX can bind the port
-        verdict = json.dumps({"error": error, "host": socket.gethostname()}).encode() + b"\n"
-        for client in self._clients:
-            if client.joined:
-                with contextlib.suppress(OSError):  # just closed; the channel reports it
-                    client.link.sendall(verdict)
-            if error or not client.joined:
-                client.link.close()
-
-    def _gather(self) -> str | None:
-        """An error message, or None once all have joined."""
-        error, deadline = None, time.monotonic() + self._timeout
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            while (left := deadline - time.monotonic()) > 0 and not self._stopped:
-                for key, _ in selector.select(min(left, _RETRY_INTERVAL)):
-                    self._handle(selector, key.data)
-                joined = self.joined()
-                if not error and (error := _mismatch(joined)):
-                    deadline = min(deadline, time.monotonic() + _GRACE)
-                if len(joined) >= max(
-                    (self._cluster.num_processes, *(client.hello.num_processes for client in joined))
-                ):
-                    return error
-        return error or self._stopped or self._missing()
-
-    def _handle(self, selector: selectors.BaseSelector, client: _Client | None) -> None:
-        if client is None:
+    Returns the connections by process id. A reason in `stopped`, from another thread, is an error too.
+    """
+    clients: dict[socket.socket, _Hello | None] = {}  # None: it has not introduced itself
+    joined, wanted, error = [], cluster.num_processes, None
+    deadline = time.monotonic() + timeout
+    while len(joined) < wanted and (left := deadline - time.monotonic()) > 0 and not stopped:
+        ready = wait([listener, *clients], min(left, _RETRY_INTERVAL))
+        if listener in ready:
             with contextlib.suppress(OSError):  # closed before it was accepted
-                client = _Client(self._listener.accept()[0])
-                client.link.sendall(_GREETING)
-                selector.register(client.link, selectors.EVENT_READ, client)
-                self._clients.append(client)
-            return
-        try:
-            keep = client.read()
-        except (OSError, ValueError, TypeError):  # reset, or another program
-            keep = False
-        if not keep:
-            selector.unregister(client.link)
-            self._clients.remove(client)
-            client.link.close()
+                link = listener.accept()[0]
+                link.settimeout(_GRACE)
+                link.sendall(_GREETING)
+                clients[link] = None
+        for link in [link for link in clients if link in ready]:
+            if clients[link] or not (hello := _read_hello(link)):
+                # Another program; or a process that has closed, as it says nothing more, and may reconnect.
+                del clients[link]
+                link.close()
+            else:
+                clients[link] = hello
+        joined = sorted((hello for hello in clients.values() if hello), key=lambda hello: hello.process_id)
+        wanted = max((cluster.num_processes, *(hello.num_processes for hello in joined)))
+        if not error and (error := _mismatch(joined)):
+            deadline = min(deadline, time.monotonic() + _GRACE)
+    if len(joined) < wanted:
+        error = error or "".join(stopped) or _missing(cluster, joined, timeout)
+    listener.close()  # before the verdict, so that JAX can bind the port
+    verdict = json.dumps({"error": error, "host": socket.gethostname()}).encode() + b"\n"
+    for link, hello in clients.items():
+        if hello:
+            with contextlib.suppress(OSError):  # just closed; the channel reports it
+                link.sendall(verdict)
+        if error or not hello:
+            link.close()
+    return sorted(((link, hello) for link, hello in clients.items() if hello), key=lambda one: one[1].process_id)
 
-    def _missing(self) -> str:
-        ids = sorted({*range(self._cluster.num_processes)} - {client.hello.process_id for client in self.joined()})
-        who = f"process{'es' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
-        address, seconds = self._cluster.address, f"{self._timeout:g} s"
-        return f"{who} did not connect to {address} within {seconds}: start the command on every host"
+
+def _read_hello(link: socket.socket) -> _Hello | None:
+    """What a process says when it connects, in one piece; None if it is another program or has closed."""
+    try:
+        return _Hello(**json.loads(_read_line(link)))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _mismatch(clients: list[_Client]) -> str | None:
-    """Why the joined processes do not match, or None."""
-    for a, b in itertools.pairwise(clients):
-        if a.hello.process_id == b.hello.process_id:
-            hosts = f"on {a.hello.host} and on {b.hello.host}"
-            return f"two processes have the id {a.hello.process_id}, {hosts}: give each its own"
-    if len({client.hello.num_processes for client in clients}) > 1:
-        numbers = ", ".join(f"{client.name} says {client.hello.num_processes}" for client in clients)
+def _missing(cluster: Cluster, joined: Sequence[_Hello], timeout: float) -> str:
+    ids = sorted({*range(cluster.num_processes)} - {hello.process_id for hello in joined})
+    who = f"process{'es' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
+    return f"{who} did not connect to {cluster.address} within {timeout:g} s: start the command on every host"
+
+
+def _mismatch(hellos: Sequence[_Hello]) -> str | None:
+    """Why the joined processes, sorted by id, do not match, or None."""
+    for a, b in itertools.pairwise(hellos):
+        if a.process_id == b.process_id:
+            return f"two processes have the id {a.process_id}, on {a.host} and on {b.host}: give each its own"
+    if len({hello.num_processes for hello in hellos}) > 1:
+        numbers = ", ".join(f"{hello.name} says {hello.num_processes}" for hello in hellos)
         return f"the processes differ in the number of processes ({numbers}): give all the same number"
-    if different := differences({client.name: client.hello.facts for client in clients}):
+    if different := differences({hello.name: hello.facts for hello in hellos}):
         listed = "; ".join(f"{name} is {a} in {one} and {b} in {two}" for name, (one, a), (two, b) in different)
         return f"the processes would not run the same programs ({listed}): make them equal on all hosts"
     return None

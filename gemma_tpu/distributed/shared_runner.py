@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.distributed.group import Group
+from gemma_tpu.distributed.group import Group, Held, OnFailure
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.step import Step
 from gemma_tpu.model import Params
-
-OnFailure = Callable[[BaseException], None]
 
 
 class SharedRunner(Runner):
     """What each process has of a runner that they share."""
 
     _whole_logits = True
+
+
+def _open(held: Held, key: int, deployment: Deployment, options: dict[str, Any]) -> None:
+    held[key] = SharedRunner(deployment, held[key], **options)
+
+
+def _call(held: Held, key: int, method: str, *args: Any) -> None:
+    getattr(held[key], method)(*args)
 
 
 class LeadingRunner(SharedRunner):
@@ -32,13 +38,13 @@ class LeadingRunner(SharedRunner):
     def __init__(
         self, group: Group, key: int, deployment: Deployment, params: Params, on_failure: OnFailure, **options: Any
     ) -> None:
-        self._group, self._key, self._program_failed = group, key, False
-        with group.together("open", key, deployment, options):
+        self._group, self._key, self._on_failure, self._program_failed = group, key, on_failure, False
+        with group.together("tell", _open, key, deployment, options):
             super().__init__(deployment, params, **options)
-        group.watch(key, on_failure)
+        group.watch(on_failure)
 
     def _sent(self, method: str, *args: Any) -> contextlib.AbstractContextManager[None]:
-        return self._group.together("call", self._key, method, args)
+        return self._group.together("tell", _call, self._key, method, *args)
 
     def reset(self) -> None:
         if self._program_failed:  # it may be running elsewhere, waiting for this process
@@ -72,6 +78,6 @@ class LeadingRunner(SharedRunner):
         return self._group.loss() or super().explained(error)
 
     def close(self) -> None:
-        self._group.forget(self._key)
-        with contextlib.suppress(RuntimeError), self._group.together("drop", self._key):
+        self._group.forget(self._on_failure)
+        with contextlib.suppress(RuntimeError), self._group.together("tell", dict.pop, self._key, None):
             super().close()

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
+from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
-from gemma_tpu.engine.loop import Loop
 from gemma_tpu.engine.request import ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Scheduler
-from gemma_tpu.engine.sequences import check_logits, pad
-from gemma_tpu.engine.validate import make_request
+from gemma_tpu.engine.validate import check_logits, make_request, pad
 from gemma_tpu.engine.warmup import Progress, warmup_steps
 from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
@@ -23,7 +21,7 @@ from gemma_tpu.picture import PlacedImage
 
 
 class Engine(Worker):
-    """Runs requests on one model. Thread-safe; `close` ends the thread."""
+    """Runs requests on one model. Every method may be called from any thread; `close` ends the engine's own."""
 
     def __init__(
         self,
@@ -34,13 +32,12 @@ class Engine(Worker):
         steps_per_call: int = STEPS_PER_CALL,
         batch_always: bool | None = None,
     ) -> None:
-        super().__init__("gemma-engine")
         self.deployment = deployment
         # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
         together = deployment.platform != "cpu" if batch_always is None else batch_always
         self._batch_always = together or deployment.rows == 1
-        self._scheduler = Scheduler(
+        scheduler = Scheduler(
             max_rows=deployment.rows,
             context=deployment.context,
             prefill_sizes=deployment.prefill_sizes,
@@ -49,12 +46,11 @@ class Engine(Worker):
             batch_always=self._batch_always,
             eos_tokens=tuple(eos_tokens),
             dtype=np.dtype(deployment.dtype),
+            image_batches=IMAGE_BATCHES,
+            remembered_images=REMEMBERED_IMAGES,
         )
-        self._runner = open_runner(deployment, params, self._abort, max_steps=steps_per_call)
-        self._loop = Loop(self._scheduler, self._runner)
-        self._start()
-
-    # What callers use, from any thread.
+        super().__init__(scheduler)
+        self._start(open_runner(deployment, params, self._abort, max_steps=steps_per_call))
 
     def submit(
         self,
@@ -113,7 +109,7 @@ class Engine(Worker):
             logits, finite = self._call(lambda: self._runner.logits(tokens, lengths, kept, self._loop.encode(images)))
             finite = np.asarray(finite)
         except jax.errors.JaxRuntimeError as error:
-            if (explained := self._explained(error)) is error:
+            if (explained := self._runner.explained(error)) is error:
                 raise
             raise explained from error
         require_finite(finite, np.dtype(self.deployment.dtype))
@@ -123,32 +119,3 @@ class Engine(Worker):
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
         self.check_open()
         return digest in self._scheduler.images
-
-    # Everything below runs on the engine's thread.
-
-    def _has_work(self) -> bool:
-        return self._loop.has_work
-
-    def _work(self) -> None:
-        try:
-            self._loop.turn(self._wake)
-        except Exception as error:  # of all requests: the scheduler has caught what concerns one of them alone
-            self._recover(error)
-
-    def _recover(self, error: Exception) -> None:
-        self._fail_requests(self._explained(error))
-        self._loop.recover(error)
-
-    def _after_failed_task(self, error: Exception) -> None:
-        if not self._runner.intact:
-            self._recover(error)
-
-    def _explained(self, error: Exception) -> Exception:
-        return self._runner.explained(error)
-
-    def _fail_requests(self, error: BaseException) -> None:
-        with self._wake:
-            self._scheduler.fail(error)
-
-    def _free(self) -> None:
-        self._runner.close()

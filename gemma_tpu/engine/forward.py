@@ -75,17 +75,8 @@ def hidden_states(
     return model(x, positions, self_attention(config, positions, lengths, image), capture=capture)
 
 
-def _forward(
-    config: GemmaConfig,
-    params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    soft_tokens: jax.Array | None,
-    soft_index: jax.Array | None,
-    start: jax.Array,
-    capture: Capture | None = None,
-) -> jax.Array:
-    x = hidden_states(config, params, tokens, lengths, soft_tokens, soft_index, start, capture)
+def _forward(config: GemmaConfig, params: Params, *inputs: Any, capture: Capture | None = None) -> jax.Array:
+    x = hidden_states(config, params, *inputs, capture=capture)
     logits = text_model(config, params).embedder.decode(x)
     if capture:
         capture("logits", logits)
@@ -118,11 +109,10 @@ def forward(
     if wanted != given:
         raise ValueError(f"the tokens have {wanted} places for soft tokens, and {given} soft tokens were given")
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    inputs = tokens, lengths, soft_tokens, soft_index, start
     if capture is None:  # numpy arrays as they are: only those belong to every process of a mesh
-        return _jit_forward(config, params, tokens, lengths, soft_tokens, soft_index, start)
-    soft = None if soft_tokens is None else jnp.asarray(soft_tokens)
-    index, start = jnp.asarray(soft_index), jnp.asarray(start)
-    return _forward(config, params, jnp.asarray(tokens), jnp.asarray(lengths), soft, index, start, capture)
+        return _jit_forward(config, params, *inputs)
+    return _forward(config, params, *jax.tree.map(jnp.asarray, inputs), capture=capture)
 
 
 def _encode(config: GemmaConfig, params: Params, pixels: jax.Array, capture: Capture | None = None) -> jax.Array:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.engine.step import Encode
 
 
 class ImageIndex:
-    """Digests of the images whose soft tokens are at hand once all planned steps have run. `in` is for any thread."""
+    """Digests of the images whose soft tokens are at hand once all planned steps have run. `in` is for any thread.
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self._dtype = dtype
+    `dtype`: of the pixels. `batches`: images of a call of the vision tower, descending to 1. `remembered`: images whose
+    soft tokens stay on the device.
+    """
+
+    def __init__(self, dtype: np.dtype, batches: Sequence[int], remembered: int) -> None:
+        self._dtype, self._batches, self._remembered = dtype, batches, remembered
         self._known: collections.OrderedDict[bytes, None] = collections.OrderedDict()
         self._forgotten: tuple[bytes, ...] = ()  # by the last step, which may not have come to it
 
@@ -36,7 +39,7 @@ class ImageIndex:
         todo = list({image.digest: image for image in images if image.digest not in self._known}.values())
         encode = []
         while todo:
-            size = next(size for size in IMAGE_BATCHES if size <= len(todo))
+            size = next(size for size in self._batches if size <= len(todo))
             batch, todo = todo[:size], todo[size:]
             pixels = np.stack([image.pixels for image in batch]).astype(self._dtype)
             encode.append(Encode(tuple(image.digest for image in batch), pixels))
@@ -44,7 +47,7 @@ class ImageIndex:
         self._known |= digests
         for digest in digests:
             self._known.move_to_end(digest)
-        excess = len(self._known) - max(REMEMBERED_IMAGES, len(digests))
+        excess = len(self._known) - max(self._remembered, len(digests))
         self._forgotten = tuple(self._known.popitem(last=False)[0] for _ in range(excess))
         return tuple(encode), self._forgotten
 

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine.finite import finite
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE
 from gemma_tpu.model import Params, text_model, vision_model
@@ -41,6 +40,12 @@ def _pin(state: State, deployment: Deployment) -> State:
 def _on_all(x: jax.Array, deployment: Deployment) -> jax.Array:
     """`x` whole on every device."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(deployment.mesh, PartitionSpec()))
+
+
+@jax.jit
+def finite(logits: Float[Array, "*batch V"]) -> Bool[Array, "*batch"]:
+    """False where logits hold NaN or positive infinity, or negative infinity alone: by their largest."""
+    return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))

@@ -142,13 +142,10 @@ class Request:
         self._put(tokens)
         return count is not None
 
-    def finish(self, reason: str) -> None:
-        self._end(reason, None)
-
     def fail(self, error: BaseException) -> None:
-        self._end("error", error)
+        self.finish("error", error)
 
-    def _end(self, reason: str, error: BaseException | None) -> None:
+    def finish(self, reason: str, error: BaseException | None = None) -> None:
         self.images = []  # who keeps an answer need not keep what it was about
         self.finish_reason = reason
         self.clock.finished = time.perf_counter()

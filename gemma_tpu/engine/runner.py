@@ -61,9 +61,9 @@ class Runner:
     def run(self, step: Step) -> jax.Array | None:
         """Has the device do a step. int32[max_steps, B], whole on every device and on its way here, if it decodes."""
         for row in step.clear:
-            self._clear(row)
+            self._state = programs.clear(self._state, np.int32(row), **self._static)
         for row in step.release:
-            self._release(row)
+            self._state = programs.release(self._state, np.int32(row), **self._static)
         for images in step.encode:
             self._encode(images)
         for chunk in step.prefill:
@@ -118,7 +118,7 @@ class Runner:
         if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
             return error
         short = RuntimeError(
-            "the devices have no room for a program beside weights and caches: load with a smaller max_context or "
+            "the devices have no room for weights, caches and programs together: load with a smaller max_context or "
             "max_rows, text_only, or on more devices (`gemma-tpu plan` says what fits). It was "
             + str(error).strip().splitlines()[0]
         )
@@ -131,12 +131,6 @@ class Runner:
         self._free_state()
 
     # The calls of a step.
-
-    def _clear(self, row: int) -> None:
-        self._state = programs.clear(self._state, np.int32(row), **self._static)
-
-    def _release(self, row: int) -> None:
-        self._state = programs.release(self._state, np.int32(row), **self._static)
 
     def _encode(self, images: Encode) -> None:
         encoded = programs.encode(self._vision_params, images.pixels, deployment=self._deployment)

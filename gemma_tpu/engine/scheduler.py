@@ -28,7 +28,8 @@ class Scheduler:
     `max_rows` and `context`: batch rows, and tokens of prompt and answer of each. `prefill_sizes`: tokens of a prefill
     call, ascending. `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call.
     `batch_always`: whether each call runs on all rows; otherwise one that is for a single row runs on that row.
-    `eos_tokens` end an answer whose request names no stop tokens. `dtype`: that of the weights.
+    `eos_tokens` end an answer whose request names no stop tokens. `dtype`: that of the weights. `image_batches` and
+    `remembered_images`: see `ImageIndex`.
     """
 
     max_rows: int
@@ -39,11 +40,13 @@ class Scheduler:
     batch_always: bool
     eos_tokens: Sequence[int]
     dtype: np.dtype
+    image_batches: Sequence[int]
+    remembered_images: int
 
     def __post_init__(self) -> None:
         self.rows = [Row(i) for i in range(self.max_rows)]
         self.waiting: collections.deque[Request] = collections.deque()
-        self.images = ImageIndex(self.dtype)
+        self.images = ImageIndex(self.dtype, self.image_batches, self.remembered_images)
         self._turn = 0
         self._release: list[int] = []  # rows for the next step
         self._clear: list[int] = []

@@ -1,4 +1,4 @@
-"""A thread that owns something and works for callers on others, until it is closed or fails for good.
+"""The engine's thread, which works for callers on others until it is closed or fails for good.
 
 However it ends, nobody is left waiting for it: whoever waits gets an error, and so does whoever comes later.
 """
@@ -14,23 +14,34 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
 from gemma_tpu.engine.errors import ProcessesLostError, check_process
+from gemma_tpu.engine.loop import Loop
+from gemma_tpu.engine.runner import Runner
+from gemma_tpu.engine.scheduler import Scheduler
 
 _FAILED_JOIN = 1  # seconds that `close` gives a thread that may be stuck
 
 
 class Worker:
-    """What every such thread has in common. `_wake` guards what a subclass shares with its callers."""
+    """Has `_loop` turn while there is work. `_wake` guards the requests that wait in the scheduler."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._wake = threading.Condition()
         self._tasks: collections.deque[tuple[Callable[[], object], Future]] = collections.deque()
         self._waited_for: set[Future] = set()
         self._closed = False
         self._failure: BaseException | None = None  # of the kind that leaves nothing to go on with
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="gemma-engine", daemon=True)
 
-    def _start(self) -> None:
+    def _start(self, runner: Runner) -> None:
+        self._runner = runner
+        try:
+            self._loop = Loop(self._scheduler, runner)
+        except Exception as error:
+            if (explained := runner.explained(error)) is error:
+                raise
+            raise explained from error
         self._thread.start()
         # Before JAX's own functions at exit, which came first: a program that still runs then may end in a crash.
         atexit.register(self.let_go)
@@ -89,22 +100,27 @@ class Worker:
         try:
             while self._wait_for_work():
                 self._run_tasks()
-                self._work()
+                try:
+                    self._loop.turn(self._wake)
+                except Exception as error:  # of all requests: the scheduler has caught what concerns one of them alone
+                    self._recover(error)
             self._fail_everyone(RuntimeError("the model was closed, or let go of, before this was done"))
         except BaseException as error:  # of any class
-            said = self._explained(error) if isinstance(error, Exception) else f"{type(error).__name__} {error}".strip()
+            said: object = f"{type(error).__name__} {error}".strip()
+            if isinstance(error, Exception):
+                said = self._runner.explained(error)
             if isinstance(said, ProcessesLostError):  # callers read the same whichever thread notices it first
                 failure = said
             else:
                 failure = RuntimeError(f"the engine has failed for good: {said}")
                 failure.__cause__ = error
             self._abort(failure)
-        self._free()
+        self._runner.close()
 
     def _wait_for_work(self) -> bool:
         """False when there will be no more."""
         with self._wake:
-            while not (self._closed or self._tasks or self._has_work()):
+            while not (self._closed or self._tasks or self._loop.has_work):
                 self._wake.wait()
             return not self._closed
 
@@ -116,28 +132,17 @@ class Worker:
             try:
                 _settle(future, function())
             except Exception as error:  # the caller's to handle
-                _settle(future, error=self._explained(error))
-                self._after_failed_task(error)
+                _settle(future, error=self._runner.explained(error))
+                if not self._runner.intact:
+                    self._recover(error)
 
-    # What a subclass does. All but `_fail_requests` are called on the thread.
-
-    def _has_work(self) -> bool:
-        raise NotImplementedError
-
-    def _work(self) -> None:
-        raise NotImplementedError
-
-    def _explained(self, error: Exception) -> Exception:
-        raise NotImplementedError
-
-    def _after_failed_task(self, error: Exception) -> None:
-        raise NotImplementedError
+    def _recover(self, error: Exception) -> None:
+        self._fail_requests(self._runner.explained(error))
+        self._loop.recover(error)
 
     def _fail_requests(self, error: BaseException) -> None:
-        raise NotImplementedError
-
-    def _free(self) -> None:
-        raise NotImplementedError
+        with self._wake:
+            self._scheduler.fail(error)
 
 
 def _settle(future: Future, result: object = None, error: BaseException | None = None) -> None:

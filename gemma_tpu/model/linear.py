@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
-from gemma_tpu.ops.product import product
+from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.sharding import partition
 
 
@@ -49,8 +49,8 @@ def as_matrix(weight: Weight) -> Weight:
 def contract(spec: str, x: jax.Array, weight: Weight, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
     """The product `spec` of activations and a weight, in `dtype` (default: that of the activations)."""
     if not isinstance(weight, QuantizedWeight):
-        return product(spec, x, weight, dtype=dtype)
-    found = product(spec, x, weight.values.astype(x.dtype), dtype=jnp.float32)
+        return einsum(spec, x, weight, dtype=dtype)
+    found = einsum(spec, x, weight.values.astype(x.dtype), dtype=jnp.float32)
     return (found * _output_scales(spec, weight.scales)).astype(dtype or x.dtype)
 
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.flash_attention import fits, flash
 from gemma_tpu.ops.masks import MASKED, Queries, by_head, sees
-from gemma_tpu.ops.product import product
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
@@ -194,9 +194,9 @@ def _look(
     """At all keys at once."""
     B, K, *_ = query.shape
     mask = sees(query_pos[:, :, None], key_pos[:, None], query_image[:, :, None], key_image[:, None], window)
-    found = product("bkqh,bksh->bkqs", query, key, dtype=jnp.float32)
+    found = einsum("bkqh,bksh->bkqs", query, key, dtype=jnp.float32)
     scores = jnp.where(mask[:, None, None], found.reshape(B, K, -1, *mask.shape[1:]), MASKED).reshape(found.shape)
     peak = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - peak[..., None])
-    weighted = product("bkqs,bksh->bkqh", weights.astype(value.dtype), value, dtype=jnp.float32)
+    weighted = einsum("bkqs,bksh->bkqh", weights.astype(value.dtype), value, dtype=jnp.float32)
     return Part(weighted, jnp.sum(weights, axis=-1), peak)

@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from gemma_tpu.ops.einsum import precision
 from gemma_tpu.ops.masks import MASKED, sees
-from gemma_tpu.ops.product import precision
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512
 _LANES = 128  # a TPU register is 8 × 128; numbers that are one to a query stand in all of a row's lanes

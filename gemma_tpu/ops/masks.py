@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gemma_tpu.ops.product import product
+from gemma_tpu.ops.einsum import einsum
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row with nothing to attend to must not become NaN
 
@@ -22,10 +22,10 @@ def attend(
 ) -> Queries:
     """Softmax attention; scores and softmax in float32. A query whose mask is empty gets the mean of all values."""
     B, T, K, G, H = query.shape
-    scores = product("bkqh,bksh->bkqs", by_head(query), key, dtype=jnp.float32)
+    scores = einsum("bkqh,bksh->bkqs", by_head(query), key, dtype=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    encoded = product("bkqs,bksh->bkqh", probs, value)
+    encoded = einsum("bkqs,bksh->bkqh", probs, value)
     return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
 
 

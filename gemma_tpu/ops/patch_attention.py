@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.devices import attention_kernel
-from gemma_tpu.ops.product import precision, product
+from gemma_tpu.ops.einsum import einsum, precision
 from gemma_tpu.sharding import partition
 
 PatchHeads = Float[Array, "I P n h"]
@@ -25,9 +25,9 @@ def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> Pat
     """Unmasked attention between all patches in plain JAX, softmax in float32."""
 
     def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
-        scores = product("itnh,ipnh->intp", q, key, dtype=jnp.float32)
+        scores = einsum("itnh,ipnh->intp", q, key, dtype=jnp.float32)
         probs = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-        return product("intp,ipnh->itnh", probs, value)
+        return einsum("intp,ipnh->itnh", probs, value)
 
     I, P, n, h = query.shape
     if P <= _QUERY_BLOCK or P % _QUERY_BLOCK:

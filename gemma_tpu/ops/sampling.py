@@ -3,7 +3,7 @@
 The filters apply one after another to what the one before left, as in transformers: temperature, top-k, top-p, min-p.
 Each keeps the logits above a threshold, found by bisection on their bit patterns instead of a sort (32 passes over
 the logits whatever V is; sorting 262,144 values a step would cost more than a small model). A tie at the threshold
-is kept whole, by top-k and top-p alike.
+is kept whole, by top-k and top-p alike, and the likeliest token always is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+_LEAST_TEMPERATURE = 1e-30  # below, a logit over it would overflow float32
 Leaf = Any  # of a pytree: an array, or the sharding or shape that a transformation of the tree puts in its place
 
 
@@ -49,7 +50,8 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
 def filter_logits(logits: Float[Array, "B V"], settings: Sampling) -> Float[Array, "B V"]:
     """Logits over temperature, with -inf where a filter excludes a token. Greedy rows come back unfiltered."""
     on = settings.temperature > 0
-    logits = logits / jnp.where(on, settings.temperature, 1.0)[:, None]
+    temperature = jnp.maximum(settings.temperature, _LEAST_TEMPERATURE)
+    logits = logits / jnp.where(on, temperature, 1.0)[:, None]
     top_k = jnp.where(on & (settings.top_k > 0), settings.top_k, logits.shape[-1])
     top_p = jnp.where(on, settings.top_p, 1.0)
     logits = jax.lax.cond(jnp.any(top_k < logits.shape[-1]), _keep_top_k, lambda x, _: x, logits, top_k)
@@ -83,4 +85,5 @@ def _keep_above(logits: jax.Array, enough: Callable[[Bool[Array, "B V"]], Bool[A
     limits = jnp.iinfo(jnp.int32)
     full = jnp.full(logits.shape[0], limits.min), jnp.full(logits.shape[0], limits.max)
     threshold, _ = jax.lax.fori_loop(0, 32, halve, full)
+    threshold = jnp.minimum(threshold, jnp.max(order, axis=-1))  # a p that is 0 in float32 is enough with none kept
     return jnp.where(order >= threshold[:, None], logits, -jnp.inf)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+
+from gemma_tpu.checks import brief
 
 GIB = 2**30
 
@@ -73,11 +76,11 @@ class Slice:
 
 def parse_slice(text: str) -> Slice:
     """From a topology ("v5e:2x4") or the name of a slice ("v5e-8", "v4-8"). ValueError for what there is not."""
-    name, colon, bounds = text.partition(":")
-    name, _, size = (text if not colon else name).partition("-")
+    head, colon, bounds = text.partition(":")
+    name, _, size = (head, "", "") if colon else head.partition("-")
     chip = CHIPS.get(name)
     if chip is None:
-        raise ValueError(f"{text}: the chips known are {', '.join(CHIPS)}")
+        raise ValueError(f"{brief(text)}: the chips known are {', '.join(CHIPS)}, as in v5e:2x4 or v5e-8")
     if not colon:
         found = {str(chips * chip.cores): bounds for chips, bounds in chip.sizes.items()}
         if size not in found:
@@ -85,7 +88,7 @@ def parse_slice(text: str) -> Slice:
             raise ValueError(f"{text} is neither a topology such as {name}:{chip.sizes[4]} nor one of {known}")
         return Slice(chip, found[size])
     parts = bounds.split("x")
-    if len(parts) != len(chip.sizes[4].split("x")) or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) != len(chip.sizes[4].split("x")) or not all(re.fullmatch("[1-9][0-9]{0,3}", part) for part in parts):
         raise ValueError(f"{text}: a topology of {name} is written like {name}:{chip.sizes[4]}")
     return Slice(chip, bounds)
 

@@ -214,7 +214,7 @@ def _lower_prefill(deployment: Deployment) -> tuple[Any, int]:
     chunk = tokens, row, row, soft_tokens, tokens
     arguments = text.abstract_params, text.abstract_state, None, *chunk
     lowered = programs.prefill.lower(*arguments, deployment=text, fresh=False)
-    return lowered, shard_bytes(x for x in chunk if x is not None)
+    return lowered, shard_bytes(chunk)
 
 
 def _lower_encode(deployment: Deployment) -> tuple[Any, int]:

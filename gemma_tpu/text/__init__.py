@@ -11,9 +11,9 @@ from gemma_tpu.text.formats import (
     choose_format,
     recognise_format,
 )
-from gemma_tpu.text.function_calls import parse_calls, text_before_calls
+from gemma_tpu.text.functions import parse_calls, read_calls, text_before_calls
 from gemma_tpu.text.safety import POLICIES
-from gemma_tpu.text.template import Prompt, expand_images, render_messages, render_raw
+from gemma_tpu.text.template import Prompt, answer_text, check_turns, expand_images, render_messages, render_raw
 from gemma_tpu.text.thoughts import Thoughts
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 from gemma_tpu.text.vocabulary import AddedToken
@@ -33,11 +33,14 @@ __all__ = [
     "StopStrings",
     "Thoughts",
     "Tokenizer",
-    "text_before_calls",
+    "answer_text",
+    "check_turns",
     "choose_format",
     "expand_images",
     "parse_calls",
+    "read_calls",
     "recognise_format",
     "render_messages",
     "render_raw",
+    "text_before_calls",
 ]

@@ -6,25 +6,29 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gemma_tpu.text.functions import STOP, render_functions
-from gemma_tpu.text.safety import render_policy
-from gemma_tpu.text.template import Prompt, render_messages
-from gemma_tpu.text.translation import render_translation
+from gemma_tpu.text.functions import STOP, write_functions
+from gemma_tpu.text.safety import write_policy
+from gemma_tpu.text.template import Prompt, render_messages, write_messages
+from gemma_tpu.text.translation import write_translation
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
     """How messages become a prompt.
 
-    `render` takes the arguments of `render_messages` and the keywords `options`. `stop`: a piece besides <end_of_turn>
-    that ends an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them.
+    `write`: see `render_messages`; it takes the keywords `options` too. `stop`: a piece besides <end_of_turn> that ends
+    an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them.
     """
 
     name: str
-    render: Callable[..., Prompt]
+    write: Callable[..., None]
     options: tuple[str, ...] = ()
     stop: str | None = None
     answers: tuple[int, int] | None = None
+
+    def render(self, *args: Any, **options: Any) -> Prompt:
+        """`render_messages` in this format."""
+        return render_messages(*args, write=self.write, **options)
 
     def check(self, given: dict[str, Any]) -> None:
         """ValueError if `given` has options of another format."""
@@ -35,10 +39,10 @@ class Format:
             )
 
 
-GEMMA3 = Format("Gemma 3", render_messages)
-TRANSLATE_GEMMA = Format("TranslateGemma", render_translation, ("source_lang", "target_lang"))
-FUNCTION_GEMMA = Format("FunctionGemma", render_functions, ("tools",), STOP)
-SHIELD_GEMMA = Format("ShieldGemma 2", render_policy)
+GEMMA3 = Format("Gemma 3", write_messages)
+TRANSLATE_GEMMA = Format("TranslateGemma", write_translation, ("source_lang", "target_lang"))
+FUNCTION_GEMMA = Format("FunctionGemma", write_functions, ("tools",), STOP)
+SHIELD_GEMMA = Format("ShieldGemma 2", write_policy)
 FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
 OPTIONS = tuple(option for known in FORMATS for option in known.options)
 

@@ -1,4 +1,4 @@
-"""FunctionGemma's prompt: function declarations, the model's calls, and their responses.
+"""FunctionGemma's prompt, with function declarations, calls and responses, and the calls in the model's answers.
 
 Follows its chat template (guide: ai.google.dev/gemma/docs/functiongemma; public tests such as flutter_gemma's show its
 output for many schemas). A value is a string between two <escape>, a bare number, true, false or null, `[…]`, or
@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_tpu import image as image_lib
 from gemma_tpu.checks import as_tuple, brief, one_line
 from gemma_tpu.text.special import FUNCTION_PIECES
-from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, answer_text, content_parts
-from gemma_tpu.text.tokenizer import Tokenizer
+from gemma_tpu.text.template import Messages, PromptBuilder, answer_text, check_turns, content_parts
 
 # The template's default developer message, which enables function calling.
 DEFAULT_DEVELOPER = "You are a model that can do function calling with the following functions"
@@ -27,25 +25,17 @@ _CALL = ("<start_function_call>", "<end_function_call>")
 _RESPONSE = ("<start_function_response>", "<end_function_response>")
 STOP = _RESPONSE[0]  # ends an answer after a call: the caller writes the response
 _ESCAPE = "<escape>"
+_CALL_TEXT = re.compile(rf"{_CALL[0]}call:([^{{<]+)(\{{.*?\}})(?:{_CALL[1]}|$)", re.DOTALL)
+_WORD = re.compile(r"[^,\]}]+")
 _MAX_DEPTH = 64  # nesting of values in a schema, call or response
 _FUNCTION_PIECE = re.compile(f"({'|'.join(FUNCTION_PIECES)})")
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
-_ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
 
 Pieces = Iterator[tuple[bool, str]]  # (is a control piece, text)
 
 
-def render_functions(
-    messages: Messages,
-    tokenizer: Tokenizer,
-    num_soft_tokens: int | None,
-    *,
-    load_image: LoadImage = image_lib.load_image,
-    pan_and_scan: bool = False,
-    continue_final: bool = False,
-    tools: Any = None,
-) -> Prompt:
-    """The prompt for the model's next turn: a call or an answer.
+def write_functions(builder: PromptBuilder, messages: Messages, continue_final: bool, tools: Any = None) -> None:
+    """Writes the prompt for the model's next turn: a call or an answer.
 
     `tools`: functions as JSON schemas, `{"type": "function", "function": {"name", "description", "parameters"}}` or the
     inner object alone. The first message may have the role "developer" or "system"; without one, `DEFAULT_DEVELOPER`
@@ -55,15 +45,13 @@ def render_functions(
 
     ValueError, naming the message, for anything else, and for a vocabulary that lacks the pieces.
     """
-    developer, turns = _check(messages)
+    developer, turns = check_turns(messages, continue_final, tools=True)
     tools = () if tools is None else as_tuple("tools", tools)
-    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
-    builder.begin()
     if developer is not None or tools:
         builder.begin_turn("developer")
         builder.text((DEFAULT_DEVELOPER if developer is None else developer).strip())
         for i, tool in enumerate(tools):
-            _write(builder, tokenizer, _declaration(tool, f"tools[{i}]"))
+            _write(builder, _declaration(tool, f"tools[{i}]"))
         builder.end_turn()
     calls: list[Mapping[str, Any]] = []  # calls that have no response yet
     in_model_turn = False
@@ -71,7 +59,7 @@ def render_functions(
         if role == "tool":
             for name, response in _responses(message, calls, location):
                 response = response if isinstance(response, Mapping) else {"value": response}
-                _write(builder, tokenizer, _wrapped(_RESPONSE, f"response:{name}", response))
+                _write(builder, _wrapped(_RESPONSE, f"response:{name}", response))
         elif role == "user":
             builder.begin_turn(role)
             for at, kind, value in content_parts(message["content"], location):
@@ -81,25 +69,21 @@ def render_functions(
             _require_responses(calls, location)
             if not in_model_turn:
                 builder.begin_turn(role)
-            if message.get("content"):
+            calls = read_calls(message, location)
+            if message.get("content") or not calls:
                 text = answer_text(message["content"], location)
                 if continue_final and i == len(turns) - 1:
-                    _write(builder, tokenizer, _partial_answer(text))
+                    _write(builder, _partial_answer(text))
                 else:
                     builder.text(text)
-            calls = _calls(message, location)
             for call in calls:
-                _write(builder, tokenizer, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
+                _write(builder, _wrapped(_CALL, f"call:{call['name']}", call["arguments"]))
             if not calls and not (continue_final and i == len(turns) - 1):
                 builder.end_turn()
         in_model_turn = role == "tool" or bool(calls)
-    location, role, _ = turns[-1]
-    _require_responses(calls, location)
-    if role == "model" and not continue_final:
-        raise ValueError(f"{location}: the last message is the assistant's; end with a user's or a tool's")
-    if role == "user":
+    _require_responses(calls, turns[-1][0])
+    if turns[-1][1] == "user":
         builder.begin_turn("model")
-    return builder.prompt()
 
 
 def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
@@ -108,46 +92,11 @@ def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
         raise ValueError(f'{location}: no response to {names}: add {{"role": "tool", "content": …}} after the calls')
 
 
-def _check(messages: Messages) -> tuple[str | None, list[tuple[str, str, Mapping[str, Any]]]]:
-    """The developer's text, and the other messages as (location, role, message)."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
-    developer, turns = None, []
-    allowed = ("user",)
-    for i, message in enumerate(messages):
-        location = f"messages[{i}]"
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f'{location}: expected {{"role": …, "content": …}}, got {brief(message)}')
-        if message["role"] in ("developer", "system"):
-            if i:
-                raise ValueError(f"{location}: a developer's message may only be the first")
-            parts = list(content_parts(message.get("content"), location))
-            if any(kind != "text" for _, kind, _ in parts):
-                raise ValueError(f"{location}: a developer's message holds only text")
-            developer = "".join(value for _, _, value in parts)
-            continue
-        role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
-        if role is None:
-            raise ValueError(
-                f"{location}: unknown role {brief(message['role'])}; known are developer, user, assistant and tool"
-            )
-        if role not in allowed:
-            raise ValueError(f"{location}: role {brief(message['role'])} out of turn: expected {' or '.join(allowed)}")
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise ValueError(f"{location}: lacks content")
-        turns.append((location, role, message))
-        allowed = {
-            "user": ("model",),
-            "model": ("tool",) if message.get("tool_calls") else ("user",),
-            "tool": ("tool", "model"),
-        }[role]
-    if not turns:
-        raise ValueError("messages hold no message of a user")
-    return developer, turns
+def read_calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
+    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping.
 
-
-def _calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
-    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping."""
+    ValueError, naming `location`, for what are none.
+    """
     calls, given = [], message.get("tool_calls")
     if not isinstance(given, list | tuple | None):
         raise ValueError(f"{location}: tool_calls must be a list of calls, got {brief(given)}")
@@ -205,67 +154,43 @@ def _declaration(tool: Any, location: str) -> Pieces:
         )
     location = f"{location} ({one_line(function['name'])[:80]})"
     _require_values(function, location)
-    yield True, _DECLARATION[0]
-    yield False, f"declaration:{function['name']}{{description:"
-    yield from _string(_description(function, location))
+    declared: dict[str, Any] = {"description": _description(function, location)}
     if parameters := _object(function.get("parameters"), f"{location}: parameters"):
-        yield False, ",parameters:{"
-        if properties := _object(parameters.get("properties"), f"{location}: properties"):
-            yield False, "properties:{"
-            yield from _properties(properties, location)
-            yield False, "},"
-        if required := parameters.get("required"):
-            yield False, "required:"
-            yield from _value(required)
-            yield False, ","
-        yield False, "type:"
-        yield from _string("OBJECT")
-        yield False, "}"
-    yield False, "}"
-    yield True, _DECLARATION[1]
+        properties = _properties(parameters, location)
+        declared["parameters"] = ({"properties": properties} if properties else {}) | _required(parameters)
+        declared["parameters"]["type"] = "OBJECT"
+    return _wrapped(_DECLARATION, f"declaration:{function['name']}", declared)
 
 
-def _properties(properties: Mapping[str, Any], location: str) -> Pieces:
-    for i, name in enumerate(sorted(properties, key=str.lower)):
-        schema, at = properties[name], f"{location}.{name}"
-        if name in _SCHEMA_KEYS:
-            raise ValueError(f"{at}: FunctionGemma knows no parameter of the name {brief(name)}; call it another")
-        kind = schema.get("type") if isinstance(schema, Mapping) else None
-        if not isinstance(kind, str):
-            raise ValueError(f"{at}: needs one type, such as 'string', got {brief(kind)}")
-        yield False, f"{',' if i else ''}{name}:{{description:"
-        yield from _string(_description(schema, at))
-        if kind.upper() == "STRING" and schema.get("enum"):
-            yield False, ",enum:"
-            yield from _value(schema["enum"])
-        elif kind.upper() == "OBJECT":
-            yield False, ",properties:{"
-            yield from _properties(_object(schema.get("properties"), f"{at}: properties"), at)
-            yield False, "}"
-            if schema.get("required"):
-                yield False, ",required:"
-                yield from _value(schema["required"])
-        elif kind.upper() == "ARRAY" and schema.get("items"):
-            yield False, ",items:{"
-            yield from _items(_object(schema["items"], f"{at}: items"), f"{at}[]")
-            yield False, "}"
-        yield False, ",type:"
-        yield from _string(kind.upper())
-        yield False, "}"
+# The declared parts of a schema. The template writes them in alphabetical order, as `_value` does.
 
 
-def _items(schema: Mapping[str, Any], location: str) -> Pieces:
-    """An array's item schema, with sorted keys."""
-    for i, key in enumerate(sorted(schema, key=str.lower)):
-        yield False, f"{',' if i else ''}{key}:"
-        if key == "properties":
-            yield False, "{"
-            yield from _properties(_object(schema[key], f"{location}: properties"), location)
-            yield False, "}"
-        elif key == "type":
-            yield from _string(str(schema[key]).upper())
-        else:
-            yield from _value(schema[key])
+def _properties(schema: Mapping[str, Any], location: str) -> dict[str, Any]:
+    properties = _object(schema.get("properties"), f"{location}: properties")
+    return {name: _property(name, part, f"{location}.{name}") for name, part in properties.items()}
+
+
+def _property(name: str, schema: Any, location: str) -> dict[str, Any]:
+    if name in _SCHEMA_KEYS:
+        raise ValueError(f"{location}: FunctionGemma knows no parameter of the name {brief(name)}; call it another")
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if not isinstance(kind, str):
+        raise ValueError(f"{location}: needs one type, such as 'string', got {brief(kind)}")
+    declared: dict[str, Any] = {"description": _description(schema, location), "type": kind.upper()}
+    if declared["type"] == "STRING" and schema.get("enum"):
+        declared["enum"] = schema["enum"]
+    elif declared["type"] == "OBJECT":
+        declared |= {"properties": _properties(schema, location)} | _required(schema)
+    elif declared["type"] == "ARRAY" and schema.get("items"):
+        items = dict(_object(schema["items"], f"{location}: items"))
+        if "properties" in items:
+            items["properties"] = _properties(items, f"{location}[]")
+        declared["items"] = items | ({"type": str(items["type"]).upper()} if "type" in items else {})
+    return declared
+
+
+def _required(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"required": schema["required"]} if schema.get("required") else {}
 
 
 def _object(value: Any, location: str) -> Mapping[str, Any]:
@@ -337,6 +262,74 @@ def _string(text: str) -> Pieces:
     yield True, _ESCAPE
 
 
-def _write(builder: PromptBuilder, tokenizer: Tokenizer, pieces: Pieces) -> None:
+def _write(builder: PromptBuilder, pieces: Pieces) -> None:
     for control, text in pieces:
-        builder.control(tokenizer.id(text)) if control else builder.text(text)
+        builder.control(builder.tokenizer.id(text)) if control else builder.text(text)
+
+
+def parse_calls(text: str) -> list[dict[str, Any]]:
+    """The calls in an answer, as in messages: `{"type": "function", "function": {"name", "arguments"}}`.
+
+    Truncated or malformed calls are skipped; they remain in the text.
+    """
+    calls = []
+    for match in _CALL_TEXT.finditer(text):
+        reader = _Reader(match[2])
+        try:
+            arguments = reader.read()
+        except (ValueError, IndexError):
+            continue
+        if reader.position == len(reader.text):
+            calls.append({"type": "function", "function": {"name": match[1].strip(), "arguments": arguments}})
+    return calls
+
+
+def text_before_calls(text: str) -> str:
+    """The text of an answer before its first call."""
+    return text.partition(_CALL[0])[0]
+
+
+class _Reader:
+    """Parses one value in FunctionGemma's notation. ValueError or IndexError if malformed."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.position = text, 0
+
+    def read(self, depth: int = 0) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        if self.text.startswith(_ESCAPE, self.position):
+            end = self.text.index(_ESCAPE, self.position + len(_ESCAPE))
+            value = self.text[self.position + len(_ESCAPE) : end]
+            self.position = end + len(_ESCAPE)
+            return value
+        if self.text[self.position] == "{":
+            return dict(self._entries("}", depth))
+        if self.text[self.position] == "[":
+            return [value for _, value in self._entries("]", depth)]
+        match = _WORD.match(self.text, self.position)
+        if match is None:
+            raise ValueError(f"no value at {self.position}")
+        self.position = match.end()
+        word = match[0].strip()
+        try:
+            return json.loads(word)
+        except ValueError:
+            return word  # a string without <escape> around it
+
+    def _entries(self, closing: str, depth: int):
+        self.position += 1
+        while self.text[self.position] != closing:
+            key = ""
+            if closing == "}":
+                colon = self.text.index(":", self.position)
+                key, self.position = (
+                    self.text[self.position : colon].strip().removeprefix(_ESCAPE).removesuffix(_ESCAPE),
+                    colon + 1,
+                )
+            yield key, self.read(depth + 1)
+            if self.text[self.position] == ",":
+                self.position += 1
+            elif self.text[self.position] != closing:
+                raise ValueError(f"neither , nor {closing} at {self.position}")
+        self.position += 1

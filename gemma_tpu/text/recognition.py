@@ -31,7 +31,23 @@ def writes_gemma3(template: str, tokenizer: Tokenizer, *, images: bool) -> bool:
         compiled = compile_template(template)
     except jinja2.TemplateError:
         return False
-    return _agrees(compiled, tokenizer, images)
+    variables: dict[str, Any] = {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "pad", "unk")}
+    variables |= {"add_generation_prompt": True, "tools": None, "documents": None}
+    images = images and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
+    agrees = False
+    for messages in [*_TEXT_PROBES, *(_IMAGE_PROBES if images else [])]:
+        try:
+            rendered = compiled.render(messages=messages, **variables)
+        except Exception:  # a template may reject a conversation; that says nothing about its format
+            continue
+        tokens = render_messages(messages, tokenizer, 1).tokens
+        ours = tokenizer.decode(tokens, skip_special=False)
+        # Hugging Face's processor expands the marker that the template writes.
+        block = "\n\n<start_of_image><image_soft_token><end_of_image>\n\n"
+        if rendered.replace("<start_of_image>", block) != ours:
+            return False
+        agrees = True
+    return agrees
 
 
 def compile_template(template: str) -> jinja2.Template:
@@ -79,23 +95,3 @@ _IMAGE_PROBES: list[Conversation] = [
     [_user([_text(" one\n"), _text("two")])],
     [_user([_IMAGE, _text("What is it?")])],
 ]
-
-
-def _agrees(template: jinja2.Template, tokenizer: Tokenizer, images: bool) -> bool:
-    variables: dict[str, Any] = {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "pad", "unk")}
-    variables |= {"add_generation_prompt": True, "tools": None, "documents": None}
-    images = images and None not in (tokenizer.start_of_image, tokenizer.end_of_image)
-    agrees = False
-    for messages in [*_TEXT_PROBES, *(_IMAGE_PROBES if images else [])]:
-        try:
-            rendered = template.render(messages=messages, **variables)
-        except Exception:  # a template may reject a conversation; that says nothing about its format
-            continue
-        tokens = render_messages(messages, tokenizer, 1).tokens
-        ours = tokenizer.decode(tokens, skip_special=False)
-        # Hugging Face's processor expands the marker that the template writes.
-        block = "\n\n<start_of_image><image_soft_token><end_of_image>\n\n"
-        if rendered.replace("<start_of_image>", block) != ours:
-            return False
-        agrees = True
-    return agrees

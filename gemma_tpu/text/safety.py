@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_tpu import image as image_lib
-from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, check_turns, content_parts
-from gemma_tpu.text.tokenizer import Tokenizer
+from gemma_tpu.text.template import Messages, PromptBuilder, check_turns, content_parts
 
 # The policies that ShieldGemma 2 was trained on.
 POLICIES = {
@@ -39,32 +37,21 @@ _QUESTION = (
 )
 
 
-def render_policy(
-    messages: Messages,
-    tokenizer: Tokenizer,
-    num_soft_tokens: int | None,
-    *,
-    load_image: LoadImage = image_lib.load_image,
-    pan_and_scan: bool = False,
-    continue_final: bool = False,
-) -> Prompt:
-    """The prompt for one user message: an image, then a policy's text. ValueError for anything else."""
-    if pan_and_scan:
+def write_policy(builder: PromptBuilder, messages: Messages, continue_final: bool) -> None:
+    """Writes the prompt for one user message: an image, then a policy's text. ValueError for anything else."""
+    if builder.pan_and_scan:
         raise ValueError("ShieldGemma 2 takes an image as a whole, without pan and scan")
     system, turns = check_turns(messages, continue_final)
-    location, _, content = turns[0]
-    parts: list[tuple[str, str, Any]] = list(content_parts(content, location))
+    location, _, message = turns[0]
+    parts: list[tuple[str, str, Any]] = list(content_parts(message["content"], location))
     if system or len(turns) != 1 or [kind for _, kind, _ in parts] != ["image", "text"]:
         raise ValueError(
             f"{location}: ShieldGemma 2 takes one user message, an image and then the text of a policy: see classify"
         )
     (at, _, image), (_, _, policy) = parts
-    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
-    builder.begin()
     builder.begin_turn("user")
     builder.image(image, at)
     builder.begin_turn("user")
     builder.text(f"{_PREAMBLE}{policy}{_QUESTION}")
     builder.end_turn()
     builder.begin_turn("model")
-    return builder.prompt()

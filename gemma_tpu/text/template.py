@@ -28,11 +28,9 @@ else:
     Messages = Any  # they come from users: checked below, with errors that say where
 
 # Gemma3Processor's words around the crops of a pan and scan (transformers 5.23, processing_gemma3.py).
-_BEFORE_ORIGINAL, _BEFORE_CROPS, _BETWEEN_CROPS = (
-    "Here is the original image ",
-    " and here are some crops to help you see better ",
-    " ",
-)
+_BEFORE_ORIGINAL = "Here is the original image "
+_BEFORE_CROPS = " and here are some crops to help you see better "
+_BETWEEN_CROPS = " "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +52,8 @@ def render_messages(
     load_image: LoadImage = image_lib.load_image,
     pan_and_scan: bool = False,
     continue_final: bool = False,
+    write: Callable[..., None] | None = None,
+    **options: Any,
 ) -> Prompt:
     """The prompt for the model's next turn in a conversation.
 
@@ -69,15 +69,23 @@ def render_messages(
     system message count, and an empty system message is as none.
 
     `num_soft_tokens` is None or 0 for a model that reads only text. With `pan_and_scan`, an image far from square is
-    followed by crops of it (see `gemma_tpu.image.pan_and_scan`).
+    followed by crops of it (see `gemma_tpu.image.pan_and_scan`). `write`: writes the messages in the format of a
+    relative, with its `options`, in place of `write_messages`.
 
     Raises ValueError, naming the message, for anything not of this shape.
     """
-    system, turns = check_turns(messages, continue_final)
     builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
+    builder.begin()
+    (write or write_messages)(builder, messages, continue_final, **options)
+    return builder.prompt()
+
+
+def write_messages(builder: PromptBuilder, messages: Messages, continue_final: bool) -> None:
+    """Gemma 3's own format."""
+    system, turns = check_turns(messages, continue_final)
 
     def question(content: Any, where: str) -> None:
-        if where == turns[0][0] and system.strip():
+        if where == turns[0][0] and system and system.strip():
             builder.text(f"{system}\n\n")
         for at, kind, value in content_parts(content, where):
             if kind == "text":
@@ -85,35 +93,29 @@ def render_messages(
             else:
                 builder.image(value, at)
 
-    return render_turns(builder, turns, question, continue_final)
+    write_turns(builder, turns, question, continue_final)
 
 
-def render_turns(
+def write_turns(
     builder: PromptBuilder, turns: Sequence[Turn], question: Callable[[Any, str], None], continue_final: bool
-) -> Prompt:
-    """The prompt of `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
-    builder.begin()
-    for i, (where, role, content) in enumerate(turns):
+) -> None:
+    """Writes `turns` (see `check_turns`); `question` writes what a user says, from its content and its place."""
+    for i, (where, role, message) in enumerate(turns):
         builder.begin_turn(role)
         if role == "user":
-            question(content, where)
+            question(message["content"], where)
         else:
-            builder.text(answer_text(content, where))
+            builder.text(answer_text(message["content"], where))
         if not (continue_final and role == "model" and i == len(turns) - 1):
             builder.end_turn()
     if turns[-1][1] == "user":
         builder.begin_turn("model")
-    return builder.prompt()
 
 
-def answer_text(content: Any, where: str) -> str:
-    """The text of an assistant's message. ValueError if it shows an image."""
-    texts = []
-    for at, kind, value in content_parts(content, where):
-        if kind != "text":
-            raise ValueError(f"{at}: an image in a message of the assistant; only users show images")
-        texts.append(value.strip())
-    return "".join(texts)
+def answer_text(content: Any, where: str, *, strip: bool = True) -> str:
+    """The text of an assistant's message, as the format writes it or as it was given. ValueError if it has an image."""
+    refusal = "an image in a message of the assistant; only users show images"
+    return "".join(text.strip() if strip else text for text in _texts(content, where, refusal))
 
 
 def render_raw(
@@ -134,7 +136,7 @@ def render_raw(
     if bos and tokens[:1] != [tokenizer.bos_id]:
         tokens.insert(0, tokenizer.bos_id)
     if images:
-        _require_images(tokenizer, num_soft_tokens)
+        _image_block(tokenizer, num_soft_tokens)
     expanded = expand_images(tokens, num_soft_tokens, tokenizer)
     placed = place_images(expanded.starts, images)
     return Prompt(expanded.tokens, [PlacedImage(one.start, load_image(one.image)) for one in placed])
@@ -183,40 +185,40 @@ class PromptBuilder:
     """Collects a prompt; text between two control tokens is tokenized as one, as if the whole were one string."""
 
     def __init__(self, tokenizer: Tokenizer, num_soft_tokens: int | None, load_image: LoadImage, pan_and_scan: bool):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._num_soft_tokens = num_soft_tokens
         self._load_image = load_image
-        self._pan_and_scan = pan_and_scan
+        self.pan_and_scan = pan_and_scan
         self._tokens: list[int] = []
         self._images: list[PlacedImage[Shown]] = []
         self._text = ""
 
     def begin(self) -> None:
-        self.control(self._tokenizer.bos_id)
+        self.control(self.tokenizer.bos_id)
 
     def begin_turn(self, role: str) -> None:
-        self.control(self._tokenizer.start_of_turn)
+        self.control(self.tokenizer.start_of_turn)
         self.text(f"{role}\n")
 
     def end_turn(self) -> None:
-        self.control(self._tokenizer.end_of_turn)
+        self.control(self.tokenizer.end_of_turn)
         self.text("\n")
 
     def text(self, text: str) -> None:
         self._text += text
 
     def control(self, *tokens: int) -> None:
-        self._tokens += self._tokenizer.encode(self._text)
+        self._tokens += self.tokenizer.encode(self._text)
         self._tokens += tokens
         self._text = ""
 
     def image(self, source: Any, where: str) -> None:
         try:
-            _require_images(self._tokenizer, self._num_soft_tokens)
+            _image_block(self.tokenizer, self._num_soft_tokens)
             image = self._load_image(source)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self._pan_and_scan else []
+        crops = [image.crop(box) for box in image_lib.crop_boxes(image.size)] if self.pan_and_scan else []
         if not crops:
             self._block(image)
             return
@@ -229,7 +231,7 @@ class PromptBuilder:
 
     def _block(self, image: Shown) -> None:
         self.text("\n\n")
-        start, *rest = _image_block(self._tokenizer, self._num_soft_tokens)
+        start, *rest = _image_block(self.tokenizer, self._num_soft_tokens)
         self.control(start)
         self._images.append(PlacedImage(len(self._tokens), image))
         self.control(*rest)
@@ -241,12 +243,7 @@ class PromptBuilder:
 
 
 def _image_block(tokenizer: Tokenizer, num_soft_tokens: int | None) -> list[int]:
-    start, count, end = _require_images(tokenizer, num_soft_tokens)
-    return [start, *[SOFT_TOKEN] * count, end]
-
-
-def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[int, int, int]:
-    """Start id, number of soft tokens, end id."""
+    """The ids of an image. ValueError if the model or the tokenizer is for text only."""
     if not num_soft_tokens:
         raise ValueError(
             "this model reads only text (it has no vision tower, or was loaded without: text_only); leave the images "
@@ -256,58 +253,63 @@ def _require_images(tokenizer: Tokenizer, num_soft_tokens: int | None) -> tuple[
         raise ValueError(
             f"{tokenizer.name}: a tokenizer for text only: its vocabulary lacks <start_of_image> or <end_of_image>"
         )
-    return tokenizer.start_of_image, num_soft_tokens, tokenizer.end_of_image
+    return [tokenizer.start_of_image, *[SOFT_TOKEN] * num_soft_tokens, tokenizer.end_of_image]
 
 
-Turn = tuple[str, str, Any]  # where it stands, "user" or "model", its content
+Turn = tuple[str, str, Mapping[str, Any]]  # where it stands, "user", "model" or "tool", the message
+_ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"}
+_NEXT = {"user": ["model"], "model": ["user"], "tool": ["tool", "model"]}
 
 
-def check_turns(messages: Messages, continue_final: bool) -> tuple[str, list[Turn]]:
-    """The system text, and the turns."""
+def check_turns(messages: Messages, continue_final: bool, *, tools: bool = False) -> tuple[str | None, list[Turn]]:
+    """The system text, None without one, and the turns.
+
+    `tools`: a call in an assistant's message, which then needs no content, is followed by messages of the role "tool",
+    and "developer" is another name of "system".
+    """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
-    if not messages:
-        raise ValueError("messages is empty; it needs at least one message of a user")
-    system = ""
-    turns: list[Turn] = []
+    first = ("developer", "system") if tools else ("system",)
+    known = [role for role in _ROLES if tools or role != "tool"]
+    system, turns, expected, calls = None, list[Turn](), _NEXT["model"], None
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping):
             raise ValueError(f'{where}: expected {{"role": …, "content": …}}, got {type(message).__name__}')
-        if missing := [key for key in ("role", "content") if key not in message]:
+        calls = message.get("tool_calls") if tools and message.get("role") in ("assistant", "model") else None
+        if missing := [key for key in ("role", "content") if key not in message and not (calls and key == "content")]:
             raise ValueError(f"{where}: lacks {' and '.join(missing)}")
-        role, content = message["role"], message["content"]
-        if role == "system":
+        given = message["role"]
+        if not isinstance(given, str) or given not in [*first, *known]:
+            raise ValueError(f"{where}: unknown role {brief(given)}; known are {', '.join([*first, *known])}")
+        if given in first:
             if i:
-                raise ValueError(f"{where}: a system message may only be the first")
-            system = _system_text(content, where)
+                raise ValueError(f"{where}: a {given} message may only be the first")
+            system = "".join(_texts(message.get("content"), where, f"a {given} message holds only text"))
             continue
-        if role not in ("user", "assistant", "model"):
-            raise ValueError(f"{where}: unknown role {brief(role)}; known are system, user and assistant (or model)")
-        role = "user" if role == "user" else "model"
-        expected = "model" if len(turns) % 2 else "user"
-        if role != expected:
-            said = (
-                "first after the system message, if any, comes a user" if not turns else "user and assistant take turns"
-            )
-            raise ValueError(f"{where}: role {brief(message['role'])} out of turn: {said}")
-        turns.append((where, role, content))
+        role = _ROLES[given]
+        if role not in expected:
+            after = f"expected {' or '.join(expected)}" if turns else "first, after a system message, comes a user"
+            raise ValueError(f"{where}: role {brief(given)} out of turn: {after}")
+        turns.append((where, role, message))
+        expected = ["tool"] if calls else _NEXT[role]
     if not turns:
         raise ValueError("messages hold no message of a user")
-    if turns[-1][1] == "model" and not continue_final:
+    if turns[-1][1] == "model" and not calls and not continue_final:
         raise ValueError(
             f"{turns[-1][0]}: the last message is the assistant's; end with a user's, or continue it (continue_final)"
         )
     return system, turns
 
 
-def _system_text(content: Any, where: str) -> str:
+def _texts(content: Any, where: str, refusal: str) -> list[str]:
+    """The texts of a message that shows no image. ValueError, ending in `refusal`, if it does."""
     texts = []
     for at, kind, value in content_parts(content, where):
         if kind != "text":
-            raise ValueError(f"{at}: a system message holds only text")
+            raise ValueError(f"{at}: {refusal}")
         texts.append(value)
-    return "".join(texts)
+    return texts
 
 
 def content_parts(content: Any, where: str) -> Iterator[tuple[str, str, Any]]:

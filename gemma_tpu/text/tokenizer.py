@@ -147,8 +147,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the text has half a surrogate pair at character {error.start} ({text[error.start]!r}): "
-                "decode it properly, or replace it"
+                f"the text has half a surrogate pair ({text[error.start]!r}): decode it properly, or replace it"
             ) from error
         known, start = self._with_control if control else self._without_control, 0
         for match in self._candidate.finditer(text):

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_tpu import image as image_lib
 from gemma_tpu.text.languages import language
-from gemma_tpu.text.template import LoadImage, Messages, Prompt, PromptBuilder, check_turns, content_parts, render_turns
-from gemma_tpu.text.tokenizer import Tokenizer
+from gemma_tpu.text.template import Messages, PromptBuilder, check_turns, content_parts, write_turns
 
 _ROLE = (
     "You are a professional {source} ({source_code}) to {target} ({target_code}) translator. Your goal is to "
@@ -30,18 +28,10 @@ _IMAGE = (
 )
 
 
-def render_translation(
-    messages: Messages,
-    tokenizer: Tokenizer,
-    num_soft_tokens: int | None,
-    *,
-    load_image: LoadImage = image_lib.load_image,
-    pan_and_scan: bool = False,
-    continue_final: bool = False,
-    source_lang: Any = None,
-    target_lang: Any = None,
-) -> Prompt:
-    """The prompt that translates the last message.
+def write_translation(
+    builder: PromptBuilder, messages: Messages, continue_final: bool, source_lang: Any = None, target_lang: Any = None
+) -> None:
+    """Writes the prompt that translates the last message.
 
     A user message is one text or one image. Its languages are the part's `source_lang_code` and `target_lang_code`, as
     in Hugging Face's messages, else `source_lang` and `target_lang`: ISO 639 codes such as "cs" or "pt-BR". A system
@@ -50,12 +40,11 @@ def render_translation(
     system, turns = check_turns(messages, continue_final)
     if system:
         raise ValueError("messages[0]: TranslateGemma takes no system message, only what is to be translated")
-    builder = PromptBuilder(tokenizer, num_soft_tokens, load_image, pan_and_scan)
 
     def question(content: Any, location: str) -> None:
         _question(builder, content, location, source_lang, target_lang)
 
-    return render_turns(builder, turns, question, continue_final)
+    write_turns(builder, turns, question, continue_final)
 
 
 def _question(builder: PromptBuilder, content: Any, location: str, source: Any, target: Any) -> None:

@@ -66,6 +66,8 @@ def make_questions(
                 f"prompt {question.name!r} must hold token ids in [1, {model.config.vocab_size}); 0 is padding"
             )
     if vision is None or not any(question.images for question in questions):
+        if image is not None and image is not False:
+            raise ValueError("no prompt shows the image: the model takes none, or no prompt has <start_of_image>")
         return questions, np.zeros((0, 0, 3), np.uint8)
     side = vision.image_size
     loaded = load_image(image) if image is not None else drawing(side)

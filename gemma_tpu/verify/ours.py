@@ -14,7 +14,7 @@ from PIL import Image
 
 from gemma_tpu.api import Model
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.engine import encode_images, forward
+from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
 from gemma_tpu.loading import load

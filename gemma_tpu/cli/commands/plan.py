@@ -51,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
     import jax
 
     from gemma_tpu.plan import report
-    from gemma_tpu.plan.chips import CHIPS, parse_slice
+    from gemma_tpu.plan.chips import CHIPS, Chip, Slice, parse_slice
+    from gemma_tpu.plan.compiled import topology_devices
     from gemma_tpu.plan.planner import make_plan, smallest_plan
 
     config = model_config(args.model)
@@ -63,25 +64,33 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.images is not None and args.images < 0:
         raise ValueError(f"--images must be at least 0, got {args.images}")
+    if args.chips is not None and args.images:
+        raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
+    if args.chips is not None and args.quick:
+        raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
+    if args.chips is None:
+        places: list[Chip | Slice] = [parse_slice(args.topology)]
+    else:
+        places = [CHIPS.get(name) or parse_slice(name) for name in args.chips.split(",")]
     if args.images == 0:
         config = dataclasses.replace(config, vision=None)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and a TPU that is here stays free
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for devices that are not here
     options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
-    if args.topology:
-        where = parse_slice(args.topology)
-        plans = [make_plan(args.model, config, where, images=args.images or 0, search=not args.quick, **options)]
-    else:
-        plans = []
-        for name in args.chips.split(","):
-            if name in CHIPS:
-                plans.append(smallest_plan(args.model, config, CHIPS[name], **options))
-            else:
-                plans.append(make_plan(args.model, config, parse_slice(name), search=False, **options))
+    for where in places:
+        if isinstance(where, Slice):
+            topology_devices(where)  # so that one that there is not is said before another is compiled for
+    search = args.chips is None and not args.quick
+    plans = [
+        smallest_plan(args.model, config, where, **options)
+        if isinstance(where, Chip)
+        else make_plan(args.model, config, where, images=args.images or 0, search=search, **options)
+        for where in places
+    ]
     if args.json:
         found = [report.as_json(plan) for plan in plans]
-        print(json.dumps(found[0] if args.topology else found, indent=2))
-    elif args.topology:
+        print(json.dumps(found[0] if args.chips is None else found, indent=2))
+    elif args.chips is None:
         print(report.text(plans[0]))
     else:
         print(report.comparison(plans))

@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="taken without the chat format; may be given several times (default: three texts and one with an image)",
     )
-    parser.add_argument("--image", metavar="FILE", help="shown at <start_of_image> (default: a drawing)")
-    parser.add_argument("--no-image", action="store_true", help="leave images out")
+    image = parser.add_mutually_exclusive_group()
+    image.add_argument("--image", metavar="FILE", help="shown at <start_of_image> (default: a drawing)")
+    image.add_argument("--no-image", action="store_true", help="leave images out")
     parser.add_argument(
         "--tolerance", type=float, metavar="X", help="largest |Δlogit| that passes (default: 0.01; in bfloat16: 1)"
     )

@@ -1,4 +1,4 @@
-"""Products of arrays, at the precision that their dtype asks for."""
+"""Einsum at the precision that the dtype of its factors asks for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def precision(*factors: Any) -> Literal["highest", "default"]:
     return "highest" if any(factor.dtype == jnp.float32 for factor in factors) else "default"
 
 
-def product(spec: str, a: jax.Array, b: jax.Array, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+def einsum(spec: str, a: jax.Array, b: jax.Array, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
     """`jnp.einsum(spec, a, b)`, accumulated and returned in `dtype` (default: that of the factors)."""
     return jnp.einsum(spec, a, b, precision=precision(a, b), preferred_element_type=dtype)

@@ -1,4 +1,4 @@
-"""Boxes: rectangular regions of an array, as a tuple of slices with step 1, one per axis."""
+"""Slices of arrays: a box is a rectangular part of an array, as a tuple of slices with step 1, one per axis."""
 
 from __future__ import annotations
 
