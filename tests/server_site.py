@@ -113,7 +113,7 @@ def held(model: gemma_tpu.Model) -> Iterator[threading.Event]:
 
 
 def idle(model: gemma_tpu.Model) -> bool:
-    return model.engine.occupancy()[:2] == (0, 0) and not model.engine._has_work()
+    return model.engine.occupancy()[:2] == (0, 0) and not model.engine._loop.has_work
 
 
 def events(lines: Iterator[str]) -> Iterator[Any]:

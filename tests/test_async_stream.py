@@ -9,7 +9,7 @@ import os
 import threading
 
 import pytest
-from small_models import waiting_for_a_cancel
+from small_models import gated
 from test_api import FREE, PROMPTS, make_model
 from test_stream_lifetime import LONG, settled, submitted  # noqa: F401 - a fixture
 
@@ -104,7 +104,7 @@ def test_a_reader_that_leaves_frees_its_row(model: gemma_tpu.Model, submitted, l
 
     gc.disable()
     try:
-        with waiting_for_a_cancel(model.engine):
+        with gated(model.engine):
             asyncio.run(ask())
             settled(model)
     finally:
@@ -136,7 +136,7 @@ def test_errors_are_the_readers(model: gemma_tpu.Model, submitted) -> None:  # n
 
 
 def test_a_loop_that_ends_first_is_no_error_of_the_engine(model: gemma_tpu.Model, submitted) -> None:  # noqa: F811
-    with waiting_for_a_cancel(model.engine):
+    with gated(model.engine, 1):
         stream = asyncio.run(model.astream("Hello", **FREE).start())
         stream.cancel()
     submitted[0].wait()

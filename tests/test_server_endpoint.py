@@ -25,7 +25,7 @@ from server_site import (
     streaming,
     wait_for,
 )
-from small_models import waiting_for_a_cancel
+from small_models import gated
 
 import gemma_tpu
 from gemma_tpu.server import Settings
@@ -56,7 +56,7 @@ def test_a_deadline(model: gemma_tpu.Model) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row(site: Site, model: gemma_tpu.Model, stream: bool) -> None:
-    with waiting_for_a_cancel(model.engine):
+    with gated(model.engine):
         if stream:
             with streaming(site) as lines:
                 assert next(events(lines))["choices"]

@@ -15,7 +15,7 @@ from server_site import (
     streaming,
     wait_for,
 )
-from small_models import waiting_for_a_cancel
+from small_models import gated
 
 import gemma_tpu
 from gemma_tpu.server import Settings
@@ -47,7 +47,7 @@ def test_metrics(model: gemma_tpu.Model) -> None:
             }
 
         used = [site.ask(**asked).json()["usage"] for asked in ({}, {"n": 2, "temperature": 1, "seed": 1})]
-        with waiting_for_a_cancel(model.engine), streaming(site) as lines:
+        with gated(model.engine), streaming(site) as lines:
             begun = events(lines)
             assert next(begun)["choices"][0]["delta"]["role"] == "assistant"
             assert next(begun)["choices"][0]["delta"]["content"]
