@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -15,8 +14,7 @@ from starlette.responses import Response
 from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
-from gemma_tpu.server.errors import refused
-from gemma_tpu.server.images import as_messages
+from gemma_tpu.server.images import read_messages
 from gemma_tpu.server.schema import ChatRequest
 
 
@@ -25,14 +23,9 @@ async def chat_completions(exchange: Exchange) -> Response:
     model, n = service.model(body.model), body.n or 1
     exchange.stack.enter_context(service.admit(model, n))
     options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
-    on_loop = asyncio.get_running_loop()
-    messages, crops = await on_loop.run_in_executor(service.image_threads, as_messages, body.messages, service.settings)
-    options["pan_and_scan"] = crops
+    messages, options["pan_and_scan"] = await read_messages(service, body.messages)
     answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed)
-    try:
-        await answers.start()
-    except ValueError as error:
-        raise refused(error, "messages") from error
+    await exchange.begin(answers, "messages")
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk" if body.stream else "chat.completion",
@@ -40,9 +33,8 @@ async def chat_completions(exchange: Exchange) -> Response:
         "model": body.model or service.settings.model_names[0],
     }
     if body.stream:
-        return EventStream(exchange, _chunks(exchange, head, answers, n, body.include_usage))
+        return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
     completions = await answers.finish()
-    exchange.note(answers)
     choices = [_choice(i, completion) for i, completion in enumerate(completions)]
     return JSONResponse({**head, "choices": choices, "usage": answers.usage})
 
@@ -57,7 +49,7 @@ def _thinking(completion: Completion) -> dict[str, str]:
 
 
 async def _chunks(
-    exchange: Exchange, head: dict[str, Any], answers: Answers, n: int, include_usage: bool
+    head: dict[str, Any], answers: Answers, n: int, include_usage: bool
 ) -> AsyncGenerator[dict[str, Any]]:
     usage: dict[str, Any] = {"usage": None} if include_usage else {}
 
@@ -65,17 +57,14 @@ async def _chunks(
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         return {**head, "choices": [choice], **usage}
 
-    try:
-        for i in range(n):
-            yield chunk(i, {"role": "assistant", "content": ""})
-        async with aclosing(answers.pieces()) as pieces:
-            async for index, piece in pieces:
-                if piece is None:
-                    completion = answers.completions[index]
-                    yield chunk(index, _thinking(completion), completion.finish_reason)
-                else:
-                    yield chunk(index, {"content": piece})
-        if include_usage:
-            yield {**head, "choices": [], "usage": answers.usage}
-    finally:
-        exchange.note(answers)
+    for i in range(n):
+        yield chunk(i, {"role": "assistant", "content": ""})
+    async with aclosing(answers.pieces()) as pieces:
+        async for index, piece in pieces:
+            if piece is None:
+                completion = answers.completions[index]
+                yield chunk(index, _thinking(completion), completion.finish_reason)
+            else:
+                yield chunk(index, {"content": piece})
+    if include_usage:
+        yield {**head, "choices": [], "usage": answers.usage}

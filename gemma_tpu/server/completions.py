@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
-from gemma_tpu.server.errors import refused
 from gemma_tpu.server.schema import CompletionRequest
 
 
@@ -23,10 +22,7 @@ async def completions(exchange: Exchange) -> Response:
     exchange.stack.enter_context(service.admit(model, n * len(prompts), "prompt" if len(prompts) > 1 else "n"))
     options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens), "raw": True}
     answers = Answers(model, prompts, options, service.metrics, n=n, seed=body.seed)
-    try:
-        await answers.start()
-    except ValueError as error:
-        raise refused(error, "prompt") from error
+    await exchange.begin(answers, "prompt")
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -34,9 +30,8 @@ async def completions(exchange: Exchange) -> Response:
         "model": body.model or service.settings.model_names[0],
     }
     if body.stream:
-        return EventStream(exchange, _chunks(exchange, head, answers, body.include_usage))
+        return EventStream(exchange, _chunks(head, answers, body.include_usage))
     done = await answers.finish()
-    exchange.note(answers)
     choices = [_choice(i, completion.text, completion.finish_reason) for i, completion in enumerate(done)]
     return JSONResponse({**head, "choices": choices, "usage": answers.usage})
 
@@ -45,16 +40,11 @@ def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
 
-async def _chunks(
-    exchange: Exchange, head: dict[str, Any], answers: Answers, include_usage: bool
-) -> AsyncGenerator[dict[str, Any]]:
+async def _chunks(head: dict[str, Any], answers: Answers, include_usage: bool) -> AsyncGenerator[dict[str, Any]]:
     usage: dict[str, Any] = {"usage": None} if include_usage else {}
-    try:
-        async with aclosing(answers.pieces()) as pieces:
-            async for index, piece in pieces:
-                reason = answers.completions[index].finish_reason if piece is None else None
-                yield {**head, "choices": [_choice(index, piece or "", reason)], **usage}
-        if include_usage:
-            yield {**head, "choices": [], "usage": answers.usage}
-    finally:
-        exchange.note(answers)
+    async with aclosing(answers.pieces()) as pieces:
+        async for index, piece in pieces:
+            reason = answers.completions[index].finish_reason if piece is None else None
+            yield {**head, "choices": [_choice(index, piece or "", reason)], **usage}
+    if include_usage:
+        yield {**head, "choices": [], "usage": answers.usage}

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.body import parse
-from gemma_tpu.server.errors import APIError, openai_body
+from gemma_tpu.server.errors import APIError, openai_body, refused
 from gemma_tpu.server.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -74,8 +74,15 @@ class Exchange:
         self.noted["error"] = error.code
         return error
 
-    def note(self, answers: Answers) -> None:
-        """What the log line says of answers."""
+    async def begin(self, answers: Answers, field: str, *, before: int = 0) -> None:
+        """Submits them; the log line will say how they ended. APIError for a prompt that is wrong, see `refused`."""
+        try:
+            await answers.start()
+        except ValueError as error:
+            raise refused(error, field, before=before) from error
+        self.stack.callback(self._note, answers)
+
+    def _note(self, answers: Answers) -> None:
         usage, reasons = answers.usage, [completion.finish_reason for completion in answers.completions]
         tokens = {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
         self.noted |= {**tokens, "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]}

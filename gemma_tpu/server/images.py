@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -11,11 +12,22 @@ from gemma_tpu.image import read_source
 from gemma_tpu.picture import Picture
 from gemma_tpu.server.errors import APIError
 from gemma_tpu.server.schema import Message
+from gemma_tpu.server.service import Service
 from gemma_tpu.server.settings import Settings
+
+_PLACE = "messages[{}].content[{}].image_url"
+
+
+async def read_messages(
+    service: Service, messages: Sequence[Message], place: str = _PLACE
+) -> tuple[list[Mapping[str, Any]], bool]:
+    """`as_messages` on a thread for images."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.image_threads, as_messages, messages, service.settings, place)
 
 
 def as_messages(
-    messages: Sequence[Message], settings: Settings, place: str = "messages[{}].content[{}].image_url"
+    messages: Sequence[Message], settings: Settings, place: str = _PLACE
 ) -> tuple[list[Mapping[str, Any]], bool]:
     """Messages for `Model.stream`, with their images read; whether crops are asked for. Reads files: not for the loop.
 

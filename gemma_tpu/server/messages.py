@@ -15,7 +15,7 @@ from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
 from gemma_tpu.server.errors import APIError, refused
-from gemma_tpu.server.images import as_messages
+from gemma_tpu.server.images import read_messages
 from gemma_tpu.server.info import prompt_tokens
 from gemma_tpu.server.messages_schema import CountRequest, MessagesRequest
 
@@ -38,16 +38,12 @@ async def messages(exchange: Exchange) -> Response:
     conversation, crops = await _conversation(exchange, body)
     options |= {"pan_and_scan": crops, "continue_final": body.continues}
     answers = Answers(model, [conversation], options, service.metrics)
-    try:
-        await answers.start()
-    except ValueError as error:
-        raise refused(error, "messages", before=bool(body.system_text)) from error
+    await exchange.begin(answers, "messages", before=bool(body.system_text))
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = body.model or service.settings.model_names[0]
     if body.stream:
-        return EventStream(exchange, _events(exchange, head, answers), named=True)
+        return EventStream(exchange, _events(head, answers), named=True)
     (completion,) = await answers.finish()
-    exchange.note(answers)
     content = [{"type": "text", "text": completion.text}]
     return JSONResponse({**head, "content": content, **_ending(answers, completion), "usage": _usage(completion)})
 
@@ -64,10 +60,7 @@ async def count_tokens(exchange: Exchange) -> Response:
 
 
 async def _conversation(exchange: Exchange, body: CountRequest) -> tuple[list[Mapping[str, Any]], bool]:
-    service, loop = exchange.service, asyncio.get_running_loop()
-    given = body.as_openai()
-    arguments = given, service.settings, "messages[{}].content[{}].source"
-    converted, crops = await loop.run_in_executor(service.image_threads, as_messages, *arguments)
+    converted, crops = await read_messages(exchange.service, body.as_openai(), "messages[{}].content[{}].source")
     system = [{"role": "system", "content": body.system_text}] if body.system_text else []
     return [*system, *converted], crops
 
@@ -86,18 +79,15 @@ def _ending(answers: Answers, completion: Completion) -> dict[str, str | None]:
     return {"stop_reason": reason, "stop_sequence": stop}
 
 
-async def _events(exchange: Exchange, head: dict[str, Any], answers: Answers) -> AsyncGenerator[dict[str, Any]]:
-    try:
-        begun = {**head, "content": [], "stop_reason": None, "stop_sequence": None}
-        yield {"type": "message_start", "message": {**begun, "usage": _usage(answers.completions[0])}}
-        yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-        async with aclosing(answers.pieces()) as pieces:
-            async for _, piece in pieces:
-                if piece is not None:
-                    yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
-        (completion,) = answers.completions
-        yield {"type": "content_block_stop", "index": 0}
-        yield {"type": "message_delta", "delta": _ending(answers, completion), "usage": _usage(completion)}
-        yield {"type": "message_stop"}
-    finally:
-        exchange.note(answers)
+async def _events(head: dict[str, Any], answers: Answers) -> AsyncGenerator[dict[str, Any]]:
+    begun = {**head, "content": [], "stop_reason": None, "stop_sequence": None}
+    yield {"type": "message_start", "message": {**begun, "usage": _usage(answers.completions[0])}}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    async with aclosing(answers.pieces()) as pieces:
+        async for _, piece in pieces:
+            if piece is not None:
+                yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+    (completion,) = answers.completions
+    yield {"type": "content_block_stop", "index": 0}
+    yield {"type": "message_delta", "delta": _ending(answers, completion), "usage": _usage(completion)}
+    yield {"type": "message_stop"}

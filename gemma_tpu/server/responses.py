@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 import uuid
@@ -16,8 +15,7 @@ from starlette.responses import Response
 from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
-from gemma_tpu.server.errors import refused
-from gemma_tpu.server.images import as_messages
+from gemma_tpu.server.images import read_messages
 from gemma_tpu.server.responses_schema import ResponsesRequest
 
 
@@ -26,21 +24,15 @@ async def responses(exchange: Exchange) -> Response:
     model = service.model(body.model)
     exchange.stack.enter_context(service.admit(model, 1))
     limit = service.max_new_tokens(model, body.max_output_tokens, "max_output_tokens")
-    loop, place = asyncio.get_running_loop(), "input[{}].content[{}].image_url"
-    arguments = body.as_messages(), service.settings, place
-    converted, crops = await loop.run_in_executor(service.image_threads, as_messages, *arguments)
+    converted, crops = await read_messages(service, body.as_messages(), "input[{}].content[{}].image_url")
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     options = body.options() | {"max_new_tokens": limit, "pan_and_scan": crops}
     answers = Answers(model, [[*system, *converted]], options, service.metrics, seed=body.seed)
-    try:
-        await answers.start()
-    except ValueError as error:
-        raise refused(error, "input", before=len(system)) from error
+    await exchange.begin(answers, "input", before=len(system))
     answer = _Answer(body, body.model or service.settings.model_names[0])
     if body.stream:
-        return EventStream(exchange, _events(exchange, answer, answers), named=True)
+        return EventStream(exchange, _events(answer, answers), named=True)
     (completion,) = await answers.finish()
-    exchange.note(answers)
     return JSONResponse(answer.response(completion))
 
 
@@ -106,7 +98,7 @@ def _usage(completion: Completion) -> dict[str, Any]:
     }
 
 
-async def _events(exchange: Exchange, answer: _Answer, answers: Answers) -> AsyncGenerator[dict[str, Any]]:
+async def _events(answer: _Answer, answers: Answers) -> AsyncGenerator[dict[str, Any]]:
     numbers = itertools.count()
     item: dict[str, Any] = {"output_index": 0}
     part: dict[str, Any] = {**item, "item_id": answer.item_id, "content_index": 0}
@@ -114,20 +106,17 @@ async def _events(exchange: Exchange, answer: _Answer, answers: Answers) -> Asyn
     def event(name: str, **values: Any) -> dict[str, Any]:
         return {"type": f"response.{name}", "sequence_number": next(numbers), **values}
 
-    try:
-        yield event("created", response=answer.response(None))
-        yield event("in_progress", response=answer.response(None))
-        yield event("output_item.added", item=answer.item(None), **item)
-        yield event("content_part.added", part=_part(""), **part)
-        async with aclosing(answers.pieces()) as pieces:
-            async for _, piece in pieces:
-                if piece is not None:
-                    yield event("output_text.delta", delta=piece, logprobs=[], **part)
-        (completion,) = answers.completions
-        yield event("output_text.done", text=completion.text, logprobs=[], **part)
-        yield event("content_part.done", part=_part(completion.text), **part)
-        yield event("output_item.done", item=answer.item(completion), **item)
-        whole = answer.response(completion)
-        yield event(whole["status"], response=whole)
-    finally:
-        exchange.note(answers)
+    yield event("created", response=answer.response(None))
+    yield event("in_progress", response=answer.response(None))
+    yield event("output_item.added", item=answer.item(None), **item)
+    yield event("content_part.added", part=_part(""), **part)
+    async with aclosing(answers.pieces()) as pieces:
+        async for _, piece in pieces:
+            if piece is not None:
+                yield event("output_text.delta", delta=piece, logprobs=[], **part)
+    (completion,) = answers.completions
+    yield event("output_text.done", text=completion.text, logprobs=[], **part)
+    yield event("content_part.done", part=_part(completion.text), **part)
+    yield event("output_item.done", item=answer.item(completion), **item)
+    whole = answer.response(completion)
+    yield event(whole["status"], response=whole)
