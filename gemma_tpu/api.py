@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -29,7 +30,17 @@ from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import AsyncTextStream, TextStream, stop_watch
-from gemma_tpu.text import GEMMA3, OPTIONS, Format, Prompt, Tokenizer, answer_text, expand_images
+from gemma_tpu.text import (
+    GEMMA3,
+    OPTIONS,
+    Format,
+    MakeReader,
+    Prompt,
+    Tokenizer,
+    answer_text,
+    expand_images,
+    read_tools,
+)
 
 _ANSWER_SHARE = 4  # a conversation that drops its oldest turns keeps a quarter of the context free for an answer
 
@@ -132,8 +143,9 @@ class Model:
           continue_final: the last message is the assistant's, and the model goes on with it: the answer joins it.
           allow_urls: fetches images at http(s) addresses, which are otherwise refused.
           drop_oldest: see `stream`.
-          options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For FunctionGemma
-            `tools`, functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes such as "cs".
+          options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For Gemma 3 and
+            FunctionGemma `tools`, functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes
+            such as "cs".
 
         ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
@@ -176,7 +188,7 @@ class Model:
         _, request, dropped = self._ask(plain, images, reading, options, drop_oldest)
         last: Any = plain[-1] if continue_final else {}
         begun = answer_text(last["content"], "", strip=False) if last.get("role") in ("assistant", "model") else ""
-        return TextStream(request, tokenizer, dropped, begun)
+        return TextStream(request, tokenizer, dropped, begun, self._call_reader(options))
 
     def astream(self, prompt: SinglePrompt, **options: Any) -> AsyncTextStream:
         """`stream` for asyncio, with the same arguments: `async for piece in model.astream("Hello")`.
@@ -278,6 +290,10 @@ class Model:
         given = {name: value for name, value in options.items() if name in known}
         asked = dataclasses.replace(self.defaults, **given)
         return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
+
+    def _call_reader(self, options: dict[str, Any]) -> MakeReader:
+        """Makes what finds calls in an answer to a prompt with these options."""
+        return functools.partial(self.format.call_reader, read_tools(options.get("tools")))
 
     def _ask(
         self, prompt: PlainPrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from gemma_tpu.engine.request import Request
 from gemma_tpu.options import Completion
 from gemma_tpu.prompts import Images, Message, Reading
 from gemma_tpu.stream import TextStream
-from gemma_tpu.text import answer_text, check_turns, read_calls, text_before_calls
+from gemma_tpu.text import MakeReader, answer_text, check_turns, read_calls
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
@@ -105,7 +106,7 @@ class Chat:
         options = {**self._options, **options}
         kept, request, dropped = self._model._ask(said, None, reading, options, self._drop_oldest)
         messages = cast(list[Message], kept if begun is None else kept[:-1])
-        return _ChatStream(self, history, messages, begun or "", request, dropped)
+        return _ChatStream(self, history, messages, begun or "", request, dropped, self._model._call_reader(options))
 
     def _question(self, text: str | None, images: Images) -> Message:
         if text is None:
@@ -139,10 +140,11 @@ class _ChatStream(TextStream):
         begun: str,
         request: Request,
         dropped: int,
+        call_reader: MakeReader,
     ) -> None:
         self._chat = weakref.ref(chat)  # which has the model; a history that nobody can read needs no answer
         self._history, self._messages = history, messages
-        super().__init__(request, chat._model.tokenizer, dropped, begun)
+        super().__init__(request, chat._model.tokenizer, dropped, begun, call_reader)
 
     def _keep(self) -> None:
         chat, text = self._chat(), self._begun + self._answer.text
@@ -163,7 +165,8 @@ class _ChatStream(TextStream):
                 chat.messages = [*self._messages[:-1], *now[asked:]]
                 return
             calls = completion.tool_calls
-            answer: Message = {"role": "assistant", "content": text_before_calls(text) if calls else text}
+            before = itertools.takewhile(lambda piece: isinstance(piece, str), self._pieces_of(text))
+            answer: Message = {"role": "assistant", "content": "".join(map(str, before))}
             chat.messages = [*self._messages, {**answer, "tool_calls": calls} if calls else answer, *now[asked:]]
         finally:
             chat._answering.release()

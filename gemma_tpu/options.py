@@ -78,7 +78,7 @@ class Completion:
 
     `finish_reason` is "stop", "length", "cancelled" (its reader left it) or "error" (its reader got one instead of the
     rest). `dropped_turns` are those that the model was not told, for lack of room. `thinking` is what MedGemma thought
-    before it answered, which `text` is without. `tool_calls` are FunctionGemma's calls in `text`, as messages have
+    before it answered, which `text` is without. `tool_calls` are the calls of functions in `text`, as messages have
     them; where a `Chat` continues an answer, those in all of it.
     """
 

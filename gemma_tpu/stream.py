@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from gemma_tpu.engine.errors import check_process
 from gemma_tpu.engine.request import Request, StopWatch
 from gemma_tpu.options import Completion
-from gemma_tpu.text import Detokenizer, StopStrings, Thoughts, Tokenizer, parse_calls
-from gemma_tpu.text.special import FUNCTION_PIECES
+from gemma_tpu.text import Call, Detokenizer, MakeReader, StopStrings, Thoughts, Tokenizer
 
 
 class AnswerText:
@@ -83,11 +82,20 @@ class TextStream(Iterator[str]):
     """An answer as it is written: iterate for pieces of text, then read `completion`.
 
     Leaving it early (`close`, `cancel`, or letting go of it) stops the work; `completion` then holds what there is. It
-    does not keep its model: one that is let go of ends its streams with a RuntimeError.
+    does not keep its model: one that is let go of ends its streams with a RuntimeError. `call_reader` makes what finds
+    calls in it.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, dropped_turns: int = 0, begun: str = "") -> None:
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        dropped_turns: int = 0,
+        begun: str = "",
+        call_reader: MakeReader = lambda: None,
+    ) -> None:
         self._request, self._tokenizer, self.dropped_turns, self._begun = request, tokenizer, dropped_turns, begun
+        self._call_reader = call_reader
         self._events = iter(request)
         self._answer = AnswerText(tokenizer, request.sampling_params.stop, begun)
         self._reading = threading.Lock()
@@ -141,8 +149,13 @@ class TextStream(Iterator[str]):
         reason = "stop" if answer.stopped else self._request.finish_reason or "cancelled"
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(answer.tokens))
         text, timings = answer.text, self._request.timings
-        calls = parse_calls(self._begun + text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
+        calls = [piece for piece in self._pieces_of(self._begun + text) if isinstance(piece, dict)]
         return Completion(text, list(answer.tokens), reason, usage, timings, self.dropped_turns, answer.thinking, calls)
+
+    def _pieces_of(self, text: str) -> list[str | Call]:
+        """Text, and the calls in it."""
+        reader = self._call_reader()
+        return [*reader.push(text), *reader.flush()] if reader else [text]
 
     def _read(self) -> str:
         """The next piece, perhaps an empty one; after the last, the stream has ended."""

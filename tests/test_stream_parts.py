@@ -7,17 +7,16 @@ import format_samples
 from gemma_tpu.engine.request import Request
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.stream import TextStream
-from gemma_tpu.text import Tokenizer
-from gemma_tpu.text.special import FUNCTION_PIECES
+from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, Format, Tokenizer
 
 
-def stream(tokenizer: Tokenizer, *events: list[int]) -> TextStream:
+def stream(tokenizer: Tokenizer, *events: list[int], format: Format = GEMMA3) -> TextStream:
     """Of a request whose answer came in these lists of tokens."""
     request = Request([2], [], SamplingParams())
     for tokens in events:
         request.push(tokens)
     request.finish("stop")
-    return TextStream(request, tokenizer)
+    return TextStream(request, tokenizer, call_reader=lambda: format.call_reader([]))
 
 
 def test_thoughts():
@@ -34,9 +33,8 @@ def test_thoughts():
 def test_calls():
     tokenizer = format_samples.function_gemma()
     text = "Well. <start_function_call>call:f{x:<escape>y<escape>}<end_function_call>"
-    completion = stream(tokenizer, tokenizer.encode(text, control=True)).finish()
+    completion = stream(tokenizer, tokenizer.encode(text, control=True), format=FUNCTION_GEMMA).finish()
     assert completion.text == text
     assert completion.tool_calls == [{"type": "function", "function": {"name": "f", "arguments": {"x": "y"}}}]
     plain = format_samples.tokenizer()
-    assert plain.find(FUNCTION_PIECES[0]) is None
     assert stream(plain, plain.encode(text)).finish().tool_calls == [], "another model writes about calls"

@@ -27,8 +27,12 @@ def test_shieldgemma_is_known_by_its_config_too():
 
 def test_options_of_another_format():
     TRANSLATE_GEMMA.check({"source_lang": "cs", "target_lang": "de"})
-    GEMMA3.check({})
-    with pytest.raises(ValueError, match=r"tools: an option for FunctionGemma; this .* prompt format of Gemma 3"):
-        GEMMA3.check({"tools": []})
-    with pytest.raises(ValueError, match=r"source_lang, tools: an option for TranslateGemma and FunctionGemma;"):
-        GEMMA3.check({"tools": [], "source_lang": "cs"})
+    GEMMA3.check({"tools": []})
+    with pytest.raises(
+        ValueError, match=r"source_lang: an option for TranslateGemma; this .* prompt format of Gemma 3"
+    ):
+        GEMMA3.check({"source_lang": "cs"})
+    with pytest.raises(ValueError, match=r"tools: an option for Gemma 3 and FunctionGemma; this"):
+        SHIELD_GEMMA.check({"tools": []})
+    with pytest.raises(ValueError, match=r"source_lang, tools: an option for Gemma 3 and TranslateGemma and Fun"):
+        SHIELD_GEMMA.check({"tools": [], "source_lang": "cs"})

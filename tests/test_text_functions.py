@@ -7,9 +7,8 @@ import json
 import format_samples
 import pytest
 
-from gemma_tpu.text import parse_calls
 from gemma_tpu.text.formats import FUNCTION_GEMMA
-from gemma_tpu.text.functions import DEFAULT_DEVELOPER
+from gemma_tpu.text.functions import DEFAULT_DEVELOPER, FunctionCalls
 from gemma_tpu.text.special import FUNCTION_PIECES
 
 TOKENIZER = format_samples.function_gemma()
@@ -149,7 +148,7 @@ def test_parallel_calls_in_the_shape_of_openai():
 
 
 def test_what_the_model_calls_can_be_put_into_the_messages():
-    (call,) = parse_calls(CALLED)
+    (call,) = FunctionCalls().push(CALLED)
     assert exchange({"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "x"}).startswith(CALLED)
 
 

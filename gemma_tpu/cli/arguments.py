@@ -141,7 +141,7 @@ _SAMPLING = (
 _FORMAT = (
     ("source_lang", "CODE", "TranslateGemma: the language of the text or picture, such as cs"),
     ("target_lang", "CODE", "TranslateGemma: the language to translate into, such as pt-BR"),
-    ("tools", "FILE", "FunctionGemma: a JSON file with a list of functions as JSON schemas"),
+    ("tools", "FILE", "a JSON file with a list of functions as JSON schemas, for Gemma 3 and FunctionGemma"),
 )
 
 

@@ -11,11 +11,11 @@ from gemma_tpu.text.formats import (
     choose_format,
     recognise_format,
 )
-from gemma_tpu.text.functions import parse_calls, read_calls, text_before_calls
 from gemma_tpu.text.safety import POLICIES
 from gemma_tpu.text.template import Prompt, answer_text, check_turns, expand_images, render_messages, render_raw
 from gemma_tpu.text.thoughts import Thoughts
 from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
+from gemma_tpu.text.tools import Call, CallReader, MakeReader, read_calls, read_tools
 from gemma_tpu.text.vocabulary import AddedToken
 
 __all__ = [
@@ -27,8 +27,11 @@ __all__ = [
     "SOFT_TOKEN",
     "TRANSLATE_GEMMA",
     "AddedToken",
+    "Call",
+    "CallReader",
     "Detokenizer",
     "Format",
+    "MakeReader",
     "Prompt",
     "StopStrings",
     "Thoughts",
@@ -37,10 +40,9 @@ __all__ = [
     "check_turns",
     "choose_format",
     "expand_images",
-    "parse_calls",
     "read_calls",
+    "read_tools",
     "recognise_format",
     "render_messages",
     "render_raw",
-    "text_before_calls",
 ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gemma_tpu.text.functions import STOP, write_functions
+from gemma_tpu.text.functions import STOP, FunctionCalls, write_functions
 from gemma_tpu.text.safety import write_policy
-from gemma_tpu.text.template import Prompt, render_messages, write_messages
+from gemma_tpu.text.template import Prompt, render_messages
+from gemma_tpu.text.tool_prompt import write_with_tools
+from gemma_tpu.text.tools import CallReader
 from gemma_tpu.text.translation import write_translation
+from gemma_tpu.text.written_calls import WrittenCalls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Format:
     """How messages become a prompt.
 
     `write`: see `render_messages`; it takes the keywords `options` too. `stop`: a piece besides <end_of_turn> that ends
-    an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them.
+    an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them. `call_reader` makes what
+    finds calls in an answer, for tools as `read_tools` gives them; None where there are none.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Format:
     options: tuple[str, ...] = ()
     stop: str | None = None
     answers: tuple[int, int] | None = None
+    call_reader: Callable[[Sequence[Mapping[str, Any]]], CallReader | None] = lambda tools: None
 
     def render(self, *args: Any, **options: Any) -> Prompt:
         """`render_messages` in this format."""
@@ -39,12 +44,14 @@ class Format:
             )
 
 
-GEMMA3 = Format("Gemma 3", write_messages)
+GEMMA3 = Format(
+    "Gemma 3", write_with_tools, ("tools",), call_reader=lambda tools: WrittenCalls(tools) if tools else None
+)
 TRANSLATE_GEMMA = Format("TranslateGemma", write_translation, ("source_lang", "target_lang"))
-FUNCTION_GEMMA = Format("FunctionGemma", write_functions, ("tools",), STOP)
+FUNCTION_GEMMA = Format("FunctionGemma", write_functions, ("tools",), STOP, call_reader=lambda _: FunctionCalls())
 SHIELD_GEMMA = Format("ShieldGemma 2", write_policy)
 FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
-OPTIONS = tuple(option for known in FORMATS for option in known.options)
+OPTIONS = tuple(dict.fromkeys(option for known in FORMATS for option in known.options))
 
 
 def choose_format(template: str | None, config: Mapping[str, Any]) -> Format:

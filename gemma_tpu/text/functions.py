@@ -7,16 +7,25 @@ output for many schemas). A value is a string between two <escape>, a bare numbe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from gemma_tpu.checks import as_tuple, brief, one_line
+from gemma_tpu.checks import brief
 from gemma_tpu.text.special import FUNCTION_PIECES
 from gemma_tpu.text.template import Messages, PromptBuilder, answer_text, check_turns, content_parts
+from gemma_tpu.text.tools import (
+    MAX_DEPTH,
+    Call,
+    call_of,
+    read_calls,
+    read_responses,
+    read_tools,
+    require_responses,
+    tool_place,
+)
 
 # The template's default developer message, which enables function calling.
 DEFAULT_DEVELOPER = "You are a model that can do function calling with the following functions"
@@ -25,9 +34,9 @@ _CALL = ("<start_function_call>", "<end_function_call>")
 _RESPONSE = ("<start_function_response>", "<end_function_response>")
 STOP = _RESPONSE[0]  # ends an answer after a call: the caller writes the response
 _ESCAPE = "<escape>"
-_CALL_TEXT = re.compile(rf"{_CALL[0]}call:([^{{<]+)(\{{.*?\}})(?:{_CALL[1]}|$)", re.DOTALL)
+_CALL_TEXT = re.compile(rf"{_CALL[0]}call:([^{{<]+)(\{{.*?\}}){_CALL[1]}", re.DOTALL)
+_LAST_CALL_TEXT = re.compile(rf"{_CALL_TEXT.pattern.removesuffix(_CALL[1])}(?:{_CALL[1]}|$)", re.DOTALL)
 _WORD = re.compile(r"[^,\]}]+")
-_MAX_DEPTH = 64  # nesting of values in a schema, call or response
 _FUNCTION_PIECE = re.compile(f"({'|'.join(FUNCTION_PIECES)})")
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 
@@ -46,18 +55,18 @@ def write_functions(builder: PromptBuilder, messages: Messages, continue_final: 
     ValueError, naming the message, for anything else, and for a vocabulary that lacks the pieces.
     """
     developer, turns = check_turns(messages, continue_final, tools=True)
-    tools = () if tools is None else as_tuple("tools", tools)
-    if developer is not None or tools:
+    functions = read_tools(tools)
+    if developer is not None or functions:
         builder.begin_turn("developer")
         builder.text((DEFAULT_DEVELOPER if developer is None else developer).strip())
-        for i, tool in enumerate(tools):
-            _write(builder, _declaration(tool, f"tools[{i}]"))
+        for i, function in enumerate(functions):
+            _write(builder, _declaration(function, tool_place(i, function)))
         builder.end_turn()
     calls: list[Mapping[str, Any]] = []  # calls that have no response yet
     in_model_turn = False
     for i, (location, role, message) in enumerate(turns):
         if role == "tool":
-            for name, response in _responses(message, calls, location):
+            for name, response in read_responses(message, calls, location):
                 response = response if isinstance(response, Mapping) else {"value": response}
                 _write(builder, _wrapped(_RESPONSE, f"response:{name}", response))
         elif role == "user":
@@ -66,7 +75,7 @@ def write_functions(builder: PromptBuilder, messages: Messages, continue_final: 
                 builder.image(value, at) if kind == "image" else builder.text(value.strip())
             builder.end_turn()
         else:
-            _require_responses(calls, location)
+            require_responses(calls, location)
             if not in_model_turn:
                 builder.begin_turn(role)
             calls = read_calls(message, location)
@@ -81,79 +90,12 @@ def write_functions(builder: PromptBuilder, messages: Messages, continue_final: 
             if not calls and not (continue_final and i == len(turns) - 1):
                 builder.end_turn()
         in_model_turn = role == "tool" or bool(calls)
-    _require_responses(calls, turns[-1][0])
+    require_responses(calls, turns[-1][0])
     if turns[-1][1] == "user":
         builder.begin_turn("model")
 
 
-def _require_responses(calls: list[Mapping[str, Any]], location: str) -> None:
-    if calls:
-        names = ", ".join(call["name"] for call in calls)
-        raise ValueError(f'{location}: no response to {names}: add {{"role": "tool", "content": …}} after the calls')
-
-
-def read_calls(message: Mapping[str, Any], location: str) -> list[Mapping[str, Any]]:
-    """The calls of an assistant message as `{"name", "arguments", "id"}`, with arguments as a mapping.
-
-    ValueError, naming `location`, for what are none.
-    """
-    calls, given = [], message.get("tool_calls")
-    if not isinstance(given, list | tuple | None):
-        raise ValueError(f"{location}: tool_calls must be a list of calls, got {brief(given)}")
-    for i, call in enumerate(given or ()):
-        at = f"{location}.tool_calls[{i}]"
-        function = call.get("function", call) if isinstance(call, Mapping) else call
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{at}: expected {{"function": {{"name": …, "arguments": …}}}}, got {brief(call)}')
-        arguments = function.get("arguments") or {}
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{at}: its arguments are no JSON: {one_line(error)}") from error
-        if not isinstance(arguments, Mapping):
-            raise ValueError(f"{at}: arguments must be an object, got {brief(arguments)}")
-        _require_values(arguments, f"{at}: arguments")
-        calls.append({"name": function["name"], "arguments": arguments, "id": call.get("id")})
-    return calls
-
-
-def _responses(message: Mapping[str, Any], calls: list[Mapping[str, Any]], location: str) -> Iterator[tuple[str, Any]]:
-    """The (name, response) pairs of a tool message. Removes the answered calls from `calls`."""
-    content = message["content"]
-    if isinstance(content, Mapping):
-        content = [content]
-    if not isinstance(content, str | list | tuple):
-        raise ValueError(f"{location}: a response must be text, an object or a list of those, got {brief(content)}")
-    if isinstance(content, str) or all(isinstance(part, Mapping) and "type" in part for part in content):
-        text = "".join(value for _, kind, value in content_parts(content, location) if kind == "text")
-        content = [{"name": message.get("name"), "response": text}]
-    for part in content:
-        if not isinstance(part, Mapping) or "response" not in part:
-            raise ValueError(
-                f'{location}: expected {{"name": …, "response": …}}, a list of those, or text, got {brief(part)}'
-            )
-        name, call_id = part.get("name"), message.get("tool_call_id")
-        answered = [
-            call
-            for call in calls
-            if (name is None or call["name"] == name) and (call_id is None or call["id"] in (None, call_id))
-        ]
-        if not answered:
-            raise ValueError(f"{location}: a response of {name or 'a function'}, which was not called")
-        calls.remove(answered[0])
-        _require_values(part["response"], location)
-        yield answered[0]["name"], part["response"]
-
-
-def _declaration(tool: Any, location: str) -> Pieces:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(
-            f'{location}: expected a function as JSON schema, {{"name": …, "parameters": …}}, got {brief(tool)}'
-        )
-    location = f"{location} ({one_line(function['name'])[:80]})"
-    _require_values(function, location)
+def _declaration(function: Mapping[str, Any], location: str) -> Pieces:
     declared: dict[str, Any] = {"description": _description(function, location)}
     if parameters := _object(function.get("parameters"), f"{location}: parameters"):
         properties = _properties(parameters, location)
@@ -207,24 +149,6 @@ def _description(schema: Mapping[str, Any], location: str) -> str:
     return text or ""
 
 
-def _require_values(value: Any, location: str, depth: int = 0) -> None:
-    """ValueError unless `value` can be expressed in JSON."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"{location}: nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        if invalid := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{location}: keys must be strings, got {brief(invalid[0])}")
-        for inner in value.values():
-            _require_values(inner, location, depth + 1)
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        for inner in value:
-            _require_values(inner, location, depth + 1)
-    elif not isinstance(value, str | bool | int | float | np.number | None):
-        raise ValueError(f"{location}: holds {brief(value)}, which is not text, a number, a list or an object")
-    elif isinstance(value, int) and abs(value) > 10**300:
-        raise ValueError(f"{location}: holds {brief(value)}")
-
-
 def _wrapped(delimiters: tuple[str, str], name: str, values: Mapping[str, Any]) -> Pieces:
     yield True, delimiters[0]
     yield False, name
@@ -267,26 +191,37 @@ def _write(builder: PromptBuilder, pieces: Pieces) -> None:
         builder.control(builder.tokenizer.id(text)) if control else builder.text(text)
 
 
-def parse_calls(text: str) -> list[dict[str, Any]]:
-    """The calls in an answer, as in messages: `{"type": "function", "function": {"name", "arguments"}}`.
+class FunctionCalls:
+    """Separates FunctionGemma's calls from the text around them, see `CallReader`.
 
-    Truncated or malformed calls are skipped; they remain in the text.
+    A malformed call stays in the text, and so does a truncated one; one that lacks its last token alone is a call.
     """
-    calls = []
-    for match in _CALL_TEXT.finditer(text):
-        reader = _Reader(match[2])
-        try:
-            arguments = reader.read()
-        except (ValueError, IndexError):
-            continue
-        if reader.position == len(reader.text):
-            calls.append({"type": "function", "function": {"name": match[1].strip(), "arguments": arguments}})
-    return calls
 
+    def __init__(self) -> None:
+        self._held = ""
 
-def text_before_calls(text: str) -> str:
-    """The text of an answer before its first call."""
-    return text.partition(_CALL[0])[0]
+    def push(self, text: str) -> list[str | Call]:
+        self._held += text
+        pieces = self._read(_CALL_TEXT)
+        before, begun, rest = self._held.partition(_CALL[0])
+        self._held = begun + rest
+        return [*pieces, *[before] * bool(before)]
+
+    def flush(self) -> list[str | Call]:
+        pieces = self._read(_LAST_CALL_TEXT)
+        rest, self._held = self._held, ""
+        return [*pieces, *[rest] * bool(rest)]
+
+    def _read(self, pattern: re.Pattern[str]) -> list[str | Call]:
+        pieces: list[str | Call] = []
+        at = 0
+        for match in pattern.finditer(self._held):
+            with contextlib.suppress(ValueError, IndexError):  # malformed
+                call = call_of(match[1].strip(), _Reader.read_whole(match[2]))
+                pieces += [self._held[at : match.start()], call]
+                at = match.end()
+        self._held = self._held[at:]
+        return [piece for piece in pieces if piece]
 
 
 class _Reader:
@@ -295,9 +230,17 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
 
+    @classmethod
+    def read_whole(cls, text: str) -> Any:
+        reader = cls(text)
+        value = reader.read()
+        if reader.position != len(text):
+            raise ValueError(f"more than a value: {reader.position} of {len(text)} characters")
+        return value
+
     def read(self, depth: int = 0) -> Any:
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if self.text.startswith(_ESCAPE, self.position):
             end = self.text.index(_ESCAPE, self.position + len(_ESCAPE))
             value = self.text[self.position + len(_ESCAPE) : end]

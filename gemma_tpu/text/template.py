@@ -261,11 +261,13 @@ _ROLES = {"user": "user", "assistant": "model", "model": "model", "tool": "tool"
 _NEXT = {"user": ["model"], "model": ["user"], "tool": ["tool", "model"]}
 
 
-def check_turns(messages: Messages, continue_final: bool, *, tools: bool = False) -> tuple[str | None, list[Turn]]:
+def check_turns(
+    messages: Messages, continue_final: bool, *, tools: bool = False, user_after_tools: bool = False
+) -> tuple[str | None, list[Turn]]:
     """The system text, None without one, and the turns.
 
     `tools`: a call in an assistant's message, which then needs no content, is followed by messages of the role "tool",
-    and "developer" is another name of "system".
+    with `user_after_tools` perhaps one of the user, and "developer" is another name of "system".
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of messages, got {type(messages).__name__}")
@@ -293,6 +295,8 @@ def check_turns(messages: Messages, continue_final: bool, *, tools: bool = False
             raise ValueError(f"{where}: role {brief(given)} out of turn: {after}")
         turns.append((where, role, message))
         expected = ["tool"] if calls else _NEXT[role]
+        if role == "tool" and user_after_tools:
+            expected = [*expected, "user"]
     if not turns:
         raise ValueError("messages hold no message of a user")
     if turns[-1][1] == "model" and not calls and not continue_final:
