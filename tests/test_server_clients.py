@@ -19,6 +19,7 @@ QUESTION = [
     {"type": "text", "text": "What is it?"},
 ]
 PROMPT = [{"type": "image", "image": noise(50, 30)}, QUESTION[1]]
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def client_library(name: str) -> Any:
@@ -35,7 +36,7 @@ def _their_own_warnings() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[gemma_tpu.Model]:
-    with make_model() as model:
+    with make_model(max_context=512) as model:
         yield model
 
 
@@ -64,6 +65,8 @@ def test_langchain(site: Site, model: gemma_tpu.Model) -> None:
     plain = langchain.OpenAI(**common, max_tokens=12, **DRAWN)
     wanted = model.generate("Hello", raw=True, max_new_tokens=12, top_p=1.0, **DRAWN)  # which is its default
     assert plain.invoke("Hello") == wanted.text
+    told = chat.bind_tools([TOOL], tool_choice="auto").invoke("Hi")
+    assert told.content == model.generate("Hi", tools=[TOOL], max_new_tokens=12, **DRAWN).text
 
 
 def test_litellm(site: Site, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,5 +82,8 @@ def test_litellm(site: Site, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyP
     shown = model.generate([{"role": "user", "content": PROMPT}], max_new_tokens=12, **DRAWN)
     answer = litellm.completion(messages=[{"role": "user", "content": QUESTION}], **asked, **DRAWN)
     assert answer.choices[0].message.content == shown.text
+    answer = litellm.completion(messages=HELLO, tools=[TOOL], tool_choice="auto", **asked, **DRAWN)
+    wanted = model.generate("Hello", tools=[TOOL], max_new_tokens=12, **DRAWN)
+    assert answer.choices[0].message.content == wanted.text
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         litellm.completion(messages=HELLO, **asked, temperature=5.0)

@@ -12,6 +12,7 @@ from gemma_tpu.api import Model
 from gemma_tpu.options import Completion
 from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
+from gemma_tpu.server.tools import Parts, ToolCall, ToolUse
 from gemma_tpu.stream import AsyncTextStream
 
 
@@ -30,10 +31,15 @@ class Answers:
         *,
         n: int = 1,
         seed: int | None = None,
+        use: ToolUse = ToolUse(),
     ) -> None:
         self._metrics, self._n = metrics, n
+        options = options | use.options(model)
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
+        self.parts = [
+            Parts(model.format.call_reader(use.tools) if use.tools else None, use.parallel) for _ in self._streams
+        ]
 
     async def start(self) -> None:
         """Submits them. Raises as `Model.stream`."""
@@ -44,8 +50,8 @@ class Answers:
             self._cancel()
             raise
 
-    async def pieces(self) -> AsyncGenerator[tuple[int, str | None]]:
-        """The answer's number with a piece of its text, or with None at its end. For `contextlib.aclosing`."""
+    async def pieces(self) -> AsyncGenerator[tuple[int, str | ToolCall | None]]:
+        """The answer's number with a piece of its text, a call or, at its end, None. For `contextlib.aclosing`."""
         pieces: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()
         tasks = [asyncio.create_task(self._read(i, stream, pieces)) for i, stream in enumerate(self._streams)]
         try:
@@ -54,8 +60,12 @@ class Answers:
                 index, piece = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
-                left -= piece is None
-                yield index, piece
+                parts = self.parts[index]
+                for part in parts.flush() if piece is None else parts.push(piece):
+                    yield index, part
+                if piece is None:
+                    left -= 1
+                    yield index, None
         finally:
             for task in tasks:
                 task.cancel()
@@ -90,6 +100,11 @@ class Answers:
     @property
     def completions(self) -> list[Completion]:
         return [stream.completion for stream in self._streams]
+
+    def finish_reason(self, index: int) -> str:
+        """In OpenAI's words."""
+        reason = self._streams[index].completion.finish_reason
+        return "tool_calls" if reason == "stop" and self.parts[index].calls else reason
 
     @property
     def stop_string(self) -> str | None:

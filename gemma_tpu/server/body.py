@@ -59,7 +59,13 @@ def _without_unknown(given: dict[str, Any], error: pydantic.ValidationError) -> 
 def _explained(error: pydantic.ValidationError) -> APIError:
     found = error.errors(include_url=False)[0]
     place = _keys(found["loc"])
-    if not place and found["type"] in ("stream_options", "max_tokens", "prompt"):  # of several fields together
+    if not place and found["type"] in (
+        "stream_options",
+        "max_tokens",
+        "prompt",
+        "tools",
+        "tool_choice",
+    ):  # of several fields together
         place = (found["type"],)
     param, said = _name(place), found["msg"]
     if found["type"] == "extra_forbidden":

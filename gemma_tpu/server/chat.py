@@ -16,6 +16,7 @@ from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
 from gemma_tpu.server.images import read_messages
 from gemma_tpu.server.schema import ChatRequest
+from gemma_tpu.server.tools import ToolCall
 
 
 async def chat_completions(exchange: Exchange) -> Response:
@@ -24,7 +25,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     exchange.stack.enter_context(service.admit(model, n))
     options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
     messages, options["pan_and_scan"] = await read_messages(service, body.messages)
-    answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed)
+    answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed, use=body.tool_use)
     await exchange.begin(answers, "messages")
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -35,13 +36,20 @@ async def chat_completions(exchange: Exchange) -> Response:
     if body.stream:
         return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
     completions = await answers.finish()
-    choices = [_choice(i, completion) for i, completion in enumerate(completions)]
+    choices = [_choice(i, completion, answers) for i, completion in enumerate(completions)]
     return JSONResponse({**head, "choices": choices, "usage": answers.usage})
 
 
-def _choice(index: int, completion: Completion) -> dict[str, Any]:
-    message = {"role": "assistant", "content": completion.text, "refusal": None, **_thinking(completion)}
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": completion.finish_reason}
+def _choice(index: int, completion: Completion, answers: Answers) -> dict[str, Any]:
+    calls, text = answers.parts[index].calls, answers.parts[index].text
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+    message |= {"tool_calls": [_call(call) for call in calls]} if calls else {}
+    message |= _thinking(completion)
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": answers.finish_reason(index)}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": f"call_{call.id}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _thinking(completion: Completion) -> dict[str, str]:
@@ -62,8 +70,10 @@ async def _chunks(
     async with aclosing(answers.pieces()) as pieces:
         async for index, piece in pieces:
             if piece is None:
-                completion = answers.completions[index]
-                yield chunk(index, _thinking(completion), completion.finish_reason)
+                yield chunk(index, _thinking(answers.completions[index]), answers.finish_reason(index))
+            elif isinstance(piece, ToolCall):
+                number = answers.parts[index].calls.index(piece)
+                yield chunk(index, {"tool_calls": [{"index": number, **_call(piece)}]})
             else:
                 yield chunk(index, {"content": piece})
     if include_usage:

@@ -45,6 +45,6 @@ async def _chunks(head: dict[str, Any], answers: Answers, include_usage: bool) -
     async with aclosing(answers.pieces()) as pieces:
         async for index, piece in pieces:
             reason = answers.completions[index].finish_reason if piece is None else None
-            yield {**head, "choices": [_choice(index, piece or "", reason)], **usage}
+            yield {**head, "choices": [_choice(index, piece if isinstance(piece, str) else "", reason)], **usage}
     if include_usage:
         yield {**head, "choices": [], "usage": answers.usage}

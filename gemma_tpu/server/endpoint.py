@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -74,12 +74,12 @@ class Exchange:
         self.noted["error"] = error.code
         return error
 
-    async def begin(self, answers: Answers, field: str, *, before: int = 0) -> None:
+    async def begin(self, answers: Answers, field: str, places: Sequence[int | None] | None = None) -> None:
         """Submits them; the log line will say how they ended. APIError for a prompt that is wrong, see `refused`."""
         try:
             await answers.start()
         except ValueError as error:
-            raise refused(error, field, before=before) from error
+            raise refused(error, field, places) from error
         self.stack.callback(self._note, answers)
 
     def _note(self, answers: Answers) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from gemma_tpu.engine.errors import ContextLengthError
 
-_PLACE = re.compile(r"messages\[(\d+)\]((?:\.content\[\d+\])?): ")
+_PLACE = re.compile(r"messages\[(\d+)\]((?:\.(?:content|tool_calls)\[\d+\])?): ")
+_TOOLS = re.compile(r"tools(?:\[\d+\])?(?=[: ])")
 
 
 class APIError(Exception):
@@ -40,12 +42,17 @@ def openai_body(error: APIError, _: str) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def refused(error: ValueError, field: str, *, before: int = 0) -> APIError:
-    """What the library has against the prompt that came in `field`, with `before` messages put before it here."""
+def refused(error: ValueError, field: str, places: Sequence[int | None] | None = None) -> APIError:
+    """What the library has against the prompt that came in `field`.
+
+    `places`: where in `field` each message of the prompt is from; None for the system text, which is elsewhere.
+    """
     said, place = str(error), None
     if found := _PLACE.match(said):
-        index = int(found[1]) - before
-        place = f"{field}[{index}]{found[2]}" if index >= 0 else None
+        index = int(found[1]) if places is None else places[int(found[1])]
+        place = f"{field}[{index}]{found[2]}" if index is not None else None
         said = f"{place or 'the system text'}: {said[found.end() :]}"
+    elif found := _TOOLS.match(said):
+        place = found[0]
     code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
     return APIError(400, said, param=place or field, code=code)

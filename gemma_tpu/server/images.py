@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -15,11 +15,15 @@ from gemma_tpu.server.schema import Message
 from gemma_tpu.server.service import Service
 from gemma_tpu.server.settings import Settings
 
-_PLACE = "messages[{}].content[{}].image_url"
+Place = Callable[[int, int], str]  # the index of a message and of its part → what the client calls the image
+
+
+def _openai_place(message: int, part: int) -> str:
+    return f"messages[{message}].content[{part}].image_url"
 
 
 async def read_messages(
-    service: Service, messages: Sequence[Message], place: str = _PLACE
+    service: Service, messages: Sequence[Message], place: Place = _openai_place
 ) -> tuple[list[Mapping[str, Any]], bool]:
     """`as_messages` on a thread for images."""
     loop = asyncio.get_running_loop()
@@ -27,7 +31,7 @@ async def read_messages(
 
 
 def as_messages(
-    messages: Sequence[Message], settings: Settings, place: str = _PLACE
+    messages: Sequence[Message], settings: Settings, place: Place = _openai_place
 ) -> tuple[list[Mapping[str, Any]], bool]:
     """Messages for `Model.stream`, with their images read; whether crops are asked for. Reads files: not for the loop.
 
@@ -43,7 +47,7 @@ def as_messages(
                 if part.image_url is None:
                     parts.append({"type": "text", "text": part.text})
                     continue
-                where = place.format(i, j)
+                where = place(i, j)
                 budget -= 1
                 if budget < 0:
                     raise _refused(where, f"more than {settings.max_images} images")
@@ -51,7 +55,7 @@ def as_messages(
                 parts.append({"type": "image", "image": _read(part.image_url.url, where, settings)})
             content = parts
         role = "system" if message.role == "developer" else message.role
-        converted.append({"role": role, "content": content})
+        converted.append({"role": role, "content": content, **message.tool_fields})
     if {"low", "high"} <= details:
         raise APIError(400, "messages: the images of one request have one detail", param="messages", code=_CODE)
     return converted, "high" in details

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -39,9 +40,13 @@ def _model(exchange: Exchange, name: str) -> dict[str, Any]:
     return {**description, "root": root, "max_model_len": deployment.context}
 
 
-def prompt_tokens(model: Model, messages: list[Message], crops: bool, continue_final: bool = False) -> list[int]:
+def prompt_tokens(
+    model: Model, messages: list[Message], crops: bool, continue_final: bool = False, tools: Sequence[Any] = ()
+) -> list[int]:
     """Those of a conversation. ValueError as `Model.stream` raises it."""
-    reading = prompts.Reading(pan_and_scan=crops, continue_final=continue_final)
+    options = {"tools": tools} if tools else {}
+    model.format.check(options)
+    reading = prompts.Reading(pan_and_scan=crops, continue_final=continue_final, format_options=options)
     rendered = prompts.render(messages, None, model.format, model.tokenizer, model.deployment.num_soft_tokens, reading)
     return rendered.tokens
 

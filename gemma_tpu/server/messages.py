@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -18,10 +19,11 @@ from gemma_tpu.server.errors import APIError, refused
 from gemma_tpu.server.images import read_messages
 from gemma_tpu.server.info import prompt_tokens
 from gemma_tpu.server.messages_schema import CountRequest, MessagesRequest
+from gemma_tpu.server.tools import ToolCall
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
 _KINDS |= {429: "rate_limit_error", 500: "api_error", 503: "overloaded_error", 504: "timeout_error"}
-_REASONS = {"stop": "end_turn", "length": "max_tokens"}
+_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 def error_body(error: APIError, request_id: str) -> dict[str, Any]:
@@ -35,34 +37,44 @@ async def messages(exchange: Exchange) -> Response:
     model = service.model(body.model)
     exchange.stack.enter_context(service.admit(model, 1))
     options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_tokens)}
-    conversation, crops = await _conversation(exchange, body)
+    conversation, places, crops = await _conversation(exchange, body)
     options |= {"pan_and_scan": crops, "continue_final": body.continues}
-    answers = Answers(model, [conversation], options, service.metrics)
-    await exchange.begin(answers, "messages", before=bool(body.system_text))
+    answers = Answers(model, [conversation], options, service.metrics, use=body.tool_use)
+    await exchange.begin(answers, "messages", places)
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = body.model or service.settings.model_names[0]
     if body.stream:
         return EventStream(exchange, _events(head, answers), named=True)
     (completion,) = await answers.finish()
-    content = [{"type": "text", "text": completion.text}]
-    return JSONResponse({**head, "content": content, **_ending(answers, completion), "usage": _usage(completion)})
+    content = [_block(part) for part in answers.parts[0].parts or [""]]
+    return JSONResponse({**head, "content": content, **_ending(answers), "usage": _usage(completion)})
 
 
 async def count_tokens(exchange: Exchange) -> Response:
     body = await exchange.read(CountRequest)
     model = exchange.service.model(body.model)
-    conversation, crops = await _conversation(exchange, body)
+    conversation, places, crops = await _conversation(exchange, body)
     try:
-        tokens = await asyncio.to_thread(prompt_tokens, model, conversation, crops, body.continues)
+        tools = body.tool_use.tools
+        tokens = await asyncio.to_thread(prompt_tokens, model, conversation, crops, body.continues, tools)
     except ValueError as error:
-        raise refused(error, "messages", before=bool(body.system_text)) from error
+        raise refused(error, "messages", places) from error
     return JSONResponse({"input_tokens": len(tokens)})
 
 
-async def _conversation(exchange: Exchange, body: CountRequest) -> tuple[list[Mapping[str, Any]], bool]:
-    converted, crops = await read_messages(exchange.service, body.as_openai(), "messages[{}].content[{}].source")
+async def _conversation(
+    exchange: Exchange, body: CountRequest
+) -> tuple[list[Mapping[str, Any]], list[int | None], bool]:
+    """Messages for `Model.stream`, the turns that they are from, and whether crops of images are asked for."""
+    given, turns = body.as_openai()
+
+    def place(message: int, part: int) -> str:
+        results = turns[:message].count(turns[message])  # of the same turn, before its other blocks
+        return f"messages[{turns[message]}].content[{results + part}].source"
+
+    converted, crops = await read_messages(exchange.service, given, place)
     system = [{"role": "system", "content": body.system_text}] if body.system_text else []
-    return [*system, *converted], crops
+    return [*system, *converted], [*[None] * len(system), *turns], crops
 
 
 def _usage(completion: Completion) -> dict[str, int]:
@@ -73,21 +85,48 @@ def _usage(completion: Completion) -> dict[str, int]:
     return {"input_tokens": new, **cached, "output_tokens": usage.completion_tokens}
 
 
-def _ending(answers: Answers, completion: Completion) -> dict[str, str | None]:
-    stop = answers.stop_string
-    reason = "stop_sequence" if stop else _REASONS.get(completion.finish_reason, completion.finish_reason)
-    return {"stop_reason": reason, "stop_sequence": stop}
+def _ending(answers: Answers) -> dict[str, str | None]:
+    reason, stop = answers.finish_reason(0), answers.stop_string
+    if stop and reason != "tool_calls":
+        reason = "stop_sequence"
+    return {"stop_reason": _REASONS.get(reason, reason), "stop_sequence": stop}
+
+
+def _block(part: str | ToolCall) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "tool_use", "id": f"toolu_{part.id}", "name": part.name, "input": json.loads(part.arguments)}
 
 
 async def _events(head: dict[str, Any], answers: Answers) -> AsyncGenerator[dict[str, Any]]:
+    """A block is begun by its first part: texts that follow each other are one, and so is an answer without any."""
     begun = {**head, "content": [], "stop_reason": None, "stop_sequence": None}
     yield {"type": "message_start", "message": {**begun, "usage": _usage(answers.completions[0])}}
-    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    index, is_open = 0, False
     async with aclosing(answers.pieces()) as pieces:
         async for _, piece in pieces:
+            is_call = isinstance(piece, ToolCall)
+            if is_open and is_call:
+                yield {"type": "content_block_stop", "index": index}
+                index, is_open = index + 1, False
+            if not is_open and (piece is not None or index == 0):
+                yield {"type": "content_block_start", "index": index, "content_block": _begun(piece or "")}
+                is_open = True
             if piece is not None:
-                yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+                yield {"type": "content_block_delta", "index": index, "delta": _delta(piece)}
+            if is_open and (is_call or piece is None):
+                yield {"type": "content_block_stop", "index": index}
+                index, is_open = index + 1, False
     (completion,) = answers.completions
-    yield {"type": "content_block_stop", "index": 0}
-    yield {"type": "message_delta", "delta": _ending(answers, completion), "usage": _usage(completion)}
+    yield {"type": "message_delta", "delta": _ending(answers), "usage": _usage(completion)}
     yield {"type": "message_stop"}
+
+
+def _begun(part: str | ToolCall) -> dict[str, Any]:
+    return _block(part) | ({"text": ""} if isinstance(part, str) else {"input": {}})
+
+
+def _delta(part: str | ToolCall) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text_delta", "text": part}
+    return {"type": "input_json_delta", "partial_json": part.arguments}

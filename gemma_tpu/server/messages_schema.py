@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
-from gemma_tpu.server.schema import Message, StopString, Strict, either, only
+from gemma_tpu.server.schema import MAX_TOOLS, Message, StopString, Strict, either, only, tool_use
+from gemma_tpu.server.tools import ToolUse
 
 
 class Source(Strict):
@@ -30,44 +32,117 @@ class Source(Strict):
         return self.url if self.url is not None else f"data:{self.media_type};base64,{self.data}"
 
 
-class Block(Strict):
+class TextBlock(Strict):
     """`cache_control` asks for what happens anyway."""
 
-    type: Literal["text", "image"]
-    text: str | None = None
-    source: Source | None = None
-    cache_control: dict[str, Any] | None = None
-    citations: only([])
-
-    @pydantic.model_validator(mode="after")
-    def _has_content(self) -> Block:
-        if (self.text is None) == (self.type == "text") or (self.source is None) == (self.type == "image"):
-            raise PydanticCustomError("block", "a text block has text, an image block has a source")
-        return self
-
-
-class TextBlock(Strict):
     type: Literal["text"]
     text: str
     cache_control: dict[str, Any] | None = None
     citations: only([])
 
 
+class ImageBlock(Strict):
+    type: Literal["image"]
+    source: Source
+    cache_control: dict[str, Any] | None = None
+
+
+class ToolUseBlock(Strict):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: dict[str, Any] | None = None
+    caller: only({"type": "direct"})
+
+
+class ToolResultBlock(Strict):
+    """An error is told to the model as its text is."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: either(str, list[TextBlock]) | None = None
+    is_error: bool | None = None
+    cache_control: dict[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        return _text(self.content)
+
+
+def _block_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if kind in ("image", "tool_use", "tool_result") else "<text>"
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    Discriminator(_block_kind),
+]
+
+
 class Turn(Strict):
     role: Literal["user", "assistant"]
     content: either(str, list[Block])
 
+    @pydantic.model_validator(mode="after")
+    def _blocks_of_the_role(self) -> Turn:
+        wrong, blocks = ToolResultBlock if self.role == "assistant" else ToolUseBlock, self.content
+        if isinstance(blocks, list):
+            if any(isinstance(block, wrong) for block in blocks):
+                raise PydanticCustomError("block", f"a block of another role than {self.role}")
+            results = [isinstance(block, ToolResultBlock) for block in blocks]
+            if results != sorted(results, reverse=True):
+                raise PydanticCustomError("block", "tool_result blocks come before others")
+        return self
+
+
+def _text(content: str | list[TextBlock] | None) -> str:
+    return "".join(block.text for block in content) if isinstance(content, list) else content or ""
+
+
+class Tool(Strict):
+    """A function of the client's own."""
+
+    type: Literal["custom"] | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
+    description: str | None = None
+    input_schema: dict[str, Any]
+    cache_control: dict[str, Any] | None = None
+    strict: only(False)
+    input_examples: only([])
+    defer_loading: only(False)
+    allowed_callers: only(["direct"])
+    eager_input_streaming: only(False)
+
+
+class ToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _named(self) -> ToolChoice:
+        if (self.name is None) == (self.type == "tool"):
+            raise PydanticCustomError("tool_choice", 'type "tool" goes with a name, and no other')
+        return self
+
 
 class CountRequest(Strict):
     """POST /v1/messages/count_tokens."""
+
+    _use: ToolUse = pydantic.PrivateAttr(default_factory=ToolUse)
 
     model: str | None = None
     messages: list[Turn] = Field(min_length=1)
     system: either(str, list[TextBlock]) | None = None
     cache_control: dict[str, Any] | None = None
     thinking: only({"type": "disabled"})
-    tools: only([])
-    tool_choice: only({"type": "none"}, {"type": "auto"})
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
     output_config: only({})
     speed: only("standard")
     user_profile_id: only()
@@ -75,25 +150,53 @@ class CountRequest(Strict):
 
     @property
     def system_text(self) -> str:
-        return "".join(block.text for block in self.system) if isinstance(self.system, list) else self.system or ""
+        return _text(self.system)
 
     @property
     def continues(self) -> bool:
         """Whether the last message is the beginning of the answer."""
         return self.messages[-1].role == "assistant"
 
-    def as_openai(self) -> list[Message]:
-        """The messages as `gemma_tpu.server.images` takes them."""
+    @pydantic.model_validator(mode="after")
+    def _tools_fit(self) -> CountRequest:
+        tools = [
+            {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+            for tool in self.tools or ()
+        ]
+        choice = self.tool_choice or ToolChoice(type="auto")
+        forced, parallel = choice.type in ("any", "tool"), not choice.disable_parallel_tool_use
+        self._use = tool_use(tools, forced=forced, only=choice.name, none=choice.type == "none", parallel=parallel)
+        return self
 
-        def part(block: Block) -> dict[str, Any]:
-            if block.source is None:
-                return {"type": "text", "text": block.text}
-            return {"type": "image_url", "image_url": {"url": block.source.address}}
+    @property
+    def tool_use(self) -> ToolUse:
+        return self._use
 
-        def content(turn: Turn) -> str | list[dict[str, Any]]:
-            return turn.content if isinstance(turn.content, str) else [part(block) for block in turn.content]
+    def as_openai(self) -> tuple[list[Message], list[int]]:
+        """The messages as `gemma_tpu.server.images` takes them, and the place of the turn that each is from."""
+        made = [(i, message) for i, turn in enumerate(self.messages) for message in _as_openai(turn)]
+        return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
 
-        return [Message.model_validate({"role": turn.role, "content": content(turn)}) for turn in self.messages]
+
+def _as_openai(turn: Turn) -> list[dict[str, Any]]:
+    """A turn of a user may be the results of several calls, and a question: a message each."""
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for block in turn.content:
+        if isinstance(block, TextBlock):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, ImageBlock):
+            parts.append({"type": "image_url", "image_url": {"url": block.source.address}})
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": json.dumps(block.input)}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        else:
+            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text})
+    said = {"role": turn.role, "content": parts or None, **({"tool_calls": calls} if calls else {})}
+    return [*results, said] if parts or calls or not results else results
 
 
 class MessagesRequest(CountRequest):

@@ -24,16 +24,20 @@ async def responses(exchange: Exchange) -> Response:
     model = service.model(body.model)
     exchange.stack.enter_context(service.admit(model, 1))
     limit = service.max_new_tokens(model, body.max_output_tokens, "max_output_tokens")
-    converted, crops = await read_messages(service, body.as_messages(), "input[{}].content[{}].image_url")
+    converted, crops = await read_messages(service, body.as_messages(), _place)
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     options = body.options() | {"max_new_tokens": limit, "pan_and_scan": crops}
     answers = Answers(model, [[*system, *converted]], options, service.metrics, seed=body.seed)
-    await exchange.begin(answers, "input", before=len(system))
+    await exchange.begin(answers, "input", [*[None] * len(system), *range(len(converted))])
     answer = _Answer(body, body.model or service.settings.model_names[0])
     if body.stream:
         return EventStream(exchange, _events(answer, answers), named=True)
     (completion,) = await answers.finish()
     return JSONResponse(answer.response(completion))
+
+
+def _place(message: int, part: int) -> str:
+    return f"input[{message}].content[{part}].image_url"
 
 
 class _Answer:
@@ -112,7 +116,7 @@ async def _events(answer: _Answer, answers: Answers) -> AsyncGenerator[dict[str,
     yield event("content_part.added", part=_part(""), **part)
     async with aclosing(answers.pieces()) as pieces:
         async for _, piece in pieces:
-            if piece is not None:
+            if isinstance(piece, str):
                 yield event("output_text.delta", delta=piece, logprobs=[], **part)
     (completion,) = answers.completions
     yield event("output_text.done", text=completion.text, logprobs=[], **part)

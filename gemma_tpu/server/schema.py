@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
 from pydantic_core import PydanticCustomError
+
+from gemma_tpu.server.tools import ToolUse
 
 UNSUPPORTED = "unsupported"  # type of a pydantic error
 _MAX_CHOICES = 128
+MAX_TOOLS = 128
 
 
 def only(*neutral: Any) -> Any:
@@ -23,11 +35,11 @@ def only(*neutral: Any) -> Any:
 
 
 def either(text: Any, items: Any) -> Any:
-    """A string or a list. The tags, in the places of errors, are left out by `gemma_tpu.server.body`."""
+    """A string, or a list or an object. The tags, in the places of errors, are left out by `gemma_tpu.server.body`."""
     text, items = Annotated[text, Tag("<text>")], Annotated[items, Tag("<list>")]
     return Annotated[
         text | items,  # pyright: ignore[reportOperatorIssue]
-        Discriminator(lambda value: "<list>" if isinstance(value, list) else "<text>"),
+        Discriminator(lambda value: "<list>" if isinstance(value, list | dict) else "<text>"),
     ]
 
 
@@ -56,19 +68,84 @@ class Part(Strict):
         return self
 
 
+class CalledFunction(Strict):
+    name: str
+    arguments: str
+
+
+class Call(Strict):
+    type: Literal["function"]
+    id: str
+    function: CalledFunction
+    index: int | None = None  # which a delta has, and clients that collect deltas send
+
+
+def _of(role: str, kind: Any) -> Any:
+    """The type of a field that messages of `role` alone may have."""
+
+    def check(value: Any, info: Any) -> Any:  # pydantic.ValidationInfo, which the tests cannot check
+        if value not in (None, []) and info.data.get("role", role) != role:
+            raise PydanticCustomError(UNSUPPORTED, "is not supported in a message of this role: leave it out")
+        return value
+
+    return Annotated[kind | None, BeforeValidator(check), Field(default=None)]
+
+
 class Message(Strict):
     """The fields of an answer are accepted as clients send them back; `reasoning_content` is not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: either(str, list[Part]) | None = None
     reasoning_content: str | None = None
-    name: only()
+    name: _of("tool", str)
     refusal: only()
     audio: only()
     annotations: only([])
-    tool_calls: only([])
-    tool_call_id: only()
+    tool_calls: _of("assistant", list[Call])
+    tool_call_id: _of("tool", str)
     function_call: only()
+
+    @property
+    def tool_fields(self) -> dict[str, Any]:
+        """As `Model.stream` takes them."""
+        calls = [call.model_dump() for call in self.tool_calls or ()]
+        fields = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
+        return {name: value for name, value in fields.items() if value}
+
+
+class Function(Strict):
+    """With `strict`, arguments would have to follow the schema."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: only(False)
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    name: str
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def tool_use(
+    tools: Sequence[dict[str, Any]], *, forced: bool, only: str | None, none: bool, parallel: bool | None
+) -> ToolUse:
+    """What a request asks; `none`: that the model calls nothing, and is told of nothing to call."""
+    names = [tool["name"] for tool in tools]
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("tools", "two of them have one name")
+    if forced and (only not in names if only else not names):
+        raise PydanticCustomError("tool_choice", "there is no such tool in tools")
+    return ToolUse(() if none else tools, forced, only, parallel is not False)
 
 
 class StreamOptions(Strict):
@@ -149,6 +226,8 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
+    _use: ToolUse = pydantic.PrivateAttr(default_factory=ToolUse)
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     metadata: dict[str, str] | None = None
@@ -157,8 +236,8 @@ class ChatRequest(Sampling):
     store: only(False)
     logprobs: only(False)
     top_logprobs: only(0)
-    tools: only([])
-    tool_choice: only("none", "auto")
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: either(Literal["none", "auto", "required"], NamedTool) | None = None
     parallel_tool_calls: bool | None = None
     functions: only([])
     function_call: only("none", "auto")
@@ -187,6 +266,18 @@ class ChatRequest(Sampling):
         if both and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ: give one of them")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _tools_fit(self) -> ChatRequest:
+        choice, tools = self.tool_choice, [tool.function.model_dump(exclude_none=True) for tool in self.tools or ()]
+        only = choice.function.name if isinstance(choice, NamedTool) else None
+        forced, none = choice == "required" or only is not None, choice == "none"
+        self._use = tool_use(tools, forced=forced, only=only, none=none, parallel=self.parallel_tool_calls)
+        return self
+
+    @property
+    def tool_use(self) -> ToolUse:
+        return self._use
 
     @property
     def max_new_tokens(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from gemma_tpu.text.functions import STOP, FunctionCalls, write_functions
 from gemma_tpu.text.safety import write_policy
 from gemma_tpu.text.template import Prompt, render_messages
-from gemma_tpu.text.tool_prompt import write_with_tools
+from gemma_tpu.text.tool_prompt import call_grammar, write_with_tools
 from gemma_tpu.text.tools import CallReader
 from gemma_tpu.text.translation import write_translation
 from gemma_tpu.text.written_calls import WrittenCalls
@@ -21,7 +21,8 @@ class Format:
 
     `write`: see `render_messages`; it takes the keywords `options` too. `stop`: a piece besides <end_of_turn> that ends
     an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them. `call_reader` makes what
-    finds calls in an answer, for tools as `read_tools` gives them; None where there are none.
+    finds calls in an answer, for tools as `read_tools` gives them; None where there are none. `call_grammar` makes the
+    grammar of an answer that calls some of them (see `tool_prompt.call_grammar`).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Format:
     stop: str | None = None
     answers: tuple[int, int] | None = None
     call_reader: Callable[[Sequence[Mapping[str, Any]]], CallReader | None] = lambda tools: None
+    call_grammar: Callable[..., str] | None = None
 
     def render(self, *args: Any, **options: Any) -> Prompt:
         """`render_messages` in this format."""
@@ -45,7 +47,11 @@ class Format:
 
 
 GEMMA3 = Format(
-    "Gemma 3", write_with_tools, ("tools",), call_reader=lambda tools: WrittenCalls(tools) if tools else None
+    "Gemma 3",
+    write_with_tools,
+    ("tools",),
+    call_reader=lambda tools: WrittenCalls(tools) if tools else None,
+    call_grammar=call_grammar,
 )
 TRANSLATE_GEMMA = Format("TranslateGemma", write_translation, ("source_lang", "target_lang"))
 FUNCTION_GEMMA = Format("FunctionGemma", write_functions, ("tools",), STOP, call_reader=lambda _: FunctionCalls())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ MAX_DEPTH = 64  # nesting of values in a schema, call or response
 Call = dict[str, Any]  # {"type": "function", "function": {"name", "arguments"}}, with arguments as a mapping
 
 
+@runtime_checkable
 class CallReader(Protocol):
     """Separates calls from the text around them, as an answer is written."""
 
@@ -92,8 +93,10 @@ def read_responses(
     if not isinstance(content, str | list | tuple):
         raise ValueError(f"{location}: a response must be text, an object or a list of those, got {brief(content)}")
     if isinstance(content, str) or all(isinstance(part, Mapping) and "type" in part for part in content):
-        text = "".join(value for _, kind, value in content_parts(content, location) if kind == "text")
-        content = [{"name": message.get("name"), "response": text}]
+        parts = list(content_parts(content, location))
+        if images := [at for at, kind, _ in parts if kind == "image"]:
+            raise ValueError(f"{images[0]}: an image in a response; only users show images")
+        content = [{"name": message.get("name"), "response": "".join(text for *_, text in parts)}]
     for part in content:
         if not isinstance(part, Mapping) or "response" not in part:
             raise ValueError(

@@ -1,0 +1,349 @@
+"""Tools through OpenAI's and Anthropic's own clients, on a model that says what each test has written for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import format_samples
+import openai
+import pytest
+from server_site import CHAT, HELLO, WAIT, Site, serve
+from small_models import make_deployment, random_params
+from test_api import CONFIG, TOKENIZER
+
+import gemma_tpu
+from gemma_tpu.engine.request import Request
+from gemma_tpu.server import tools as server_tools
+from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, Format, Tokenizer
+
+PID: dict[str, Any] = {"type": "object", "properties": {"PID": {"type": "string"}}, "required": ["PID"]}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "get_product", "description": "A product's name", "parameters": PID}},
+    {"type": "function", "function": {"name": "now"}},
+]
+CLAUDE_TOOLS: Any = [
+    {"name": "get_product", "description": "A product's name", "input_schema": PID},
+    {"name": "now", "input_schema": {"type": "object"}},
+]
+INSTRUCTION = "You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the"
+PATH = "/v1/messages"
+QUESTION: Any = {"role": "user", "content": "What is product 807ZPKBL9V?"}
+# Google's documented forms, and a code block: the calls are get_product(PID="807ZPKBL9V") and now().
+WRITTEN = [
+    '[get_product(PID="807ZPKBL9V"), now()]',
+    '{"name": "get_product", "parameters": {"PID": "807ZPKBL9V"}}\n{"name": "now", "parameters": {}}',
+    "```tool_code\nprint(get_product(PID='807ZPKBL9V'))\nnow()\n```",
+]
+CALLED = [("get_product", {"PID": "807ZPKBL9V"}), ("now", {})]
+
+
+class Script:
+    """What the model says next, three tokens at a time, and the prompts that it was given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.says: list[str] = []
+        self.prompts: list[str] = []
+        self.asked: list[gemma_tpu.SamplingParams] = []
+        self.reason = "stop"
+        self._tokenizer = tokenizer
+
+    def submit(self, tokens: list[int], _: object, sampling_params: gemma_tpu.SamplingParams, *__: object) -> Request:
+        self.prompts.append(self._tokenizer.decode(tokens, skip_special=False))
+        self.asked.append(sampling_params)
+        request = Request(tokens, [], sampling_params)
+        written = self._tokenizer.encode(self.says.pop(0), control=True)
+        for i in range(0, len(written), 3):
+            request.push(written[i : i + 3])
+        request.finish(self.reason)
+        return request
+
+
+def make(tokenizer: Tokenizer, format: Format) -> gemma_tpu.Model:
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, max_context=4096)
+    return gemma_tpu.Model(make_deployment(config, max_context=4096), random_params(config), tokenizer, format=format)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    with make(TOKENIZER, GEMMA3) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def site(model: gemma_tpu.Model) -> Iterator[Site]:
+    with serve(model) as site:
+        yield site
+
+
+@pytest.fixture
+def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
+    script = Script(TOKENIZER)
+    monkeypatch.setattr(model.engine, "submit", script.submit)
+    return script
+
+
+@pytest.fixture(scope="module")
+def client(site: Site) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, timeout=WAIT) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def claude(site: Site) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=site.url, api_key="none", max_retries=0, timeout=WAIT) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, script: Script, says: str, **asked: Any) -> Any:
+    script.says.append(says)
+    asked = {"model": "tiny", "messages": [QUESTION], "tools": TOOLS, **asked}
+    (choice,) = client.chat.completions.create(**asked).choices
+    return choice
+
+
+def called(message: Any) -> list[tuple[str, Any]]:
+    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or ()]
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_calls(client: openai.OpenAI, script: Script, written: str) -> None:
+    choice = ask(client, script, written)
+    assert called(choice.message) == CALLED
+    assert choice.message.content is None
+    assert choice.finish_reason == "tool_calls"
+    ids = [call.id for call in choice.message.tool_calls]
+    assert len({*ids}) == 2
+    assert all(id.startswith("call_") for id in ids)
+    assert INSTRUCTION in script.prompts[0]
+    assert '"description": "A product\'s name"' in script.prompts[0]
+
+
+def test_text_and_calls(client: openai.OpenAI, script: Script) -> None:
+    choice = ask(client, script, f"I look.\n\n{WRITTEN[2]}\n\nWait.")
+    assert (choice.message.content, called(choice.message)) == ("I look.\n\nWait.", CALLED)
+    choice = ask(client, script, " No tool [is] needed.\n")
+    assert (choice.message.content, choice.message.tool_calls) == (" No tool [is] needed.\n", None)
+    assert choice.finish_reason == "stop"
+    script.reason = "length"
+    choice = ask(client, script, "[get_product(PID='8")
+    assert (choice.message.content, choice.finish_reason) == ("[get_product(PID='8", "length")
+
+
+@pytest.mark.parametrize("written", ["Let me see.\n{}", "{}"])
+def test_a_stream(client: openai.OpenAI, script: Script, written: str) -> None:
+    script.says += [written.format(WRITTEN[1])] * 2
+    asked: Any = {"model": "tiny", "messages": [QUESTION], "tools": TOOLS, "n": 2}
+    content, reasons = ["", ""], [None, None]
+    calls: list[list[dict[str, Any]]] = [[], []]
+    for chunk in client.chat.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            i, delta = choice.index, choice.delta
+            content[i] += delta.content or ""
+            reasons[i] = choice.finish_reason or reasons[i]
+            for part in delta.tool_calls or ():
+                if part.index == len(calls[i]):
+                    assert part.function.name
+                    calls[i].append({"id": part.id, "name": part.function.name, "arguments": ""})
+                calls[i][part.index]["arguments"] += part.function.arguments or ""
+    assert content == ["Let me see." if "see" in written else ""] * 2
+    for of_one in calls:
+        assert [(call["name"], json.loads(call["arguments"])) for call in of_one] == CALLED
+    assert len({call["id"] for of_one in calls for call in of_one}) == 4
+    assert reasons == ["tool_calls"] * 2
+
+
+def test_what_was_called_comes_back(client: openai.OpenAI, script: Script) -> None:
+    message = ask(client, script, f"I look.\n{WRITTEN[0]}").message
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": f"of {i}"} for i, call in enumerate(message.tool_calls)
+    ]
+    history = [QUESTION, message.model_dump(exclude_none=True), *results]
+    answer = ask(client, script, "It is a lamp.", messages=history)
+    assert answer.message.content == "It is a lamp."
+    turns = script.prompts[1].split("<start_of_turn>")
+    assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
+    results_told = "<tool_response>\nof 0\n</tool_response>\n<tool_response>\nof 1\n</tool_response>"
+    assert turns[3] == f"user\n{results_told}<end_of_turn>\n"
+    ask(client, script, "Yes.", messages=[*history, {"role": "user", "content": "Sure?"}], tools=openai.omit)
+    assert script.prompts[2].endswith(f"{results_told}\nSure?<end_of_turn>\n<start_of_turn>model\n")
+
+
+def test_tool_choice(client: openai.OpenAI, script: Script) -> None:
+    none = ask(client, script, WRITTEN[0], tool_choice="none")
+    assert (none.message.content, none.message.tool_calls, none.finish_reason) == (WRITTEN[0], None, "stop")
+    assert INSTRUCTION not in script.prompts[0]
+    one = ask(client, script, WRITTEN[0], tool_choice="auto", parallel_tool_calls=False)
+    assert called(one.message) == CALLED[:1]
+
+
+FORCED: list[Any] = ["required", {"type": "function", "function": {"name": "now"}}]
+
+
+@pytest.mark.parametrize("choice", FORCED)
+def test_calls_that_cannot_be_guaranteed(site: Site, script: Script, choice: Any) -> None:
+    error = site.refused(400, tools=TOOLS, tool_choice=choice)
+    assert (error["param"], error["code"]) == ("tool_choice", "unsupported_parameter")
+    body = {"messages": HELLO, "max_tokens": 5, "tools": CLAUDE_TOOLS, "tool_choice": {"type": "any"}}
+    assert "cannot guarantee calls" in site.http.post(PATH, json=body).json()["error"]["message"]
+
+
+@pytest.mark.parametrize("choice", FORCED)
+def test_a_grammar_guarantees_calls(
+    client: openai.OpenAI, script: Script, monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    """It goes to the option of the engine, in whose place another one of type text stands here."""
+    monkeypatch.setattr(server_tools, "_GRAMMAR", "stop")
+    ask(client, script, "{}", tool_choice=choice, parallel_tool_calls=False)
+    (grammar,) = script.asked[0].stop
+    named = choice != "required"
+    tools = [tool["function"] for tool in TOOLS[named:]]
+    assert GEMMA3.call_grammar is not None
+    assert grammar == GEMMA3.call_grammar(tools, parallel=False)
+    assert ("get_product" in grammar) == (not named)
+    assert "get_product" in script.prompts[0]
+
+
+def call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def assistant(*calls: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+def tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "said"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "function"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [tool(name="a b")]}, "tools[0].function.name", "pattern"),
+        ({"tools": [tool(x=1)]}, "tools[0].function.x", "not a field"),
+        ({"tools": [tool(strict=True)]}, "tools[0].function.strict", "not"),
+        ({"tools": [tool(parameters=5)]}, "tools[0].function.parameters", ""),
+        ({"tools": TOOLS * 65}, "tools", "128"),
+        ({"tools": TOOLS * 2}, "tools", "one name"),
+        ({"tool_choice": "always", "tools": TOOLS}, "tool_choice", "required"),
+        ({"tool_choice": "required"}, "tool_choice", "no such tool"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": TOOLS}, "tool_choice", "no such"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": TOOLS}, "tool_choice.type", "function"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls", "boolean"),
+        ({"messages": [QUESTION, RESULT]}, "messages[1]", "out of turn"),
+        ({"messages": [QUESTION, assistant(call("1", "f", "{}"))]}, "messages[1]", "no response to f"),
+        ({"messages": [QUESTION, assistant(call("1", "f", "{")), RESULT]}, "messages[1].tool_calls[0]", "no JSON"),
+        ({"messages": [QUESTION, assistant(call("2", "f", "{}")), RESULT]}, "messages[2]", "not called"),
+        ({"messages": [QUESTION, assistant({"id": "1", "type": "function"}), RESULT]},
+         "messages[1].tool_calls[0].function", "required"),
+        ({"messages": [QUESTION | {"tool_call_id": "1"}]}, "messages[0].tool_call_id", "not supported"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong(site: Site, script: Script, asked: dict[str, Any], param: str, said: str) -> None:
+    error = site.refused(400, **asked)
+    assert error["param"] == param
+    assert said in error["message"]
+    assert not script.prompts
+
+
+def test_schemas_may_not_be_too_deep(site: Site) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100):
+        schema = {"items": schema}
+    error = site.refused(400, tools=[tool(parameters=schema)])
+    assert (error["param"], "nested more than" in error["message"]) == ("tools[0]", True)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_anthropic(claude: anthropic.Anthropic, script: Script, stream: bool) -> None:
+    script.says += [f"I look.\n{WRITTEN[1]}", "It is a lamp."]
+    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS}
+    if stream:
+        with claude.messages.stream(messages=[QUESTION], **asked) as events:
+            kinds = [event.type for event in events]
+            answer = events.get_final_message()
+        assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 3
+    else:
+        answer = claude.messages.create(messages=[QUESTION], **asked)
+    text, *uses = answer.content
+    assert (text.type, text.text) == ("text", "I look.")
+    assert [(use.name, use.input) for use in uses] == CALLED
+    assert len({use.id for use in uses}) == 2
+    assert answer.stop_reason == "tool_use"
+    assert INSTRUCTION in script.prompts[0]
+    results = [{"type": "tool_result", "tool_use_id": use.id, "content": f"of {i}"} for i, use in enumerate(uses)]
+    history: Any = [
+        QUESTION,
+        {"role": "assistant", "content": [block.model_dump(exclude_none=True) for block in answer.content]},
+        {"role": "user", "content": [*results, {"type": "text", "text": "Sure?"}]},
+    ]
+    last = claude.messages.create(messages=history, **asked)
+    assert (last.content[0].text, last.stop_reason) == ("It is a lamp.", "end_turn")
+    turns = script.prompts[1].split("<start_of_turn>")
+    assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
+    told = "<tool_response>\nof 0\n</tool_response>\n<tool_response>\nof 1\n</tool_response>"
+    assert turns[3] == f"user\n{told}\nSure?<end_of_turn>\n"
+    counted = claude.messages.count_tokens(model="tiny", messages=history, tools=CLAUDE_TOOLS)
+    assert counted.input_tokens == last.usage.input_tokens
+
+
+def test_anthropics_tool_choice(claude: anthropic.Anthropic, script: Script) -> None:
+    script.says += [WRITTEN[0]] * 2
+    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS, "messages": [QUESTION]}
+    (block,) = claude.messages.create(tool_choice={"type": "none"}, **asked).content
+    assert block.text == WRITTEN[0]
+    (block,) = claude.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **asked).content
+    assert (block.name, block.input) == CALLED[0]
+
+
+USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("tools[0].input_schema: ", {"tools": [{"name": "f"}]}),
+        ("tools[0].type: ", {"tools": [{"type": "web_search_20250305", "name": "web_search", "input_schema": {}}]}),
+        ("tool_choice: ", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool"}}),
+        ("tool_choice: there is no such", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool", "name": "f"}}),
+        ("messages[0]: ", {"messages": [{"role": "user", "content": [USE]}]}),
+        ("messages[0]: ", {"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "a"}, {"type": "tool_result", "tool_use_id": "1"}]}]}),
+        ("messages[1]: no response to now", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}]}),
+        ("messages[2]: ", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "2", "content": "x"}]}]}),
+        ("messages[2].content[1].source: ", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {
+            "role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}, {"type": "image",
+            "source": {"type": "url", "url": "http://127.0.0.1/a.png"}}]}]}),
+    ],
+)  # fmt: skip
+def test_what_anthropics_clients_are_told(site: Site, script: Script, said: str, asked: dict[str, Any]) -> None:
+    response = site.http.post(PATH, json={"max_tokens": 4, "messages": HELLO, **asked})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(said)
+    assert not script.prompts
+
+
+def test_function_gemma(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = format_samples.function_gemma()
+    script = Script(tokenizer)
+    written = "<start_function_call>call:get_product{PID:<escape>807ZPKBL9V<escape>}<end_function_call>"
+    script.says = [f"{written}<start_function_call>call:now{{}}<end_function_call>", written, "raw"]
+    with make(tokenizer, FUNCTION_GEMMA) as model, serve(model) as site:
+        monkeypatch.setattr(model.engine, "submit", script.submit)
+        (choice,) = site.ask(messages=[QUESTION], tools=TOOLS).json()["choices"]
+        calls = [call["function"] for call in choice["message"]["tool_calls"]]
+        assert [(one["name"], json.loads(one["arguments"])) for one in calls] == CALLED
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        assert "<start_function_declaration>declaration:get_product" in script.prompts[0]
+        (choice,) = site.ask(messages=[QUESTION]).json()["choices"]
+        assert choice["message"]["content"] == written
+        assert site.refused(400, CHAT, tools=TOOLS, tool_choice="required")["param"] == "tool_choice"
