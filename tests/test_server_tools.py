@@ -131,6 +131,8 @@ def test_text_and_calls(client: openai.OpenAI, script: Script) -> None:
     script.reason = "length"
     choice = ask(client, script, "[get_product(PID='8")
     assert (choice.message.content, choice.finish_reason) == ("[get_product(PID='8", "length")
+    choice = ask(client, script, f"{WRITTEN[0]} And")
+    assert (called(choice.message), choice.finish_reason) == (CALLED, "length")
 
 
 @pytest.mark.parametrize("written", ["Let me see.\n{}", "{}"])
