@@ -172,11 +172,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
-    import fastapi
     import uvicorn
 
     from demo.app import Server, mount
     from gemma_tpu import Loader
+    from gemma_tpu.server import Settings, build_app, model_name
 
     def load(progress):
         return gemma_tpu.load(
@@ -195,9 +195,10 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     loader = Loader(source, load)
     if not arguments.no_load:
         loader.start()
-    # Without FastAPI's documentation pages, which load scripts from a CDN.
+    # Accounts admit whoever has one; without them, the API answers for localhost alone.
+    settings = Settings(model_names=(model_name(arguments.checkpoint),), any_host=bool(arguments.auth))
     app = mount(
-        fastapi.FastAPI(title="gemma_tpu", docs_url=None, redoc_url=None, openapi_url=None),
+        build_app(loader, settings),
         loader,
         lang=arguments.lang,
         allow_urls=arguments.allow_urls,

@@ -19,6 +19,7 @@ from test_api import make_model as make_model
 
 import gemma_tpu
 from gemma_tpu.server import Settings, build_app
+from gemma_tpu.server.page import add_page
 from gemma_tpu.server.run import Server, listen
 from gemma_tpu.server.service import LoaderLike, Service
 
@@ -67,10 +68,17 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serve(
-    model: gemma_tpu.Model | LoaderLike, settings: Settings = SETTINGS, *, buffer: int | None = None
+    model: gemma_tpu.Model | LoaderLike,
+    settings: Settings = SETTINGS,
+    *,
+    buffer: int | None = None,
+    page: bool = False,
 ) -> Iterator[Site]:
-    """`buffer`: bytes that the kernel keeps of what is sent."""
+    """`buffer`: bytes that the kernel keeps of what is sent. `page`: the demo's is there too, of a `Loader`."""
     app = build_app(model, settings)
+    if page:
+        assert isinstance(model, gemma_tpu.Loader)
+        app = add_page(app, model)
     with listen("127.0.0.1", 0) as listener:
         if buffer is not None:  # of the connections too
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)

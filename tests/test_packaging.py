@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -118,6 +120,14 @@ def test_the_demo_works_in_an_empty_folder(demo: str) -> None:
         assert "gemma3-demo" in page.read().decode()
     with urllib.request.urlopen(f"{demo}/favicon.ico", timeout=60) as icon:
         assert icon.read() == (ROOT / "demo" / "static" / "favicon.png").read_bytes()
+
+
+def test_the_demo_has_the_api_too(demo: str) -> None:
+    with urllib.request.urlopen(f"{demo}/health", timeout=60) as health:
+        assert json.load(health) == {"status": "ok"}
+    with pytest.raises(urllib.error.HTTPError) as refused:  # nothing has been loaded
+        urllib.request.urlopen(f"{demo}/v1/models", timeout=60)
+    assert (refused.value.code, json.load(refused.value)["error"]["code"]) == (503, "loading")
 
 
 def test_requirements_are_the_dependencies() -> None:

@@ -140,9 +140,10 @@ def test_the_command(checkpoint: Path, model: gemma_tpu.Model) -> None:
     with subprocess.Popen([*command, "--max-context", "128", "--dtype", "f32", "--mesh", "1,1"], **options) as server:
         try:
             assert server.stdout is not None
-            url = re.match(r"my-model is at (http://127.0.0.1:\d+)/v1 ", server.stdout.readline())[1]
+            url = re.match(r"my-model is at (http://127.0.0.1:\d+)/v1, with a page", server.stdout.readline())[1]
             with httpx.Client(base_url=url, trust_env=False, timeout=WAIT, headers=KEY) as client:
                 assert client.get("/health").status_code == 200
+                assert "gradio" in client.get("/").text
                 wait_for(lambda: client.get("/ready").status_code == 200)
                 answer = client.post(CHAT, json={"model": "my-model", "messages": HELLO, "max_tokens": 8}).json()
             server.terminate()
@@ -174,5 +175,5 @@ def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytes
 
 
 def test_a_checkpoint_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert main(["serve", str(tmp_path), "--port", "0", "--no-demo"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("gemma-tpu: ")

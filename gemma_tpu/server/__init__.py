@@ -2,3 +2,4 @@
 
 from gemma_tpu.server.app import build_app as build_app
 from gemma_tpu.server.settings import Settings as Settings
+from gemma_tpu.server.settings import model_name as model_name

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from types import FrameType
+from typing import cast
 
 import fastapi
 import uvicorn
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: fastapi.FastAPI) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSING)
         super().__init__(config)
-        self._service: Service = app.state.service
+        self._app, self._service = app, cast(Service, app.state.service)
         self._last_call = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,6 +58,13 @@ class Server(uvicorn.Server):
             self.should_exit = True
         self._service.draining = True
         self._last_call = time.monotonic() + self._service.settings.drain_timeout
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for route in self._app.router.routes:
+            event = getattr(getattr(route, "app", None), "stop_event", None)  # Gradio's: ends the streams of its pages
+            if event is not None:
+                event.set()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         drained = self._service.draining and not self._service.requests

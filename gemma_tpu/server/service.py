@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from gemma_tpu.api import Model
 from gemma_tpu.loader import LoadStatus
@@ -100,7 +101,7 @@ class Service:
         finally:
             self._answers -= count
 
-    def check_client(self, request: Request) -> None:
+    def check_client(self, request: HTTPConnection) -> None:
         """APIError for one without a key that is needed, and for pages of other origins."""
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         if origin is not None and origin not in self.settings.allow_origins and origin.partition("://")[2] != host:
@@ -111,10 +112,8 @@ class Service:
             message = "without keys, this server answers for localhost alone: see --api-keys and --no-auth"
             raise APIError(403, message, code="host_not_allowed")
 
-    def _check_key(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        given = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        digest = _digest(given)
+    def _check_key(self, request: HTTPConnection) -> None:
+        digest = _digest(_given_key(request))
         # All are compared, and in a time that tells nothing of where they differ.
         known = [hmac.compare_digest(digest, key) for key in self._digests]
         if not any(known):
@@ -134,6 +133,19 @@ class Service:
 
 
 NO_MODEL = "model_not_found"
+
+
+def _given_key(request: HTTPConnection) -> str:
+    """A browser's password is a key too, whatever the name."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(given, validate=True).decode(errors="replace").partition(":")[2]
+        except ValueError:  # of binascii, or for what is not ASCII
+            return ""
+    return request.headers.get("x-api-key", "")
 
 
 def _digest(key: str) -> bytes:

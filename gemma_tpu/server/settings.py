@@ -53,6 +53,12 @@ class Settings:
         check_number("drain_timeout", self.drain_timeout, 0)
 
 
+def model_name(checkpoint: str) -> str:
+    """What a checkpoint's model is called: a directory's name; a name of a hub is one."""
+    local = os.path.exists(os.path.expanduser(checkpoint)) or "://" in checkpoint
+    return os.path.basename(checkpoint.rstrip("/")) or "gemma3" if local else checkpoint
+
+
 def read_keys(path: str | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """API keys: one a line of the file, in which # begins a comment, and those in $GEMMA_TPU_API_KEYS, by commas.
 

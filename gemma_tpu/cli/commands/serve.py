@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what requests call the model (default: the checkpoint's name). Others may follow as its aliases",
     )
+    parser.add_argument("--no-demo", action="store_true", help="serve the API alone, without the demo's page")
     group = parser.add_argument_group("who may ask")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     group.add_argument("--port", type=int, default=8000, help="0 picks a free port (default: 8000)")
@@ -63,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from gemma_tpu.server.run import Server, is_loopback, listen
-    from gemma_tpu.server.settings import Settings, read_keys
+    from gemma_tpu.server.settings import Settings, model_name, read_keys
 
-    names = args.model_name or [_name(args.checkpoint)]
+    names = args.model_name or [model_name(args.checkpoint)]
     keys = read_keys(args.api_keys)
     if args.no_auth and keys:
         raise ValueError("--no-auth contradicts the API keys that are given")
@@ -80,15 +81,26 @@ def main(args: argparse.Namespace) -> int:
     )
     if settings.image_folder is not None and not os.path.isdir(settings.image_folder):
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
-    with listen(args.host, args.port) as listener, _log_to_stderr():
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(args.host, args.port))
+        stack.enter_context(_log_to_stderr())
         from gemma_tpu.loader import Loader
         from gemma_tpu.server.app import build_app
 
         loader = Loader(names[0], lambda progress: _load(args, progress))
-        server = Server(build_app(loader, settings))
+        app = build_app(loader, settings)
         loader.start()
+        if not args.no_demo:
+            from demo.uploads import own_upload_folder
+            from gemma_tpu.server.page import add_page
+
+            stack.enter_context(own_upload_folder())
+            app = add_page(app, loader)
+        server = Server(app)
         host, port = listener.getsockname()[:2]
-        print(f"{names[0]} is at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C stops it)", flush=True)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        page = "" if args.no_demo else f", with a page at {address}"
+        print(f"{names[0]} is at {address}/v1{page} (Ctrl-C stops it)", flush=True)
         try:
             server.run(sockets=[listener])
             status = loader.status
@@ -103,12 +115,6 @@ def _load(args: argparse.Namespace, progress):
     import gemma_tpu
 
     return gemma_tpu.load(args.checkpoint, progress=progress, **values(args, *_MODEL))
-
-
-def _name(checkpoint: str) -> str:
-    """Of a directory its name; a name of a hub is one."""
-    local = os.path.exists(os.path.expanduser(checkpoint)) or "://" in checkpoint
-    return os.path.basename(checkpoint.rstrip("/")) or "gemma3" if local else checkpoint
 
 
 def _origin(value: str) -> str:
