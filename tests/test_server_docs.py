@@ -86,6 +86,6 @@ def test_the_errors_and_options_are_those_that_there_are() -> None:
     table = PAGE[PAGE.index("| status |") :]
     named = {code for line in table.splitlines() if line.startswith("|") for code in re.findall(r"`([a-z_]+)`", line)}
     assert named - {"param", "code"} <= codes
-    for option in set(re.findall(r"`--([a-z-]+)", PAGE)) - {"api-keys", "no-auth", "host", "port"}:
+    for option in set(re.findall(r"`--([a-z-]+)", PAGE)) - {"api-keys", "no-auth", "no-demo", "host", "port"}:
         names = {option.replace("-", "_"), f"{option.replace('-', '_')}s"}
         assert names & {*Settings.__dataclass_fields__}, option
