@@ -26,8 +26,9 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U00[01][0-9a-fA-F]{5}|x[0-9a-fA-F]{2}|
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": "", "\r\n": ""}
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 _KEYS = ("name", "parameters", "arguments", "type", "function", "id")  # of a call as JSON
-_CLOSING = re.compile(r"[)\]}`]")
+_CLOSING = {"`": "`", "[": "]", "{": "}"}  # the end of what begins so; of a call in Python, )
 _SHORT = 256  # characters that are read again with every piece
+_LONG = 1024  # and that are read again with every piece that may be the end
 _PRINT = "print"
 
 
@@ -45,12 +46,13 @@ class WrittenCalls:
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self._tools = {tool["name"]: _parameter_names(tool) for tool in tools}
         self._held = ""  # begins with what may be a call
+        self._enough = 0  # so many characters are read again
         self._line_begins = True  # where the held text does
 
     def push(self, text: str) -> list[str | Call]:
-        waiting = len(self._held) > _SHORT and not _CLOSING.search(text)
+        may_end = len(self._held) <= _SHORT or _CLOSING.get(self._held[0], ")") in text
         self._held += text
-        return [] if waiting else self._read(final=False)
+        return self._read(final=False) if may_end and len(self._held) >= self._enough else []
 
     def flush(self) -> list[str | Call]:
         return self._read(final=True)
@@ -77,6 +79,8 @@ class WrittenCalls:
         else:
             at = len(text)
         pieces.append(text[released:at])
+        # What is long and does not end is read more and more rarely, for time in proportion to its length.
+        self._enough = (len(text) - at) * 5 // 4 if len(text) - at > _LONG else 0
         if at:
             self._line_begins = text[at - 1] == "\n"
         self._held = text[at:]
