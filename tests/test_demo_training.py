@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_demo_model import _plain_scene
 
-from checkpoints.demo_model import data, learning, train
+from checkpoints.demo_model import data, train
 from checkpoints.demo_model.dialog import SPELL_START, Conversation, Turn, plain
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.engine.forward import encode_images, forward
@@ -95,7 +95,7 @@ def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
     served = jnp.stack([to_pixels(image, _TINY.vision.image_size) for image in groups[1].images])
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     with jax.default_matmul_precision("highest"):
-        scores = jax.jit(learning.logits, static_argnums=(0, 4, 5))(_TINY, params, batch, served, "xla", jnp.float32)
+        scores = jax.jit(train.logits, static_argnums=0)(_TINY, params, batch, served)
     scores = np.asarray(scores)[0]
     soft = encode_images(_TINY, params, served)
     encoded = [(*encoder.encode(talk), talk) for group in groups for talk in group.conversations]
@@ -130,10 +130,7 @@ def test_a_shard_holds_what_was_packed_and_emphasis_weighs_it(encoder: data.Enco
         assert all((a == b).all() for a, b in zip(unit.images, read["images"], strict=True))
     batches = []
     for emphasis in ({}, {"text sums": 4.0}):
-        shards = train.Shards(tmp_path, emphasis, seed=1)
-        shards.start()
-        batches.append(shards.batch(2))
-        shards.stop()
+        batches.append(train.Shards(tmp_path, emphasis, seed=1).batch(2))
     answers = batches[0]["weight"] > 0
     ratio = batches[1]["weight"][answers] / batches[0]["weight"][answers]
     assert set(ratio.round(4).tolist()) == {1.0, 4.0}
@@ -150,11 +147,11 @@ def test_a_step_learns_and_leaves_what_is_frozen(encoder: data.Encoder, monkeypa
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     pixels = jnp.zeros((1, 128, 128, 3))
     before = {name: 0.3 * np.asarray(value) for name, value in _tiny_params(config).items()}
-    state = learning.start({name: jnp.asarray(value) for name, value in before.items()})
+    state = train.start({name: jnp.asarray(value) for name, value in before.items()})
     losses = []
     for _ in range(3):
         rate = jnp.float32(3e-3)
-        state, seen = learning.step(config, state, batch, pixels, rate, "xla", jnp.float32, ("vision",))
+        state, seen = train.step(config, state, batch, pixels, rate, ("vision",))
         losses.append(float(seen["loss"]))
     assert losses[-1] < losses[0] - 0.02
     moved = {name for name, value in state.params.items() if (np.asarray(value) != before[name]).any()}
@@ -167,7 +164,7 @@ def test_stored_images_are_enlarged_as_the_served_path_does() -> None:
     _, pixels = _plain_scene(3)
     stored = np.zeros((1, data.STORE, data.STORE, 3), np.uint8)
     stored[0, : pixels.shape[0], : pixels.shape[1]] = pixels
-    enlarged = learning.to_pixels(stored, np.array([pixels.shape[:2]]), 896)
+    enlarged = train.to_pixels(stored, np.array([pixels.shape[:2]]), 896)
     expected = to_pixels(Image.fromarray(pixels.astype(np.uint8)), 896)
     np.testing.assert_allclose(np.asarray(enlarged, np.float32)[0], expected, atol=0.01)  # bf16
 

@@ -24,11 +24,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
-from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Turn
+from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Speaker, Turn
 from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, Phrases, bare, is_held_out
 from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
-from checkpoints.demo_model.speaker import Speaker
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import Tokenizer
 
@@ -38,13 +37,12 @@ ROWS, ROW, IMAGES = 8, 1024, 14  # of a unit: rows, tokens of a row, images
 STORE = 384  # images are kept as uint8[side, side, 3] with sides of at most this
 UNITS = 16  # of a shard
 FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight", "task")  # int16[ROWS, ROW], but weight
-_CHINESE_SHARE = 0.4
 _JUMP_SHARE, _MAX_JUMP = 0.05, 4000  # conversations whose later turns are moved away, as if much lay in between
 _SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
 
 
 def _language(rng: np.random.Generator) -> Phrases:
-    return CHINESE if rng.random() < _CHINESE_SHARE else ENGLISH
+    return CHINESE if rng.random() < 0.4 else ENGLISH
 
 
 def _system(rng: np.random.Generator, phrases: Phrases) -> str | None:
@@ -60,17 +58,15 @@ def _group(conversations: list[Conversation], images: tuple[Image.Image, ...], h
 def _together(
     rng: np.random.Generator, held_out: bool, turns: list[list[Turn]], images: tuple[Image.Image, ...], phrases: Phrases
 ) -> Group:
-    """Each list of turns as its own conversation about the images; one time in four all in one, or images last."""
+    """Each list of turns as its own conversation about the images; one time in four all in one, at times interrupted
+    by a question that needs no image, or with the images after the text."""
     layout, shown, system = rng.random(), tuple(range(len(images))), _system(rng, phrases)
-    last = 0.12 <= layout < 0.24  # the text comes first, so nothing can be shared: one conversation
-    if layout < 0.12:  # one long conversation, at times interrupted by a question that needs no image
-        flat = [turn for part in turns for turn in part]
-        if rng.random() < 0.4:
+    if layout < 0.24:
+        flat = [turn for part in turns[:6] for turn in part]
+        if rng.random() < 0.3:
             flat.insert(int(rng.integers(1, len(flat) + 1)), text_tasks.text_turns(rng, held_out)[0])
         turns = [flat]
-    elif last:
-        turns = [[turn for part in turns[:4] for turn in part]]
-    heads = [dataclasses.replace(part[0], images=shown, image_last=last) for part in turns]
+    heads = [dataclasses.replace(part[0], images=shown, image_last=layout < 0.12) for part in turns]
     talks = [Conversation((head, *part[1:]), images, system) for head, part in zip(heads, turns, strict=True)]
     return _group(talks, images, held_out)
 
@@ -106,7 +102,7 @@ def read_group(rng: np.random.Generator, held_out: bool, questions: int = 3) -> 
     if style < 0.75 or set(content) <= set("cosvwxz"):  # whose capitals look the same
         content = content.capitalize() if 0.6 <= style < 0.75 else content.upper()
     asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)
-    turns = [[turn] for turn in [asker.read(), *scene_turns(asker, questions - 1)]]
+    turns = [[turn] for turn in scene_turns(asker, questions)]
     return _together(rng, held_out, turns, (scenes.render(asker.scene, rng),), phrases)
 
 
@@ -176,6 +172,30 @@ class Encoder:
         return ids, owner
 
 
+def _pack(group: Group, encoder: Encoder, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A group as a stretch of a row: its prefix, then its conversations. Extends `tasks` by new names."""
+    encoded = [encoder.encode(conversation) for conversation in group.conversations]
+    shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
+    start = np.arange(shared)
+    parts = [dict(tokens=encoded[0][0][:shared], positions=start, segment=start * 0, target=start * 0 - 1)]
+    parts[0] |= dict(weight=start * 0, task=start * 0)
+    for number, (conversation, (ids, owner)) in enumerate(zip(group.conversations, encoded, strict=True), 1):
+        positions = np.arange(len(ids))
+        if len(conversation.turns) > 1 and rng.random() < _JUMP_SHARE:
+            after = owner.index(0) + owner.count(0)  # everything after the first answer is moved away
+            positions[after + 1 :] += int(rng.integers(1, _MAX_JUMP))
+        # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
+        answers, following = np.append(owner[shared + 1 :], -1), np.append(ids[shared + 1 :], -1)
+        lengths, names = np.bincount(answers[answers >= 0]), [turn.task for turn in conversation.turns]
+        tasks += [name for name in dict.fromkeys(names) if name not in tasks]
+        known = np.array([tasks.index(name) for name in names])
+        part = dict(tokens=ids[shared:], positions=positions[shared:], segment=np.full(len(answers), number))
+        part |= dict(target=np.where(answers >= 0, following, -1), task=np.where(answers >= 0, known[answers], 0))
+        # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
+        parts.append(part | dict(weight=np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 class Unit:
     """ROWS rows and their images."""
 
@@ -184,56 +204,27 @@ class Unit:
         for name in ("soft", "target"):
             self.arrays[name] -= 1
         self.images: list[np.ndarray] = []
-        self._used, self._groups = [0] * ROWS, [0] * ROWS
 
     def add(self, group: Group, encoder: Encoder, tasks: list[str], rng: np.random.Generator) -> bool:
-        """Puts the group into the row that has most room; False if it does not fit. Extends `tasks` by new names."""
-        encoded = [encoder.encode(conversation) for conversation in group.conversations]
-        if not encoded:
+        """Puts the group into the row that has most room; False if it does not fit."""
+        if not group.conversations:
             return False
-        shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
-        row = int(np.argmin(self._used))
-        count = shared + sum(len(ids) - shared for ids, _ in encoded)
-        if self._used[row] + count > ROW or len(self.images) + len(group.images) > IMAGES:
+        packed, used = _pack(group, encoder, tasks, rng), (self.arrays["group"] > 0).sum(1)
+        row, is_soft = int(np.argmin(used)), packed["tokens"] < 0
+        at = slice(used[row], used[row] + len(is_soft))
+        if at.stop > ROW or len(self.images) + len(group.images) > IMAGES:
             return False
-        self._groups[row] += 1
-        if shared:
-            self._put(row, encoded[0][0][:shared], np.arange(shared), 0)
-        for number, (conversation, (ids, owner)) in enumerate(zip(group.conversations, encoded, strict=True), 1):
-            positions = np.arange(len(ids))
-            if len(conversation.turns) > 1 and rng.random() < _JUMP_SHARE:
-                after = owner.index(0) + owner.count(0)  # everything after the first answer is moved away
-                positions[after + 1 :] += int(rng.integers(1, _MAX_JUMP))
-            at = self._put(row, ids[shared:], positions[shared:], number)
-            # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
-            answers = np.append(owner[shared + 1 :], -1)
-            lengths = np.bincount(answers[answers >= 0])
-            names = [turn.task for turn in conversation.turns]
-            tasks += [name for name in dict.fromkeys(names) if name not in tasks]
-            known = np.array([tasks.index(name) for name in names])
-            self.arrays["target"][row, at] = np.where(answers >= 0, np.append(ids[shared + 1 :], -1), -1)
-            # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
-            self.arrays["weight"][row, at] = np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)
-            self.arrays["task"][row, at] = np.where(answers >= 0, known[answers], 0)
-        self.images += [_fit(image) for image in group.images]
+        # Soft tokens are numbered after those of the images already here.
+        packed["soft"] = np.where(is_soft, len(self.images) * SOFT + np.cumsum(is_soft) - 1, -1)
+        packed |= dict(tokens=np.where(is_soft, 0, packed["tokens"]), group=self.arrays["group"][row].max() + 1)
+        for name in FIELDS:
+            self.arrays[name][row, at] = packed[name]
+        for image in group.images:  # made smaller only if it is larger than the store
+            large = max(image.size) > STORE
+            self.images.append(
+                np.asarray(ImageOps.contain(image, (STORE, STORE), Image.Resampling.BILINEAR) if large else image)
+            )
         return True
-
-    def _put(self, row: int, ids: list[int], positions: np.ndarray, segment: int) -> slice:
-        """Writes tokens at the end of a row; soft tokens are numbered after those of the images already here."""
-        at = slice(self._used[row], self._used[row] + len(ids))
-        self._used[row], tokens, shown = at.stop, np.array(ids), len(self.images) * SOFT
-        is_soft, fields = tokens < 0, self.arrays
-        fields["tokens"][row, at], fields["positions"][row, at] = np.where(is_soft, 0, tokens), positions
-        fields["group"][row, at], fields["segment"][row, at] = self._groups[row], segment
-        fields["soft"][row, at] = np.where(is_soft, shown + np.cumsum(is_soft) - 1, -1)
-        return at
-
-
-def _fit(image: Image.Image) -> np.ndarray:
-    """The image's pixels, made smaller only if it is larger than the store."""
-    if max(image.size) > STORE:
-        image = ImageOps.contain(image, (STORE, STORE), Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str], held_out: bool = False) -> Unit:

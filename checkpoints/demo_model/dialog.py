@@ -1,15 +1,37 @@
-"""Turns, conversations and groups of them: what every task generator returns."""
+"""Conversations, and how things in pictures are called, asked for and answered in one language."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from checkpoints.demo_model.phrases import Phrases, as_typed, choose
+from checkpoints.demo_model.scenes import CELLS, OTHERS, Shape
 
 # A span between these marks is written letter by letter, whatever longer pieces the vocabulary has: a word that was
 # read or reversed is then spelt rather than recalled. The marks themselves are in no text.
 SPELL_START, SPELL_END = "\ue000", "\ue001"
+SIDES = ("left", "right", "above", "below")
+_GROUPS = {  # what accuracy is counted by, for tasks that do not stand for themselves
+    task: group
+    for group, tasks in {
+        "count": "count_colour",
+        "colour": "either colour_at which background text_colour",
+        "yes or no": "exists is_it is_colour",
+        "relation": "relative beside",
+        "size": "bigger bigger_which",
+        "where": "at",
+        "two facts": "same_colour both_colours two_colours where_colour",
+        "json": "json_shapes json_count",
+        "follow-up": "follow_colour follow_where follow_what_colour",
+        "compare": "differ same more which_has nth nth_count",
+    }.items()
+    for task in tasks.split()
+}
 
 
 def spell(word: str) -> str:
@@ -61,3 +83,77 @@ class Group:
 
     conversations: tuple[Conversation, ...]
     images: tuple[Image.Image, ...] = ()
+
+
+class Speaker:
+    """Names of things, questions and answers in one language. `whole`: never wants an answer in one word."""
+
+    def __init__(self, phrases: Phrases, rng: np.random.Generator, held_out: bool, whole: bool = False) -> None:
+        self.phrases, self.rng, self.held_out, self.whole = phrases, rng, held_out, whole
+        self.chinese, self.words = phrases.chinese, phrases.words
+        names = (self.words[name] if self.chinese else () for name in ("shapes", "colours"))
+        self._kinds, self._colours = (dict(name.rsplit(" ", 1) for name in entries) for entries in names)
+
+    def kind(self, kind: str, plural: bool = False) -> str:
+        """ "circle", "圆形"; "shape" for any, or one that the model does not know."""
+        if self.chinese:
+            return self._kinds["other" if kind in OTHERS else kind] if kind != "shape" else "图形"
+        return (kind + ("es" if kind == "cross" else "s")) if plural else kind
+
+    def colour(self, colour: str) -> str:
+        return self._colours[colour] if self.chinese else colour
+
+    def name(self, kind: str, colour: str, plural: bool = False) -> str:
+        """ "red circle", "红色的圆形"; without a colour just the kind."""
+        if kind in OTHERS and not self.chinese:
+            return f"{colour} shape that I do not know"
+        return f"{self.colour(colour)}{'的' if self.chinese else ' '}{self.kind(kind, plural)}"
+
+    def one(self, kind: str, colour: str) -> str:
+        """ "a red circle", "一个红色的圆形"."""
+        name = self.name(kind, colour)
+        return "一个" + name if self.chinese else ("an " if name[0] in "aeiou" else "a ") + name
+
+    def facts(self, shape: Shape) -> dict[str, str]:
+        """What there is to say about a shape, as slots of questions and answers."""
+        kind, colour = shape.kind, shape.colour
+        name, slots = self.name(kind, colour), dict(kind=self.kind(kind), colour=self.colour(colour))
+        return slots | dict(name=name, full=name, one=self.one(kind, colour), place=self.place(shape.cell))
+
+    def all_of(self, parts: Sequence[str]) -> str:
+        """ "a, b and c"."""
+        comma, last = ("、", "和") if self.chinese else (", ", " and ")
+        return comma.join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
+
+    def listing(self, shapes: Sequence[Shape]) -> str:
+        return self.all_of([self.one(s.kind, s.colour) for s in shapes])
+
+    def place(self, cell: tuple[str, str], asked: bool = False) -> str:
+        return self.words["spots" if asked else "places"][CELLS.index(cell)]
+
+    def side(self, side: str) -> str:
+        return self.words["sides"][SIDES.index(side)]
+
+    def ask(
+        self, task: str, said: str = "", *, text: str = "", short: str = "", check: str = "exact", **slots: Any
+    ) -> Turn:
+        """The question `task` and the answer `said` (by default of the same name) with the same slots filled, or the
+        answer `text`; at times the answer is wanted in one word, `short`."""
+        question = as_typed(self.rng, self.phrases.pick(task, self.rng, self.held_out, look=True, **slots))
+        answer = text or self.phrases.say(said or task, **slots)
+        if short and not self.whole and self.rng.random() < 0.12:
+            question += ("" if self.chinese else " ") + self.phrases.pick("short", self.rng, self.held_out)
+            answer = short[0].upper() + short[1:]
+        group = {"too_many": "crowd", "unknown": "unknown shape"}.get(said, _GROUPS.get(task, task))
+        return Turn(f"image {group}{' zh' if self.chinese else ''}", question, answer, check)
+
+    def how_many(self, task: str, count: int, kind: str = "shape", colour: str = "", **slots: Any) -> Turn:
+        """How many of a kind, of a colour, or of both."""
+        one, many = (self.name(kind, colour, n) if colour else self.kind(kind, n) for n in (False, True))
+        any_word = kind == "shape" and not colour and not self.held_out
+        slots |= dict(thing=choose(self.rng, self.words["things"]) if any_word else many)
+        if count > 5:
+            return self.ask(task, "too_many", **slots)
+        said = "count_none" if count == 0 else "count_one" if count == 1 else "count"
+        number, what = self.words["numbers"][count], one if count == 1 else many
+        return self.ask(task, said, short=str(count), number=number, what=what, **slots)

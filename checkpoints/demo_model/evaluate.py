@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ import numpy as np
 import gemma_tpu
 from checkpoints.demo_model import CHECKPOINT, by_hand, data
 from checkpoints.demo_model.dialog import Conversation, Turn, plain
+from checkpoints.demo_model.phrases import choose
 
 RESULTS = Path(__file__).with_name("results.json")
 BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
@@ -43,11 +43,10 @@ class Judged(NamedTuple):
 def generated(count: int, seed: int = _SEED) -> list[Conversation]:
     """Held-out conversations, half about images; the last turn of each is judged."""
     rng = np.random.default_rng(seed)
-    picked: list[Conversation] = []
-    images = 0
+    picked, images = list[Conversation](), 0
     while len(picked) < count:
         if images * 2 <= len(picked):
-            make = data.texture_group if rng.random() < 0.06 else _IMAGE_GROUPS[int(rng.random() * len(_IMAGE_GROUPS))]
+            make = data.texture_group if rng.random() < 0.06 else choose(rng, _IMAGE_GROUPS)
         else:
             make = data.text_group
         group = make(rng, True)
@@ -82,18 +81,17 @@ def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], b
         answers = model.generate([c.messages() for c in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
         for conversation, answer in zip(part, answers, strict=True):
             turn = conversation.turns[-1]
-            right = correct(turn, answer.text)
-            yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, right)
+            yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, correct(turn, answer.text))
 
 
 def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
     """All first questions, then those that follow on the model's own answers to them."""
     told: dict[int, list[dict[str, Any]]] = {}
-    depth = np.array(
-        [sum(1 for _ in itertools.takewhile(lambda q: q.follows, asked[i::-1])) for i in range(len(asked))]
-    )
-    for layer in range(depth.max() + 1):
-        turns = np.flatnonzero(depth == layer).tolist()
+    depth: list[int] = []
+    for question in asked:
+        depth.append(depth[-1] + 1 if question.follows else 0)
+    for layer in range(max(depth) + 1):
+        turns = [i for i, at in enumerate(depth) if at == layer]
         for part in (turns[at : at + batch] for at in range(0, len(turns), batch)):
             for i in part:
                 shown = [by_hand.draw(asked[i].picture)] if asked[i].picture and not layer else []
@@ -138,9 +136,10 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
         if options.set == "by_hand":
-            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
+            judged = judge_by_hand(model, by_hand.questions(), options.batch)
         else:
-            results = summary(judge_generated(model, generated(options.questions), options.batch))
+            judged = judge_generated(model, generated(options.questions), options.batch)
+        results = summary(judged)
     print(table(results["counts"]))
     for wrong in results["wrong"]:
         print(*wrong, sep=" | ")

@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
-from checkpoints.demo_model import scenes
-from checkpoints.demo_model.dialog import Turn
+from checkpoints.demo_model.dialog import Speaker, Turn
 from checkpoints.demo_model.phrases import choose
-from checkpoints.demo_model.scenes import COLOURS, SHAPES, Scene, Shape
-from checkpoints.demo_model.speaker import Speaker
+from checkpoints.demo_model.scenes import COLOURS, SHAPES, Scene, Shape, allowed_colours, random_scene
 
 
 def scene_pair(rng: np.random.Generator, held_out: bool) -> tuple[Scene, Scene]:
     """Two unrelated scenes, or one and the same with one change, or with none."""
-    first = scenes.random_scene(rng, held_out, 1 + int(rng.random() * 4))
-    if rng.random() < 0.35:
-        return first, scenes.random_scene(rng, held_out, 1 + int(rng.random() * 4))
-    if rng.random() < 0.15:
-        return first, dataclasses.replace(first)
-    while not (second := _changed(rng, first)) or second.held_out != held_out:
-        first = scenes.random_scene(rng, held_out, 1 + int(rng.random() * 4))
-    return (first, second) if rng.random() < 0.5 else (second, first)
+    while True:
+        first, second = (random_scene(rng, held_out, 1 + int(rng.random() * 4)) for _ in range(2))
+        if rng.random() < 0.35:
+            return first, second
+        if rng.random() < 0.15:
+            return first, first
+        if (changed := _changed(rng, first)) and changed.held_out == held_out:
+            return (first, changed) if rng.random() < 0.5 else (changed, first)
 
 
 def _changed(rng: np.random.Generator, scene: Scene) -> Scene | None:
-    """The scene with one shape recoloured, replaced, moved to another cell or taken away; None if that cannot be."""
-    old = choose(rng, scene.shapes)
+    """The scene with one shape recoloured, replaced, moved to another row or taken away; None if that cannot be."""
+    old, change = choose(rng, scene.shapes), choose(rng, ("gone", "colour", "kind", "moved"))
     rest = tuple(s for s in scene.shapes if s is not old)
-    kind = int(rng.random() * 4)
-    if kind == 0:
+    if change == "gone":
         return dataclasses.replace(scene, shapes=rest) if rest else None
-    if kind == 1:
-        colours = [
-            c for c in scenes.allowed_colours(scene.background) if c not in (old.colour, "yellow", "pink", "gray")
-        ]
-        new = dataclasses.replace(old, colour=choose(rng, colours))
-    elif kind == 2:
+    if change == "colour":
+        alike = (old.colour, "yellow", "pink", "gray")
+        new = dataclasses.replace(
+            old, colour=choose(rng, [c for c in allowed_colours(scene.background) if c not in alike])
+        )
+    elif change == "kind":
         new = dataclasses.replace(old, kind=choose(rng, [k for k in SHAPES if k != old.kind]))
     else:
-        donor = scenes.random_scene(rng, scene.held_out, 1).shapes[0]
-        new = dataclasses.replace(old, x=donor.x, y=donor.y, size=min(old.size, donor.size, 0.16))
-        near = [s for s in rest if abs(s.x - new.x) < 0.08 or np.hypot(s.x - new.x, s.y - new.y) < 0.36]
-        margin = new.size * min(scene.size) / np.array(scene.size) + 0.01
-        inside = margin[0] < new.x < 1 - margin[0] and margin[1] < new.y < 1 - margin[1]
-        if near or not inside or new.cell == old.cell:
+        new = dataclasses.replace(old, y=(old.y + choose(rng, (1, 2)) / 3) % 1, size=min(old.size, 0.16))
+        near = any(math.hypot(s.x - new.x, s.y - new.y) < s.size + new.size + 0.04 for s in rest)
+        if near or not new.size < new.y < 1 - new.size:
             return None
     if any((s.kind, s.colour) == (new.kind, new.colour) for s in rest):
         return None
@@ -81,31 +76,30 @@ def _difference(words: Speaker, first: Scene, second: Scene) -> str | None:
 
 def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list[Turn]:
     """`count` questions about both pictures; the images are the first two of the conversation."""
-    rng, turns = words.rng, list[Turn]()
+    rng, turns, ordinals, numbers = words.rng, list[Turn](), words.words["ordinals"], words.words["numbers"]
     difference, alike = _difference(words, *pair), _facts(pair[0]).keys() == _facts(pair[1]).keys()
-    counts, ordinals = [len(scene.shapes) for scene in pair], words.words["ordinals"]
+    counts = [len(scene.shapes) for scene in pair]
     there = [{(s.kind, s.colour) for s in scene.shapes} for scene in pair]
     while len(turns) < count:
         kind, index = rng.random(), int(rng.random() * 2)
         if kind < 0.35 and (alike or difference):
-            task = choose(rng, ("same", "same", "differ")) if alike else "same" if kind < 0.12 else "differ"
+            task = "same" if rng.random() < (0.67 if alike else 0.33) else "differ"
             said = ("same_yes" if task == "same" else "alike") if alike else "same_no" if task == "same" else "differ"
-            slots = dict(shapes=words.listing(pair[0].shapes), difference=difference)
+            turn = words.ask(task, said, shapes=words.listing(pair[0].shapes), difference=difference)
         elif kind < 0.5:
-            task, said = "more", "more_same" if counts[0] == counts[1] else "more"
-            slots = dict(nth=ordinals[counts[1] > counts[0]], number=words.number(counts[0]))
-            slots |= dict(more=words.number(max(counts)), fewer=words.number(min(counts)))
-            slots["things"] = words.kind("shape", counts[0] > 1)
+            more = dict(nth=ordinals[counts[1] > counts[0]], more=numbers[max(counts)], fewer=numbers[min(counts)])
+            more |= dict(number=numbers[counts[0]], things=words.kind("shape", counts[0] > 1))
+            turn = words.ask("more", "more_same" if counts[0] == counts[1] else "more", **more)
         elif kind < 0.7:
             shape, colour = choose(rng, sorted(there[0] | there[1]))
             key = (shape, choose(rng, tuple(COLOURS)) if rng.random() < 0.15 else colour)
             found = [key in keys for keys in there]
-            task, said = "which_has", "which_both" if all(found) else "which_has" if any(found) else "which_none"
+            said = "which_both" if all(found) else "which_has" if any(found) else "which_none"
             slots = dict(nth=ordinals[not found[0]], one=words.one(*key), name=words.name(*key))
+            turn = words.ask("which_has", said, **slots)
         elif kind < 0.9:
-            task, said, slots = "nth", "what", dict(nth=ordinals[index], shapes=words.listing(pair[index].shapes))
+            turn = words.ask("nth", "what", nth=ordinals[index], shapes=words.listing(pair[index].shapes))
         else:
-            turns.append(words.how_many("nth_count", counts[index], "shape", nth=ordinals[index]))
-            continue
-        turns.append(words.ask(task, said, "compare", **slots))
+            turn = words.how_many("nth_count", counts[index], nth=ordinals[index])
+        turns.append(turn)
     return turns

@@ -11,7 +11,7 @@ import itertools
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +19,10 @@ import numpy as np
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
-HELD_OUT_SHARE = 10  # one key in ten is held out
-_FRAMED_SHARE = 0.3
 _FRAMES = ("noun:", "clause:", "claim:")
-_MARK = re.compile(r"(!|=|noun:|clause:|claim:) ")  # what the templates from here on are
-_VALUE = re.compile(r"(\w+) = (.*)")
+_MARK = re.compile(r"(!|=|noun:|clause:|claim:) (.*)")  # what the templates from here on are
+_LIKE = re.compile(r"as ([\w ]+): (.*) -> (.*)")
+_VALUE = re.compile(r"\w+ = .*")
 _UNFRAMED = ("short", "follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
 _FRAMED = re.compile("吗|呢|告诉|知道|请问|看出")  # a Chinese frame stands around it already
 _KEEP_CAPITAL = re.compile(r"Gemma|JSON|I\b|\{|\[|A to Z")
@@ -48,8 +47,9 @@ def weighted(rng: np.random.Generator, table: str) -> str:
 
 
 def is_held_out(*key: object) -> bool:
-    """Whether the example with this key (a word, two numbers, a scene's signature) is kept out of training."""
-    return zlib.crc32(repr(key).encode()) % HELD_OUT_SHARE == 0
+    """Whether the example with this key (a word, two numbers, a scene's signature) is kept out of training: one in ten
+    is."""
+    return zlib.crc32(repr(key).encode()) % 10 == 0
 
 
 def expand(grammar: str, rng: np.random.Generator) -> str:
@@ -94,8 +94,21 @@ def sections(path: Path) -> dict[str, str]:
     return {name: re.sub(" +", " ", body).strip() for name, _, body in parts}
 
 
-def _values(entries: list[str]) -> dict[str, str]:
+def _values(entries: Iterable[str]) -> dict[str, str]:
     return {name: text for name, _, text in (entry.partition(" = ") for entry in entries)}
+
+
+def _marked(texts: dict[str, list[str]], name: str) -> Iterator[tuple[str, str]]:
+    """The templates of a section, each with its mark; those of another where it says "as other: this -> that"."""
+    mark = ""
+    for text in texts[name]:
+        if match := _MARK.fullmatch(text):
+            mark, text = match.groups()
+        if like := _LIKE.fullmatch(text):
+            other, old, new = like.groups()
+            yield from ((m, t.replace(old, new)) for m, t in _marked(texts, other) if m in ("", *_FRAMES))
+        else:
+            yield "value" if _VALUE.fullmatch(text) else mark, text
 
 
 class Phrases:
@@ -109,20 +122,18 @@ class Phrases:
         self.words = {name: text.split("; ") if ";" in text else text.split() for name, text in words.items()}
         self._train, self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(3))
         self.values: dict[str, dict[str, str]] = defaultdict(dict)
-        for name, templates in texts.items():
-            mark = ""
-            for text in templates:
-                if match := _MARK.match(text):
-                    mark, text = match[1], text[match.end() :]
-                if value := _VALUE.fullmatch(text):
-                    self.values[name][value[1]] = value[2]
-                    continue
-                kept = {"!": self._held_out, "=": self._said}.get(mark, self._train)
-                frame = mark if kept is self._train else ""
-                kept[name].append(frame + re.sub(r"<(\w+)>", lambda part: self._filled(part[1]), text))
+        for name in texts:
+            for mark, text in _marked(texts, name):
+                if mark == "value":
+                    self.values[name] |= _values([text])
+                elif mark in ("!", "="):
+                    (self._held_out if mark == "!" else self._said)[name].append(self._filled(text))
+                else:
+                    self._train[name].append(mark + self._filled(text))
 
-    def _filled(self, part: str) -> str:
-        return re.sub(r"<(\w+)>", lambda inner: self._filled(inner[1]), self._parts[part])
+    def _filled(self, text: str) -> str:
+        """The text with its <parts>."""
+        return re.sub(r"<(\w+)>", lambda part: self._filled(self._parts[part[1]]), text)
 
     def tasks(self, prefix: str = "") -> list[str]:
         """Names of the sections that have phrasings to train and to judge by."""
@@ -141,17 +152,11 @@ class Phrases:
         text = re.sub(r" +([?.,!]|$)", r"\1", re.sub(" +", " ", text)).strip().format(**slots)
         return text if self.chinese else re.sub(r"\b([Aa]) (?=orange)", r"\1n ", text)
 
-    @functools.cache  # noqa: B019 - as for `kept_out`
-    def _weights(self, task: str) -> np.ndarray:
-        """Cumulative chances of a task's templates: one that holds more alternatives comes more often."""
-        weights = np.cumsum([1 + template.count("|") ** 0.5 for template in self._train[task]])
-        return weights / weights[-1]
-
     def _template(self, task: str, rng: np.random.Generator, look: bool) -> str:
-        template = self._train[task][int(np.searchsorted(self._weights(task), rng.random(), side="right"))]
+        template = choose(rng, self._train[task])
         frame = template.partition(":")[0] if template.startswith(_FRAMES) else ""
         text = expand(template.removeprefix(f"{frame}:") if frame else template, rng).strip()
-        if not frame and rng.random() < _FRAMED_SHARE and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
+        if not frame and rng.random() < 0.3 and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
             if text.endswith(("?", "？")):
                 frame = "look" if look and rng.random() < 0.3 else "question"
             elif text.removeprefix("请").lower().startswith(self._verbs) and ": " not in text:
@@ -159,10 +164,8 @@ class Phrases:
         if not frame:
             return text if task == "short" or rng.random() < 0.3 else capital(text)
         before, _, after = expand(choose(rng, self._train[frame]), rng).partition("...")
-        if after:
-            text = text.rstrip("?.。？")
-        inside = before and not before.endswith(("! ", ". "))
-        framed = before + (uncapital(text) if inside else text) + after
+        text = text.rstrip("?.。？") if after else text
+        framed = before + (uncapital(text) if before else text) + after
         return capital(framed) if f"{frame}:" in _FRAMES else framed
 
     def say(self, answer: str, **slots: Any) -> str:
@@ -185,15 +188,13 @@ def uncapital(text: str) -> str:
 
 
 def as_typed(rng: np.random.Generator, question: str) -> str:
-    """The question as people type: at times in lower case, with no or another mark at its end, or a space too many."""
-    if rng.random() < 0.5:
-        return question
-    case = rng.random()
-    question = question.lower() if case < 0.45 else question[:1].lower() + question[1:] if case < 0.7 else question
-    if (mark := rng.random()) < 0.45:
-        bare_end = question.rstrip("?.。？!！")
-        question = bare_end + ("" if mark < 0.35 or not bare_end else choose(rng, ("??", " ?", "!", "...")))
-    return question + " " if rng.random() < 0.1 else question
+    """The question as people type: at times in lower case, with no or another mark at its end."""
+    case, mark = rng.random(), rng.random()
+    if case < 0.35:
+        question = question.lower() if case < 0.23 else uncapital(question)
+    if mark < 0.2 and (words := question.rstrip("?.。？!！")):
+        question = words + ("" if mark < 0.16 else choose(rng, ("??", " ?", "!", "...")))
+    return question
 
 
 ENGLISH = Phrases(FOLDER / "phrases.en.txt", FOLDER / "facts.txt")

@@ -1,7 +1,7 @@
 """Drawn scenes: what is in them, where, and their pictures.
 
-A scene is a background, shapes and perhaps a printed word. Its description is exact: places are cells of a 3×3 grid,
-kept clear of the cells' borders, and no two shapes have nearly the same x, so that "from left to right" is one order.
+A scene is a background and shapes, or a printed word. Its description is exact: places are cells of a 3×3 grid, kept
+clear of the cells' borders, and no two shapes have nearly the same x, so that "from left to right" is one order.
 Coordinates are fractions of the canvas.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from checkpoints.demo_model.phrases import choose, is_held_out
 
 SHAPES = ("circle", "square", "triangle", "star", "hexagon", "heart", "cross", "diamond", "ring")
-OTHERS = ("oval", "rectangle", "crescent", "arrow", "trapezoid", "lightning")  # the model says that it knows no such
+OTHERS = ("oval", "rectangle", "crescent", "arrow")  # the model says that it knows no such
 
 
 def _palette(text: str) -> dict[str, tuple[int, int, int]]:
@@ -89,19 +89,22 @@ class Scene:
         return is_held_out("scene", (shapes, self.text.content if self.text else ""))
 
 
-def canvas_size(rng: np.random.Generator) -> tuple[int, int]:
+def _canvas(rng: np.random.Generator) -> tuple[int, int]:
     """Width and height in pixels, aspect ratio 0.6 to 1.7; mostly small, some as large as a screenshot."""
     longer = int(rng.integers(480, 641) if rng.random() < 0.08 else rng.integers(144, 385))
     shorter = longer if rng.random() < 0.35 else int(longer * rng.uniform(0.6, 1.0))
     return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
 
 
+def _background(rng: np.random.Generator) -> str:
+    return "white" if rng.random() < 0.4 else choose(rng, tuple(BACKGROUNDS))
+
+
 def random_scene(rng: np.random.Generator, held_out: bool, count: int | None = None, others: float = 0.0) -> Scene:
     """A scene of `count` shapes (1 to 5 by default); `others`: the chance that one is a shape the model knows not."""
     while True:
-        background = "white" if rng.random() < 0.4 else choose(rng, tuple(BACKGROUNDS))
         n = count or 1 + int(rng.choice(5, p=(0.2, 0.26, 0.26, 0.16, 0.12)))
-        size = canvas_size(rng)
+        background, size = _background(rng), _canvas(rng)
         if shapes := _place(rng, background, n, size):
             if rng.random() < others:
                 shapes = (dataclasses.replace(shapes[0], kind=choose(rng, OTHERS)), *shapes[1:])
@@ -117,22 +120,19 @@ def allowed_colours(background: str) -> list[str]:
 
 def _place(rng: np.random.Generator, background: str, count: int, size: tuple[int, int]) -> tuple[Shape, ...] | None:
     """Shapes that neither overlap nor leave the canvas, or None if the dice are bad. More than five are a crowd."""
-    crowd = count > 5
+    crowd, across = count > 5, np.array(size) / min(size)
     kinds = tuple(SHAPES[int(i)] for i in rng.permutation(len(SHAPES))[: int(rng.integers(1, min(count, 5) + 1))])
-    biggest = 0.13 if crowd else (0.34, 0.26, 0.22, 0.19, 0.17)[count - 1]
+    smallest, biggest = (0.07, 0.13) if crowd else (0.085, (0.34, 0.26, 0.22, 0.19, 0.17)[count - 1])
     shapes: list[Shape] = []
     for _ in range(60 + 40 * crowd):
-        radius = float(rng.uniform(0.07 if crowd else 0.085, biggest))
+        radius = float(rng.uniform(smallest, biggest))
         x, y = ((int(rng.random() * 3) + 0.5 + rng.uniform(-1, 1) * (0.5 - 3 * _MARGIN)) / 3 for _ in range(2))
-        dx, dy = radius * min(size) / size[0], radius * min(size) / size[1]
-        if not (dx + 0.005 < x < 0.995 - dx and dy + 0.005 < y < 0.995 - dy):
+        dx, dy = radius / across + 0.005
+        apart = [math.hypot((x - s.x) * across[0], (y - s.y) * across[1]) / (radius + s.size) for s in shapes]
+        near = any(abs(x - s.x) < _X_GAP for s in shapes) and not crowd
+        if not (dx < x < 1 - dx and dy < y < 1 - dy) or near or min(apart, default=2) < 1.15:
             continue
-        gap = 0.0 if crowd else _X_GAP
-        apart = [math.hypot((x - s.x) * size[0], (y - s.y) * size[1]) / min(size) for s in shapes]
-        if any(abs(x - s.x) < gap or far < 1.15 * (radius + s.size) for s, far in zip(shapes, apart, strict=True)):
-            continue
-        kind = choose(rng, kinds) if rng.random() < 0.7 else choose(rng, SHAPES)
-        colour = choose(rng, allowed_colours(background))
+        kind, colour = choose(rng, kinds if rng.random() < 0.7 else SHAPES), choose(rng, allowed_colours(background))
         if not crowd and any((s.kind, s.colour) == (kind, colour) for s in shapes):
             continue  # "the red circle" must mean one shape
         spread = 14 if rng.random() < 0.75 else 32
@@ -143,23 +143,14 @@ def _place(rng: np.random.Generator, background: str, count: int, size: tuple[in
 
 
 def text_scene(rng: np.random.Generator, content: str) -> Scene:
-    """A scene that shows `content`, alone or (one in four) with one or two shapes above or below it."""
-    background = "white" if rng.random() < 0.4 else choose(rng, tuple(BACKGROUNDS))
+    """A scene that shows `content`."""
+    background = _background(rng)
     dark = [c for c in allowed_colours(background) if c not in ("yellow", "white", "pink", "gray")]
     colour = choose(rng, ["white", "yellow", "pink", "orange"] if background == "black" else dark)
-    size = canvas_size(rng)
     width = float(rng.uniform(0.45 if len(content) < 6 else 0.62, 0.92)) * min(1.0, (len(content) + 1.5) / 6)
-    y = float(rng.uniform(0.25, 0.75))
-    shapes: tuple[Shape, ...] = ()
-    if rng.random() < 0.25 and (placed := _place(rng, background, int(rng.integers(1, 3)), size)):
-        top = y > 0.5
-        small = [dataclasses.replace(s, y=0.17 if top else 0.83, size=min(s.size, 0.13)) for s in placed]
-        if all(s.size * min(size) / size[1] < 0.15 for s in small):
-            shapes, y = tuple(sorted(small, key=lambda s: s.x)), 0.66 if top else 0.34
-            width = min(width, 0.8)
-    margin = max(0.0, 0.5 - width / 2 - 0.03)
-    x, angle = 0.5 + float(rng.uniform(-margin, margin)), float(rng.uniform(-8, 8)) if rng.random() < 0.4 else 0.0
-    return Scene(background, shapes, size, Text(content, colour, x, y, width, int(rng.integers(1 << 30)), angle))
+    x, y = 0.5 + float(rng.uniform(-1, 1)) * max(0.0, 0.47 - width / 2), float(rng.uniform(0.25, 0.75))
+    angle = float(rng.uniform(-8, 8)) if rng.random() < 0.4 else 0.0
+    return Scene(background, (), _canvas(rng), Text(content, colour, x, y, width, int(rng.integers(1 << 30)), angle))
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------
@@ -187,7 +178,6 @@ def _crescent() -> np.ndarray:
 _A = 0.34  # half the width of a cross's arm
 _CROSS = [(-_A, -1), (_A, -1), (_A, -_A), (1, -_A), (1, _A), (_A, _A)]
 _ARROW = [(-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25)]
-_LIGHTNING = [(0.15, -1), (-0.55, 0.2), (-0.05, 0.2), (-0.25, 1), (0.55, -0.25), (0.05, -0.25), (0.45, -1)]
 _POLYGONS = {
     "circle": _regular(64, 1.0, 0.0),
     "ring": _regular(64, 1.0, 0.0),
@@ -202,21 +192,28 @@ _POLYGONS = {
     "rectangle": np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]),
     "crescent": _crescent(),
     "arrow": np.array(_ARROW),
-    "trapezoid": np.array([(-0.5, -0.55), (0.5, -0.55), (1, 0.55), (-1, 0.55)]),
-    "lightning": np.array(_LIGHTNING),
 }
-RING_HOLE = 0.55
+_HOLE = 0.55  # of a ring
+STYLES = ("plain", "bordered", "outlined", "shaded")
 
 
-def outline(shape: Shape, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """The shape's border as a polygon in pixels of a canvas of `size`."""
+def rims(shape: Shape, size: tuple[int, int]) -> list[list[tuple[float, float]]]:
+    """The shape's border as a polygon in pixels of a canvas of `size`; a ring has that of its hole too."""
     turn = math.radians(shape.angle)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    points = _POLYGONS[shape.kind] @ rotation * (shape.size * min(size)) + (shape.x * size[0], shape.y * size[1])
-    return [(float(x), float(y)) for x, y in points]
+    rims = []
+    for part in (1.0, _HOLE) if shape.kind == "ring" else (1.0,):
+        scale, centre = part * shape.size * min(size), (shape.x * size[0], shape.y * size[1])
+        rims.append([(float(x), float(y)) for x, y in _POLYGONS[shape.kind] @ rotation * scale + centre])
+    return rims
 
 
-STYLES = ("plain", "bordered", "outlined", "shaded")
+def mask(shape: Shape, size: tuple[int, int]) -> Image.Image:
+    """Where the shape is painted on a canvas of `size`."""
+    image = Image.new("L", size)
+    for points, fill in zip(rims(shape, size), (255, 0), strict=False):
+        ImageDraw.Draw(image).polygon(points, fill=fill)
+    return image
 
 
 def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> Image.Image:
@@ -228,17 +225,15 @@ def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> 
     style = style or STYLES[int(np.searchsorted((0.5, 0.7, 0.87), dice))]
     vary = dice * 40 % 1  # what is left of the dice, for the direction of shading and the width of outlines
     for shape in scene.shapes:
-        fill = _jitter(rng, COLOURS[shape.colour], 12)
-        points, radius = outline(shape, size), shape.size * min(size)
-        image.paste(
-            _paint(size, fill, vary < 0.5) if style == "shaded" else fill,
-            mask=_mask(shape, size, style, 0.06 + 0.14 * vary),
-        )
-        if style == "bordered":
-            edge = tuple(int(c * 0.55) for c in fill)
-            ImageDraw.Draw(image).line([*points, points[0]], fill=edge, width=max(1, int(0.06 * radius)))
-    if scale > 1:
-        image = image.reduce(scale)
+        fill, draw = _jitter(rng, COLOURS[shape.colour], 12), ImageDraw.Draw(image)
+        edge = tuple(int(c * 0.55) for c in fill) if style == "bordered" else fill
+        if style != "outlined":
+            image.paste(_shade(size, fill, vary < 0.5) if style == "shaded" else fill, mask=mask(shape, size))
+        if style in ("bordered", "outlined"):
+            width = max(scale, int((0.06 + 0.14 * vary * (style == "outlined")) * shape.size * min(size)))
+            for points in rims(shape, size):
+                draw.line([*points, *points[:2]], fill=edge, width=width, joint="curve")
+    image = image.reduce(scale) if scale > 1 else image
     if scene.text:
         _print(image, scene.text, _jitter(rng, COLOURS[scene.text.colour], 10))
     kind = rng.random()
@@ -247,25 +242,7 @@ def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> 
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)))) if kind < 0.32 else image
 
 
-def _mask(shape: Shape, size: tuple[int, int], style: str, weight: float) -> Image.Image:
-    """Where the shape is painted: inside its border, or on it, in a line of `weight` radii."""
-    mask = Image.new("L", size)
-    draw = ImageDraw.Draw(mask)
-    points, radius, line = outline(shape, size), shape.size * min(size), max(2, int(weight * shape.size * min(size)))
-    x, y, hole = shape.x * size[0], shape.y * size[1], RING_HOLE * radius
-    box = (x - hole, y - hole, x + hole, y + hole)
-    if style == "outlined":
-        draw.line([*points, *points[:2]], fill=255, width=line, joint="curve")
-        if shape.kind == "ring":
-            draw.ellipse(box, outline=255, width=line)
-    else:
-        draw.polygon(points, fill=255)
-        if shape.kind == "ring":
-            draw.ellipse(box, fill=0)
-    return mask
-
-
-def _paint(size: tuple[int, int], colour: tuple[int, ...], across: bool) -> Image.Image:
+def _shade(size: tuple[int, int], colour: tuple[int, ...], across: bool) -> Image.Image:
     """A colour that grows lighter from left to right or from top to bottom."""
     ramp = np.linspace(0.8, 1.2, size[0])[None] if across else np.linspace(0.8, 1.2, size[1])[:, None]
     colours = np.broadcast_to(ramp, size[::-1])[..., None] * np.array(colour)
@@ -297,42 +274,25 @@ def _print(image: Image.Image, text: Text, colour: tuple[int, ...]) -> None:
     left, top, right, bottom = _font(text.font, 64).getbbox(text.content)
     points = 64 * min(text.width * image.width / (right - left), 0.42 * image.height / (bottom - top))
     font = _font(text.font, max(8, int(points)))
-    left, top, right, bottom = font.getbbox(text.content)
-    centre = text.x * image.width, text.y * image.height
-    mask = Image.new("L", image.size)
-    corner = centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2
-    ImageDraw.Draw(mask).text(corner, text.content, font=font, fill=255)
-    if text.angle:
-        mask = mask.rotate(text.angle, Image.Resampling.BILINEAR, center=centre)
-    image.paste(colour, mask=mask)
+    centre, ink = (text.x * image.width, text.y * image.height), Image.new("L", image.size)
+    ImageDraw.Draw(ink).text(centre, text.content, font=font, fill=255, anchor="mm")
+    image.paste(colour, mask=ink.rotate(text.angle, Image.Resampling.BILINEAR, center=centre) if text.angle else ink)
 
 
 def texture(rng: np.random.Generator) -> Image.Image:
-    """A picture that is no drawn scene: clouds of colour, stripes, landscapes, scribbles, many patches."""
-    size = canvas_size(rng)
-    if (kind := int(rng.random() * 5)) == 0:
-        grid = rng.integers(0, 256, (size[1] // 4, size[0] // 4, 3), np.uint8)
-        return Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
-    image = _clouds(rng, size)
-    draw = ImageDraw.Draw(image)
-    for i in range((0, 0, 14, 3, 50)[kind]):
+    """A picture that is no drawn scene: clouds of colour, alone or behind scribbles or many spots."""
+    size = _canvas(rng)
+    clouds = (rng.integers(0, 256, (n, n, 3), np.uint8) for n in (4, choose(rng, (12, 20, 60))))
+    image = Image.blend(
+        *(Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in clouds), rng.uniform(0.2, 0.9)
+    )
+    draw, kind = ImageDraw.Draw(image), int(rng.random() * 3)
+    for _ in range((0, 14, 50)[kind]):
         ends = [(float(x * size[0]), float(y * size[1])) for x, y in rng.random((int(rng.integers(2, 6)), 2))]
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        if kind == 2:
+        if kind == 1:
             draw.line(ends, fill=colour, width=int(rng.integers(1, 7)))
-        elif kind == 3:  # hills, one before the other
-            ridge = np.asarray(_clouds(rng, size))[0, :, 0] / 255.0 * 0.3 + 0.35 + 0.2 * i
-            draw.polygon([(0, size[1]), *((x, y * size[1]) for x, y in enumerate(ridge)), size], fill=colour)
         else:
-            r = rng.uniform(0.02, 0.16) * size[0]
-            draw.ellipse((ends[0][0] - r, ends[0][1] - r, ends[0][0] + r, ends[0][1] + r / 2), fill=colour)
+            (x, y), r = ends[0], float(rng.uniform(0.02, 0.16)) * size[0]
+            draw.ellipse((x - r, y - r / 2, x + r, y + r / 2), fill=colour)
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 5))))
-
-
-def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Smooth noise of two scales between random colours."""
-    coarse, fine = (
-        Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        for n in (4, 20)
-    )
-    return Image.blend(coarse, fine, 0.3)
