@@ -35,8 +35,8 @@ def test_tokenizer_is_gemmas_kind_and_round_trips() -> None:
     assert gemma.encode("472") == [gemma.id(d) for d in "472"]
     rng = np.random.default_rng(0)
     for i in range(60):
-        group = data.text_group(rng, bool(i % 2)) if i % 3 else data.pair_group(rng, False, 4)
-        for conversation in group.conversations:
+        group = data.text_group(rng, bool(i % 2)) if i % 3 else data.pair_group(rng, False)
+        for conversation in group:
             for turn in conversation.turns:
                 for text in (turn.question, plain(turn.answer)):
                     assert gemma.decode(gemma.encode(text)) == text
@@ -49,7 +49,7 @@ def test_training_sequences_are_what_the_template_renders(encoder: data.Encoder)
     rng = np.random.default_rng(4)
     makers = (data.scene_group, data.pair_group, data.read_group, data.texture_group, data.text_group)
     for make in makers * 3:
-        for conversation in make(rng, False).conversations:
+        for conversation in make(rng, False):
             ids, owner = encoder.encode(conversation)
             answer = len(conversation.turns) - 1
             prompt = ids[: owner.index(answer)]
@@ -85,32 +85,31 @@ def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
 ) -> None:
     """Prefix sharing, masks, positions, image order and targets equal the served path."""
     monkeypatch.setattr(data, "ROWS", 1)
-    monkeypatch.setattr(data, "_JUMP_SHARE", 0.0)
     rng, params = np.random.default_rng(8), _tiny_params(_TINY)
-    groups = [data.text_group(rng, False), data.pair_group(rng, False, 3), data.text_group(rng, False)]
-    while len(groups[1].conversations) < 2 or max(max(i.size) for i in groups[1].images) > data.STORE:
-        groups[1] = data.pair_group(rng, False, 3)
+    groups = [data.text_group(rng, False), data.pair_group(rng, False), data.text_group(rng, False)]
+    while len(groups[1]) < 2 or max(max(i.size) for i in groups[1][0].images) > data.STORE:
+        groups[1] = data.pair_group(rng, False)
     unit, tasks = data.Unit(), list[str]()
-    assert all(unit.add(group, encoder, tasks, rng) for group in groups)
-    served = jnp.stack([to_pixels(image, _TINY.vision.image_size) for image in groups[1].images])
+    assert all(unit.add(group, encoder, tasks) for group in groups)
+    served = jnp.stack([to_pixels(image, _TINY.vision.image_size) for image in groups[1][0].images])
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     with jax.default_matmul_precision("highest"):
         scores = jax.jit(train.logits, static_argnums=0)(_TINY, params, batch, served)
     scores = np.asarray(scores)[0]
     soft = encode_images(_TINY, params, served)
-    encoded = [(*encoder.encode(talk), talk) for group in groups for talk in group.conversations]
+    encoded = [(*encoder.encode(talk), talk) for group in groups for talk in group]
     tokens = np.zeros((len(encoded), 640), np.int32)
     for row, (ids, _, _) in zip(tokens, encoded, strict=True):
         row[: len(ids)] = [SOFT_TOKEN if token < 0 else token for token in ids]
-    shown = jnp.concatenate([soft] * len(groups[1].conversations))
+    shown = jnp.concatenate([soft] * len(groups[1]))
     lengths = np.array([len(ids) for ids, _, _ in encoded])
     alone = np.asarray(forward(_TINY, params, tokens, lengths, soft_tokens=shown))
     at = number = 0
     for group in groups:
         shared = 0
-        for i in range(len(group.conversations)):
+        for i in range(len(group)):
             ids, owner, talk = encoded[number]
-            if i == 0 and len(group.conversations) > 1:
+            if i == 0 and len(group) > 1:
                 shared = max(p for p, t in enumerate(ids) if t < 0) + 2
                 at += shared
             here = slice(at, at + len(ids) - shared)
@@ -143,18 +142,19 @@ def test_a_step_learns_and_leaves_what_is_frozen(encoder: data.Encoder, monkeypa
     monkeypatch.setattr(data, "ROWS", 1)
     monkeypatch.setattr(data, "ROW", 384)
     config, unit, rng = dataclasses.replace(_TINY, layers=_TINY.layers[:1]), data.Unit(), np.random.default_rng(0)
-    assert unit.add(data.read_group(rng, False, 2), encoder, [], rng)
+    assert unit.add(data.read_group(rng, False)[:2], encoder, [])
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     pixels = jnp.zeros((1, 128, 128, 3))
     before = {name: 0.3 * np.asarray(value) for name, value in _tiny_params(config).items()}
-    state = train.start({name: jnp.asarray(value) for name, value in before.items()})
+    params = {name: jnp.asarray(value) for name, value in before.items()}
+    state = (params, train.ADAM.init(params))
     losses = []
     for _ in range(3):
         rate = jnp.float32(3e-3)
         state, seen = train.step(config, state, batch, pixels, rate, ("vision",))
         losses.append(float(seen["loss"]))
     assert losses[-1] < losses[0] - 0.02
-    moved = {name for name, value in state.params.items() if (np.asarray(value) != before[name]).any()}
+    moved = {name for name, value in state[0].items() if (np.asarray(value) != before[name]).any()}
     assert moved
     assert all(name.startswith("vision") or name in moved for name in before)
     assert not any(name.startswith("vision") for name in moved)

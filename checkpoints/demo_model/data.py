@@ -37,7 +37,6 @@ ROWS, ROW, IMAGES = 8, 1024, 14  # of a unit: rows, tokens of a row, images
 STORE = 384  # images are kept as uint8[side, side, 3] with sides of at most this
 UNITS = 16  # of a shard
 FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight", "task")  # int16[ROWS, ROW], but weight
-_JUMP_SHARE, _MAX_JUMP = 0.05, 4000  # conversations whose later turns are moved away, as if much lay in between
 _SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
 
 
@@ -45,14 +44,9 @@ def _language(rng: np.random.Generator) -> Phrases:
     return CHINESE if rng.random() < 0.4 else ENGLISH
 
 
-def _system(rng: np.random.Generator, phrases: Phrases) -> str | None:
-    return phrases.pick("system", rng, False) if rng.random() < 0.12 else None
-
-
-def _group(conversations: list[Conversation], images: tuple[Image.Image, ...], held_out: bool) -> Group:
+def _new(conversations: Group, held_out: bool) -> Group:
     """Without what, in training, asks a question of the test set written by hand."""
-    kept = [c for c in conversations if held_out or not any(bare(t.question) in by_hand.SENTENCES for t in c.turns)]
-    return Group(tuple(kept), images)
+    return [c for c in conversations if held_out or not any(bare(t.question) in by_hand.SENTENCES for t in c.turns)]
 
 
 def _together(
@@ -60,7 +54,8 @@ def _together(
 ) -> Group:
     """Each list of turns as its own conversation about the images; one time in four all in one, at times interrupted
     by a question that needs no image, or with the images after the text."""
-    layout, shown, system = rng.random(), tuple(range(len(images))), _system(rng, phrases)
+    layout, shown = rng.random(), tuple(range(len(images)))
+    system = phrases.pick("system", rng, False) if rng.random() < 0.12 else None
     if layout < 0.24:
         flat = [turn for part in turns[:6] for turn in part]
         if rng.random() < 0.3:
@@ -68,16 +63,16 @@ def _together(
         turns = [flat]
     heads = [dataclasses.replace(part[0], images=shown, image_last=layout < 0.12) for part in turns]
     talks = [Conversation((head, *part[1:]), images, system) for head, part in zip(heads, turns, strict=True)]
-    return _group(talks, images, held_out)
+    return _new(talks, held_out)
 
 
-def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) -> Group:
+def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
     """One drawn scene: separate questions, follow-ups, the other language, and now and then what is out of scope."""
     phrases = _language(rng)
     crowd = int(rng.integers(6, 13)) if rng.random() < 0.1 else None
     scene = scenes.random_scene(rng, held_out, crowd, others=0.18)
     asker = Asker(scene, phrases, rng, held_out)
-    turns = [[turn] for turn in scene_turns(asker, questions)]
+    turns = [[turn] for turn in scene_turns(asker, int(rng.integers(5, 9)))]
     other = ENGLISH if phrases.chinese else CHINESE
     if not crowd:
         if rng.random() < 0.4:
@@ -93,7 +88,7 @@ def scene_group(rng: np.random.Generator, held_out: bool, questions: int = 7) ->
     return _together(rng, held_out, turns, (scenes.render(scene, rng),), phrases)
 
 
-def read_group(rng: np.random.Generator, held_out: bool, questions: int = 3) -> Group:
+def read_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A printed word or number."""
     phrases, content, style = _language(rng), "", rng.random()
     while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
@@ -102,20 +97,20 @@ def read_group(rng: np.random.Generator, held_out: bool, questions: int = 3) -> 
     if style < 0.75 or set(content) <= set("cosvwxz"):  # whose capitals look the same
         content = content.capitalize() if 0.6 <= style < 0.75 else content.upper()
     asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)
-    turns = [[turn] for turn in scene_turns(asker, questions)]
+    turns = [[turn] for turn in scene_turns(asker, 3)]
     return _together(rng, held_out, turns, (scenes.render(asker.scene, rng),), phrases)
 
 
-def pair_group(rng: np.random.Generator, held_out: bool, questions: int = 6) -> Group:
+def pair_group(rng: np.random.Generator, held_out: bool) -> Group:
     """Two scenes in one prompt; one time in five the second comes in a later turn."""
     phrases = _language(rng)
     pair = scene_pair(rng, held_out)
     images = tuple(scenes.render(scene, rng) for scene in pair)
-    turns = compare_turns(pair, Speaker(phrases, rng, held_out), questions)
+    turns = compare_turns(pair, Speaker(phrases, rng, held_out), int(rng.integers(3, 7)))
     if rng.random() < 0.2:
         askers = (Asker(scene, phrases, rng, held_out) for scene in pair)
         ones = [dataclasses.replace(scene_turns(a, 1)[0], images=(i,)) for i, a in enumerate(askers)]
-        return _group([Conversation((*ones, *turns[:4]), images, _system(rng, phrases))], images, held_out)
+        return _new([Conversation((*ones, *turns[:4]), images)], held_out)
     return _together(rng, held_out, [[turn] for turn in turns], images, phrases)
 
 
@@ -134,14 +129,6 @@ def text_group(rng: np.random.Generator, held_out: bool) -> Group:
     while rng.random() < 0.15 and len(turns) < 6:
         turns += text_tasks.text_turns(rng, held_out)
     return _together(rng, held_out, [turns], (), ENGLISH)
-
-
-def image_groups(rng: np.random.Generator, held_out: bool) -> list[Group]:
-    """The groups of a unit that show images, IMAGES in all."""
-    groups = [pair_group(rng, held_out, int(rng.integers(3, 7))) for _ in range(2)]
-    groups.append(texture_group(rng, held_out) if rng.random() < 0.3 else read_group(rng, held_out))
-    groups += [read_group(rng, held_out) for _ in range(2)]
-    return groups + [scene_group(rng, held_out, int(rng.integers(5, 9))) for _ in range(IMAGES - 7)]
 
 
 class Encoder:
@@ -172,28 +159,25 @@ class Encoder:
         return ids, owner
 
 
-def _pack(group: Group, encoder: Encoder, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _pack(group: Group, encoder: Encoder, tasks: list[str]) -> dict[str, np.ndarray]:
     """A group as a stretch of a row: its prefix, then its conversations. Extends `tasks` by new names."""
-    encoded = [encoder.encode(conversation) for conversation in group.conversations]
+    encoded = [encoder.encode(conversation) for conversation in group]
     shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
-    start = np.arange(shared)
-    parts = [dict(tokens=encoded[0][0][:shared], positions=start, segment=start * 0, target=start * 0 - 1)]
-    parts[0] |= dict(weight=start * 0, task=start * 0)
-    for number, (conversation, (ids, owner)) in enumerate(zip(group.conversations, encoded, strict=True), 1):
-        positions = np.arange(len(ids))
-        if len(conversation.turns) > 1 and rng.random() < _JUMP_SHARE:
-            after = owner.index(0) + owner.count(0)  # everything after the first answer is moved away
-            positions[after + 1 :] += int(rng.integers(1, _MAX_JUMP))
+    nothing = np.full(shared, -1)
+    parts = [(encoded[0][0][:shared], np.arange(shared), nothing + 1, nothing, nothing + 1, nothing + 1)]
+    for number, (conversation, (ids, owner)) in enumerate(zip(group, encoded, strict=True), 1):
         # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
         answers, following = np.append(owner[shared + 1 :], -1), np.append(ids[shared + 1 :], -1)
         lengths, names = np.bincount(answers[answers >= 0]), [turn.task for turn in conversation.turns]
         tasks += [name for name in dict.fromkeys(names) if name not in tasks]
-        known = np.array([tasks.index(name) for name in names])
-        part = dict(tokens=ids[shared:], positions=positions[shared:], segment=np.full(len(answers), number))
-        part |= dict(target=np.where(answers >= 0, following, -1), task=np.where(answers >= 0, known[answers], 0))
+        target = np.where(answers >= 0, following, -1)
         # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
-        parts.append(part | dict(weight=np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        weight = np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)
+        task = np.where(answers >= 0, np.array([tasks.index(name) for name in names])[answers], 0)
+        segment, positions = np.full(len(answers), number), np.arange(shared, len(ids))
+        parts.append((ids[shared:], positions, segment, target, weight, task))
+    names = ("tokens", "positions", "segment", "target", "weight", "task")
+    return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 class Unit:
@@ -205,21 +189,21 @@ class Unit:
             self.arrays[name] -= 1
         self.images: list[np.ndarray] = []
 
-    def add(self, group: Group, encoder: Encoder, tasks: list[str], rng: np.random.Generator) -> bool:
+    def add(self, group: Group, encoder: Encoder, tasks: list[str]) -> bool:
         """Puts the group into the row that has most room; False if it does not fit."""
-        if not group.conversations:
+        if not group:
             return False
-        packed, used = _pack(group, encoder, tasks, rng), (self.arrays["group"] > 0).sum(1)
+        packed, used = _pack(group, encoder, tasks), (self.arrays["group"] > 0).sum(1)
         row, is_soft = int(np.argmin(used)), packed["tokens"] < 0
         at = slice(used[row], used[row] + len(is_soft))
-        if at.stop > ROW or len(self.images) + len(group.images) > IMAGES:
+        if at.stop > ROW or len(self.images) + len(group[0].images) > IMAGES:
             return False
         # Soft tokens are numbered after those of the images already here.
         packed["soft"] = np.where(is_soft, len(self.images) * SOFT + np.cumsum(is_soft) - 1, -1)
         packed |= dict(tokens=np.where(is_soft, 0, packed["tokens"]), group=self.arrays["group"][row].max() + 1)
         for name in FIELDS:
             self.arrays[name][row, at] = packed[name]
-        for image in group.images:  # made smaller only if it is larger than the store
+        for image in group[0].images:  # made smaller only if it is larger than the store
             large = max(image.size) > STORE
             self.images.append(
                 np.asarray(ImageOps.contain(image, (STORE, STORE), Image.Resampling.BILINEAR) if large else image)
@@ -227,13 +211,14 @@ class Unit:
         return True
 
 
-def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str], held_out: bool = False) -> Unit:
-    """A unit: image groups first, then text until no more fits."""
+def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str]) -> Unit:
+    """A unit: groups that show images, IMAGES in all, then text until no more fits."""
     unit, misses = Unit(), 0
-    for group in image_groups(rng, held_out):
-        unit.add(group, encoder, tasks, rng)  # rare: one that does not fit is left out
+    makers = [pair_group] * 2 + [texture_group if rng.random() < 0.3 else read_group] + [read_group] * 2
+    for make in makers + [scene_group] * (IMAGES - 7):
+        unit.add(make(rng, False), encoder, tasks)  # rare: one that does not fit is left out
     while misses < 12:
-        misses += not unit.add(text_group(rng, held_out), encoder, tasks, rng)
+        misses += not unit.add(text_group(rng, False), encoder, tasks)
     return unit
 
 

@@ -16,22 +16,13 @@ from checkpoints.demo_model.scenes import CELLS, OTHERS, Shape
 # read or reversed is then spelt rather than recalled. The marks themselves are in no text.
 SPELL_START, SPELL_END = "\ue000", "\ue001"
 SIDES = ("left", "right", "above", "below")
-_GROUPS = {  # what accuracy is counted by, for tasks that do not stand for themselves
-    task: group
-    for group, tasks in {
-        "count": "count_colour",
-        "colour": "either colour_at which background text_colour",
-        "yes or no": "exists is_it is_colour",
-        "relation": "relative beside",
-        "size": "bigger bigger_which",
-        "where": "at",
-        "two facts": "same_colour both_colours two_colours where_colour",
-        "json": "json_shapes json_count",
-        "follow-up": "follow_colour follow_where follow_what_colour",
-        "compare": "differ same more which_has nth nth_count",
-    }.items()
-    for task in tasks.split()
-}
+# What accuracy is counted by, and what it counts beside the task of that name.
+_GROUPS = """count: count_colour; colour: either colour_at which background text_colour; size: bigger bigger_which;
+    yes or no: exists is_it is_colour; relation: relative beside; where: at; json: json_shapes json_count;
+    two facts: same_colour both_colours two_colours where_colour; compare: differ same more which_has nth nth_count;
+    follow-up: follow_colour follow_where follow_what_colour; crowd: too_many; unknown shape: unknown"""
+_PAIRS = (entry.split(": ") for entry in _GROUPS.split(";"))
+_COUNTED = {task: group.strip() for group, tasks in _PAIRS for task in tasks.split()}
 
 
 def spell(word: str) -> str:
@@ -77,19 +68,15 @@ class Conversation:
         return messages[:-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Conversations that begin with the same images and system text, so that these are computed once."""
-
-    conversations: tuple[Conversation, ...]
-    images: tuple[Image.Image, ...] = ()
+# Conversations that begin with the same images and system text, so that these are computed once.
+Group = list[Conversation]
 
 
 class Speaker:
-    """Names of things, questions and answers in one language. `whole`: never wants an answer in one word."""
+    """Names of things, questions and answers in one language."""
 
-    def __init__(self, phrases: Phrases, rng: np.random.Generator, held_out: bool, whole: bool = False) -> None:
-        self.phrases, self.rng, self.held_out, self.whole = phrases, rng, held_out, whole
+    def __init__(self, phrases: Phrases, rng: np.random.Generator, held_out: bool) -> None:
+        self.phrases, self.rng, self.held_out = phrases, rng, held_out
         self.chinese, self.words = phrases.chinese, phrases.words
         names = (self.words[name] if self.chinese else () for name in ("shapes", "colours"))
         self._kinds, self._colours = (dict(name.rsplit(" ", 1) for name in entries) for entries in names)
@@ -104,7 +91,7 @@ class Speaker:
         return self._colours[colour] if self.chinese else colour
 
     def name(self, kind: str, colour: str, plural: bool = False) -> str:
-        """ "red circle", "红色的圆形"; without a colour just the kind."""
+        """ "red circle", "红色的圆形"."""
         if kind in OTHERS and not self.chinese:
             return f"{colour} shape that I do not know"
         return f"{self.colour(colour)}{'的' if self.chinese else ' '}{self.kind(kind, plural)}"
@@ -126,25 +113,25 @@ class Speaker:
         return comma.join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
 
     def listing(self, shapes: Sequence[Shape]) -> str:
+        """ "a red circle and a blue star"."""
         return self.all_of([self.one(s.kind, s.colour) for s in shapes])
 
     def place(self, cell: tuple[str, str], asked: bool = False) -> str:
         return self.words["spots" if asked else "places"][CELLS.index(cell)]
 
     def side(self, side: str) -> str:
+        """ "left of", "左边"."""
         return self.words["sides"][SIDES.index(side)]
 
-    def ask(
-        self, task: str, said: str = "", *, text: str = "", short: str = "", check: str = "exact", **slots: Any
-    ) -> Turn:
+    def ask(self, task: str, said: str = "", *, text: str = "", check: str = "exact", **slots: Any) -> Turn:
         """The question `task` and the answer `said` (by default of the same name) with the same slots filled, or the
-        answer `text`; at times the answer is wanted in one word, `short`."""
+        answer `text`."""
         question = as_typed(self.rng, self.phrases.pick(task, self.rng, self.held_out, look=True, **slots))
-        answer = text or self.phrases.say(said or task, **slots)
-        if short and not self.whole and self.rng.random() < 0.12:
-            question += ("" if self.chinese else " ") + self.phrases.pick("short", self.rng, self.held_out)
-            answer = short[0].upper() + short[1:]
-        group = {"too_many": "crowd", "unknown": "unknown shape"}.get(said, _GROUPS.get(task, task))
+        group = _COUNTED[said] if said in ("too_many", "unknown") else _COUNTED.get(task, task)
+        return self.turn(group, question, text or self.phrases.say(said or task, **slots), check)
+
+    def turn(self, group: str, question: str, answer: str, check: str = "exact") -> Turn:
+        """Counted with the others about pictures in this language."""
         return Turn(f"image {group}{' zh' if self.chinese else ''}", question, answer, check)
 
     def how_many(self, task: str, count: int, kind: str = "shape", colour: str = "", **slots: Any) -> Turn:
@@ -155,5 +142,4 @@ class Speaker:
         if count > 5:
             return self.ask(task, "too_many", **slots)
         said = "count_none" if count == 0 else "count_one" if count == 1 else "count"
-        number, what = self.words["numbers"][count], one if count == 1 else many
-        return self.ask(task, said, short=str(count), number=number, what=what, **slots)
+        return self.ask(task, said, number=self.words["numbers"][count], what=one if count == 1 else many, **slots)

@@ -2,7 +2,7 @@
 
 generated: phrasings, words, numbers and scenes that training never held; each last turn is asked after the right
 answers before it, and is right if it is right to the letter (JSON: the same value; out of scope: in any words).
-by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints a table and
+by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints counts and
 what was answered wrongly; `--save` keeps the counts in results.json.
 """
 
@@ -50,15 +50,15 @@ def generated(count: int, seed: int = _SEED) -> list[Conversation]:
         else:
             make = data.text_group
         group = make(rng, True)
-        for i in rng.permutation(len(group.conversations))[:_PER_GROUP]:
-            conversation = group.conversations[int(i)]
+        for i in rng.permutation(len(group))[:_PER_GROUP]:
+            conversation = group[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
-            while end > 1 and group.images and not conversation.turns[end - 1].task.startswith("image"):
+            while end > 1 and conversation.images and not conversation.turns[end - 1].task.startswith("image"):
                 end -= 1
             turns = conversation.turns[:end]
             shown = 1 + max((i for turn in turns for i in turn.images), default=-1)
             picked.append(dataclasses.replace(conversation, turns=turns, images=conversation.images[:shown]))
-            images += bool(group.images)
+            images += bool(conversation.images)
     return picked[:count]
 
 
@@ -117,15 +117,6 @@ def summary(judged: Iterable[Judged]) -> dict[str, Any]:
     return {"counts": dict(sorted(counts.items())), "wrong": wrong}
 
 
-def table(counts: dict[str, list[int]]) -> str:
-    """The counts as Markdown."""
-    lines = ["| task | right | of | accuracy |", "|---|---|---|---|"]
-    for name, (right, total) in counts.items():
-        bold = f"**all {name}**" if name in BARS else name
-        lines.append(f"| {bold} | {right} | {total} | {100 * right / total:.1f}% |")
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
@@ -140,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             judged = judge_generated(model, generated(options.questions), options.batch)
         results = summary(judged)
-    print(table(results["counts"]))
+    for name, (right, total) in results["counts"].items():
+        print(f"{name}: {right} of {total}, {100 * right / total:.1f}%")
     for wrong in results["wrong"]:
         print(*wrong, sep=" | ")
     if options.save:

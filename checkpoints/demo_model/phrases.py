@@ -34,21 +34,18 @@ def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 @functools.cache
-def _table(text: str) -> tuple[list[str], np.ndarray]:
-    names, weights = zip(*(entry.split() for entry in text.split(",")), strict=True)
-    chances = np.cumsum([float(weight) for weight in weights])
-    return list(names), chances / chances[-1]
+def _repeated(table: str) -> list[str]:
+    entries = (entry.split() for entry in table.split(","))
+    return [name for name, times in entries for _ in range(int(times))]
 
 
 def weighted(rng: np.random.Generator, table: str) -> str:
-    """One of the names of a table such as "this 2, that 0.5", by weight."""
-    names, chances = _table(table)
-    return names[int(np.searchsorted(chances, rng.random(), side="right"))]
+    """One of the names of a table such as "this 20, that 5", by weight."""
+    return choose(rng, _repeated(table))
 
 
 def is_held_out(*key: object) -> bool:
-    """Whether the example with this key (a word, two numbers, a scene's signature) is kept out of training: one in ten
-    is."""
+    """Whether the example with this key (a word, two numbers, a scene) is one of the tenth kept out of training."""
     return zlib.crc32(repr(key).encode()) % 10 == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,17 +14,17 @@ from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital,
 from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape
 
 _SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
-_KEYS = (("shape", "color"), ("shape", "colour"), ("color", "shape"), ("type", "color"), ("kind", "colour"))
+# What the words for "largest, biggest, smallest, leftmost, …" mean: the first by this, or by its negative.
+_MOST = (("size", -1), ("size", -1), ("size", 1), ("x", 1), ("x", -1), ("y", 1), ("y", -1))
+_KEYS = (("shape", "colour"), ("type", "color"), ("kind", "colour"))
 _COUNT_KEYS = ("count", "number", "shapes", "total", "n")
 
 
 class Asker(Speaker):
     """Makes turns about one scene; a method returns None if the scene is unfit for its question."""
 
-    def __init__(
-        self, scene: Scene, phrases: Phrases, rng: np.random.Generator, held_out: bool, whole: bool = False
-    ) -> None:
-        super().__init__(phrases, rng, held_out, whole)
+    def __init__(self, scene: Scene, phrases: Phrases, rng: np.random.Generator, held_out: bool) -> None:
+        super().__init__(phrases, rng, held_out)
         self.scene, self.shapes, self.crowded = scene, scene.shapes, len(scene.shapes) > 5
         self.known = [s for s in scene.shapes if s.kind in SHAPES]
         self.kinds, self.seen = Counter(s.kind for s in scene.shapes), Counter(s.colour for s in scene.shapes)
@@ -42,8 +41,6 @@ class Asker(Speaker):
         """So many of them in any order, or none if there are not enough."""
         enough = len(things) >= max(1, count)
         return [things[int(i)] for i in self.rng.permutation(len(things))[:count]] if enough else []
-
-    # -- the whole scene: answered for up to five shapes ---------------------------------------------------------------
 
     def _all(self, task: str, said: str = "", **rest: Any) -> Turn:
         if self.crowded:
@@ -67,27 +64,21 @@ class Asker(Speaker):
         return self._all("listed", text="\n".join(lines))
 
     def json(self) -> Turn:
-        """The scene as JSON: with given keys, at times with the place, or only the count."""
-        rng, kind = self.rng, self.rng.random()
-        quote = choose(rng, ('"', ""))
-        if kind < 0.25:
-            key = choose(rng, ("数量", *_COUNT_KEYS) if self.chinese else _COUNT_KEYS)
-            text = json.dumps({key: len(self.shapes)}, ensure_ascii=False)
-            return self._all("json_count", text=text, check="json", key=quote + key + quote)
-        own = ("形状", "颜色") if self.chinese else _KEYS[0]
-        keys = own if kind < 0.5 or (self.chinese and kind < 0.75) else choose(rng, _KEYS)
-        keys = (*keys, "position") if kind > 0.85 else keys
-
-        def value(key: str, shape: Shape) -> str:
-            if key == "position":
-                return self.place(shape.cell, asked=True)
-            if key in ("color", "colour", "颜色"):
-                return self.colour(shape.colour)
-            return self.kind(shape.kind) if shape.kind in SHAPES else "不认识" if self.chinese else "unknown"
-
-        text = json.dumps([{key: value(key, s) for key in keys} for s in self.shapes], ensure_ascii=False)
-        asked = self.all_of([quote + key + quote for key in keys])
-        return self._all("json" if kind < 0.5 else "json_shapes", text=text, check="json", keys=asked)
+        """The scene as JSON, at times with given keys, or only the count."""
+        quote, form = choose(self.rng, ('"', "")), self.rng.random()
+        own = ("形状", "颜色", "数量") if self.chinese else ("shape", "color", "count")
+        kind_key, colour_key = choose(self.rng, (own[:2], *_KEYS)) if form > 0.6 else own[:2]
+        if form < 0.25:
+            task, keys = "json_count", [choose(self.rng, (own[2], *_COUNT_KEYS))]
+            value: Any = {keys[0]: len(self.shapes)}
+        else:
+            task, keys = "json" if form < 0.5 else "json_shapes", [kind_key, colour_key]
+            unknown = "不认识" if self.chinese else "unknown"
+            kinds = (self.kind(s.kind) if s.kind in SHAPES else unknown for s in self.shapes)
+            pairs = zip(kinds, self.shapes, strict=True)
+            value = [{kind_key: kind, colour_key: self.colour(s.colour)} for kind, s in pairs]
+        text, asked = json.dumps(value, ensure_ascii=False), self.all_of([quote + key + quote for key in keys])
+        return self._all(task, text=text, check="json", key=asked, keys=asked)
 
     def background(self) -> Turn:
         return self.ask("background", colour=self.colour(self.scene.background))
@@ -97,13 +88,12 @@ class Asker(Speaker):
             said, seen = "colours_one" if len(self.seen) == 1 else "colours", [*map(self.colour, self.seen)]
             return self.ask("colours", said, number=self.words["numbers"][len(seen)], colours=self.all_of(seen))
 
-    # -- kinds, colours and places -------------------------------------------------------------------------------------
-
     def count_kind(self) -> Turn:
-        by, there = self.rng.random(), self.rng.random() < 0.7
-        shape = choose(self.rng, self.known or [Shape("circle", choose(self.rng, tuple(self.seen)), 0, 0, 0)])
-        kind = shape.kind if there else choose(self.rng, SHAPES)
-        colour = shape.colour if there else choose(self.rng, tuple(COLOURS))
+        """How many of a kind, of a colour, or of both; three times in ten of what need not be there."""
+        shape, by = choose(self.rng, self.shapes), self.rng.random()
+        kind, colour = shape.kind, shape.colour
+        if kind not in SHAPES or self.rng.random() < 0.3:
+            kind, colour = choose(self.rng, SHAPES), choose(self.rng, tuple(COLOURS))
         if by < 0.45:
             return self.how_many("count", self.kinds[kind], kind)
         kind, task = ("shape" if by < 0.85 else kind), "count_colour" if 0.65 < by < 0.85 else "count"
@@ -111,15 +101,18 @@ class Asker(Speaker):
         return self.how_many(task, count, kind, colour, colour_name=self.colour(colour))
 
     def colour_of(self) -> Turn | None:
-        """The colour of what is named, of "it" if it is alone, or which of two colours."""
+        """The colour of what its kind alone names, or of "it"; which of two colours, or whether it is one."""
         for s in self.some(self.unique):
-            facts, form = self.facts(s), self.rng.random()
-            if form < 0.15:
-                other = choose(self.rng, [c for c in COLOURS if c != s.colour])
-                one, two = self.some((facts["colour"], self.colour(other)), 2)
+            form, facts = self.rng.random(), self.facts(s)
+            other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
+            if form < 0.3:
+                asked = other if form < 0.15 else facts["colour"]
+                return self.ask("is_colour", "is_no" if form < 0.15 else "is_yes", asked=asked, **facts)
+            if form < 0.4:
+                one, two = self.some((facts["colour"], other), 2)
                 return self.ask("either", "colour", **facts | dict(one=one, two=two))
-            task = "follow_what_colour" if len(self.shapes) == 1 and form < 0.5 else "colour"
-            return self.ask(task, "colour", short=facts["colour"], **facts)
+            task = "follow_what_colour" if len(self.shapes) == 1 and form < 0.6 else "colour"
+            return self.ask(task, "colour", **facts)
 
     def colour_at(self) -> Turn | None:
         """The colour of the one shape in some part of the picture."""
@@ -143,7 +136,7 @@ class Asker(Speaker):
 
     def which(self) -> Turn | None:
         for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
-            return self.ask("which", short=self.kind(s.kind), **self.facts(s))
+            return self.ask("which", **self.facts(s))
 
     def where(self) -> Turn | None:
         for s in self.some(self.named):
@@ -172,53 +165,35 @@ class Asker(Speaker):
         return self.ask("at", said, spot=spot, place=self.place(cell), shapes=shown)
 
     def extreme(self) -> Turn | None:
-        """The largest, smallest, leftmost, …, where one clearly is."""
-        if len(self.shapes) < 2 or self.crowded:
-            return None
-        by_y, by_size = (sorted(self.shapes, key=key) for key in (lambda s: s.y, lambda s: -s.size))
-        clear = [b.y - a.y > _SIDE_MARGIN / 2 for a, b in (by_y[:2], by_y[-2:])]
-        big, small = (a.size / b.size >= LARGER for a, b in (by_size[:2], by_size[-2:]))
-        found = [by_size[0] if big else None] * 2 + [by_size[-1] if small else None, self.shapes[0], self.shapes[-1]]
-        found += [by_y[0] if clear[0] else None, by_y[-1] if clear[1] else None]
-        if known := [i for i, shape in enumerate(found) if shape in self.known]:
-            sizes = [i for i in known if i < 3]
-            i = choose(self.rng, sizes if sizes and self.rng.random() < 0.5 else known)
-            return self.ask("extreme", most=self.words["most"][i], **self.facts(found[i]))
-
-    # -- yes or no -----------------------------------------------------------------------------------------------------
+        """The largest, smallest, leftmost, …, if one clearly is."""
+        if len(self.shapes) > 1 and not self.crowded:
+            i = choose(self.rng, (*range(3), *range(7)))  # sizes more often
+            axis, sign = _MOST[i]
+            first, second = sorted(self.shapes, key=lambda s: sign * getattr(s, axis))[:2]
+            near, far = sorted((getattr(first, axis), getattr(second, axis)))
+            clear = far / near >= LARGER if axis == "size" else far - near > _SIDE_MARGIN / 2
+            if clear and first in self.known:
+                return self.ask("extreme", most=self.words["most"][i], **self.facts(first))
 
     def exists(self) -> Turn | None:
-        """Whether there is such a shape; half of what is not there has a colour and a kind of the scene, wrongly
-        joined."""
+        """Whether there is such a shape; if not, it may have a colour and a kind of the scene, wrongly joined."""
         rng, form, there = self.rng, self.rng.random(), self.rng.random() < 0.5
         if not self.known:
             return None
         if form < 0.12 and not self.crowded:
             name = choose(rng, self.words["absent_held_out" if self.held_out else "absent"])
             return self.ask("exists", "exists_thing", name=name, shapes=self.listing(self.shapes))
-        shape = choose(rng, self.known)
+        shape, other = choose(rng, self.known), choose(rng, self.known)
         kind, colour = shape.kind if there else choose(rng, SHAPES), shape.colour
         if not there and form > 0.45:
-            colour = choose(rng, (choose(rng, tuple(COLOURS)), choose(rng, self.known).colour))
-        if form < 0.45:
-            name, found = self.kind(kind), [s for s in self.known if s.kind == kind]
-        elif form < 0.55:
-            name, found = self.name("shape", colour), [s for s in self.shapes if s.colour == colour]
-        else:
-            name, found = self.name(kind, colour), [s for s in self.known if (s.kind, s.colour) == (kind, colour)]
+            colour = choose(rng, (choose(rng, tuple(COLOURS)), other.colour))
+        kind, colour = "shape" if 0.45 < form < 0.55 else kind, colour if form > 0.45 else ""
+        found = [s for s in self.shapes if kind in ("shape", s.kind) and colour in ("", s.colour)]
+        name = self.name(kind, colour) if colour else self.kind(kind)
         task = "is_it" if len(self.shapes) == 1 and rng.random() < 0.4 else "exists"
         if not found:
-            return self.ask(task, "exists_no", short="没有" if self.chinese else "No", name=name)
-        slots = self.facts(found[0]) | dict(name=name)
-        return self.ask(task, "exists_yes", short="有" if self.chinese else "Yes", **slots)
-
-    def is_colour(self) -> Turn | None:
-        for s in self.some(self.unique):
-            asked = s.colour if self.rng.random() < 0.5 else choose(self.rng, tuple(COLOURS))
-            said = "is_yes" if asked == s.colour else "is_no"
-            return self.ask("is_colour", said, asked=self.colour(asked), **self.facts(s))
-
-    # -- two shapes ----------------------------------------------------------------------------------------------------
+            return self.ask(task, "exists_no", name=name)
+        return self.ask(task, "exists_yes", **self.facts(found[0]) | dict(name=name))
 
     def _pair(self) -> tuple[Shape, Shape, dict[str, str]] | None:
         if not self.crowded and (pair := self.some(self.named, 2)):
@@ -257,51 +232,38 @@ class Asker(Speaker):
         if not (pair := self._pair()):
             return None
         a, b, names = pair
-        ratio, index = max(a.size / b.size, b.size / a.size), int(self.rng.random() * 3)
-        asked, yes = self.words["bigger"][index], (a.size > b.size) == (index < 2)
-        if ratio < 1.08:
+        ratio, index, words = a.size / b.size, int(self.rng.random() * 3), self.words["bigger"]
+        asked, yes = words[index], (ratio > 1) == (index < 2)
+        if 1 / 1.08 < ratio < 1.08:
             return self.ask("bigger", "bigger_same", asked=asked, **names)
-        if ratio < LARGER:
+        if 1 / LARGER < ratio < LARGER:
             return None
         if self.rng.random() < 0.5:
             name, other = names.values() if yes else reversed(names.values())
             more = asked.removesuffix(" than")
             return self.ask("bigger_which", more=more, than=asked, name=name, other=other, **names)
-        than = asked if yes else self.words["bigger"][0 if a.size > b.size else 2]
+        than = asked if yes else words[0 if ratio > 1 else 2]
         return self.ask("bigger", "bigger_yes" if yes else "bigger_no", asked=asked, than=than, **names)
 
-    # -- printed text --------------------------------------------------------------------------------------------------
-
-    def text(self) -> Turn:
+    def text(self) -> Turn | None:
         """What is written, in which colour, or both."""
-        text, form = self.scene.text, self.rng.random()
-        if not text:
-            raise ValueError("the scene has no text")
-        word, colour = spell(text.content), self.colour(text.colour)
-        if form < 0.75:
-            return self.ask("read", short=word, word=word)
-        if form < 0.87:
-            return self.ask("text_colour", colour=colour)
-        background = self.colour(self.scene.background)
-        task = choose(self.rng, ("describe", "what"))
-        return self.ask(task, "describe_text", word=word, colour=colour, background=background)
-
-    # -- more than one -------------------------------------------------------------------------------------------------
+        if text := self.scene.text:
+            task = weighted(self.rng, "read 75, text_colour 13, describe 6, what 6")
+            said = "describe_text" if task in ("describe", "what") else task
+            colour, background = self.colour(text.colour), self.colour(self.scene.background)
+            return self.ask(task, said, word=spell(text.content), colour=colour, background=background)
 
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
-        whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
         tasks = self.some(_SIMPLE, 2)
         if set(tasks) == {"where", "colour_of"}:  # which has an answer of its own, in one sentence
-            return whole.where_colour()
-        first, second = (getattr(whole, task)() for task in tasks)
-        if not first or not second:
-            return None
-        links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
-        question = first.question.rstrip(" ?.!？。！") + (links[0] if self.held_out else choose(self.rng, links))
-        question += second.question if self.chinese else uncapital(second.question)
-        answer = first.answer + ("" if self.chinese else " ") + second.answer
-        return Turn(f"image two facts{' zh' if self.chinese else ''}", question, answer)
+            return self.where_colour()
+        first, second = (getattr(self, task)() for task in tasks)
+        if first and second:
+            links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
+            question = first.question.rstrip(" ?.!？。！") + (links[0] if self.held_out else choose(self.rng, links))
+            question += second.question if self.chinese else uncapital(second.question)
+            return self.turn("two facts", question, first.answer + ("" if self.chinese else " ") + second.answer)
 
     def chain(self) -> list[Turn]:
         """A question and follow-ups that lean on it: "it", "and the square?"."""
@@ -324,16 +286,17 @@ def _towards(a: Shape, b: Shape, side: str) -> float:
 
 _SIMPLE = ("count", "count_kind", "colour_of", "background", "which", "where", "extreme", "at", "colours", "what")
 _TWINS = (*_SIMPLE, "exists", "relation", "beside", "describe", "where_colour")
-# How often each question is asked of a scene, and of one with more than five shapes.
-_SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.8, colour_at 1, two_colours 1.4, background 0.6, which 1,
-    where 1.5, where_colour 0.7, at 1.3, extreme 1.5, exists 2.8, is_colour 0.8, relation 2.9, beside 2, bigger 1.5,
-    colours 1, describe 1.2, listed 0.6, json 1.2, two_facts 2.2"""
-_CROWD = "count 2, what 1.5, describe 1, json 0.3, listed 0.3, background 0.4, colour_of 1, exists 1, count_kind 1"
+# How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
+_SCENE = """what 20, count 12, count_kind 22, colour_of 26, colour_at 10, two_colours 14, background 6, which 10,
+    where 15, where_colour 7, at 13, extreme 25, exists 28, relation 29, beside 20, bigger 15, colours 10, describe 12,
+    listed 6, json 12, two_facts 22"""
+_CROWD = "count 20, what 15, describe 10, json 3, listed 3, background 4, colour_of 10, exists 10, count_kind 10"
+_TEXT = "text 10, background 1"
 
 
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
-    table, turns = "text 1, background 0.1" if asker.scene.text else _CROWD if asker.crowded else _SCENE, list[Turn]()
+    table, turns = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE, list[Turn]()
     while len(turns) < count:
         if turn := getattr(asker, weighted(asker.rng, table))():
             turns.append(turn)
@@ -344,14 +307,11 @@ def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Genera
     """A question and the wish to hear the answer in the other language: one seed picks the same fact for both."""
     while True:
         task, seed = choose(rng, _TWINS), int(rng.integers(1 << 30))
-        first, second = (
-            getattr(Asker(scene, phrases, np.random.default_rng(seed), held_out, whole=True), task)()
-            for phrases in languages
-        )
+        askers = [Asker(scene, phrases, np.random.default_rng(seed), held_out) for phrases in languages]
+        first, second = (getattr(asker, task)() for asker in askers)
         if first and second:
             own = rng.random() < 0.5  # the wish is in the language of the question, or in that of the answer
             wish = as_typed(rng, languages[1 - own].pick("in_other" if own else "follow_language", rng, held_out))
-            asked = Turn(f"image language{' zh' if languages[1].chinese else ''}", wish, second.answer)
             if rng.random() < 0.35:
-                return [dataclasses.replace(asked, question=f"{first.question.strip()} {wish}")]
-            return [first, asked]
+                return [askers[1].turn("language", f"{first.question.strip()} {wish}", second.answer)]
+            return [first, askers[1].turn("language", wish, second.answer)]

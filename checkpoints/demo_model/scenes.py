@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from checkpoints.demo_model.phrases import choose, is_held_out
 
@@ -156,7 +156,7 @@ def text_scene(rng: np.random.Generator, content: str) -> Scene:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _regular(points: int, inner: float, start: float) -> np.ndarray:
+def _regular(points: int, inner: float = 1.0, start: float = 0.0) -> np.ndarray:
     """A polygon of unit radius; every second point at `inner`."""
     angles = np.arange(points) * 2 * np.pi / points + start
     radii = np.where(np.arange(points) % 2 == 0, 1.0, inner)
@@ -177,21 +177,20 @@ def _crescent() -> np.ndarray:
 
 _A = 0.34  # half the width of a cross's arm
 _CROSS = [(-_A, -1), (_A, -1), (_A, -_A), (1, -_A), (1, _A), (_A, _A)]
-_ARROW = [(-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25)]
 _POLYGONS = {
-    "circle": _regular(64, 1.0, 0.0),
-    "ring": _regular(64, 1.0, 0.0),
+    "circle": _regular(64),
+    "ring": _regular(64),
     "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.82,
     "triangle": np.array([(0.0, -1.0), (0.95, 0.75), (-0.95, 0.75)]),
     "star": _regular(10, 0.42, -np.pi / 2),
-    "hexagon": _regular(6, 1.0, 0.0),
+    "hexagon": _regular(6),
     "heart": _heart(),
     "cross": np.array([*_CROSS, *[(-x, -y) for x, y in _CROSS]]),
     "diamond": np.array([(0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)]),
-    "oval": _regular(64, 1.0, 0.0) * (1, 0.55),
+    "oval": _regular(64) * (1, 0.55),
     "rectangle": np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]),
     "crescent": _crescent(),
-    "arrow": np.array(_ARROW),
+    "arrow": np.array([(-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25)]),
 }
 _HOLE = 0.55  # of a ring
 STYLES = ("plain", "bordered", "outlined", "shaded")
@@ -226,46 +225,36 @@ def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> 
     vary = dice * 40 % 1  # what is left of the dice, for the direction of shading and the width of outlines
     for shape in scene.shapes:
         fill, draw = _jitter(rng, COLOURS[shape.colour], 12), ImageDraw.Draw(image)
-        edge = tuple(int(c * 0.55) for c in fill) if style == "bordered" else fill
-        if style != "outlined":
-            image.paste(_shade(size, fill, vary < 0.5) if style == "shaded" else fill, mask=mask(shape, size))
+        dark, light = (tuple(min(255, int(c * by)) for c in fill) for by in (0.8 if style == "shaded" else 0.55, 1.2))
+        if style == "shaded":
+            ramp = Image.linear_gradient("L").rotate(90 * (vary < 0.5)).resize(size)
+            image.paste(ImageOps.colorize(ramp, dark, light, fill), mask=mask(shape, size))
+        elif style != "outlined":
+            image.paste(fill, mask=mask(shape, size))
         if style in ("bordered", "outlined"):
-            width = max(scale, int((0.06 + 0.14 * vary * (style == "outlined")) * shape.size * min(size)))
+            edge, weight = (dark, 0.06) if style == "bordered" else (fill, 0.06 + 0.14 * vary)
             for points in rims(shape, size):
+                width = max(scale, int(weight * shape.size * min(size)))
                 draw.line([*points, *points[:2]], fill=edge, width=width, joint="curve")
     image = image.reduce(scale) if scale > 1 else image
     if scene.text:
         _print(image, scene.text, _jitter(rng, COLOURS[scene.text.colour], 10))
-    kind = rng.random()
-    if kind < 0.25:
-        return _noisy(image, rng)
+    if (kind := rng.random()) < 0.25:
+        grain = rng.standard_normal((image.height, image.width, 1), np.float32) * rng.uniform(1, 9)
+        return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)))) if kind < 0.32 else image
-
-
-def _shade(size: tuple[int, int], colour: tuple[int, ...], across: bool) -> Image.Image:
-    """A colour that grows lighter from left to right or from top to bottom."""
-    ramp = np.linspace(0.8, 1.2, size[0])[None] if across else np.linspace(0.8, 1.2, size[1])[:, None]
-    colours = np.broadcast_to(ramp, size[::-1])[..., None] * np.array(colour)
-    return Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
 
 
 def _jitter(rng: np.random.Generator, colour: tuple[int, int, int], amount: int) -> tuple[int, ...]:
     return tuple(int(c) for c in np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 0, 255))
 
 
-def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Grain, and a slight gradient of light."""
-    grain = rng.standard_normal((image.height, image.width, 1), np.float32) * rng.uniform(1, 9)
-    light = 1 + np.linspace(-1, 1, image.width, dtype=np.float32)[None, :, None] * rng.uniform(-0.1, 0.1)
-    return Image.fromarray(np.clip(np.asarray(image, np.float32) * light + grain, 0, 255).astype(np.uint8))
-
-
 @functools.lru_cache(maxsize=512)
 def _font(index: int, size: int) -> Any:
     """Pillow's own font, or DejaVu where the system brings it."""
-    names = [f"DejaVu{family}{style}.ttf" for family in ("Sans", "Serif", "SansMono") for style in ("", "-Bold")]
+    names = ("", "DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
     try:
-        return ImageFont.truetype(names[index // 3 % len(names)] if index % 3 else "", size)
+        return ImageFont.truetype(names[index % len(names)], size)
     except OSError:  # DejaVu is a bonus
         return ImageFont.load_default(size)
 
@@ -273,26 +262,19 @@ def _font(index: int, size: int) -> Any:
 def _print(image: Image.Image, text: Text, colour: tuple[int, ...]) -> None:
     left, top, right, bottom = _font(text.font, 64).getbbox(text.content)
     points = 64 * min(text.width * image.width / (right - left), 0.42 * image.height / (bottom - top))
-    font = _font(text.font, max(8, int(points)))
     centre, ink = (text.x * image.width, text.y * image.height), Image.new("L", image.size)
+    font = _font(text.font, max(8, int(points)))
     ImageDraw.Draw(ink).text(centre, text.content, font=font, fill=255, anchor="mm")
     image.paste(colour, mask=ink.rotate(text.angle, Image.Resampling.BILINEAR, center=centre) if text.angle else ink)
 
 
 def texture(rng: np.random.Generator) -> Image.Image:
-    """A picture that is no drawn scene: clouds of colour, alone or behind scribbles or many spots."""
-    size = _canvas(rng)
-    clouds = (rng.integers(0, 256, (n, n, 3), np.uint8) for n in (4, choose(rng, (12, 20, 60))))
-    image = Image.blend(
-        *(Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in clouds), rng.uniform(0.2, 0.9)
-    )
-    draw, kind = ImageDraw.Draw(image), int(rng.random() * 3)
-    for _ in range((0, 14, 50)[kind]):
+    """A picture that is no drawn scene: clouds of colour, at times behind scribbles."""
+    size, sides = _canvas(rng), (4, choose(rng, (12, 20, 60)))
+    clouds = (Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize(size) for n in sides)
+    image = Image.blend(*clouds, alpha=float(rng.uniform(0.2, 0.9)))
+    for _ in range(choose(rng, (0, 4, 14, 40))):
         ends = [(float(x * size[0]), float(y * size[1])) for x, y in rng.random((int(rng.integers(2, 6)), 2))]
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        if kind == 1:
-            draw.line(ends, fill=colour, width=int(rng.integers(1, 7)))
-        else:
-            (x, y), r = ends[0], float(rng.uniform(0.02, 0.16)) * size[0]
-            draw.ellipse((x - r, y - r / 2, x + r, y + r / 2), fill=colour)
+        ImageDraw.Draw(image).line(ends, fill=colour, width=int(rng.integers(1, 25)))
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 5))))

@@ -14,6 +14,7 @@ from checkpoints.demo_model.phrases import CHINESE, ENGLISH, WORDS, Phrases, as_
 
 T = TypeVar("T")
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _GENERAL = "scope answer general questions"
 _OPERATORS = {"+": (" + ", "+", " plus "), "-": (" - ", "-", " minus "), "*": (" x ", " * ", "*", " times ")}
 _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
@@ -34,13 +35,11 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
     """A real, made-up or random word of two to `longest` letters."""
 
     def word() -> str:
-        kind = rng.random()
+        kind, length = rng.random(), int(rng.integers(2, longest + 1))
         if kind < 0.5:
             return choose(rng, WORDS["common"])
-        if kind < 0.75:
-            parts = ("onsets", "vowels", "codas") * (1 + int(rng.random() * 2))
-            return "".join(choose(rng, WORDS[part]) for part in parts).replace("-", "")
-        return "".join(choose(rng, "abcdefghijklmnopqrstuvwxyz") for _ in range(int(rng.integers(2, longest + 1))))
+        letters = (_LETTERS, _LETTERS) if kind < 0.75 else ("bcdfghjklmnprstvwz", "aeiou")
+        return "".join(choose(rng, letters[i % 2]) for i in range(length))
 
     while len(found := _until(held_out, "word", word)) > longest:
         pass
@@ -53,7 +52,7 @@ def _number(rng: np.random.Generator) -> int:
 
 
 def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
-    """A sum, difference or small product, bare or in a story; at times more is added to the result."""
+    """A sum, difference or small product; at times more is added to the result."""
     while True:
         op, a, b = choose(rng, "++++---**" if held_out else "+++---***"), _number(rng), _number(rng)
         if op == "-" and rng.random() < 0.9:
@@ -65,15 +64,9 @@ def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         if (not held_out or rng.random() < 0.05) if max(a, b) < 13 else is_held_out("sum", op, a, b) == held_out:
             break
     result, kind = {"+": a + b, "-": a - b, "*": a * b}[op], rng.random()
-    slots, phrases = dict[str, Any](a=a, b=b), CHINESE if 0.3 < kind < 0.42 else ENGLISH
-    if op != "*" and kind < 0.15 and result >= 0:
-        name, other = (WORDS["names"][int(i)] for i in rng.permutation(len(WORDS["names"]))[:2])
-        slots |= dict(name=name, other=other, thing=choose(rng, WORDS["things"]))
-        task = "story_add" if op == "+" else "story_take"
-    elif kind < 0.3:
-        task = {"+": "add", "-": "take", "*": "times"}[op]
-    else:
-        task, slots["op"] = "sum", choose(rng, (_ZH_OPERATORS if phrases.chinese else _OPERATORS)[op])
+    phrases = CHINESE if kind < 0.15 else ENGLISH
+    task = {"+": "add", "-": "take", "*": "times"}[op] if kind > 0.8 else "sum"
+    slots = dict(a=a, b=b, op=choose(rng, (_ZH_OPERATORS if phrases.chinese else _OPERATORS)[op]))
     question = _ask(task, rng, held_out, phrases, **slots)
     turns = [Turn("text sums", question, f"{a} {op.replace('*', 'x')} {b} = {result}")]
     while 0 < result < 150 and len(turns) < 4 and rng.random() < 0.3:
@@ -106,23 +99,25 @@ def _joined(rng: np.random.Generator, items: list) -> str:
 
 def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Numbers or words to sort, at times with "now the other way round" after it; or the largest of some numbers."""
-    words, alike = rng.random() < 0.4, not held_out and rng.random() < 0.4
+    words, alike, kind = rng.random() < 0.4, not held_out and rng.random() < 0.4, rng.random()
     while is_held_out("sort", sorted(items := _some_words(rng, 3, 6, alike) if words else _numbers(rng))) != held_out:
         pass
-    text, kind = _joined(rng, items), rng.random()
+    text = _joined(rng, items)
     if not words and kind < 0.2:
-        most, best = choose(
-            rng, (*((m, max) for m in ("largest", "biggest", "highest")), ("smallest", min), ("lowest", min))
-        )
+        most = choose(rng, ("largest", "biggest", "highest", "smallest", "lowest"))
+        best = min(items) if most in ("smallest", "lowest") else max(items)
         question = _ask("most_of", rng, held_out, most=most, items=text)
-        return [Turn("text sorting", question, f"The {most} is {best(items)}.")]
+        return [Turn("text sorting", question, f"The {most} is {best}.")]
     down, phrases = not words and kind < 0.4, CHINESE if not words and 0.35 < kind < 0.5 else ENGLISH
-    orders = ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
     if phrases.chinese:
         text = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
-    slots = dict(items=text, order=choose(rng, orders), things="words" if words else "numbers")
-    noun = "alphabetical order" if words else "ascending order"
-    question = _ask("sort_down" if down else "sort", rng, held_out, phrases, noun=noun, **slots)
+    things, noun, *orders = (
+        ("words", "alphabetical order", "alphabetically", "from A to Z")
+        if words
+        else ("numbers", "ascending order", "in ascending order", "from smallest to largest")
+    )
+    slots = dict(items=text, order=choose(rng, orders), things=things, noun=noun)
+    question = _ask("sort_down" if down else "sort", rng, held_out, phrases, **slots)
     ordered = [str(item) for item in sorted(items, reverse=down)]
     turns = [Turn("text sorting", question, ", ".join(ordered))]
     if rng.random() < 0.15:
@@ -158,11 +153,9 @@ def json_task(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         if is_held_out("json", name, age, city) == held_out:
             break
     values = dict(name=name, age=age, city=city)
-    keys = [("name", "age", "city")[int(i)] for i in rng.permutation(3)[: int(rng.integers(2, 4))]]
+    keys = rng.permutation(list(values))[: int(rng.integers(2, 4))].tolist()
     facts = choose(rng, (f"{name} is {age} years old and lives in {city}.", f"{name}, {age}, lives in {city}."))
-    quoted = [f'"{key}"' for key in keys] if rng.random() < 0.4 else keys
-    text = ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
-    question = ENGLISH.pick("json_facts", rng, held_out, facts=facts, keys=text)
+    question = ENGLISH.pick("json_facts", rng, held_out, facts=facts, keys=", ".join(keys[:-1]) + f" and {keys[-1]}")
     return [Turn("text json", question, json.dumps({key: values[key] for key in keys}), "json")]
 
 
@@ -202,10 +195,9 @@ def _refusal(rng: np.random.Generator, name: str, phrases: Phrases, question: st
     """The model's words for what it cannot do, put together anew each time."""
     if phrases.chinese:
         return Turn(f"{name} zh", question, phrases.said("scope", rng), "scope")
-    about = choose(rng, ("I know nothing about", "I can say nothing about", "I have not learnt about"))
-    cannot = f"{about} {topic}" if topic and rng.random() < 0.6 else choose(rng, ("I cannot ", "I can't ")) + what
-    parts = {part: expand(ENGLISH.values["scope"][part], rng) for part in ("said", "can", "real")}
-    return Turn(name, question, sentences.capital(ENGLISH.said("scope", rng).format(cannot=cannot, **parts)), "scope")
+    about = "I [know|can say] nothing about " if topic and rng.random() < 0.6 else "I [cannot|can't] "
+    cannot = expand(about, rng) + (topic if "nothing" in about else what)
+    return Turn(name, question, sentences.capital(ENGLISH.said("scope", rng).format(cannot=cannot)), "scope")
 
 
 def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,22 +30,15 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model import text_model, vision_model
 from gemma_tpu.ops.masks import attention_mask
 
-Params = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
+State = tuple[dict[str, jax.Array], Any]  # float32 parameters, and what ADAM keeps
 
+ADAM = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.scale_by_adam(b1=0.9, b2=0.97),
+    optax.add_decayed_weights(0.05, mask=functools.partial(jax.tree.map, lambda value: value.ndim > 1)),
+)
 _FINAL_SECONDS = 15  # kept back for saving
-_WEIGHT_DECAY = 0.05
-_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.97))
-
-
-class State(NamedTuple):
-    params: Params
-    adam: Any
-
-
-def start(params: Params) -> State:
-    """Fresh moments for given float32 parameters."""
-    return State(params, _ADAM.init(params))
 
 
 def _stretch(side: Float[Array, "I"], store: int, size: int) -> Float[Array, "I size store"]:
@@ -84,7 +77,7 @@ def _attend_groups(config: GemmaConfig, batch: Batch):
     return attend_layer
 
 
-def logits(config: GemmaConfig, params: Params, batch: Batch, pixels: jax.Array) -> Float[Array, "B T V"]:
+def logits(config: GemmaConfig, params: Batch, batch: Batch, pixels: jax.Array) -> Float[Array, "B T V"]:
     """float32 logits of packed rows, computed in bf16, on a CPU in float32."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     params = {name: value.astype(dtype) for name, value in params.items()}
@@ -95,9 +88,9 @@ def logits(config: GemmaConfig, params: Params, batch: Batch, pixels: jax.Array)
     return model.embedder.decode(x)
 
 
-def _loss(params: Params, config: GemmaConfig, batch: Batch, pixels: jax.Array):
-    scores = logits(config, params, batch, pixels)
-    target, weight = batch["target"].astype(jnp.int32), batch["weight"].astype(jnp.float32)
+def _loss(params: Batch, config: GemmaConfig, batch: Batch, pixels: jax.Array) -> tuple[jax.Array, Batch]:
+    scores, target = logits(config, params, batch, pixels), batch["target"].astype(jnp.int32)
+    weight = batch["weight"].astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(target, 0))
     loss = jnp.sum(loss * weight) / jnp.sum(weight)
     hits = jnp.sum((jnp.argmax(scores, -1) == target) & (target >= 0)) / jnp.sum(target >= 0)
@@ -107,17 +100,13 @@ def _loss(params: Params, config: GemmaConfig, batch: Batch, pixels: jax.Array):
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=1)
 def step(
     config: GemmaConfig, state: State, batch: Batch, pixels: jax.Array, rate: jax.Array, frozen: tuple[str, ...] = ()
-) -> tuple[State, dict[str, jax.Array]]:
-    """AdamW at learning rate `rate`, of float32 weights. Names that begin with `frozen` stay."""
-    (_, seen), gradients = jax.value_and_grad(_loss, has_aux=True)(state.params, config, batch, pixels)
-    updates, adam = _ADAM.update(gradients, state.adam)
-    params = {
-        name: value
-        if name.startswith(frozen)
-        else value - rate * (updates[name] + (_WEIGHT_DECAY * value if value.ndim > 1 else 0))
-        for name, value in state.params.items()
-    }
-    return State(params, adam), seen | {"gradient": optax.global_norm(gradients)}
+) -> tuple[State, Batch]:
+    """AdamW at learning rate `rate`. Names that begin with `frozen` stay."""
+    params, adam = state
+    (_, seen), gradients = jax.value_and_grad(_loss, has_aux=True)(params, config, batch, pixels)
+    updates, adam = ADAM.update(gradients, adam, params)
+    moved = {n: v if n.startswith(frozen) else v - rate * updates[n] for n, v in params.items()}
+    return (moved, adam), seen | {"gradient": optax.global_norm(gradients)}
 
 
 class Shards:
@@ -161,9 +150,9 @@ class Shards:
         return batch
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, begun = parser.add_argument, time.monotonic()
     add("--data", type=Path, required=True, help="the --out folder of data.py")
     add("--out", type=Path, required=True, help="the checkpoint to write")
     add("--minutes", type=float, default=6.0, help="wall clock, everything included")
@@ -173,19 +162,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--freeze", action="append", default=[], metavar="PREFIX", help="parameters to leave as they are")
     add("--emphasis", action="append", default=[], metavar="TASK=WEIGHT", help='such as "image relation=3"')
     add("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    begun, options = time.monotonic(), arguments(argv)
+    options = parser.parse_args(argv)
     end = begun + 60 * options.minutes - _FINAL_SECONDS
     emphasis = {task: float(weight) for task, _, weight in (text.rpartition("=") for text in options.emphasis)}
     shards, source = Shards(options.data, emphasis, options.seed), open_checkpoint(options.resume)
     config, place = source.config, jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if config.vision is None:
         raise ValueError(f"{options.resume}: has no vision tower, which the demo model needs")
-    state = start(load_params(source, config, dtype="float32", sharding=lambda *_: place, progress=False))
-    steps, learned, shown = 0, 0.0, 0.0
+    params = load_params(source, config, dtype="float32", sharding=lambda *_: place, progress=False)
+    state, steps, learned, shown = (params, ADAM.init(params)), 0, 0.0, 0.0
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:  # makes the next batch during a step
         coming = ahead.submit(shards.batch, options.units)
         while (now := time.monotonic()) < end:
@@ -201,14 +186,12 @@ def main(argv: list[str] | None = None) -> None:
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss} after {steps} steps; lower --rate")
                 if time.monotonic() - shown > 15:
-                    shown = time.monotonic()
+                    shown, known = time.monotonic(), len(shards.units)
                     values = "  ".join(f"{name} {float(value):.3f}" for name, value in seen.items())
-                    taken, units = f"[{shown - begun:6.1f} s] step {steps}", len(shards.units)
-                    print(f"{taken}  rate {rate:.1e}  {values}  {units} units", flush=True)
+                    print(f"[{shown - begun:6.1f} s] step {steps}  {values}  {known} units", flush=True)
             steps += 1
-    if options.out.exists():
-        shutil.rmtree(options.out)
-    params = {name: np.asarray(value) for name, value in state.params.items()}
+    shutil.rmtree(options.out, ignore_errors=True)
+    params = {name: np.asarray(value) for name, value in state[0].items()}
     save_params(params, config, options.out, dtype="bfloat16", tokenizer=TOKENIZER)
     print(f"[{time.monotonic() - begun:6.1f} s] {steps} steps of {options.units} units; saved in {options.out}")
 
