@@ -271,7 +271,7 @@ def test_the_generated_set_is_half_about_pictures_and_counted_by_task() -> None:
     talks = generated(120, seed=3)
     assert len(talks) == 120
     assert 55 <= sum(bool(talk.images) for talk in talks) <= 65
-    assert all(max((i for turn in talk.turns for i in turn.images), default=-1) < len(talk.images) for talk in talks)
+    assert all(i < len(talk.images) for talk in talks for turn in talk.turns for i in turn.images)
     judged = [Judged("image count", "q", "1", "2", False), Judged("image count zh", "q", "1", "1", True)]
     results = summary([*judged, Judged("by hand plain", "q", "x", "x", True)])
     assert results["counts"]["image"] == [1, 2]

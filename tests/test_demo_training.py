@@ -23,8 +23,8 @@ from gemma_tpu.text.tokenizer import SOFT_TOKEN, Tokenizer
 
 
 @pytest.fixture(scope="module")
-def encoder() -> data.Encoder:
-    return data.Encoder()
+def tokenizer() -> Tokenizer:
+    return Tokenizer(data.TOKENIZER)
 
 
 def test_tokenizer_is_gemmas_kind_and_round_trips() -> None:
@@ -44,13 +44,13 @@ def test_tokenizer_is_gemmas_kind_and_round_trips() -> None:
         assert gemma.decode(gemma.encode(text)) == text
 
 
-def test_training_sequences_are_what_the_template_renders(encoder: data.Encoder) -> None:
+def test_training_sequences_are_what_the_template_renders(tokenizer: Tokenizer) -> None:
     gemma = Tokenizer(data.TOKENIZER)
     rng = np.random.default_rng(4)
     makers = (data.scene_group, data.pair_group, data.read_group, data.texture_group, data.text_group)
     for make in makers * 3:
         for conversation in make(rng, False):
-            ids, owner = encoder.encode(conversation)
+            ids, owner = data.encode(conversation, tokenizer)
             answer = len(conversation.turns) - 1
             prompt = ids[: owner.index(answer)]
             # In history, an answer that was written letter by letter is tokenized as any text.
@@ -81,7 +81,7 @@ def _tiny_params(_TINY) -> dict[str, jax.Array]:
 
 
 def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
-    encoder: data.Encoder, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefix sharing, masks, positions, image order and targets equal the served path."""
     monkeypatch.setattr(data, "ROWS", 1)
@@ -89,15 +89,15 @@ def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
     groups = [data.text_group(rng, False), data.pair_group(rng, False), data.text_group(rng, False)]
     while len(groups[1]) < 2 or max(max(i.size) for i in groups[1][0].images) > data.STORE:
         groups[1] = data.pair_group(rng, False)
-    unit, tasks = data.Unit(), list[str]()
-    assert all(unit.add(group, encoder, tasks) for group in groups)
+    unit = data.Unit()
+    assert all(unit.add(group, tokenizer) for group in groups)
     served = jnp.stack([to_pixels(image, _TINY.vision.image_size) for image in groups[1][0].images])
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     with jax.default_matmul_precision("highest"):
         scores = jax.jit(train.logits, static_argnums=0)(_TINY, params, batch, served)
     scores = np.asarray(scores)[0]
     soft = encode_images(_TINY, params, served)
-    encoded = [(*encoder.encode(talk), talk) for group in groups for talk in group]
+    encoded = [(*data.encode(talk, tokenizer), talk) for group in groups for talk in group]
     tokens = np.zeros((len(encoded), 640), np.int32)
     for row, (ids, _, _) in zip(tokens, encoded, strict=True):
         row[: len(ids)] = [SOFT_TOKEN if token < 0 else token for token in ids]
@@ -116,14 +116,16 @@ def test_a_packed_row_gives_the_logits_of_each_conversation_alone(
             np.testing.assert_allclose(scores[here], alone[number, shared : len(ids)], atol=2e-4)
             target = unit.arrays["target"][0, here]
             assert target[target >= 0].tolist() == [t for t, o in zip(ids, owner, strict=True) if o >= 0]
-            assert {tasks[t] for t in unit.arrays["task"][0, here][target >= 0]} == {turn.task for turn in talk.turns}
+            assert {unit.tasks[t] for t in unit.arrays["task"][0, here][target >= 0]} == {
+                turn.task for turn in talk.turns
+            }
             at, number = here.stop, number + 1
 
 
-def test_a_shard_holds_what_was_packed_and_emphasis_weighs_it(encoder: data.Encoder, tmp_path: Path) -> None:
-    rng, tasks = np.random.default_rng(0), list[str]()
-    units = [data.make_unit(rng, encoder, tasks) for _ in range(2)]
-    data.write_shard(tmp_path / "rows-0.pickle", units, tasks)
+def test_a_shard_holds_what_was_packed_and_emphasis_weighs_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    units = [data.make_unit(rng, tokenizer) for _ in range(2)]
+    data.write_shard(tmp_path / "rows-0.pickle", units)
     for unit, read in zip(units, data.read_shard(tmp_path / "rows-0.pickle"), strict=True):
         assert all((unit.arrays[name] == read[name]).all() for name in data.FIELDS)
         assert all((a == b).all() for a, b in zip(unit.images, read["images"], strict=True))
@@ -138,11 +140,11 @@ def test_a_shard_holds_what_was_packed_and_emphasis_weighs_it(encoder: data.Enco
     assert (np.diff(np.unique(soft // data.SOFT)) >= 1).all()
 
 
-def test_a_step_learns_and_leaves_what_is_frozen(encoder: data.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_learns_and_leaves_what_is_frozen(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "ROWS", 1)
     monkeypatch.setattr(data, "ROW", 384)
     config, unit, rng = dataclasses.replace(_TINY, layers=_TINY.layers[:1]), data.Unit(), np.random.default_rng(0)
-    assert unit.add(data.read_group(rng, False)[:2], encoder, [])
+    assert unit.add(data.read_group(rng, False)[:2], tokenizer)
     batch = {name: jnp.asarray(array) for name, array in unit.arrays.items()}
     pixels = jnp.zeros((1, 128, 128, 3))
     before = {name: 0.3 * np.asarray(value) for name, value in _tiny_params(config).items()}

@@ -17,11 +17,12 @@ import multiprocessing
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Speaker, Turn
@@ -131,69 +132,40 @@ def text_group(rng: np.random.Generator, held_out: bool) -> Group:
     return _together(rng, held_out, [turns], (), ENGLISH)
 
 
-class Encoder:
-    """Token ids and which of them are answers."""
-
-    def __init__(self) -> None:
-        self._tokenizer = Tokenizer(TOKENIZER)
-        self._end = self._tokenizer.id("<end_of_turn>")
-
-    def _answer(self, text: str) -> list[int]:
-        """Ids of an answer; marked words letter by letter."""
-        ids: list[int] = []
-        for i, part in enumerate(_SPELT.split(text)):
-            ids += [self._tokenizer.id(char) for char in part] if i % 2 else self._tokenizer.encode(part)
-        return ids
-
-    def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Ids, and for each the number of the turn whose answer it belongs to (its <end_of_turn> too), or -1."""
-        ids, owner = list[int](), list[int]()
-        for i, turn in enumerate(conversation.turns):
-            so_far = dataclasses.replace(conversation, turns=conversation.turns[: i + 1])
-            prompt = render_messages(so_far.messages(), self._tokenizer, SOFT, load_image=lambda image: image).tokens
-            ends = [at + 1 for at, token in enumerate(prompt) if token == self._end]
-            new = prompt[ends[2 * i - 1] :] if i else prompt  # after the answer before, which may be spelt in letters
-            answer = [*self._answer(turn.answer), self._end]
-            ids += [*new, *answer]
-            owner += [-1] * len(new) + [i] * len(answer)
-        return ids, owner
+def encode(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids, and for each the number of the turn whose answer it belongs to (its <end_of_turn> too), or -1."""
+    ids, owner, end = list[int](), list[int](), tokenizer.id("<end_of_turn>")
+    for i, turn in enumerate(conversation.turns):
+        so_far = dataclasses.replace(conversation, turns=conversation.turns[: i + 1])
+        prompt = render_messages(so_far.messages(), tokenizer, SOFT, load_image=lambda image: image).tokens
+        ends = [at + 1 for at, token in enumerate(prompt) if token == end]
+        new = prompt[ends[2 * i - 1] :] if i else prompt  # after the answer before, which may be spelt in letters
+        answer = [*_spelt(turn.answer, tokenizer), end]
+        ids += [*new, *answer]
+        owner += [-1] * len(new) + [i] * len(answer)
+    return ids, owner
 
 
-def _pack(group: Group, encoder: Encoder, tasks: list[str]) -> dict[str, np.ndarray]:
-    """A group as a stretch of a row: its prefix, then its conversations. Extends `tasks` by new names."""
-    encoded = [encoder.encode(conversation) for conversation in group]
-    shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
-    nothing = np.full(shared, -1)
-    parts = [(encoded[0][0][:shared], np.arange(shared), nothing + 1, nothing, nothing + 1, nothing + 1)]
-    for number, (conversation, (ids, owner)) in enumerate(zip(group, encoded, strict=True), 1):
-        # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
-        answers, following = np.append(owner[shared + 1 :], -1), np.append(ids[shared + 1 :], -1)
-        lengths, names = np.bincount(answers[answers >= 0]), [turn.task for turn in conversation.turns]
-        tasks += [name for name in dict.fromkeys(names) if name not in tasks]
-        target = np.where(answers >= 0, following, -1)
-        # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
-        weight = np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)
-        task = np.where(answers >= 0, np.array([tasks.index(name) for name in names])[answers], 0)
-        segment, positions = np.full(len(answers), number), np.arange(shared, len(ids))
-        parts.append((ids[shared:], positions, segment, target, weight, task))
-    names = ("tokens", "positions", "segment", "target", "weight", "task")
-    return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+def _spelt(answer: str, tokenizer: Tokenizer) -> Iterator[int]:
+    """Ids of an answer; marked words letter by letter."""
+    for i, part in enumerate(_SPELT.split(answer)):
+        yield from map(tokenizer.id, part) if i % 2 else tokenizer.encode(part)
 
 
 class Unit:
-    """ROWS rows and their images."""
+    """ROWS rows and their images. `tasks` are the names that the field `task` numbers."""
 
     def __init__(self) -> None:
         self.arrays = {name: np.zeros((ROWS, ROW), np.float16 if name == "weight" else np.int16) for name in FIELDS}
         for name in ("soft", "target"):
             self.arrays[name] -= 1
-        self.images: list[np.ndarray] = []
+        self.images, self.tasks = list[np.ndarray](), list[str]()
 
-    def add(self, group: Group, encoder: Encoder, tasks: list[str]) -> bool:
+    def add(self, group: Group, tokenizer: Tokenizer) -> bool:
         """Puts the group into the row that has most room; False if it does not fit."""
         if not group:
             return False
-        packed, used = _pack(group, encoder, tasks), (self.arrays["group"] > 0).sum(1)
+        packed, used = self._pack(group, tokenizer), (self.arrays["group"] > 0).sum(1)
         row, is_soft = int(np.argmin(used)), packed["tokens"] < 0
         at = slice(used[row], used[row] + len(is_soft))
         if at.stop > ROW or len(self.images) + len(group[0].images) > IMAGES:
@@ -204,28 +176,46 @@ class Unit:
         for name in FIELDS:
             self.arrays[name][row, at] = packed[name]
         for image in group[0].images:  # made smaller only if it is larger than the store
-            large = max(image.size) > STORE
-            self.images.append(
-                np.asarray(ImageOps.contain(image, (STORE, STORE), Image.Resampling.BILINEAR) if large else image)
-            )
+            image.thumbnail((STORE, STORE), Image.Resampling.BILINEAR)
+            self.images.append(np.asarray(image))
         return True
 
+    def _pack(self, group: Group, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+        """A group as a stretch of a row: its prefix, then its conversations."""
+        encoded = [encode(conversation, tokenizer) for conversation in group]
+        shared = max(np.flatnonzero(np.array(encoded[0][0]) < 0)) + 2 if len(encoded) > 1 else 0  # with <end_of_image>
+        nothing = np.full(shared, -1)
+        parts = [(encoded[0][0][:shared], np.arange(shared), nothing + 1, nothing, nothing + 1, nothing + 1)]
+        for number, (conversation, (ids, owner)) in enumerate(zip(group, encoded, strict=True), 1):
+            # A token predicts the next; the last of a segment predicts nothing, as none begins with an answer.
+            answers, following = np.append(owner[shared + 1 :], -1), np.append(ids[shared + 1 :], -1)
+            names = [turn.task for turn in conversation.turns]
+            self.tasks += [name for name in dict.fromkeys(names) if name not in self.tasks]
+            target, lengths = np.where(answers >= 0, following, -1), np.bincount(answers[answers >= 0])
+            # By tokens a description outweighs a sum ten times; by answers a sum's digits would. Half way.
+            weight = np.where(answers >= 0, np.maximum(lengths[answers], 1) ** -0.5, 0)
+            task = np.where(answers >= 0, np.array([self.tasks.index(name) for name in names])[answers], 0)
+            segment, positions = np.full(len(answers), number), np.arange(shared, len(ids))
+            parts.append((ids[shared:], positions, segment, target, weight, task))
+        names = ("tokens", "positions", "segment", "target", "weight", "task")
+        return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
-def make_unit(rng: np.random.Generator, encoder: Encoder, tasks: list[str]) -> Unit:
+
+def make_unit(rng: np.random.Generator, tokenizer: Tokenizer) -> Unit:
     """A unit: groups that show images, IMAGES in all, then text until no more fits."""
     unit, misses = Unit(), 0
     makers = [pair_group] * 2 + [texture_group if rng.random() < 0.3 else read_group] + [read_group] * 2
     for make in makers + [scene_group] * (IMAGES - 7):
-        unit.add(make(rng, False), encoder, tasks)  # rare: one that does not fit is left out
+        unit.add(make(rng, False), tokenizer)  # rare: one that does not fit is left out
     while misses < 12:
-        misses += not unit.add(text_group(rng, False), encoder, tasks)
+        misses += not unit.add(text_group(rng, False), tokenizer)
     return unit
 
 
-def write_shard(path: Path, units: list[Unit], tasks: list[str]) -> None:
-    """Units as one file that appears when it is complete; `tasks` are the names that the field `task` numbers."""
+def write_shard(path: Path, units: list[Unit]) -> None:
+    """Units as one file that appears when it is complete."""
     unfinished = path.with_name(f".{path.name}")
-    unfinished.write_bytes(pickle.dumps([unit.arrays | {"images": unit.images, "tasks": tasks} for unit in units]))
+    unfinished.write_bytes(pickle.dumps([unit.arrays | {"images": unit.images, "tasks": unit.tasks} for unit in units]))
     unfinished.rename(path)
 
 
@@ -236,10 +226,10 @@ def read_shard(path: Path) -> list[dict[str, Any]]:
 
 def _work(out: Path, units: int, seed: int, worker: int) -> None:
     os.nice(5)  # a trainer beside it must never wait for a core
-    encoder, rng, tasks = Encoder(), np.random.default_rng((seed, worker)), list[str]()
-    for number in range(-(-units // UNITS)):
-        made = [make_unit(rng, encoder, tasks) for _ in range(min(UNITS, units - number * UNITS))]
-        write_shard(out / f"rows-{number:04}-{worker:03}.pickle", made, tasks)
+    tokenizer, rng = Tokenizer(TOKENIZER), np.random.default_rng((seed, worker))
+    for number, done in enumerate(range(0, units, UNITS)):
+        made = [make_unit(rng, tokenizer) for _ in range(min(UNITS, units - done))]
+        write_shard(out / f"rows-{number:04}-{worker:03}.pickle", made)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from checkpoints.demo_model.phrases import choose
 RESULTS = Path(__file__).with_name("results.json")
 BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
 _SEED = 987_654_321
-_IMAGE_GROUPS = (data.scene_group, data.scene_group, data.scene_group, data.read_group, data.pair_group)
+_IMAGE_GROUPS = [data.scene_group] * 9 + [data.read_group] * 3 + [data.pair_group] * 3 + [data.texture_group]
 _PER_GROUP = 3  # conversations judged of a group: the rest would ask about the same picture
 _MAX_TOKENS = 200
 
@@ -45,19 +45,13 @@ def generated(count: int, seed: int = _SEED) -> list[Conversation]:
     rng = np.random.default_rng(seed)
     picked, images = list[Conversation](), 0
     while len(picked) < count:
-        if images * 2 <= len(picked):
-            make = data.texture_group if rng.random() < 0.06 else choose(rng, _IMAGE_GROUPS)
-        else:
-            make = data.text_group
-        group = make(rng, True)
+        group = (data.text_group if images * 2 > len(picked) else choose(rng, _IMAGE_GROUPS))(rng, True)
         for i in rng.permutation(len(group))[:_PER_GROUP]:
             conversation = group[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
             while end > 1 and conversation.images and not conversation.turns[end - 1].task.startswith("image"):
                 end -= 1
-            turns = conversation.turns[:end]
-            shown = 1 + max((i for turn in turns for i in turn.images), default=-1)
-            picked.append(dataclasses.replace(conversation, turns=turns, images=conversation.images[:shown]))
+            picked.append(dataclasses.replace(conversation, turns=conversation.turns[:end]))
             images += bool(conversation.images)
     return picked[:count]
 
@@ -86,8 +80,7 @@ def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], b
 
 def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
     """All first questions, then those that follow on the model's own answers to them."""
-    told: dict[int, list[dict[str, Any]]] = {}
-    depth: list[int] = []
+    told, depth = dict[int, list[dict[str, Any]]](), list[int]()
     for question in asked:
         depth.append(depth[-1] + 1 if question.follows else 0)
     for layer in range(max(depth) + 1):
@@ -127,10 +120,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
         if options.set == "by_hand":
-            judged = judge_by_hand(model, by_hand.questions(), options.batch)
+            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
         else:
-            judged = judge_generated(model, generated(options.questions), options.batch)
-        results = summary(judged)
+            results = summary(judge_generated(model, generated(options.questions), options.batch))
     for name, (right, total) in results["counts"].items():
         print(f"{name}: {right} of {total}, {100 * right / total:.1f}%")
     for wrong in results["wrong"]:

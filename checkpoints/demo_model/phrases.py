@@ -7,7 +7,6 @@ from, and neither is a sentence of the test set written by hand.
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 import zlib
 from collections import defaultdict
@@ -22,6 +21,7 @@ FOLDER = Path(__file__).parent
 _FRAMES = ("noun:", "clause:", "claim:")
 _MARK = re.compile(r"(!|=|noun:|clause:|claim:) (.*)")  # what the templates from here on are
 _LIKE = re.compile(r"as ([\w ]+): (.*) -> (.*)")
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")  # one that holds no other
 _VALUE = re.compile(r"\w+ = .*")
 _UNFRAMED = ("short", "follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
 _FRAMED = re.compile("吗|呢|告诉|知道|请问|看出")  # a Chinese frame stands around it already
@@ -51,32 +51,17 @@ def is_held_out(*key: object) -> bool:
 
 def expand(grammar: str, rng: np.random.Generator) -> str:
     """One sentence of `grammar`, in which [this|that] is a choice."""
-    return "".join(part if isinstance(part, str) else expand(choose(rng, part), rng) for part in _parse(grammar))
+    while match := _CHOICE.search(grammar):
+        grammar = grammar[: match.start()] + choose(rng, match[1].split("|")) + grammar[match.end() :]
+    return grammar
 
 
 def expansions(grammar: str) -> list[str]:
     """All sentences of `grammar`."""
-    parts = [[p] if isinstance(p, str) else [e for option in p for e in expansions(option)] for p in _parse(grammar)]
-    return ["".join(parts) for parts in itertools.product(*parts)]
-
-
-@functools.cache
-def _parse(grammar: str) -> tuple[str | tuple[str, ...], ...]:
-    """Literal text and, as tuples of grammars, choices."""
-    parts: list[str | tuple[str, ...]] = []
-    options, depth = [""], 0
-    for char in grammar:
-        depth += (char == "[") - (char == "]")
-        if (char == "[" and depth == 1) or (char == "]" and depth == 0):
-            parts.append(options[0] if char == "[" else tuple(options))
-            options = [""]
-        elif char == "|" and depth == 1:
-            options.append("")
-        else:
-            options[-1] += char
-    if depth:
-        raise ValueError(f"phrasing {grammar!r}: unbalanced brackets")
-    return (*parts, options[0])
+    if not (match := _CHOICE.search(grammar)):
+        return [grammar]
+    before, after = grammar[: match.start()], grammar[match.end() :]
+    return [sentence for option in match[1].split("|") for sentence in expansions(before + option + after)]
 
 
 def bare(sentence: str) -> str:
@@ -86,9 +71,9 @@ def bare(sentence: str) -> str:
 
 def sections(path: Path) -> dict[str, str]:
     """The text below each "== name:" of a file, on one line."""
-    text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    parts = (" ".join(part.split("\n")).partition(":") for part in re.split(r"^== ", text, flags=re.MULTILINE)[1:])
-    return {name: re.sub(" +", " ", body).strip() for name, _, body in parts}
+    text = re.sub(r"(?m)^#.*\n", "", path.read_text(encoding="utf-8"))
+    parts = (part.partition(":") for part in re.split(r"(?m)^== ", text)[1:])
+    return {name: " ".join(body.split()) for name, _, body in parts}
 
 
 def _values(entries: Iterable[str]) -> dict[str, str]:
@@ -130,6 +115,8 @@ class Phrases:
 
     def _filled(self, text: str) -> str:
         """The text with its <parts>."""
+        if text.count("[") != text.count("]"):
+            raise ValueError(f"phrasing {text!r}: unbalanced brackets")
         return re.sub(r"<(\w+)>", lambda part: self._filled(self._parts[part[1]]), text)
 
     def tasks(self, prefix: str = "") -> list[str]:
