@@ -11,9 +11,8 @@ import pytest
 from checkpoints.demo_model import by_hand, data, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Speaker, plain
 from checkpoints.demo_model.evaluate import Judged, correct, generated, summary
-from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, bare
-from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
+from checkpoints.demo_model.picture_tasks import Asker, compare_turns, scene_pair, scene_turns, twin_turns
 
 
 def _plain_scene(seed: int, held_out: bool = False) -> tuple[scenes.Scene, np.ndarray]:

@@ -39,21 +39,18 @@ class Question:
 
 def _says(answer: str, form: str) -> bool:
     """Whether a word or phrase stands in the answer, whole where its script has spaces."""
-    form = form.strip().lower()
-    start = r"(?<![a-z0-9])" if re.match("[a-z0-9]", form) else ""
-    end = r"(?![a-z0-9])" if re.search("[a-z0-9]$", form) else ""
+    edge, form = "[a-z0-9]", form.strip().lower()
+    start, end = f"(?<!{edge})" if re.match(edge, form) else "", f"(?!{edge})" if re.search(f"{edge}$", form) else ""
     return re.search(start + re.escape(form) + end, answer.lower()) is not None
 
 
 def questions() -> list[Question]:
     """All questions, in the order of the file."""
-    found: list[Question] = []
-    for picture, text in sections(FOLDER / "by_hand.txt").items():
-        for entry in text.split(" // "):
-            question, expected = entry.removeprefix("+ ").split(" :: ")
-            shown = "" if picture == "no picture" else picture
-            found.append(Question(question, expected, shown, entry.startswith("+ ")))
-    return found
+    return [
+        Question(*entry.removeprefix("+ ").split(" :: "), picture.removeprefix("no picture"), entry.startswith("+ "))
+        for picture, text in sections(FOLDER / "by_hand.txt").items()
+        for entry in text.split(" // ")
+    ]
 
 
 SENTENCES = frozenset(bare(question.text) for question in questions())

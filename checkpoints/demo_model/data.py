@@ -26,9 +26,8 @@ from PIL import Image
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Speaker, Turn
-from checkpoints.demo_model.pair_tasks import compare_turns, scene_pair
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, Phrases, bare, is_held_out
-from checkpoints.demo_model.picture_tasks import Asker, scene_turns, twin_turns
+from checkpoints.demo_model.picture_tasks import Asker, compare_turns, scene_pair, scene_turns, twin_turns
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import Tokenizer
 

@@ -26,7 +26,6 @@ from checkpoints.demo_model.phrases import choose
 
 RESULTS = Path(__file__).with_name("results.json")
 BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
-_SEED = 987_654_321
 _IMAGE_GROUPS = [data.scene_group] * 9 + [data.read_group] * 3 + [data.pair_group] * 3 + [data.texture_group]
 _PER_GROUP = 3  # conversations judged of a group: the rest would ask about the same picture
 _MAX_TOKENS = 200
@@ -40,7 +39,7 @@ class Judged(NamedTuple):
     right: bool
 
 
-def generated(count: int, seed: int = _SEED) -> list[Conversation]:
+def generated(count: int, seed: int = 987_654_321) -> list[Conversation]:
     """Held-out conversations, half about images; the last turn of each is judged."""
     rng = np.random.default_rng(seed)
     picked, images = list[Conversation](), 0
@@ -105,8 +104,7 @@ def summary(judged: Iterable[Judged]) -> dict[str, Any]:
         for name in (next(bar for bar in BARS if one.task.startswith(bar)), one.task):
             counts[name][0] += one.right
             counts[name][1] += 1
-        if not one.right:
-            wrong.append(list(one[:4]))
+        wrong += [] if one.right else [list(one[:4])]
     return {"counts": dict(sorted(counts.items())), "wrong": wrong}
 
 
@@ -123,10 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
         else:
             results = summary(judge_generated(model, generated(options.questions), options.batch))
-    for name, (right, total) in results["counts"].items():
-        print(f"{name}: {right} of {total}, {100 * right / total:.1f}%")
-    for wrong in results["wrong"]:
-        print(*wrong, sep=" | ")
+    print(*(f"{name}: {a} of {b}, {a / b:.1%}" for name, (a, b) in results["counts"].items()), sep="\n")
+    print(*(" | ".join(wrong) for wrong in results["wrong"]), sep="\n")
     if options.save:
         saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         saved[options.set] = results["counts"]

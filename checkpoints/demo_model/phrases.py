@@ -34,14 +34,9 @@ def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 @functools.cache
-def _repeated(table: str) -> list[str]:
-    entries = (entry.split() for entry in table.split(","))
-    return [name for name, times in entries for _ in range(int(times))]
-
-
-def weighted(rng: np.random.Generator, table: str) -> str:
-    """One of the names of a table such as "this 20, that 5", by weight."""
-    return choose(rng, _repeated(table))
+def repeated(table: str) -> list[str]:
+    """The names of a table such as "this 20, that 5", each so many times, to choose from."""
+    return [name for name, times in (entry.split() for entry in table.split(",")) for _ in range(int(times))]
 
 
 def is_held_out(*key: object) -> bool:

@@ -1,8 +1,10 @@
-"""Questions about drawn scenes, in either language; every answer is computed from the scene."""
+"""Questions about a drawn scene or two, in either language; every answer is computed from the scenes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from checkpoints.demo_model.dialog import SIDES, Speaker, Turn, spell
-from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital, weighted
-from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape
+from checkpoints.demo_model.phrases import Phrases, as_typed, choose, repeated, uncapital
+from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, allowed_colours, random_scene
 
 _SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
 # What the words for "largest, biggest, smallest, leftmost, …" mean: the first by this, or by its negative.
@@ -123,16 +125,13 @@ class Asker(Speaker):
 
     def two_colours(self) -> Turn | None:
         """The colours of two shapes, or whether they are the same."""
-        if not (pair := self.some(self.unique, 2)):
-            return None
-        form = self.rng.random()
-        task = (
-            "two_colours" if form < 0.5 else "both_colours" if len(self.shapes) == 2 and form < 0.75 else "same_colour"
-        )
-        a, b = sorted(pair, key=lambda s: s.x) if task == "both_colours" else pair
-        said = task if form < 0.5 else "same_colour_yes" if a.colour == b.colour else "same_colour_no"
-        colours = dict(first=self.colour(a.colour), second=self.colour(b.colour))
-        return self.ask(task, said, a=self.kind(a.kind), b=self.kind(b.kind), **colours)
+        if pair := self.some(self.unique, 2):
+            they = "both_colours" if len(self.shapes) == 2 else "same_colour"
+            task = choose(self.rng, ("two_colours", "two_colours", "same_colour", they))
+            a, b = sorted(pair, key=lambda s: s.x) if task == "both_colours" else pair
+            said = task if task == "two_colours" else "same_colour_yes" if a.colour == b.colour else "same_colour_no"
+            colours = dict(first=self.colour(a.colour), second=self.colour(b.colour))
+            return self.ask(task, said, a=self.kind(a.kind), b=self.kind(b.kind), **colours)
 
     def which(self) -> Turn | None:
         for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
@@ -161,8 +160,8 @@ class Asker(Speaker):
             cell = choose(self.rng, self.shapes).cell
         spot, shapes = self.place(cell, asked=True), self._in(cell)
         spot += choose(self.rng, ("", "", " corner")) if "middle" not in cell and not self.chinese else ""
-        said, shown = ("at", self.listing(shapes)) if shapes else ("at_nothing", "")
-        return self.ask("at", said, spot=spot, place=self.place(cell), shapes=shown)
+        shown = self.listing(shapes) if shapes else ""
+        return self.ask("at", "at" if shapes else "at_nothing", spot=spot, place=self.place(cell), shapes=shown)
 
     def extreme(self) -> Turn | None:
         """The largest, smallest, leftmost, …, if one clearly is."""
@@ -203,18 +202,15 @@ class Asker(Speaker):
         """Whether one shape is on a side of another, or on which."""
         if not (pair := self._pair()):
             return None
-        a, b, names = pair
-        far = {side: _towards(a, b, side) for side in SIDES}
+        far, names = {side: _towards(*pair[:2], side) for side in SIDES}, pair[2]
         if self.rng.random() < 0.45:
-            near, most = sorted(abs(far[side]) for side in ("left", "above"))
+            near, most = sorted((abs(far["left"]), abs(far["above"])))
             clear = most > max(1.5 * near, _SIDE_MARGIN)
             return self.ask("relative", side=self.side(max(far, key=far.__getitem__)), **names) if clear else None
         if true := [side for side in SIDES if far[side] > _SIDE_MARGIN]:
             side, yes = choose(self.rng, true), self.rng.random() < 0.5
-            asked = self.side(side if yes else SIDES[SIDES.index(side) ^ 1])
-            return self.ask(
-                "relation", f"relation_{'yes' if yes else 'no'}", asked=asked, side=self.side(side), **names
-            )
+            asked, said = side if yes else SIDES[SIDES.index(side) ^ 1], "relation_yes" if yes else "relation_no"
+            return self.ask("relation", said, asked=self.side(asked), side=self.side(side), **names)
 
     def beside(self) -> Turn | None:
         """What is left of, right of, above or below a shape, where that is clear for all others."""
@@ -231,9 +227,8 @@ class Asker(Speaker):
         """Whether one shape is bigger than another, or which of two is."""
         if not (pair := self._pair()):
             return None
-        a, b, names = pair
-        ratio, index, words = a.size / b.size, int(self.rng.random() * 3), self.words["bigger"]
-        asked, yes = words[index], (ratio > 1) == (index < 2)
+        ratio, names, i = pair[0].size / pair[1].size, pair[2], int(self.rng.random() * 3)
+        asked, yes = self.words["bigger"][i], (ratio > 1) == (i < 2)
         if 1 / 1.08 < ratio < 1.08:
             return self.ask("bigger", "bigger_same", asked=asked, **names)
         if 1 / LARGER < ratio < LARGER:
@@ -242,13 +237,13 @@ class Asker(Speaker):
             name, other = names.values() if yes else reversed(names.values())
             more = asked.removesuffix(" than")
             return self.ask("bigger_which", more=more, than=asked, name=name, other=other, **names)
-        than = asked if yes else words[0 if ratio > 1 else 2]
+        than = asked if yes else self.words["bigger"][0 if ratio > 1 else 2]
         return self.ask("bigger", "bigger_yes" if yes else "bigger_no", asked=asked, than=than, **names)
 
     def text(self) -> Turn | None:
         """What is written, in which colour, or both."""
         if text := self.scene.text:
-            task = weighted(self.rng, "read 75, text_colour 13, describe 6, what 6")
+            task = choose(self.rng, repeated("read 75, text_colour 13, describe 6, what 6"))
             said = "describe_text" if task in ("describe", "what") else task
             colour, background = self.colour(text.colour), self.colour(self.scene.background)
             return self.ask(task, said, word=spell(text.content), colour=colour, background=background)
@@ -296,9 +291,10 @@ _TEXT = "text 10, background 1"
 
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
-    table, turns = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE, list[Turn]()
+    table = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE
+    names, turns = repeated(table), list[Turn]()
     while len(turns) < count:
-        if turn := getattr(asker, weighted(asker.rng, table))():
+        if turn := getattr(asker, choose(asker.rng, names))():
             turns.append(turn)
     return turns
 
@@ -315,3 +311,91 @@ def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Genera
             if rng.random() < 0.35:
                 return [askers[1].turn("language", f"{first.question.strip()} {wish}", second.answer)]
             return [first, askers[1].turn("language", wish, second.answer)]
+
+
+# -- two pictures: what differs, which has more, which has what --------------------------------------------------------
+
+
+def scene_pair(rng: np.random.Generator, held_out: bool) -> tuple[Scene, Scene]:
+    """Two unrelated scenes, or one and the same with one change, or with none."""
+    while True:
+        first, second = (random_scene(rng, held_out, 1 + int(rng.random() * 4)) for _ in range(2))
+        if rng.random() < 0.65:
+            second = first if rng.random() < 0.15 else _changed(rng, first)
+        if second and second.held_out == held_out:
+            return (first, second) if rng.random() < 0.5 else (second, first)
+
+
+def _changed(rng: np.random.Generator, scene: Scene) -> Scene | None:
+    """The scene with one shape recoloured, replaced, moved to another row or taken away; None if that cannot be."""
+    old, change = choose(rng, scene.shapes), choose(rng, ("gone", "colour", "kind", "moved"))
+    new, rest = old, [s for s in scene.shapes if s is not old]
+    if change == "colour":
+        colours = set(allowed_colours(scene.background)) - {old.colour, "yellow", "pink", "gray"}
+        new = dataclasses.replace(old, colour=choose(rng, sorted(colours)))
+    elif change == "kind":
+        new = dataclasses.replace(old, kind=choose(rng, [k for k in SHAPES if k != old.kind]))
+    elif change == "moved":
+        new = dataclasses.replace(old, y=(old.y + choose(rng, (1, 2)) / 3) % 1, size=min(old.size, 0.16))
+        near = any(math.hypot(s.x - new.x, s.y - new.y) < s.size + new.size + 0.04 for s in rest)
+        if near or not new.size < new.y < 1 - new.size:
+            return None
+    shapes = rest if change == "gone" else sorted((*rest, new), key=lambda s: s.x)
+    named = {(s.kind, s.colour) for s in shapes}
+    return dataclasses.replace(scene, shapes=tuple(shapes)) if shapes and len(named) == len(shapes) else None
+
+
+def _facts(scene: Scene) -> set[tuple[str, str, tuple[str, str]]]:
+    return {(s.kind, s.colour, s.cell) for s in scene.shapes}
+
+
+def _difference(words: Speaker, first: Scene, second: Scene) -> str | None:
+    """What was changed, if exactly one thing was."""
+    gone, new = _facts(first) - _facts(second), _facts(second) - _facts(first)
+    if max(len(gone), len(new)) != 1:
+        return None
+    (kind, colour, cell), (new_kind, new_colour, new_cell) = *(gone or new), *(new or gone)
+    slots = dict(first=words.one(kind, colour), second=words.one(new_kind, new_colour))
+    if not new or not gone:
+        said = "differ_new" if new else "differ_gone"
+    elif (kind, cell) == (new_kind, new_cell):
+        said, slots = "differ_colour", dict(first=words.colour(colour), second=words.colour(new_colour))
+    elif (kind, colour) == (new_kind, new_colour):
+        said, slots = "differ_place", dict(first=words.place(cell), second=words.place(new_cell))
+    elif cell == new_cell:
+        said = "differ_kind"
+    else:
+        return None
+    return words.phrases.answers[said].format(kind=words.kind(kind), name=words.name(kind, colour), **slots)
+
+
+def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list[Turn]:
+    """`count` questions about both pictures; the images are the first two of the conversation."""
+    rng, turns, ordinals, numbers = words.rng, list[Turn](), words.words["ordinals"], words.words["numbers"]
+    difference, alike = _difference(words, *pair), _facts(pair[0]) == _facts(pair[1])
+    counts, there = zip(
+        *((len(scene.shapes), {(s.kind, s.colour) for s in scene.shapes}) for scene in pair), strict=True
+    )
+    while len(turns) < count:
+        kind, index = rng.random(), int(rng.random() * 2)
+        if kind < 0.35 and (alike or difference):
+            task = "same" if rng.random() < (0.67 if alike else 0.33) else "differ"
+            said = ("same_yes" if task == "same" else "alike") if alike else "same_no" if task == "same" else "differ"
+            turn = words.ask(task, said, shapes=words.listing(pair[0].shapes), difference=difference)
+        elif kind < 0.5:
+            more = dict(nth=ordinals[counts[1] > counts[0]], more=numbers[max(counts)], fewer=numbers[min(counts)])
+            more |= dict(number=numbers[counts[0]], things=words.kind("shape", counts[0] > 1))
+            turn = words.ask("more", "more_same" if counts[0] == counts[1] else "more", **more)
+        elif kind < 0.7:
+            shape, colour = choose(rng, sorted(there[0] | there[1]))
+            key = (shape, choose(rng, tuple(COLOURS)) if rng.random() < 0.15 else colour)
+            found = [key in keys for keys in there]
+            said = "which_both" if all(found) else "which_has" if any(found) else "which_none"
+            slots = dict(nth=ordinals[not found[0]], one=words.one(*key), name=words.name(*key))
+            turn = words.ask("which_has", said, **slots)
+        elif kind < 0.9:
+            turn = words.ask("nth", "what", nth=ordinals[index], shapes=words.listing(pair[index].shapes))
+        else:
+            turn = words.how_many("nth_count", counts[index], nth=ordinals[index])
+        turns.append(turn)
+    return turns

@@ -21,22 +21,22 @@ SHAPES = ("circle", "square", "triangle", "star", "hexagon", "heart", "cross", "
 OTHERS = ("oval", "rectangle", "crescent", "arrow")  # the model says that it knows no such
 
 
-def _palette(text: str) -> dict[str, tuple[int, int, int]]:
-    """Names and RGB values, such as "light blue 190 222 250; …"."""
-    entries = (entry.rsplit(maxsplit=3) for entry in text.split(";"))
-    return {name.strip(): (int(red), int(green), int(blue)) for name, red, green, blue in entries}
+def _palette(text: str) -> dict[str, tuple[int, ...]]:
+    """Names and RGB values, such as "light blue bedefa, …"."""
+    entries = (entry.rsplit(maxsplit=1) for entry in text.split(","))
+    return {name.strip(): tuple(bytes.fromhex(value)) for name, value in entries}
 
 
 COLOURS = _palette(
-    "red 222 30 36; orange 250 138 18; yellow 246 220 36; green 36 160 62; blue 34 82 214; purple 134 50 172;"
-    "pink 250 142 192; brown 122 74 36; black 16 16 18; white 252 252 252; gray 132 132 134"
+    "red de1e24, orange fa8a12, yellow f6dc24, green 24a03e, blue 2252d6, purple 8632ac, pink fa8ec0, brown 7a4a24,"
+    "black 101012, white fcfcfc, gray 848486"
 )
 BACKGROUNDS = _palette(
-    "white 255 255 255; black 12 12 14; gray 176 176 178; light blue 190 222 250; light green 200 240 200;"
-    "light yellow 252 246 204; light pink 252 222 232"
+    "white ffffff, black 0c0c0e, gray b0b0b2, light blue bedefa, light green c8f0c8, light yellow fcf6cc,"
+    "light pink fcdee8"
 )
 # Colours that stand out too little on a background to be asked about.
-_CLASH = {"light yellow": ("white", "yellow"), "light pink": ("white", "pink"), "black": ("black",), "gray": ("gray",)}
+_CLASH = {"light yellow": "white yellow", "light pink": "white pink", "black": "black", "gray": "gray"}
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 CELLS = tuple((row, column) for row in ROWS for column in COLUMNS)
 _X_GAP, _MARGIN = 0.065, 0.055  # between two centres; from a centre to the border of its cell
@@ -115,7 +115,7 @@ def random_scene(rng: np.random.Generator, held_out: bool, count: int | None = N
 
 def allowed_colours(background: str) -> list[str]:
     """Colours that stand out on `background`."""
-    return [c for c in COLOURS if c not in _CLASH.get(background, ("white",))]
+    return [c for c in COLOURS if c not in _CLASH.get(background, "white").split()]
 
 
 def _place(rng: np.random.Generator, background: str, count: int, size: tuple[int, int]) -> tuple[Shape, ...] | None:
@@ -163,48 +163,36 @@ def _regular(points: int, inner: float = 1.0, start: float = 0.0) -> np.ndarray:
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 17.5
-
-
-def _crescent() -> np.ndarray:
-    t = np.linspace(0.6, 2 * np.pi - 0.6, 40)
-    outer = np.stack([np.cos(t), np.sin(t)], axis=1)
-    return np.concatenate([outer, (outer * 0.8 + (0.35, 0))[::-1]])
-
-
+_H = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+_DEPTH = 2 * np.cos(3 * _H) + np.cos(4 * _H) + 5 * np.cos(2 * _H) - 13 * np.cos(_H)  # of a heart's border
+_T = np.linspace(0.6, 2 * np.pi - 0.6, 40)
+_ARC = np.stack([np.cos(_T), np.sin(_T)], axis=1)  # the outer rim of a crescent
 _A = 0.34  # half the width of a cross's arm
 _CROSS = [(-_A, -1), (_A, -1), (_A, -_A), (1, -_A), (1, _A), (_A, _A)]
 _POLYGONS = {
-    "circle": _regular(64),
-    "ring": _regular(64),
+    **dict.fromkeys(("circle", "ring"), _regular(64)),
     "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.82,
     "triangle": np.array([(0.0, -1.0), (0.95, 0.75), (-0.95, 0.75)]),
     "star": _regular(10, 0.42, -np.pi / 2),
     "hexagon": _regular(6),
-    "heart": _heart(),
+    "heart": np.stack([16 * np.sin(_H) ** 3, _DEPTH - 2.5], axis=1) / 17.5,
     "cross": np.array([*_CROSS, *[(-x, -y) for x, y in _CROSS]]),
     "diamond": np.array([(0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)]),
     "oval": _regular(64) * (1, 0.55),
     "rectangle": np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]),
-    "crescent": _crescent(),
+    "crescent": np.concatenate([_ARC, (_ARC * 0.8 + (0.35, 0))[::-1]]),
     "arrow": np.array([(-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25)]),
 }
 _HOLE = 0.55  # of a ring
-STYLES = ("plain", "bordered", "outlined", "shaded")
 
 
 def rims(shape: Shape, size: tuple[int, int]) -> list[list[tuple[float, float]]]:
     """The shape's border as a polygon in pixels of a canvas of `size`; a ring has that of its hole too."""
     turn = math.radians(shape.angle)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    rims = []
-    for part in (1.0, _HOLE) if shape.kind == "ring" else (1.0,):
-        scale, centre = part * shape.size * min(size), (shape.x * size[0], shape.y * size[1])
-        rims.append([(float(x), float(y)) for x, y in _POLYGONS[shape.kind] @ rotation * scale + centre])
-    return rims
+    points, centre = _POLYGONS[shape.kind] @ rotation, (shape.x * size[0], shape.y * size[1])
+    scales = [part * shape.size * min(size) for part in ((1.0, _HOLE) if shape.kind == "ring" else (1.0,))]
+    return [[(float(x), float(y)) for x, y in points * scale + centre] for scale in scales]
 
 
 def mask(shape: Shape, size: tuple[int, int]) -> Image.Image:
@@ -216,12 +204,12 @@ def mask(shape: Shape, size: tuple[int, int]) -> Image.Image:
 
 
 def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> Image.Image:
-    """The picture: colours jittered, shapes in one of STYLES, at times noisy or blurred."""
+    """The picture: colours jittered, shapes plain, bordered, outlined or shaded, at times noisy or blurred."""
     scale = 2 if scene.shapes and max(scene.size) < 400 else 1  # drawn larger, then reduced, for smooth edges
     size = (scene.size[0] * scale, scene.size[1] * scale)
     image = Image.new("RGB", size, _jitter(rng, BACKGROUNDS[scene.background], 5))
     dice = float(rng.random())
-    style = style or STYLES[int(np.searchsorted((0.5, 0.7, 0.87), dice))]
+    style = style or ("plain", "bordered", "outlined", "shaded")[int(np.searchsorted((0.5, 0.7, 0.87), dice))]
     vary = dice * 40 % 1  # what is left of the dice, for the direction of shading and the width of outlines
     for shape in scene.shapes:
         fill, draw = _jitter(rng, COLOURS[shape.colour], 12), ImageDraw.Draw(image)
@@ -245,7 +233,7 @@ def render(scene: Scene, rng: np.random.Generator, style: str | None = None) -> 
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)))) if kind < 0.32 else image
 
 
-def _jitter(rng: np.random.Generator, colour: tuple[int, int, int], amount: int) -> tuple[int, ...]:
+def _jitter(rng: np.random.Generator, colour: tuple[int, ...], amount: int) -> tuple[int, ...]:
     return tuple(int(c) for c in np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 0, 255))
 
 

@@ -37,24 +37,18 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
     def word() -> str:
         kind, length = rng.random(), int(rng.integers(2, longest + 1))
         if kind < 0.5:
-            return choose(rng, WORDS["common"])
+            return choose(rng, [word for word in WORDS["common"] if len(word) <= longest])
         letters = (_LETTERS, _LETTERS) if kind < 0.75 else ("bcdfghjklmnprstvwz", "aeiou")
         return "".join(choose(rng, letters[i % 2]) for i in range(length))
 
-    while len(found := _until(held_out, "word", word)) > longest:
-        pass
-    return found
-
-
-def _number(rng: np.random.Generator) -> int:
-    """One to three digits, each length as likely."""
-    return int(rng.integers(0, 10 ** (1 + int(rng.random() * 3))))
+    return _until(held_out, "word", word)
 
 
 def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A sum, difference or small product; at times more is added to the result."""
     while True:
-        op, a, b = choose(rng, "++++---**" if held_out else "+++---***"), _number(rng), _number(rng)
+        op = choose(rng, "++++---**" if held_out else "+++---***")
+        a, b = (int(rng.integers(0, 10 ** int(rng.integers(1, 4)))) for _ in range(2))  # each length as likely
         if op == "-" and rng.random() < 0.9:
             a, b = max(a, b), min(a, b)
         if op == "*":
@@ -185,8 +179,10 @@ def chat(rng: np.random.Generator, held_out: bool) -> list[Turn]:
 
 def no_picture(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A question about a picture where there is none."""
-    phrases = choose(rng, (ENGLISH, ENGLISH, CHINESE))
-    task = choose(rng, ("what", "count", "describe", "read", "differ"))
+    phrases, task = (
+        choose(rng, (ENGLISH, ENGLISH, CHINESE)),
+        choose(rng, ("what", "count", "describe", "read", "differ")),
+    )
     question = _ask(task, rng, held_out, phrases, thing=phrases.words["things"][0])
     return [Turn("text no picture", question, phrases.say("no_picture"))]
 
@@ -238,4 +234,4 @@ _TASKS = "arithmetic 24, sorting 18, reversing 15, json_task 7, fact 12, chat 7,
 
 def text_turns(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """One text task, of one or several turns."""
-    return globals()[sentences.weighted(rng, _TASKS)](rng, held_out)
+    return globals()[choose(rng, sentences.repeated(_TASKS))](rng, held_out)

@@ -117,8 +117,9 @@ class Shards:
         self.units: list[dict[str, Any]] = []
         self._order, self._known = list[int](), set[Path]()
 
-    def _pick(self, count: int) -> list[dict[str, Any]]:
-        """Reads at most one new shard, so that a batch does not wait for many; at the start, until there is enough."""
+    def batch(self, count: int) -> dict[str, np.ndarray]:
+        """`count` units as one batch: soft tokens are numbered over all its images. Waits for the first shards; then
+        it reads at most one, so that a batch does not wait for many."""
         while True:
             for path in sorted(set(self._folder.glob("rows-*.pickle")) - self._known)[:1]:
                 new = read_shard(path)
@@ -131,11 +132,6 @@ class Shards:
         while len(self._order) < count:
             self._order += self._rng.permutation(len(self.units)).tolist()
         picked, self._order = [self.units[i] for i in self._order[:count]], self._order[count:]
-        return picked
-
-    def batch(self, count: int) -> dict[str, np.ndarray]:
-        """`count` units as one batch: soft tokens are numbered over all its images. Waits for the first shards."""
-        picked = self._pick(count)
         batch = {name: np.concatenate([unit[name] for unit in picked]) for name in FIELDS if name != "task"}
         first = np.repeat(np.arange(count), len(batch["soft"]) // count)[:, None] * IMAGES * SOFT
         batch["soft"] = np.where(batch["soft"] < 0, -1, batch["soft"] + first).astype(np.int32)
