@@ -13,7 +13,7 @@ from PIL import Image
 from test_demo_model import _plain_scene
 
 from checkpoints.demo_model import data, train
-from checkpoints.demo_model.dialog import SPELL_START, Conversation, Turn, plain
+from checkpoints.demo_model.dialog import SPELL, Conversation, Turn, plain
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.image import to_pixels
@@ -54,7 +54,7 @@ def test_training_sequences_are_what_the_template_renders(tokenizer: Tokenizer) 
             answer = len(conversation.turns) - 1
             prompt = ids[: owner.index(answer)]
             # In history, an answer that was written letter by letter is tokenized as any text.
-            if not any(SPELL_START in turn.answer for turn in conversation.turns[:-1]):
+            if not any(SPELL in turn.answer for turn in conversation.turns[:-1]):
                 assert prompt == render_messages(conversation.messages(), gemma, data.SOFT).tokens
             text = gemma.decode([i for i, o in zip(ids, owner, strict=True) if o == answer])
             assert text == plain(conversation.turns[-1].answer)

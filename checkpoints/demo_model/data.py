@@ -16,7 +16,6 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
-from checkpoints.demo_model.dialog import SPELL_END, SPELL_START, Conversation, Group, Speaker, Turn
-from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, Phrases, bare, is_held_out
+from checkpoints.demo_model.dialog import SPELL, Conversation, Group, Speaker, Turn
+from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, LANGUAGES, Phrases, bare, choose, is_held_out
 from checkpoints.demo_model.picture_tasks import Asker, compare_turns, scene_pair, scene_turns, twin_turns
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import Tokenizer
@@ -37,11 +36,6 @@ ROWS, ROW, IMAGES = 8, 1024, 14  # of a unit: rows, tokens of a row, images
 STORE = 384  # images are kept as uint8[side, side, 3] with sides of at most this
 UNITS = 16  # of a shard
 FIELDS = ("tokens", "positions", "group", "segment", "soft", "target", "weight", "task")  # int16[ROWS, ROW], but weight
-_SPELT = re.compile(f"{SPELL_START}(.*?){SPELL_END}")
-
-
-def _language(rng: np.random.Generator) -> Phrases:
-    return CHINESE if rng.random() < 0.4 else ENGLISH
 
 
 def _new(conversations: Group, held_out: bool) -> Group:
@@ -68,7 +62,7 @@ def _together(
 
 def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
     """One drawn scene: separate questions, follow-ups, the other language, and now and then what is out of scope."""
-    phrases = _language(rng)
+    phrases = choose(rng, LANGUAGES)
     crowd = int(rng.integers(6, 13)) if rng.random() < 0.1 else None
     scene = scenes.random_scene(rng, held_out, crowd, others=0.18)
     asker = Asker(scene, phrases, rng, held_out)
@@ -90,21 +84,19 @@ def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
 
 def read_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A printed word or number."""
-    phrases, content, style = _language(rng), "", rng.random()
+    phrases, content, style = choose(rng, LANGUAGES), "", rng.random()
     while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
         number = str(rng.integers(0, 10 ** int(rng.integers(1, 6))))
         content = number if rng.random() < 0.35 else text_tasks.any_word(rng, 8, held_out)
     if style < 0.75 or set(content) <= set("cosvwxz"):  # whose capitals look the same
         content = content.capitalize() if 0.6 <= style < 0.75 else content.upper()
     asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)
-    turns = [[turn] for turn in scene_turns(asker, 3)]
-    return _together(rng, held_out, turns, (scenes.render(asker.scene, rng),), phrases)
+    return _together(rng, held_out, [[t] for t in scene_turns(asker, 3)], (scenes.render(asker.scene, rng),), phrases)
 
 
 def pair_group(rng: np.random.Generator, held_out: bool) -> Group:
     """Two scenes in one prompt; one time in five the second comes in a later turn."""
-    phrases = _language(rng)
-    pair = scene_pair(rng, held_out)
+    phrases, pair = choose(rng, LANGUAGES), scene_pair(rng, held_out)
     images = tuple(scenes.render(scene, rng) for scene in pair)
     turns = compare_turns(pair, Speaker(phrases, rng, held_out), int(rng.integers(3, 7)))
     if rng.random() < 0.2:
@@ -116,7 +108,7 @@ def pair_group(rng: np.random.Generator, held_out: bool) -> Group:
 
 def texture_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A picture that is no drawn scene, with questions of every kind: all out of scope."""
-    phrases = _language(rng)
+    phrases = choose(rng, LANGUAGES)
     asker = Asker(scenes.random_scene(rng, held_out), phrases, rng, held_out)
     asked = [turn.question for turn in scene_turns(asker, 3)]
     turns = [[text_tasks.picture_scope(rng, held_out, phrases, question)] for question in (*asked, None)]
@@ -147,7 +139,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int],
 
 def _spelt(answer: str, tokenizer: Tokenizer) -> Iterator[int]:
     """Ids of an answer; marked words letter by letter."""
-    for i, part in enumerate(_SPELT.split(answer)):
+    for i, part in enumerate(answer.split(SPELL)):
         yield from map(tokenizer.id, part) if i % 2 else tokenizer.encode(part)
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from checkpoints.demo_model.phrases import Phrases, as_typed, choose
 from checkpoints.demo_model.scenes import CELLS, OTHERS, Shape
 
-# A span between these marks is written letter by letter, whatever longer pieces the vocabulary has: a word that was
-# read or reversed is then spelt rather than recalled. The marks themselves are in no text.
-SPELL_START, SPELL_END = "\ue000", "\ue001"
+# What stands between two of these marks is written letter by letter, whatever longer pieces the vocabulary has: a word
+# that was read or reversed is then spelt rather than recalled. The marks themselves are in no text.
+SPELL = "\ue000"
 SIDES = ("left", "right", "above", "below")
 # What accuracy is counted by, and what it counts beside the task of that name.
 _GROUPS = """count: count_colour; colour: either colour_at which background text_colour; size: bigger bigger_which;
@@ -25,14 +25,9 @@ _PAIRS = (entry.split(": ") for entry in _GROUPS.split(";"))
 _COUNTED = {task: group.strip() for group, tasks in _PAIRS for task in tasks.split()}
 
 
-def spell(word: str) -> str:
-    """Marks `word` to be written letter by letter."""
-    return f"{SPELL_START}{word}{SPELL_END}"
-
-
 def plain(answer: str) -> str:
     """The answer as a user reads it."""
-    return answer.replace(SPELL_START, "").replace(SPELL_END, "")
+    return answer.replace(SPELL, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +112,7 @@ class Speaker:
         return self.all_of([self.one(s.kind, s.colour) for s in shapes])
 
     def place(self, cell: tuple[str, str], asked: bool = False) -> str:
+        """ "at the top left", or "top left" as it is `asked` for."""
         return self.words["spots" if asked else "places"][CELLS.index(cell)]
 
     def side(self, side: str) -> str:

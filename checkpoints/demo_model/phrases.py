@@ -18,12 +18,11 @@ import numpy as np
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
-_FRAMES = ("noun:", "clause:", "claim:")
 _MARK = re.compile(r"(!|=|noun:|clause:|claim:) (.*)")  # what the templates from here on are
 _LIKE = re.compile(r"as ([\w ]+): (.*) -> (.*)")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")  # one that holds no other
 _VALUE = re.compile(r"\w+ = .*")
-_UNFRAMED = ("short", "follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
+_UNFRAMED = ("follow", "chat", "running", "sort_again", "system", "scope", "in_other")  # do not stand alone
 _FRAMED = re.compile("吗|呢|告诉|知道|请问|看出")  # a Chinese frame stands around it already
 _KEEP_CAPITAL = re.compile(r"Gemma|JSON|I\b|\{|\[|A to Z")
 
@@ -83,7 +82,9 @@ def _marked(texts: dict[str, list[str]], name: str) -> Iterator[tuple[str, str]]
             mark, text = match.groups()
         if like := _LIKE.fullmatch(text):
             other, old, new = like.groups()
-            yield from ((m, t.replace(old, new)) for m, t in _marked(texts, other) if m in ("", *_FRAMES))
+            yield from (
+                (m, t.replace(old, new)) for m, t in _marked(texts, other) if m in ("", "noun:", "clause:", "claim:")
+            )
         else:
             yield "value" if _VALUE.fullmatch(text) else mark, text
 
@@ -97,7 +98,8 @@ class Phrases:
         self._parts, self.answers, words = (_values(texts.pop(name)) for name in ("parts", "answers", "words"))
         self._verbs = tuple(self._parts.pop("verbs").split())
         self.words = {name: text.split("; ") if ";" in text else text.split() for name, text in words.items()}
-        self._train, self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(3))
+        self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(2))
+        self._train: dict[str, list[tuple[str, str]]] = defaultdict(list)  # frames and what stands in them
         self.values: dict[str, dict[str, str]] = defaultdict(dict)
         for name in texts:
             for mark, text in _marked(texts, name):
@@ -106,7 +108,7 @@ class Phrases:
                 elif mark in ("!", "="):
                     (self._held_out if mark == "!" else self._said)[name].append(self._filled(text))
                 else:
-                    self._train[name].append(mark + self._filled(text))
+                    self._train[name].append((mark.rstrip(":"), self._filled(text)))
 
     def _filled(self, text: str) -> str:
         """The text with its <parts>."""
@@ -132,28 +134,27 @@ class Phrases:
         return text if self.chinese else re.sub(r"\b([Aa]) (?=orange)", r"\1n ", text)
 
     def _template(self, task: str, rng: np.random.Generator, look: bool) -> str:
-        template = choose(rng, self._train[task])
-        frame = template.partition(":")[0] if template.startswith(_FRAMES) else ""
-        text = expand(template.removeprefix(f"{frame}:") if frame else template, rng).strip()
-        if not frame and rng.random() < 0.3 and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
+        own, text = choose(rng, self._train[task])
+        frame, text = own, expand(text, rng).strip()
+        if not own and rng.random() < 0.3 and not task.startswith(_UNFRAMED) and not _FRAMED.search(text):
             if text.endswith(("?", "？")):
                 frame = "look" if look and rng.random() < 0.3 else "question"
             elif text.removeprefix("请").lower().startswith(self._verbs) and ": " not in text:
                 frame, text = "request", text.removeprefix("请")
         if not frame:
-            return text if task == "short" or rng.random() < 0.3 else capital(text)
-        before, _, after = expand(choose(rng, self._train[frame]), rng).partition("...")
+            return text if rng.random() < 0.3 else capital(text)
+        before, _, after = expand(choose(rng, self._train[frame])[1], rng).partition("...")
         text = text.rstrip("?.。？") if after else text
         framed = before + (uncapital(text) if before else text) + after
-        return capital(framed) if f"{frame}:" in _FRAMES else framed
+        return capital(framed) if own else framed
 
     def say(self, answer: str, **slots: Any) -> str:
         """The answer template `answer`, filled, with a capital letter at its start."""
         return capital(self.answers[answer].format(**slots))
 
-    def said(self, task: str, rng: np.random.Generator) -> str:
-        """One of the answers that a section gives itself."""
-        return expand(choose(rng, self._said[task]), rng)
+    def said(self, task: str, rng: np.random.Generator, **slots: Any) -> str:
+        """One of the answers that a section gives itself, likewise."""
+        return capital(expand(choose(rng, self._said[task]), rng).format(**slots))
 
 
 def capital(text: str) -> str:
@@ -178,5 +179,5 @@ def as_typed(rng: np.random.Generator, question: str) -> str:
 
 ENGLISH = Phrases(FOLDER / "phrases.en.txt", FOLDER / "facts.txt")
 CHINESE = Phrases(FOLDER / "phrases.zh.txt", chinese=True)
-LANGUAGES = (ENGLISH, CHINESE)
+LANGUAGES = (ENGLISH, ENGLISH, ENGLISH, CHINESE, CHINESE)  # in the proportion of the training data
 WORDS = {name: text.split() for name, text in sections(FOLDER / "words.txt").items()}

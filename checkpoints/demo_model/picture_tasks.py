@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.demo_model.dialog import SIDES, Speaker, Turn, spell
+from checkpoints.demo_model.dialog import SIDES, SPELL, Speaker, Turn
 from checkpoints.demo_model.phrases import Phrases, as_typed, choose, repeated, uncapital
 from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, allowed_colours, random_scene
 
@@ -68,17 +68,16 @@ class Asker(Speaker):
     def json(self) -> Turn:
         """The scene as JSON, at times with given keys, or only the count."""
         quote, form = choose(self.rng, ('"', "")), self.rng.random()
-        own = ("形状", "颜色", "数量") if self.chinese else ("shape", "color", "count")
+        own = ("形状", "颜色", "数量", "不认识") if self.chinese else ("shape", "color", "count", "unknown")
         kind_key, colour_key = choose(self.rng, (own[:2], *_KEYS)) if form > 0.6 else own[:2]
         if form < 0.25:
             task, keys = "json_count", [choose(self.rng, (own[2], *_COUNT_KEYS))]
             value: Any = {keys[0]: len(self.shapes)}
         else:
             task, keys = "json" if form < 0.5 else "json_shapes", [kind_key, colour_key]
-            unknown = "不认识" if self.chinese else "unknown"
-            kinds = (self.kind(s.kind) if s.kind in SHAPES else unknown for s in self.shapes)
-            pairs = zip(kinds, self.shapes, strict=True)
-            value = [{kind_key: kind, colour_key: self.colour(s.colour)} for kind, s in pairs]
+            kinds = (self.kind(s.kind) if s in self.known else own[3] for s in self.shapes)
+            colours = (self.colour(s.colour) for s in self.shapes)
+            value = [{kind_key: kind, colour_key: colour} for kind, colour in zip(kinds, colours, strict=True)]
         text, asked = json.dumps(value, ensure_ascii=False), self.all_of([quote + key + quote for key in keys])
         return self._all(task, text=text, check="json", key=asked, keys=asked)
 
@@ -246,7 +245,7 @@ class Asker(Speaker):
             task = choose(self.rng, repeated("read 75, text_colour 13, describe 6, what 6"))
             said = "describe_text" if task in ("describe", "what") else task
             colour, background = self.colour(text.colour), self.colour(self.scene.background)
-            return self.ask(task, said, word=spell(text.content), colour=colour, background=background)
+            return self.ask(task, said, word=SPELL + text.content + SPELL, colour=colour, background=background)
 
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
@@ -373,9 +372,7 @@ def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list
     """`count` questions about both pictures; the images are the first two of the conversation."""
     rng, turns, ordinals, numbers = words.rng, list[Turn](), words.words["ordinals"], words.words["numbers"]
     difference, alike = _difference(words, *pair), _facts(pair[0]) == _facts(pair[1])
-    counts, there = zip(
-        *((len(scene.shapes), {(s.kind, s.colour) for s in scene.shapes}) for scene in pair), strict=True
-    )
+    counts, there = zip(*((len(s.shapes), {(t.kind, t.colour) for t in s.shapes}) for s in pair), strict=True)
     while len(turns) < count:
         kind, index = rng.random(), int(rng.random() * 2)
         if kind < 0.35 and (alike or difference):
@@ -383,9 +380,9 @@ def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list
             said = ("same_yes" if task == "same" else "alike") if alike else "same_no" if task == "same" else "differ"
             turn = words.ask(task, said, shapes=words.listing(pair[0].shapes), difference=difference)
         elif kind < 0.5:
-            more = dict(nth=ordinals[counts[1] > counts[0]], more=numbers[max(counts)], fewer=numbers[min(counts)])
-            more |= dict(number=numbers[counts[0]], things=words.kind("shape", counts[0] > 1))
-            turn = words.ask("more", "more_same" if counts[0] == counts[1] else "more", **more)
+            said, number = "more_same" if counts[0] == counts[1] else "more", numbers[counts[0]]
+            slots = dict(more=numbers[max(counts)], fewer=numbers[min(counts)], nth=ordinals[counts[1] > counts[0]])
+            turn = words.ask("more", said, number=number, things=words.kind("shape", counts[0] > 1), **slots)
         elif kind < 0.7:
             shape, colour = choose(rng, sorted(there[0] | there[1]))
             key = (shape, choose(rng, tuple(COLOURS)) if rng.random() < 0.15 else colour)

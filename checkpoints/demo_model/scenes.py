@@ -35,6 +35,7 @@ BACKGROUNDS = _palette(
     "white ffffff, black 0c0c0e, gray b0b0b2, light blue bedefa, light green c8f0c8, light yellow fcf6cc,"
     "light pink fcdee8"
 )
+_GROUNDS = ("white",) * 5 + tuple(BACKGROUNDS)
 # Colours that stand out too little on a background to be asked about.
 _CLASH = {"light yellow": "white yellow", "light pink": "white pink", "black": "black", "gray": "gray"}
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
@@ -96,15 +97,11 @@ def _canvas(rng: np.random.Generator) -> tuple[int, int]:
     return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
 
 
-def _background(rng: np.random.Generator) -> str:
-    return "white" if rng.random() < 0.4 else choose(rng, tuple(BACKGROUNDS))
-
-
 def random_scene(rng: np.random.Generator, held_out: bool, count: int | None = None, others: float = 0.0) -> Scene:
     """A scene of `count` shapes (1 to 5 by default); `others`: the chance that one is a shape the model knows not."""
     while True:
         n = count or 1 + int(rng.choice(5, p=(0.2, 0.26, 0.26, 0.16, 0.12)))
-        background, size = _background(rng), _canvas(rng)
+        background, size = choose(rng, _GROUNDS), _canvas(rng)
         if shapes := _place(rng, background, n, size):
             if rng.random() < others:
                 shapes = (dataclasses.replace(shapes[0], kind=choose(rng, OTHERS)), *shapes[1:])
@@ -144,7 +141,7 @@ def _place(rng: np.random.Generator, background: str, count: int, size: tuple[in
 
 def text_scene(rng: np.random.Generator, content: str) -> Scene:
     """A scene that shows `content`."""
-    background = _background(rng)
+    background = choose(rng, _GROUNDS)
     dark = [c for c in allowed_colours(background) if c not in ("yellow", "white", "pink", "gray")]
     colour = choose(rng, ["white", "yellow", "pink", "orange"] if background == "black" else dark)
     width = float(rng.uniform(0.45 if len(content) < 6 else 0.62, 0.92)) * min(1.0, (len(content) + 1.5) / 6)

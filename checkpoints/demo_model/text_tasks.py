@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from checkpoints.demo_model import phrases as sentences
-from checkpoints.demo_model.dialog import Turn, spell
-from checkpoints.demo_model.phrases import CHINESE, ENGLISH, WORDS, Phrases, as_typed, choose, expand, is_held_out
+from checkpoints.demo_model.dialog import SPELL, Turn
+from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, WORDS, Phrases, as_typed, choose, is_held_out
 
 T = TypeVar("T")
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
@@ -105,12 +104,11 @@ def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     down, phrases = not words and kind < 0.4, CHINESE if not words and 0.35 < kind < 0.5 else ENGLISH
     if phrases.chinese:
         text = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
-    things, noun, *orders = (
-        ("words", "alphabetical order", "alphabetically", "from A to Z")
-        if words
-        else ("numbers", "ascending order", "in ascending order", "from smallest to largest")
+    things, noun = ("words", "alphabetical order") if words else ("numbers", "ascending order")
+    order = choose(
+        rng, ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
     )
-    slots = dict(items=text, order=choose(rng, orders), things=things, noun=noun)
+    slots = dict(items=text, order=order, things=things, noun=noun)
     question = _ask("sort_down" if down else "sort", rng, held_out, phrases, **slots)
     ordered = [str(item) for item in sorted(items, reverse=down)]
     turns = [Turn("text sorting", question, ", ".join(ordered))]
@@ -131,7 +129,7 @@ def reversing(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         word = choose(rng, (word.upper(), word.capitalize()))
     question = phrases.pick("spell" if kind < 0.45 else "reverse", rng, held_out, word=word)
     question = question.lower() if word.islower() and rng.random() < 0.35 else question
-    return [Turn("text reversing", question, ", ".join(word) if kind < 0.45 else spell(word[::-1]))]
+    return [Turn("text reversing", question, ", ".join(word) if kind < 0.45 else SPELL + word[::-1] + SPELL)]
 
 
 def json_task(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -163,7 +161,7 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         return [Turn("text facts", _ask(task, rng, held_out), ENGLISH.said(task, rng))]
     task, index = choose(rng, ENGLISH.tasks("size ")), int(rng.random() * len(_SIZES))
     size, value = _SIZES[index], ENGLISH.values[task]["values"].split()[index]
-    answer = ENGLISH.said(task, rng).format(size=size, value=value)
+    answer = ENGLISH.said(task, rng, size=size, value=value)
     if task == "size images":
         answer = f"Yes, Gemma 3 {size} sees images." if value == "Yes" else f"No, Gemma 3 {size} is for text only."
     question = _ask(task, rng, held_out, size=size, low=size.lower())
@@ -172,7 +170,7 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
 
 def chat(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Greetings, thanks, and who and what the model is, answered in the language of the question."""
-    phrases = CHINESE if rng.random() < 0.4 else ENGLISH
+    phrases = choose(rng, LANGUAGES)
     task, name = choose(rng, phrases.tasks("chat ")), "text chat zh" if phrases.chinese else "text chat"
     return [Turn(name, _ask(task, rng, held_out, phrases), phrases.said(task, rng))]
 
@@ -191,9 +189,10 @@ def _refusal(rng: np.random.Generator, name: str, phrases: Phrases, question: st
     """The model's words for what it cannot do, put together anew each time."""
     if phrases.chinese:
         return Turn(f"{name} zh", question, phrases.said("scope", rng), "scope")
-    about = "I [know|can say] nothing about " if topic and rng.random() < 0.6 else "I [cannot|can't] "
-    cannot = expand(about, rng) + (topic if "nothing" in about else what)
-    return Turn(name, question, sentences.capital(ENGLISH.said("scope", rng).format(cannot=cannot)), "scope")
+    cannot = choose(rng, ("I cannot ", "I can't ")) + what
+    if topic and rng.random() < 0.6:
+        cannot = choose(rng, ("I know nothing about ", "I can say nothing about ")) + topic
+    return Turn(name, question, ENGLISH.said("scope", rng, cannot=cannot), "scope")
 
 
 def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:
@@ -229,9 +228,10 @@ def picture_scope(rng: np.random.Generator, held_out: bool, phrases: Phrases, qu
     return _refusal(rng, "image scope", phrases, question, what)
 
 
-_TASKS = "arithmetic 24, sorting 18, reversing 15, json_task 7, fact 12, chat 7, no_picture 2, scope 15"
+_TASKS = [arithmetic] * 24 + [sorting] * 18 + [reversing] * 15 + [json_task] * 7 + [fact] * 12 + [chat] * 7
+_TASKS += [no_picture] * 2 + [scope] * 15
 
 
 def text_turns(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """One text task, of one or several turns."""
-    return globals()[choose(rng, sentences.repeated(_TASKS))](rng, held_out)
+    return choose(rng, _TASKS)(rng, held_out)
