@@ -69,7 +69,7 @@ def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
     turns = [[turn] for turn in scene_turns(asker, int(rng.integers(5, 9)))]
     other = ENGLISH if phrases.chinese else CHINESE
     if not crowd:
-        if rng.random() < 0.4:
+        if rng.random() < 0.4 and asker.unique:
             turns.append(asker.chain())
         if rng.random() < 0.45:
             turns.append(twin_turns(scene, (phrases, other), rng, held_out))
@@ -77,8 +77,6 @@ def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
             turns.append([turns[0][0], scene_turns(Asker(scene, other, rng, held_out), 1)[0]])
     if rng.random() < 0.2:
         turns.append([text_tasks.picture_scope(rng, held_out, phrases)])
-    if rng.random() < 0.05:
-        turns.append(text_tasks.chat(rng, held_out))
     return _together(rng, held_out, turns, (scenes.render(scene, rng),), phrases)
 
 
@@ -86,8 +84,8 @@ def read_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A printed word or number."""
     phrases, content, style = choose(rng, LANGUAGES), "", rng.random()
     while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
-        number = str(rng.integers(0, 10 ** int(rng.integers(1, 6))))
-        content = number if rng.random() < 0.35 else text_tasks.any_word(rng, 8, held_out)
+        number, top = rng.random() < 0.35, 10 ** int(rng.integers(1, 6))
+        content = str(rng.integers(0, top)) if number else text_tasks.any_word(rng, 8, held_out)
     if style < 0.75 or set(content) <= set("cosvwxz"):  # whose capitals look the same
         content = content.capitalize() if 0.6 <= style < 0.75 else content.upper()
     asker = Asker(scenes.text_scene(rng, content), phrases, rng, held_out)

@@ -113,7 +113,7 @@ class Speaker:
 
     def place(self, cell: tuple[str, str], asked: bool = False) -> str:
         """ "at the top left", or "top left" as it is `asked` for."""
-        return self.words["spots" if asked else "places"][CELLS.index(cell)]
+        return self.words["spots" if asked and not self.chinese else "places"][CELLS.index(cell)]
 
     def side(self, side: str) -> str:
         """ "left of", "左边"."""

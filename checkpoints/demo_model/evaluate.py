@@ -25,9 +25,8 @@ from checkpoints.demo_model.dialog import Conversation, Turn, plain
 from checkpoints.demo_model.phrases import choose
 
 RESULTS = Path(__file__).with_name("results.json")
-BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
+_SETS = ("image", "text", "by hand")  # each has a bar in README.md
 _IMAGE_GROUPS = [data.scene_group] * 9 + [data.read_group] * 3 + [data.pair_group] * 3 + [data.texture_group]
-_PER_GROUP = 3  # conversations judged of a group: the rest would ask about the same picture
 _MAX_TOKENS = 200
 
 
@@ -39,13 +38,13 @@ class Judged(NamedTuple):
     right: bool
 
 
-def generated(count: int, seed: int = 987_654_321) -> list[Conversation]:
+def generated(count: int = 1200, seed: int = 987_654_321) -> list[Conversation]:
     """Held-out conversations, half about images; the last turn of each is judged."""
     rng = np.random.default_rng(seed)
     picked, images = list[Conversation](), 0
     while len(picked) < count:
         group = (data.text_group if images * 2 > len(picked) else choose(rng, _IMAGE_GROUPS))(rng, True)
-        for i in rng.permutation(len(group))[:_PER_GROUP]:
+        for i in rng.permutation(len(group))[:3]:  # more would ask about the same picture
             conversation = group[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
             while end > 1 and conversation.images and not conversation.turns[end - 1].task.startswith("image"):
@@ -97,11 +96,11 @@ def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: 
 
 
 def summary(judged: Iterable[Judged]) -> dict[str, Any]:
-    """Right answers and questions of each bar and of each task, and what was answered wrongly."""
+    """Right answers and questions of each set and of each task, and what was answered wrongly."""
     counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     wrong = []
     for one in judged:
-        for name in (next(bar for bar in BARS if one.task.startswith(bar)), one.task):
+        for name in (next(name for name in _SETS if one.task.startswith(name)), one.task):
             counts[name][0] += one.right
             counts[name][1] += 1
         wrong += [] if one.right else [list(one[:4])]
@@ -110,17 +109,15 @@ def summary(judged: Iterable[Judged]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sets = {"generated": (judge_generated, generated), "by_hand": (judge_by_hand, by_hand.questions)}
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
-    parser.add_argument("--set", choices=("generated", "by_hand"), default="generated")
-    parser.add_argument("--questions", type=int, default=1200, help="of the generated set (default: %(default)s)")
+    parser.add_argument("--set", choices=sets, default="generated")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help=f"keep the counts in {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
-        if options.set == "by_hand":
-            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
-        else:
-            results = summary(judge_generated(model, generated(options.questions), options.batch))
+        judge, asked = sets[options.set]
+        results = summary(judge(model, asked(), options.batch))
     print(*(f"{name}: {a} of {b}, {a / b:.1%}" for name, (a, b) in results["counts"].items()), sep="\n")
     print(*(" | ".join(wrong) for wrong in results["wrong"]), sep="\n")
     if options.save:

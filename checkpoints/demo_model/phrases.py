@@ -67,7 +67,7 @@ def sections(path: Path) -> dict[str, str]:
     """The text below each "== name:" of a file, on one line."""
     text = re.sub(r"(?m)^#.*\n", "", path.read_text(encoding="utf-8"))
     parts = (part.partition(":") for part in re.split(r"(?m)^== ", text)[1:])
-    return {name: " ".join(body.split()) for name, _, body in parts}
+    return {" ".join(name.split()): " ".join(body.split()) for name, _, body in parts}
 
 
 def _values(entries: Iterable[str]) -> dict[str, str]:

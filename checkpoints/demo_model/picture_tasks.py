@@ -57,9 +57,9 @@ class Asker(Speaker):
 
     def describe(self) -> Turn:
         parts = [uncapital(self.phrases.say("describe_part", **self.facts(s))) for s in self.shapes]
-        number, things = self.words["numbers"][min(len(parts), 5)], self.kind("shape", len(parts) > 1)
+        slots = dict(number=self.words["numbers"][min(len(parts), 5)], things=self.kind("shape", len(parts) > 1))
         background = self.colour(self.scene.background)
-        return self._all("describe", number=number, things=things, background=background, parts=self.all_of(parts))
+        return self._all("describe", background=background, parts=self.all_of(parts), **slots)
 
     def listed(self) -> Turn:
         lines = [f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1)]
@@ -260,11 +260,9 @@ class Asker(Speaker):
             return self.turn("two facts", question, first.answer + ("" if self.chinese else " ") + second.answer)
 
     def chain(self) -> list[Turn]:
-        """A question and follow-ups that lean on it: "it", "and the square?"."""
-        if not (options := self.some(self.unique, len(self.unique))):
-            return [self.what(), self.count()]
-        facts = [self.facts(shape) for shape in options]
-        if len(options) > 1 and self.rng.random() < 0.5:
+        """A question about shapes that their kinds name, and follow-ups that lean on it: "it", "and the square?"."""
+        facts = [self.facts(shape) for shape in self.some(self.unique, len(self.unique))]
+        if len(facts) > 1 and self.rng.random() < 0.5:
             tasks = ("colour", "follow_colour", "follow_colour")
             return [self.ask(task, "colour", **slots) for task, slots in zip(tasks, facts, strict=False)]
         where = self.ask("follow_where", "where", **facts[0] | dict(full=facts[0]["kind"]))
@@ -310,9 +308,6 @@ def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Genera
             if rng.random() < 0.35:
                 return [askers[1].turn("language", f"{first.question.strip()} {wish}", second.answer)]
             return [first, askers[1].turn("language", wish, second.answer)]
-
-
-# -- two pictures: what differs, which has more, which has what --------------------------------------------------------
 
 
 def scene_pair(rng: np.random.Generator, held_out: bool) -> tuple[Scene, Scene]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from checkpoints.demo_model.dialog import SPELL, Turn
 from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, WORDS, Phrases, as_typed, choose, is_held_out
 
-T = TypeVar("T")
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _GENERAL = "scope answer general questions"
 _OPERATORS = {"+": (" + ", "+", " plus "), "-": (" - ", "-", " minus "), "*": (" x ", " * ", "*", " times ")}
 _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
@@ -23,7 +21,7 @@ def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases =
     return as_typed(rng, phrases.pick(task, rng, held_out, **slots))
 
 
-def _until(held_out: bool, key: str, make: Callable[[], T]) -> T:
+def _until(held_out: bool, key: str, make: Callable[[], Any]) -> Any:
     """What `make` makes, again and again until it is of the wanted side of the split."""
     while is_held_out(key, made := make()) != held_out:
         pass
@@ -37,7 +35,7 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
         kind, length = rng.random(), int(rng.integers(2, longest + 1))
         if kind < 0.5:
             return choose(rng, [word for word in WORDS["common"] if len(word) <= longest])
-        letters = (_LETTERS, _LETTERS) if kind < 0.75 else ("bcdfghjklmnprstvwz", "aeiou")
+        letters = ["abcdefghijklmnopqrstuvwxyz"] * 2 if kind < 0.75 else ("bcdfghjklmnprstvwz", "aeiou")
         return "".join(choose(rng, letters[i % 2]) for i in range(length))
 
     return _until(held_out, "word", word)

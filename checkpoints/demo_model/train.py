@@ -163,8 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     emphasis = {task: float(weight) for task, _, weight in (text.rpartition("=") for text in options.emphasis)}
     shards, source = Shards(options.data, emphasis, options.seed), open_checkpoint(options.resume)
     config, place = source.config, jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    if config.vision is None:
-        raise ValueError(f"{options.resume}: has no vision tower, which the demo model needs")
+    size = config.vision.image_size if config.vision else 0
     params = load_params(source, config, dtype="float32", sharding=lambda *_: place, progress=False)
     state, steps, learned, shown = (params, ADAM.init(params)), 0, 0.0, 0.0
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:  # makes the next batch during a step
@@ -172,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         while (now := time.monotonic()) < end:
             batch = jax.device_put(coming.result())
             coming = ahead.submit(shards.batch, options.units)
-            pixels = to_pixels(batch.pop("images"), batch.pop("sizes"), config.vision.image_size)
+            pixels = to_pixels(batch.pop("images"), batch.pop("sizes"), size)
             progress = (now - learned) / (end - learned) if steps else 0
             rate = options.rate * min(1.0, steps / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * progress))
             state, seen = step(config, state, batch, pixels, np.float32(rate), tuple(options.freeze))
