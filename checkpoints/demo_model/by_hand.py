@@ -47,9 +47,10 @@ def _says(answer: str, form: str) -> bool:
 def questions() -> list[Question]:
     """All questions, in the order of the file."""
     return [
-        Question(*entry.removeprefix("+ ").split(" :: "), picture.removeprefix("no picture"), entry.startswith("+ "))
-        for picture, text in sections(FOLDER / "by_hand.txt").items()
-        for entry in text.split(" // ")
+        Question(text, expected, picture.removeprefix("no picture"), entry.startswith("+ "))
+        for picture, entries in sections(FOLDER / "by_hand.txt").items()
+        for entry in entries.split(" // ")
+        for text, _, expected in [entry.removeprefix("+ ").partition(" :: ")]
     ]
 
 

@@ -109,7 +109,7 @@ def texture_group(rng: np.random.Generator, held_out: bool) -> Group:
     phrases = choose(rng, LANGUAGES)
     asker = Asker(scenes.random_scene(rng, held_out), phrases, rng, held_out)
     asked = [turn.question for turn in scene_turns(asker, 3)]
-    turns = [[text_tasks.picture_scope(rng, held_out, phrases, question)] for question in (*asked, None)]
+    turns = [[text_tasks.picture_scope(rng, held_out, phrases, question)] for question in (*asked, "")]
     return _together(rng, held_out, turns, (scenes.texture(rng),), phrases)
 
 

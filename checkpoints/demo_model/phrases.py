@@ -98,7 +98,7 @@ class Phrases:
         self._parts, self.answers, words = (_values(texts.pop(name)) for name in ("parts", "answers", "words"))
         self._verbs = tuple(self._parts.pop("verbs").split())
         self.words = {name: text.split("; ") if ";" in text else text.split() for name, text in words.items()}
-        self._held_out, self._said = (defaultdict[str, list[str]](list) for _ in range(2))
+        self._held_out, self._said = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         self._train: dict[str, list[tuple[str, str]]] = defaultdict(list)  # frames and what stands in them
         self.values: dict[str, dict[str, str]] = defaultdict(dict)
         for name in texts:
