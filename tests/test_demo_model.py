@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from checkpoints.demo_model import by_hand, data, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL, Speaker, plain
 from checkpoints.demo_model.evaluate import Judged, correct, generated, summary
-from checkpoints.demo_model.phrases import CHINESE, ENGLISH, bare
+from checkpoints.demo_model.phrases import CHINESE, ENGLISH, Phrases, bare
 from checkpoints.demo_model.picture_tasks import Asker, compare_turns, scene_pair, scene_turns, twin_turns
 
 
@@ -241,6 +242,21 @@ def test_held_out_phrasings_are_never_trained_on() -> None:
             seen += 1
     assert seen > 120
     assert plain_makers > 2  # lists that could make one: `pick` is what keeps it back
+
+
+def test_a_task_takes_the_training_phrasings_of_another(tmp_path: Path) -> None:
+    file = tmp_path / "phrases.txt"
+    common = "== parts: verbs = say // a = [x|y]\n== answers: a = b\n== words: a = b\n== question: So, ...\n"
+    file.write_text(
+        common + "== one: Is <a> {n}? // ! Held {n}? // = No\n== two: as one: {n} -> it // Really? // ! Kept?\n"
+    )
+    made, rng = Phrases(file), np.random.default_rng(0)
+    asked = {made._template("two", rng, False).capitalize() for _ in range(80)}
+    assert asked == {"Is x it?", "Is y it?", "Really?", "So, is x it?", "So, is y it?", "So, really?"}
+    assert made.kept_out("two") == {"kept"}
+    file.write_text(common + "== one: Is [a|b it?\n")
+    with pytest.raises(ValueError, match="unbalanced brackets"):
+        Phrases(file)
 
 
 def test_held_out_words_and_scenes_are_never_trained_on() -> None:
