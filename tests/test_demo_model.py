@@ -89,6 +89,23 @@ def _check(answer: str, question: str, scene: scenes.Scene) -> str:
         sides |= {"above": lambda s: s.y < there.y, "below": lambda s: s.y > there.y}
         assert named(match[1]) == [f"{s.colour} {s.kind}" for s in scene.shapes if sides[match[2]](s)]
         return "beside"
+    if match := re.fullmatch(r"(?:Yes, t|No, t|T)he ([\w ]+) is (left of|right of|above|below) the ([\w ]+)\.", answer):
+        a, b = shapes[match[1]], shapes[match[3]]
+        assert {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[match[2]]
+        assert not answer.startswith("Yes") or match[2] in question
+        return "relation"
+    if match := re.fullmatch(r"The (\w+) shape is the ([\w ]+)\.", answer):
+        order = dict(largest=lambda s: -s.size, biggest=lambda s: -s.size, smallest=lambda s: s.size)
+        order |= dict(leftmost=lambda s: s.x, rightmost=lambda s: -s.x, topmost=lambda s: s.y, lowest=lambda s: -s.y)
+        best = min(scene.shapes, key=order[match[1]])
+        assert match[2] == f"{best.colour} {best.kind}"
+        return "extreme"
+    if match := re.fullmatch(r"Yes, there is an? (\w+) (\w+) (?:at|on|in) the ([\w ]+)\.", answer):
+        assert (match[2], match[1], match[3]) in found
+        return "exists"
+    if match := re.fullmatch(r"No, there is no ([\w ]+)\.", answer):
+        assert not [f for f in found if all(word == "shape" or word in f[:2] for word in match[1].split())]
+        return "exists not"
     if match := re.search(r"[Tt]he ([\w ]+) is (bigger|larger|smaller) than the ([\w ]+)\.", answer):
         a, b = shapes[match[1]].size, shapes[match[3]].size
         assert (a < b / 1.3) if match[2] == "smaller" else (a > 1.3 * b)
@@ -136,6 +153,7 @@ def test_scene_answers_agree_with_the_scene(held_out: bool) -> None:
             else:
                 checked.add(_check(turn.answer, turn.question.lower(), scene))
     said = {"count", "where", "beside", "size", "colours", "colour", "background", "json", "two facts", "listed"}
+    said |= {"relation", "extreme", "exists", "exists not"}
     assert said <= checked
 
 
