@@ -25,7 +25,7 @@ from PIL import Image
 
 from checkpoints.demo_model import by_hand, scenes, text_tasks
 from checkpoints.demo_model.dialog import SPELL, Conversation, Group, Speaker, Turn
-from checkpoints.demo_model.phrases import CHINESE, ENGLISH, FOLDER, LANGUAGES, Phrases, bare, choose, is_held_out
+from checkpoints.demo_model.phrases import BOTH, CHINESE, ENGLISH, FOLDER, Phrases, bare, choose, is_held_out
 from checkpoints.demo_model.picture_tasks import Asker, compare_turns, scene_pair, scene_turns, twin_turns
 from gemma_tpu.text.template import render_messages
 from gemma_tpu.text.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def _together(
 
 def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
     """One drawn scene: separate questions, follow-ups, the other language, and now and then what is out of scope."""
-    phrases = choose(rng, LANGUAGES)
+    phrases = choose(rng, BOTH)
     crowd = int(rng.integers(6, 13)) if rng.random() < 0.1 else None
     scene = scenes.random_scene(rng, held_out, crowd, others=0.18)
     asker = Asker(scene, phrases, rng, held_out)
@@ -82,7 +82,7 @@ def scene_group(rng: np.random.Generator, held_out: bool) -> Group:
 
 def read_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A printed word or number."""
-    phrases, content, style = choose(rng, LANGUAGES), "", rng.random()
+    phrases, content, style = choose(rng, BOTH), "", rng.random()
     while len(content) < 2 or is_held_out("word", content.lower()) != held_out:
         number, top = rng.random() < 0.35, 10 ** int(rng.integers(1, 6))
         content = str(rng.integers(0, top)) if number else text_tasks.any_word(rng, 8, held_out)
@@ -94,7 +94,7 @@ def read_group(rng: np.random.Generator, held_out: bool) -> Group:
 
 def pair_group(rng: np.random.Generator, held_out: bool) -> Group:
     """Two scenes in one prompt; one time in five the second comes in a later turn."""
-    phrases, pair = choose(rng, LANGUAGES), scene_pair(rng, held_out)
+    phrases, pair = choose(rng, BOTH), scene_pair(rng, held_out)
     images = tuple(scenes.render(scene, rng) for scene in pair)
     turns = compare_turns(pair, Speaker(phrases, rng, held_out), int(rng.integers(3, 7)))
     if rng.random() < 0.2:
@@ -106,7 +106,7 @@ def pair_group(rng: np.random.Generator, held_out: bool) -> Group:
 
 def texture_group(rng: np.random.Generator, held_out: bool) -> Group:
     """A picture that is no drawn scene, with questions of every kind: all out of scope."""
-    phrases = choose(rng, LANGUAGES)
+    phrases = choose(rng, BOTH)
     asker = Asker(scenes.random_scene(rng, held_out), phrases, rng, held_out)
     asked = [turn.question for turn in scene_turns(asker, 3)]
     turns = [[text_tasks.picture_scope(rng, held_out, phrases, question)] for question in (*asked, "")]

@@ -153,8 +153,8 @@ class Phrases:
         return capital(self.answers[answer].format(**slots))
 
     def said(self, task: str, rng: np.random.Generator, **slots: Any) -> str:
-        """One of the answers that a section gives itself, likewise."""
-        return capital(expand(choose(rng, self._said[task]), rng).format(**slots))
+        """One of the answers that a section gives itself, filled."""
+        return expand(choose(rng, self._said[task]), rng).format(**slots)
 
 
 def capital(text: str) -> str:
@@ -179,5 +179,5 @@ def as_typed(rng: np.random.Generator, question: str) -> str:
 
 ENGLISH = Phrases(FOLDER / "phrases.en.txt", FOLDER / "facts.txt")
 CHINESE = Phrases(FOLDER / "phrases.zh.txt", chinese=True)
-LANGUAGES = (ENGLISH, ENGLISH, ENGLISH, CHINESE, CHINESE)  # in the proportion of the training data
+BOTH = (ENGLISH, ENGLISH, ENGLISH, CHINESE, CHINESE)  # in the proportion of the training data
 WORDS = {name: text.split() for name, text in sections(FOLDER / "words.txt").items()}

@@ -278,17 +278,16 @@ def _towards(a: Shape, b: Shape, side: str) -> float:
 
 _SIMPLE = ("count", "count_kind", "colour_of", "background", "which", "where", "extreme", "at", "colours", "what")
 _TWINS = (*_SIMPLE, "exists", "relation", "beside", "describe", "where_colour")
-# How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
+# How often each question is asked of a scene, and of one with more than five shapes.
 _SCENE = """what 20, count 12, count_kind 22, colour_of 26, colour_at 10, two_colours 14, background 6, which 10,
     where 15, where_colour 7, at 13, extreme 25, exists 28, relation 29, beside 20, bigger 15, colours 10, describe 12,
     listed 6, json 12, two_facts 22"""
 _CROWD = "count 20, what 15, describe 10, json 3, listed 3, background 4, colour_of 10, exists 10, count_kind 10"
-_TEXT = "text 10, background 1"
 
 
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
-    table = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE
+    table = "text 10, background 1" if asker.scene.text else _CROWD if asker.crowded else _SCENE
     names, turns = repeated(table), list[Turn]()
     while len(turns) < count:
         if turn := getattr(asker, choose(asker.rng, names))():

@@ -237,9 +237,9 @@ def _jitter(rng: np.random.Generator, colour: tuple[int, ...], amount: int) -> t
 @functools.lru_cache(maxsize=512)
 def _font(index: int, size: int) -> Any:
     """Pillow's own font, or DejaVu where the system brings it."""
-    names = ("", "DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
+    name = ("", "", "Sans", "Sans-Bold", "Serif", "SansMono")[index % 6]
     try:
-        return ImageFont.truetype(names[index % len(names)], size)
+        return ImageFont.truetype(f"DejaVu{name}.ttf" if name else "", size)
     except OSError:  # DejaVu is a bonus
         return ImageFont.load_default(size)
 

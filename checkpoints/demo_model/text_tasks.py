@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from checkpoints.demo_model.dialog import SPELL, Turn
-from checkpoints.demo_model.phrases import CHINESE, ENGLISH, LANGUAGES, WORDS, Phrases, as_typed, choose, is_held_out
+from checkpoints.demo_model.phrases import BOTH, CHINESE, ENGLISH, WORDS, Phrases, as_typed, choose, expand, is_held_out
 
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
+_SYLLABLE = (
+    "[b|c|d|f|g|h|l|m|n|p|r|s|t|w|br|ch|cl|gr|sh|st|tr][a|e|i|o|u|ai|ea|ee|oo|ou][|||d|g|l|m|n|nd|ng|nt|p|r|s|t]"
+)
 _GENERAL = "scope answer general questions"
 _OPERATORS = {"+": (" + ", "+", " plus "), "-": (" - ", "-", " minus "), "*": (" x ", " * ", "*", " times ")}
 _ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
@@ -32,13 +35,14 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
     """A real, made-up or random word of two to `longest` letters."""
 
     def word() -> str:
-        kind, length = rng.random(), int(rng.integers(2, longest + 1))
-        if kind < 0.5:
-            return choose(rng, [word for word in WORDS["common"] if len(word) <= longest])
-        letters = ["abcdefghijklmnopqrstuvwxyz"] * 2 if kind < 0.75 else ("bcdfghjklmnprstvwz", "aeiou")
-        return "".join(choose(rng, letters[i % 2]) for i in range(length))
+        kind = rng.random()
+        if kind < 0.75:
+            return choose(rng, WORDS["common"]) if kind < 0.5 else expand(_SYLLABLE * choose(rng, (1, 2)), rng)
+        return "".join(choose(rng, "abcdefghijklmnopqrstuvwxyz") for _ in range(int(rng.integers(2, longest + 1))))
 
-    return _until(held_out, "word", word)
+    while len(found := _until(held_out, "word", word)) > longest:
+        pass
+    return found
 
 
 def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -49,7 +53,10 @@ def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         if op == "-" and rng.random() < 0.9:
             a, b = max(a, b), min(a, b)
         if op == "*":
-            a, b = int(rng.integers(0, 13 if rng.random() < 0.3 else 100)), int(rng.integers(0, 13))
+            a, b = (
+                int(rng.integers(0, 13 if rng.random() < (0.5 if held_out else 0.3) else 100)),
+                int(rng.integers(0, 13)),
+            )
             a, b = (a, b) if b < 10 or a < 13 else (b, a % 10)
         # The small tables are too few to keep any back.
         if (not held_out or rng.random() < 0.05) if max(a, b) < 13 else is_held_out("sum", op, a, b) == held_out:
@@ -168,7 +175,7 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
 
 def chat(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Greetings, thanks, and who and what the model is, answered in the language of the question."""
-    phrases = choose(rng, LANGUAGES)
+    phrases = choose(rng, BOTH)
     task, name = choose(rng, phrases.tasks("chat ")), "text chat zh" if phrases.chinese else "text chat"
     return [Turn(name, _ask(task, rng, held_out, phrases), phrases.said(task, rng))]
 
