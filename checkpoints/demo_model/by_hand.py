@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from checkpoints.demo_model.phrases import FOLDER, bare, sections
-from checkpoints.demo_model.scenes import BACKGROUNDS, COLOURS, RING_HOLE, Shape, outline
+from checkpoints.demo_model.scenes import BACKGROUNDS, COLOURS, Shape, mask, rims
 
 _COLOURS = {**COLOURS, "teal": (0, 140, 140)}
 _CANNOT = "demo model / do not know / don't know / cannot / can't / more than five / 演示模型 / 不认识 / 超过五个"
@@ -39,21 +39,19 @@ class Question:
 
 def _says(answer: str, form: str) -> bool:
     """Whether a word or phrase stands in the answer, whole where its script has spaces."""
-    form = form.strip().lower()
-    start = r"(?<![a-z0-9])" if re.match("[a-z0-9]", form) else ""
-    end = r"(?![a-z0-9])" if re.search("[a-z0-9]$", form) else ""
+    edge, form = "[a-z0-9]", form.strip().lower()
+    start, end = f"(?<!{edge})" if re.match(edge, form) else "", f"(?!{edge})" if re.search(f"{edge}$", form) else ""
     return re.search(start + re.escape(form) + end, answer.lower()) is not None
 
 
 def questions() -> list[Question]:
     """All questions, in the order of the file."""
-    found: list[Question] = []
-    for picture, text in sections(FOLDER / "by_hand.txt").items():
-        for entry in text.split(" // "):
-            question, expected = entry.removeprefix("+ ").split(" :: ")
-            shown = "" if picture == "no picture" else picture
-            found.append(Question(question, expected, shown, entry.startswith("+ ")))
-    return found
+    return [
+        Question(text, expected, picture.removeprefix("no picture"), entry.startswith("+ "))
+        for picture, entries in sections(FOLDER / "by_hand.txt").items()
+        for entry in entries.split(" // ")
+        for text, _, expected in [entry.removeprefix("+ ").partition(" :: ")]
+    ]
 
 
 SENTENCES = frozenset(bare(question.text) for question in questions())
@@ -71,69 +69,53 @@ def draw(picture: str) -> Image.Image:
     if things.startswith("text "):
         _, word, colour = things.split()
         font = ImageFont.load_default(int(min(0.5 * height, 1.5 * width / len(word))))
-        centre = (width / 2, height / 2)
-        ImageDraw.Draw(image).text(centre, word, font=font, fill=_COLOURS[colour], anchor="mm")
+        ImageDraw.Draw(image).text((width / 2, height / 2), word, font=font, fill=_COLOURS[colour], anchor="mm")
     else:
         for thing in things.split(";"):
             colour, kind, x, y, radius, *angle = thing.split()
-            turn = float(angle[0]) if angle else 0.0
-            shape = Shape(kind, colour, int(x) / 100, int(y) / 100, int(radius) / 100, turn)
-            _STYLES[style](image, shape, rng)
+            place = (int(x) / 100, int(y) / 100, int(radius) / 100)
+            _STYLES[style](image, Shape(kind, colour, *place, *map(float, angle)), rng)
     return _photographed(image, rng) if style == "paper" else image
 
 
 def _filled(image: Image.Image, shape: Shape, rng: np.random.Generator) -> None:
     """Flat colour with hard, jagged edges."""
-    image.paste(_COLOURS[shape.colour], mask=_mask(image, shape))
-
-
-def _mask(image: Image.Image, shape: Shape) -> Image.Image:
-    mask = Image.new("L", image.size)
-    ImageDraw.Draw(mask).polygon(outline(shape, image.size), fill=255)
-    if shape.kind == "ring":
-        hole = dataclasses.replace(shape, size=shape.size * RING_HOLE)
-        ImageDraw.Draw(mask).polygon(outline(hole, image.size), fill=0)
-    return mask
+    image.paste(_COLOURS[shape.colour], mask=mask(shape, image.size))
 
 
 def _pencilled(image: Image.Image, shape: Shape, rng: np.random.Generator) -> None:
     """A line drawn twice by an unsteady hand, not filled."""
-    draw = ImageDraw.Draw(image)
-    rims = [shape, dataclasses.replace(shape, size=shape.size * RING_HOLE)] if shape.kind == "ring" else [shape]
-    for rim in rims * 2:
-        points = np.array(outline(rim, image.size))
+    for points in rims(shape, image.size) * 2:
         steps = np.linspace(0, 1, 8, endpoint=False)[:, None]
-        line = np.concatenate([a + (b - a) * steps for a, b in zip(points, np.roll(points, -1, 0), strict=True)])
+        ends = zip(np.array(points), np.roll(points, -1, 0), strict=True)
+        line = np.concatenate([a + (b - a) * steps for a, b in ends])
         shake = np.cumsum(rng.normal(0, 0.25, line.shape), axis=0)
         shake -= np.linspace(0, 1, len(shake))[:, None] * shake[-1]
         path = [(float(x), float(y)) for x, y in np.concatenate([line + shake, line[:1]])]
-        draw.line(path, fill=_COLOURS[shape.colour], width=4, joint="curve")
+        ImageDraw.Draw(image).line(path, fill=_COLOURS[shape.colour], width=4, joint="curve")
 
 
 def _shaded(image: Image.Image, shape: Shape, rng: np.random.Generator) -> None:
     """Lit from its upper left like a ball, above a soft shadow."""
-    mask, (width, height) = _mask(image, shape), image.size
+    inside, (width, height) = mask(shape, image.size), image.size
     shadow = Image.new("L", image.size)
-    shadow.paste(mask, (5, 6))
+    shadow.paste(inside, (5, 6))
     image.paste((90, 90, 90), mask=shadow.filter(ImageFilter.GaussianBlur(5)).point(lambda value: value // 3))
     radius = shape.size * min(image.size)
     y, x = np.ogrid[:height, :width]
     away = np.hypot(x - shape.x * width + 0.4 * radius, y - shape.y * height + 0.4 * radius) / (1.8 * radius)
     light = np.clip(1.25 - 0.55 * away, 0.6, 1.25)[..., None]
     colours = np.clip(np.array(_COLOURS[shape.colour]) * light, 0, 255).astype(np.uint8)
-    image.paste(Image.fromarray(colours), mask=mask)
+    image.paste(Image.fromarray(colours), mask=inside)
 
 
 def _photographed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """As a sheet of paper on a table: seen at a slant, with grain, uneven light and a little blur."""
     width, height = image.size
-    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)]) + rng.uniform(-0.04, 0.04, (4, 2)) * min(
-        image.size
-    )
-    table = (118, 96, 78)
-    slanted = image.transform(
-        image.size, Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC, fillcolor=table
-    )
+    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)])
+    slant = (corners + rng.uniform(-0.04, 0.04, (4, 2)) * min(image.size)).ravel().tolist()
+    bicubic, table = Image.Resampling.BICUBIC, (118, 96, 78)
+    slanted = image.transform(image.size, Image.Transform.QUAD, slant, bicubic, fillcolor=table)
     slanted = slanted.filter(ImageFilter.GaussianBlur(0.8))
     grain = rng.normal(0, 6, (height, width))
     light = np.add.outer(np.linspace(1.0, 0.85, height), np.linspace(0.0, -0.15, width))

@@ -2,7 +2,7 @@
 
 generated: phrasings, words, numbers and scenes that training never held; each last turn is asked after the right
 answers before it, and is right if it is right to the letter (JSON: the same value; out of scope: in any words).
-by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints a table and
+by_hand: by_hand.txt, in pictures of other styles, follow-ups after the model's own answers. Greedy. Prints counts and
 what was answered wrongly; `--save` keeps the counts in results.json.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -23,12 +22,11 @@ import numpy as np
 import gemma_tpu
 from checkpoints.demo_model import CHECKPOINT, by_hand, data
 from checkpoints.demo_model.dialog import Conversation, Turn, plain
+from checkpoints.demo_model.phrases import choose
 
 RESULTS = Path(__file__).with_name("results.json")
-BARS = {"image": 0.95, "text": 0.97, "by hand": 0.85}
-_SEED = 987_654_321
-_IMAGE_GROUPS = (data.scene_group, data.scene_group, data.scene_group, data.read_group, data.pair_group)
-_PER_GROUP = 3  # conversations judged of a group: the rest would ask about the same picture
+_SETS = ("image", "text", "by hand")  # each has a bar in README.md
+_IMAGE_GROUPS = [data.scene_group] * 9 + [data.read_group] * 3 + [data.pair_group] * 3 + [data.texture_group]
 _MAX_TOKENS = 200
 
 
@@ -40,26 +38,19 @@ class Judged(NamedTuple):
     right: bool
 
 
-def generated(count: int, seed: int = _SEED) -> list[Conversation]:
+def generated(count: int = 1200, seed: int = 987_654_321) -> list[Conversation]:
     """Held-out conversations, half about images; the last turn of each is judged."""
     rng = np.random.default_rng(seed)
-    picked: list[Conversation] = []
-    images = 0
+    picked, images = list[Conversation](), 0
     while len(picked) < count:
-        if images * 2 <= len(picked):
-            make = data.texture_group if rng.random() < 0.06 else _IMAGE_GROUPS[int(rng.random() * len(_IMAGE_GROUPS))]
-        else:
-            make = data.text_group
-        group = make(rng, True)
-        for i in rng.permutation(len(group.conversations))[:_PER_GROUP]:
-            conversation = group.conversations[int(i)]
+        group = (data.text_group if images * 2 > len(picked) else choose(rng, _IMAGE_GROUPS))(rng, True)
+        for i in rng.permutation(len(group))[:3]:  # more would ask about the same picture
+            conversation = group[int(i)]
             end = 1 + int(rng.integers(len(conversation.turns)))  # any turn of it, with those before as history
-            while end > 1 and group.images and not conversation.turns[end - 1].task.startswith("image"):
+            while end > 1 and conversation.images and not conversation.turns[end - 1].task.startswith("image"):
                 end -= 1
-            turns = conversation.turns[:end]
-            shown = 1 + max((i for turn in turns for i in turn.images), default=-1)
-            picked.append(dataclasses.replace(conversation, turns=turns, images=conversation.images[:shown]))
-            images += bool(group.images)
+            picked.append(dataclasses.replace(conversation, turns=conversation.turns[:end]))
+            images += bool(conversation.images)
     return picked[:count]
 
 
@@ -82,18 +73,16 @@ def judge_generated(model: gemma_tpu.Model, conversations: list[Conversation], b
         answers = model.generate([c.messages() for c in part], max_new_tokens=_MAX_TOKENS, temperature=0.0)
         for conversation, answer in zip(part, answers, strict=True):
             turn = conversation.turns[-1]
-            right = correct(turn, answer.text)
-            yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, right)
+            yield Judged(turn.task, turn.question, plain(turn.answer), answer.text, correct(turn, answer.text))
 
 
 def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: int) -> Iterable[Judged]:
     """All first questions, then those that follow on the model's own answers to them."""
-    told: dict[int, list[dict[str, Any]]] = {}
-    depth = np.array(
-        [sum(1 for _ in itertools.takewhile(lambda q: q.follows, asked[i::-1])) for i in range(len(asked))]
-    )
-    for layer in range(depth.max() + 1):
-        turns = np.flatnonzero(depth == layer).tolist()
+    told, depth = dict[int, list[dict[str, Any]]](), list[int]()
+    for question in asked:
+        depth.append(depth[-1] + 1 if question.follows else 0)
+    for layer in range(max(depth) + 1):
+        turns = [i for i, at in enumerate(depth) if at == layer]
         for part in (turns[at : at + batch] for at in range(0, len(turns), batch)):
             for i in part:
                 shown = [by_hand.draw(asked[i].picture)] if asked[i].picture and not layer else []
@@ -107,43 +96,30 @@ def judge_by_hand(model: gemma_tpu.Model, asked: list[by_hand.Question], batch: 
 
 
 def summary(judged: Iterable[Judged]) -> dict[str, Any]:
-    """Right answers and questions of each bar and of each task, and what was answered wrongly."""
+    """Right answers and questions of each set and of each task, and what was answered wrongly."""
     counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     wrong = []
     for one in judged:
-        for name in (next(bar for bar in BARS if one.task.startswith(bar)), one.task):
+        for name in (next(name for name in _SETS if one.task.startswith(name)), one.task):
             counts[name][0] += one.right
             counts[name][1] += 1
-        if not one.right:
-            wrong.append(list(one[:4]))
+        wrong += [] if one.right else [list(one[:4])]
     return {"counts": dict(sorted(counts.items())), "wrong": wrong}
-
-
-def table(counts: dict[str, list[int]]) -> str:
-    """The counts as Markdown."""
-    lines = ["| task | right | of | accuracy |", "|---|---|---|---|"]
-    for name, (right, total) in counts.items():
-        bold = f"**all {name}**" if name in BARS else name
-        lines.append(f"| {bold} | {right} | {total} | {100 * right / total:.1f}% |")
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sets = {"generated": (judge_generated, generated), "by_hand": (judge_by_hand, by_hand.questions)}
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
-    parser.add_argument("--set", choices=("generated", "by_hand"), default="generated")
-    parser.add_argument("--questions", type=int, default=1200, help="of the generated set (default: %(default)s)")
+    parser.add_argument("--set", choices=sets, default="generated")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help=f"keep the counts in {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
     with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
-        if options.set == "by_hand":
-            results = summary(judge_by_hand(model, by_hand.questions(), options.batch))
-        else:
-            results = summary(judge_generated(model, generated(options.questions), options.batch))
-    print(table(results["counts"]))
-    for wrong in results["wrong"]:
-        print(*wrong, sep=" | ")
+        judge, asked = sets[options.set]
+        results = summary(judge(model, asked(), options.batch))
+    print(*(f"{name}: {a} of {b}, {a / b:.1%}" for name, (a, b) in results["counts"].items()), sep="\n")
+    print(*(" | ".join(wrong) for wrong in results["wrong"]), sep="\n")
     if options.save:
         saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         saved[options.set] = results["counts"]

@@ -1,35 +1,33 @@
-"""Questions about drawn scenes, in either language; every answer is computed from the scene."""
+"""Questions about a drawn scene or two, in either language; every answer is computed from the scenes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from checkpoints.demo_model.dialog import Turn, spell
-from checkpoints.demo_model.phrases import Phrases, as_typed, choose, uncapital, weighted
-from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, Text
-from checkpoints.demo_model.speaker import SIDES, Speaker
+from checkpoints.demo_model.dialog import SIDES, SPELL, Speaker, Turn
+from checkpoints.demo_model.phrases import Phrases, as_typed, choose, repeated, uncapital
+from checkpoints.demo_model.scenes import CELLS, COLOURS, LARGER, SHAPES, Scene, Shape, allowed_colours, random_scene
 
 _SIDE_MARGIN = 0.12  # of the canvas: shapes nearer than this are not asked to be left of or above each other
-_CORNERS = (CELLS[0], CELLS[2], CELLS[4], CELLS[6], CELLS[8])  # no other reading of "left" or "top" contains these
-_KEYS = (("shape", "color"), ("shape", "colour"), ("color", "shape"), ("type", "color"), ("kind", "colour"))
+# What the words for "largest, biggest, smallest, leftmost, …" mean: the first by this, or by its negative.
+_MOST = (("size", -1), ("size", -1), ("size", 1), ("x", 1), ("x", -1), ("y", 1), ("y", -1))
+_KEYS = (("shape", "colour"), ("type", "color"), ("kind", "colour"))
 _COUNT_KEYS = ("count", "number", "shapes", "total", "n")
 
 
 class Asker(Speaker):
     """Makes turns about one scene; a method returns None if the scene is unfit for its question."""
 
-    def __init__(
-        self, scene: Scene, phrases: Phrases, rng: np.random.Generator, held_out: bool, whole: bool = False
-    ) -> None:
-        super().__init__(phrases, rng, held_out, whole)
+    def __init__(self, scene: Scene, phrases: Phrases, rng: np.random.Generator, held_out: bool) -> None:
+        super().__init__(phrases, rng, held_out)
         self.scene, self.shapes, self.crowded = scene, scene.shapes, len(scene.shapes) > 5
-        self.text = scene.text or Text("", "black", 0, 0, 0, 0)
         self.known = [s for s in scene.shapes if s.kind in SHAPES]
         self.kinds, self.seen = Counter(s.kind for s in scene.shapes), Counter(s.colour for s in scene.shapes)
         both = Counter((s.kind, s.colour) for s in scene.shapes)
@@ -41,126 +39,102 @@ class Asker(Speaker):
         alone = self.rng.random() < 0.6 and self.kinds[shape.kind] == 1
         return self.kind(shape.kind) if alone else self.name(shape.kind, shape.colour)
 
-    def some(self, shapes: Sequence[Shape], count: int = 1) -> list[Shape]:
-        """So many of the shapes, or none if there are not enough."""
-        enough = len(shapes) >= max(1, count)
-        return [shapes[int(i)] for i in self.rng.permutation(len(shapes))[:count]] if enough else []
+    def some(self, things: Sequence[Any], count: int = 1) -> list[Any]:
+        """So many of them in any order, or none if there are not enough."""
+        enough = len(things) >= max(1, count)
+        return [things[int(i)] for i in self.rng.permutation(len(things))[:count]] if enough else []
 
-    # -- the whole scene: answered for up to five shapes ---------------------------------------------------------------
-
-    def _all(self, task: str, said: str = "", group: str = "", **rest: Any) -> Turn:
+    def _all(self, task: str, said: str = "", **rest: Any) -> Turn:
         if self.crowded:
-            return self.ask(task, "too_many", "crowd", **rest | {"text": "", "check": "exact"})
-        return self.ask(task, said, group, **rest)
+            return self.ask(task, "too_many", **rest | {"text": "", "check": "exact"})
+        return self.ask(task, said, **rest)
 
     def what(self) -> Turn:
-        if not self.known:
-            return self.ask("what", "unknown", "unknown shape")
-        return self._all("what", shapes=self.listing(self.shapes))
+        return self._all("what", shapes=self.listing(self.shapes)) if self.known else self.ask("what", "unknown")
 
     def count(self) -> Turn:
-        return self.how_many("count", len(self.shapes), "shape")
+        return self.how_many("count", len(self.shapes))
 
     def describe(self) -> Turn:
         parts = [uncapital(self.phrases.say("describe_part", **self.facts(s))) for s in self.shapes]
-        number, things = self.number(min(len(parts), 5)), self.kind("shape", len(parts) > 1)
+        slots = dict(number=self.words["numbers"][min(len(parts), 5)], things=self.kind("shape", len(parts) > 1))
         background = self.colour(self.scene.background)
-        return self._all("describe", number=number, things=things, background=background, parts=self.all_of(parts))
+        return self._all("describe", background=background, parts=self.all_of(parts), **slots)
 
     def listed(self) -> Turn:
-        return self._all(
-            "listed", text="\n".join(f"{i}. {self.facts(s)['name']}" for i, s in enumerate(self.shapes, 1))
-        )
+        lines = [f"{i}. {self.name(s.kind, s.colour)}" for i, s in enumerate(self.shapes, 1)]
+        return self._all("listed", text="\n".join(lines))
 
     def json(self) -> Turn:
-        """The scene as JSON: with given keys, at times with the place, or only the count."""
-        rng, kind = self.rng, self.rng.random()
-        if kind < 0.25:
-            key = choose(rng, ("数量", *_COUNT_KEYS) if self.chinese else _COUNT_KEYS)
-            text = json.dumps({key: len(self.shapes)}, ensure_ascii=False)
-            return self._all("json_count", "", "json", text=text, check="json", key=choose(rng, (key, f'"{key}"')))
-        own = ("形状", "颜色") if self.chinese else _KEYS[0]
-        keys = own if kind < 0.5 or (self.chinese and kind < 0.75) else choose(rng, _KEYS)
-        keys = (*keys, "position") if kind > 0.85 else keys
-        unknown = "不认识" if self.chinese else "unknown"
-
-        def value(key: str, shape: Shape) -> str:
-            if key == "position":
-                return self.place(shape.cell, asked=True)
-            if key in ("color", "colour", "颜色"):
-                return self.colour(shape.colour)
-            return self.kind(shape.kind) if shape.kind in SHAPES else unknown
-
-        text = json.dumps([{key: value(key, s) for key in keys} for s in self.shapes], ensure_ascii=False)
-        quote = choose(rng, ('"', ""))
-        asked = self.all_of([f"{quote}{key}{quote}" for key in keys])
-        return self._all("json" if kind < 0.5 else "json_shapes", "", "json", text=text, check="json", keys=asked)
+        """The scene as JSON, at times with given keys, or only the count."""
+        quote, form = choose(self.rng, ('"', "")), self.rng.random()
+        own = ("形状", "颜色", "数量", "不认识") if self.chinese else ("shape", "color", "count", "unknown")
+        kind_key, colour_key = choose(self.rng, (own[:2], *_KEYS)) if form > 0.6 else own[:2]
+        if form < 0.25:
+            task, keys = "json_count", [choose(self.rng, (own[2], *_COUNT_KEYS))]
+            value: Any = {keys[0]: len(self.shapes)}
+        else:
+            task, keys = "json" if form < 0.5 else "json_shapes", [kind_key, colour_key]
+            kinds = (self.kind(s.kind) if s in self.known else own[3] for s in self.shapes)
+            colours = (self.colour(s.colour) for s in self.shapes)
+            value = [{kind_key: kind, colour_key: colour} for kind, colour in zip(kinds, colours, strict=True)]
+        text, asked = json.dumps(value, ensure_ascii=False), self.all_of([quote + key + quote for key in keys])
+        return self._all(task, text=text, check="json", key=asked, keys=asked)
 
     def background(self) -> Turn:
-        return self.ask("background", "", "colour", colour=self.colour(self.scene.background))
+        return self.ask("background", colour=self.colour(self.scene.background))
 
     def colours(self) -> Turn | None:
         if len(self.seen) <= 5:
-            said, seen = (
-                "colours_one" if len(self.seen) == 1 else "colours",
-                self.all_of([*map(self.colour, self.seen)]),
-            )
-            return self.ask("colours", said, number=self.number(len(self.seen)), colours=seen)
-
-    # -- kinds, colours and places -------------------------------------------------------------------------------------
+            said, seen = "colours_one" if len(self.seen) == 1 else "colours", [*map(self.colour, self.seen)]
+            return self.ask("colours", said, number=self.words["numbers"][len(seen)], colours=self.all_of(seen))
 
     def count_kind(self) -> Turn:
-        by, there = self.rng.random(), self.rng.random() < 0.7
-        shape = choose(self.rng, self.known or [Shape("circle", choose(self.rng, tuple(self.seen)), 0, 0, 0)])
-        kind = shape.kind if there else choose(self.rng, SHAPES)
-        colour = shape.colour if there else choose(self.rng, tuple(COLOURS))
+        """How many of a kind, of a colour, or of both; three times in ten of what need not be there."""
+        shape, by = choose(self.rng, self.shapes), self.rng.random()
+        kind, colour = shape.kind, shape.colour
+        if kind not in SHAPES or self.rng.random() < 0.3:
+            kind, colour = choose(self.rng, SHAPES), choose(self.rng, tuple(COLOURS))
         if by < 0.45:
-            return self.how_many("count_kind", self.kinds[kind], kind, thing=self.kind(kind, True))
-        kind, task = ("shape" if by < 0.85 else kind), "count_colour" if 0.65 < by < 0.85 else "count_kind"
+            return self.how_many("count", self.kinds[kind], kind)
+        kind, task = ("shape" if by < 0.85 else kind), "count_colour" if 0.65 < by < 0.85 else "count"
         count = sum(s.colour == colour and kind in (s.kind, "shape") for s in self.shapes)
-        thing = self.name(kind, colour, True)
-        return self.how_many(task, count, kind, colour, thing=thing, colour_name=self.colour(colour))
+        return self.how_many(task, count, kind, colour, colour_name=self.colour(colour))
 
     def colour_of(self) -> Turn | None:
+        """The colour of what its kind alone names, or of "it"; which of two colours, or whether it is one."""
         for s in self.some(self.unique):
-            facts, form = self.facts(s), self.rng.random()
-            if len(self.shapes) == 1 and form < 0.4:
-                return self.ask("follow_what_colour", "colour", "colour", short=facts["colour"], **facts)
-            if form < 0.15:
-                other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
-                one, two = (facts["colour"], other) if form < 0.07 else (other, facts["colour"])
-                return self.ask("either", "colour", "colour", two=two, **facts | {"one": one})
-            return self.ask("colour", short=facts["colour"], **facts)
+            form, facts = self.rng.random(), self.facts(s)
+            other = self.colour(choose(self.rng, [c for c in COLOURS if c != s.colour]))
+            if form < 0.3:
+                asked = other if form < 0.15 else facts["colour"]
+                return self.ask("is_colour", "is_no" if form < 0.15 else "is_yes", asked=asked, **facts)
+            if form < 0.4:
+                one, two = self.some((facts["colour"], other), 2)
+                return self.ask("either", "colour", **facts | dict(one=one, two=two))
+            task = "follow_what_colour" if len(self.shapes) == 1 and form < 0.6 else "colour"
+            return self.ask(task, "colour", **facts)
 
     def colour_at(self) -> Turn | None:
         """The colour of the one shape in some part of the picture."""
         cell = choose(self.rng, CELLS)
         if len(found := self._in(cell)) == 1 and found[0] in self.known:
             slots = self.facts(found[0]) | dict(place=self.place(cell))
-            return self.ask(
-                "colour_at", "colour", "colour", noun=choose(self.rng, (slots["kind"], self.kind("shape"))), **slots
-            )
-
-    def _two(self, ordered: bool = False) -> dict[str, str] | None:
-        """Kinds `a` and `b` of two shapes, and their colours, `first` and `second`; `ordered`: from left to right."""
-        if pair := self.some(self.unique, 2):
-            pair = sorted(pair, key=lambda s: s.x) if ordered else pair
-            (a, first), (b, second) = ((self.kind(s.kind), self.colour(s.colour)) for s in pair)
-            return dict(a=a, b=b, first=first, second=second)
-
-    def same_colour(self) -> Turn | None:
-        both = len(self.shapes) == 2 and self.rng.random() < 0.5
-        if slots := self._two(ordered=both):
-            said = "same_colour_yes" if slots["first"] == slots["second"] else "same_colour_no"
-            return self.ask("both_colours" if both else "same_colour", said, "two facts", **slots)
+            return self.ask("colour_at", "colour", noun=self.kind(choose(self.rng, ("shape", found[0].kind))), **slots)
 
     def two_colours(self) -> Turn | None:
-        if slots := self._two():
-            return self.ask("two_colours", "", "two facts", **slots)
+        """The colours of two shapes, or whether they are the same."""
+        if pair := self.some(self.unique, 2):
+            they = "both_colours" if len(self.shapes) == 2 else "same_colour"
+            task = choose(self.rng, ("two_colours", "two_colours", "same_colour", they))
+            a, b = sorted(pair, key=lambda s: s.x) if task == "both_colours" else pair
+            said = task if task == "two_colours" else "same_colour_yes" if a.colour == b.colour else "same_colour_no"
+            colours = dict(first=self.colour(a.colour), second=self.colour(b.colour))
+            return self.ask(task, said, a=self.kind(a.kind), b=self.kind(b.kind), **colours)
 
     def which(self) -> Turn | None:
         for s in self.some([s for s in self.known if self.seen[s.colour] == 1]):
-            return self.ask("which", "", "colour", short=self.kind(s.kind), **self.facts(s))
+            return self.ask("which", **self.facts(s))
 
     def where(self) -> Turn | None:
         for s in self.some(self.named):
@@ -168,17 +142,16 @@ class Asker(Speaker):
             name = full = self.called(s)
             if self.seen[s.colour] == 1 and self.rng.random() < 0.15:
                 name, full = self.name("shape", s.colour), self.name(s.kind, s.colour)
-            return self.ask(task, "where", "where", name=name, full=full, place=self.place(s.cell))
+            return self.ask(task, "where", name=name, full=full, place=self.place(s.cell))
 
     def where_colour(self) -> Turn | None:
         for s in self.some(self.unique):
-            return self.ask("where_colour", "", "two facts", **self.facts(s))
+            return self.ask("where_colour", **self.facts(s))
 
     def _in(self, cell: tuple[str, str]) -> list[Shape]:
         """Shapes in a cell; "top" and "left" are a whole row or column."""
-        row, column = cell
-        edge = cell not in _CORNERS
-        return [s for s in self.shapes if s.cell == cell or (edge and (row, column)[row == "middle"] in s.cell)]
+        part = cell[cell[0] == "middle"] if (cell[0] == "middle") != (cell[1] == "middle") else ""
+        return [s for s in self.shapes if s.cell == cell or part in s.cell]
 
     def at(self) -> Turn:
         cell = choose(self.rng, CELLS)
@@ -186,80 +159,57 @@ class Asker(Speaker):
             cell = choose(self.rng, self.shapes).cell
         spot, shapes = self.place(cell, asked=True), self._in(cell)
         spot += choose(self.rng, ("", "", " corner")) if "middle" not in cell and not self.chinese else ""
-        said, shown = ("at", self.listing(shapes)) if shapes else ("at_nothing", "")
-        return self.ask("at", said, "where", spot=spot, place=self.place(cell), shapes=shown)
+        shown = self.listing(shapes) if shapes else ""
+        return self.ask("at", "at" if shapes else "at_nothing", spot=spot, place=self.place(cell), shapes=shown)
 
     def extreme(self) -> Turn | None:
-        """The largest, smallest, leftmost, …, where one clearly is."""
-        if len(self.shapes) < 2 or self.crowded:
-            return None
-        by_y, by_size = (sorted(self.shapes, key=key) for key in (lambda s: s.y, lambda s: -s.size))
-        clear = [b.y - a.y > _SIDE_MARGIN / 2 for a, b in (by_y[:2], by_y[-2:])]
-        big, small = (a.size / b.size >= LARGER for a, b in (by_size[:2], by_size[-2:]))
-        found = [by_size[0] if big else None] * 2 + [by_size[-1] if small else None, self.shapes[0], self.shapes[-1]]
-        found += [by_y[0] if clear[0] else None, by_y[-1] if clear[1] else None]
-        known = [i for i, shape in enumerate(found) if shape in self.known]
-        sizes = [i for i in known if i < 3]
-        if known:
-            i = choose(self.rng, sizes if sizes and self.rng.random() < 0.5 else known)
-            return self.ask(
-                "extreme", "", "where" if i > 2 else "size", most=self.words["most"][i], **self.facts(found[i])
-            )
-
-    # -- yes or no -----------------------------------------------------------------------------------------------------
+        """The largest, smallest, leftmost, …, if one clearly is."""
+        if len(self.shapes) > 1 and not self.crowded:
+            i = choose(self.rng, (*range(3), *range(7)))  # sizes more often
+            axis, sign = _MOST[i]
+            first, second = sorted(self.shapes, key=lambda s: sign * getattr(s, axis))[:2]
+            near, far = sorted((getattr(first, axis), getattr(second, axis)))
+            clear = far / near >= LARGER if axis == "size" else far - near > _SIDE_MARGIN / 2
+            if clear and first in self.known:
+                return self.ask("extreme", most=self.words["most"][i], **self.facts(first))
 
     def exists(self) -> Turn | None:
+        """Whether there is such a shape; if not, it may have a colour and a kind of the scene, wrongly joined."""
         rng, form, there = self.rng, self.rng.random(), self.rng.random() < 0.5
         if not self.known:
             return None
         if form < 0.12 and not self.crowded:
-            absent = self.words["absent"]
-            name = choose(rng, absent[-4:] if self.held_out else absent[:13])
-            return self.ask("exists", "exists_thing", "yes or no", name=name, shapes=self.listing(self.shapes))
-        shape = choose(rng, self.known)
+            name = choose(rng, self.words["absent_held_out" if self.held_out else "absent"])
+            return self.ask("exists", "exists_thing", name=name, shapes=self.listing(self.shapes))
+        shape, other = choose(rng, self.known), choose(rng, self.known)
         kind, colour = shape.kind if there else choose(rng, SHAPES), shape.colour
-        if not there and form > 0.45:  # half wrong is the harder question: a colour of the scene, wrongly joined
-            colour = choose(rng, (choose(rng, tuple(COLOURS)), choose(rng, self.known).colour))
-        if form < 0.45:
-            name, found = self.kind(kind), [s for s in self.known if s.kind == kind]
-        elif form < 0.55:
-            name, found = self.name("shape", colour), [s for s in self.shapes if s.colour == colour]
-        else:
-            name, found = self.name(kind, colour), [s for s in self.known if (s.kind, s.colour) == (kind, colour)]
+        if not there and form > 0.45:
+            colour = choose(rng, (choose(rng, tuple(COLOURS)), other.colour))
+        kind, colour = "shape" if 0.45 < form < 0.55 else kind, colour if form > 0.45 else ""
+        found = [s for s in self.shapes if kind in ("shape", s.kind) and colour in ("", s.colour)]
+        name = self.name(kind, colour) if colour else self.kind(kind)
         task = "is_it" if len(self.shapes) == 1 and rng.random() < 0.4 else "exists"
         if not found:
-            return self.ask(task, "exists_no", "yes or no", short="没有" if self.chinese else "No", name=name)
-        slots = self.facts(found[0]) | dict(name=name)
-        return self.ask(task, "exists_yes", "yes or no", short="有" if self.chinese else "Yes", **slots)
-
-    def is_colour(self) -> Turn | None:
-        for s in self.some(self.unique):
-            asked = s.colour if self.rng.random() < 0.5 else choose(self.rng, tuple(COLOURS))
-            said = "is_yes" if asked == s.colour else "is_no"
-            return self.ask("is_colour", said, "yes or no", asked=self.colour(asked), **self.facts(s))
-
-    # -- two shapes ----------------------------------------------------------------------------------------------------
+            return self.ask(task, "exists_no", name=name)
+        return self.ask(task, "exists_yes", **self.facts(found[0]) | dict(name=name))
 
     def _pair(self) -> tuple[Shape, Shape, dict[str, str]] | None:
         if not self.crowded and (pair := self.some(self.named, 2)):
             return *pair, dict(a=self.called(pair[0]), b=self.called(pair[1]))
 
     def relation(self) -> Turn | None:
-        if not (pair := self._pair()) or not (true := [s for s in SIDES if _towards(*pair[:2], s) > _SIDE_MARGIN]):
+        """Whether one shape is on a side of another, or on which."""
+        if not (pair := self._pair()):
             return None
-        side, yes = choose(self.rng, true), self.rng.random() < 0.5
-        asked = self.side(side if yes else SIDES[SIDES.index(side) ^ 1])
-        return self.ask(
-            "relation", "relation_yes" if yes else "relation_no", asked=asked, side=self.side(side), **pair[2]
-        )
-
-    def relative(self) -> Turn | None:
-        if pair := self._pair():
-            a, b, names = pair
-            near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
-            if far > max(1.5 * near, _SIDE_MARGIN):
-                side = self.side(max(SIDES, key=lambda side: _towards(a, b, side)))
-                return self.ask("relative", "", "relation", side=side, **names)
+        far, names = {side: _towards(*pair[:2], side) for side in SIDES}, pair[2]
+        if self.rng.random() < 0.45:
+            near, most = sorted((abs(far["left"]), abs(far["above"])))
+            clear = most > max(1.5 * near, _SIDE_MARGIN)
+            return self.ask("relative", side=self.side(max(far, key=far.__getitem__)), **names) if clear else None
+        if true := [side for side in SIDES if far[side] > _SIDE_MARGIN]:
+            side, yes = choose(self.rng, true), self.rng.random() < 0.5
+            asked, said = side if yes else SIDES[SIDES.index(side) ^ 1], "relation_yes" if yes else "relation_no"
+            return self.ask("relation", said, asked=self.side(asked), side=self.side(side), **names)
 
     def beside(self) -> Turn | None:
         """What is left of, right of, above or below a shape, where that is clear for all others."""
@@ -270,74 +220,55 @@ class Asker(Speaker):
         found = [other for other, distance in far.items() if distance > 0]
         if min(map(abs, far.values())) > _SIDE_MARGIN and (found or self.rng.random() < 0.4):
             said, shapes = ("beside", self.listing(found)) if found else ("beside_nothing", "")
-            return self.ask("beside", said, "relation", side=self.side(side), name=name, shapes=shapes)
+            return self.ask("beside", said, side=self.side(side), name=name, shapes=shapes)
 
     def bigger(self) -> Turn | None:
         """Whether one shape is bigger than another, or which of two is."""
         if not (pair := self._pair()):
             return None
-        a, b, names = pair
-        ratio, index = max(a.size / b.size, b.size / a.size), int(self.rng.random() * 3)
-        asked, yes = self.words["bigger"][index], (a.size > b.size) == (index < 2)
-        if ratio < 1.08:
-            return self.ask("bigger", "bigger_same", "size", asked=asked, **names)
-        if ratio < LARGER:
+        ratio, names, i = pair[0].size / pair[1].size, pair[2], int(self.rng.random() * 3)
+        asked, yes = self.words["bigger"][i], (ratio > 1) == (i < 2)
+        if 1 / 1.08 < ratio < 1.08:
+            return self.ask("bigger", "bigger_same", asked=asked, **names)
+        if 1 / LARGER < ratio < LARGER:
             return None
         if self.rng.random() < 0.5:
             name, other = names.values() if yes else reversed(names.values())
             more = asked.removesuffix(" than")
-            return self.ask("bigger_which", "", "size", more=more, than=asked, name=name, other=other, **names)
-        than = asked if yes else self.words["bigger"][0 if a.size > b.size else 2]
-        return self.ask("bigger", "bigger_yes" if yes else "bigger_no", "size", asked=asked, than=than, **names)
+            return self.ask("bigger_which", more=more, than=asked, name=name, other=other, **names)
+        than = asked if yes else self.words["bigger"][0 if ratio > 1 else 2]
+        return self.ask("bigger", "bigger_yes" if yes else "bigger_no", asked=asked, than=than, **names)
 
-    # -- printed text --------------------------------------------------------------------------------------------------
-
-    def read(self) -> Turn:
-        word = spell(self.text.content)
-        return self.ask("read", short=word, word=word)
-
-    def text_colour(self) -> Turn:
-        return self.ask("text_colour", "", "colour", colour=self.colour(self.text.colour))
-
-    def describe_text(self) -> Turn | None:
-        if not self.shapes:
-            colours = dict(colour=self.colour(self.text.colour), background=self.colour(self.scene.background))
-            task = "describe" if self.rng.random() < 0.5 else "what"
-            return self.ask(task, "describe_text", "describe", word=spell(self.text.content), **colours)
-
-    # -- more than one -------------------------------------------------------------------------------------------------
+    def text(self) -> Turn | None:
+        """What is written, in which colour, or both."""
+        if text := self.scene.text:
+            task = choose(self.rng, repeated("read 75, text_colour 13, describe 6, what 6"))
+            said = "describe_text" if task in ("describe", "what") else task
+            colour, background = self.colour(text.colour), self.colour(self.scene.background)
+            return self.ask(task, said, word=SPELL + text.content + SPELL, colour=colour, background=background)
 
     def two_facts(self) -> Turn | None:
         """Two questions in one sentence, and both answers."""
-        whole = Asker(self.scene, self.phrases, self.rng, self.held_out, whole=True)
-        tasks = [_SIMPLE[int(i)] for i in self.rng.permutation(len(_SIMPLE))[:2]]
+        tasks = self.some(_SIMPLE, 2)
         if set(tasks) == {"where", "colour_of"}:  # which has an answer of its own, in one sentence
-            return whole.where_colour()
-        first, second = (getattr(whole, task)() for task in tasks)
-        if not first or not second:
-            return None
-        links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
-        question = first.question.rstrip(" ?.!？。！") + (links[0] if self.held_out else choose(self.rng, links))
-        question += second.question if self.chinese else uncapital(second.question)
-        answer = first.answer + ("" if self.chinese else " ") + second.answer
-        return Turn(f"image two facts{' zh' if self.chinese else ''}", question, answer)
+            return self.where_colour()
+        first, second = (getattr(self, task)() for task in tasks)
+        if first and second:
+            links = ("，", "？", "，还有，") if self.chinese else (", and ", " and ", "? And ", ". Also, ")
+            question = first.question.rstrip(" ?.!？。！") + (links[0] if self.held_out else choose(self.rng, links))
+            question += second.question if self.chinese else uncapital(second.question)
+            return self.turn("two facts", question, first.answer + ("" if self.chinese else " ") + second.answer)
 
     def chain(self) -> list[Turn]:
-        """A question and follow-ups that lean on it: "it", "and the square?"."""
-
-        def colour(shape: Shape, task: str) -> Turn:
-            return self.ask(task, "colour", "follow-up" if task.startswith("follow") else "", **self.facts(shape))
-
-        if not (options := self.some(self.unique, len(self.unique))):
-            return [self.what(), self.count()]
-        if len(options) > 1 and self.rng.random() < 0.5:
-            return [colour(options[0], "colour"), *(colour(s, "follow_colour") for s in options[1:3])]
-        kind = self.kind(options[0].kind)
-        where = self.ask("follow_where", "where", "follow-up", full=kind, place=self.place(options[0].cell))
+        """A question about shapes that their kinds name, and follow-ups that lean on it: "it", "and the square?"."""
+        facts = [self.facts(shape) for shape in self.some(self.unique, len(self.unique))]
+        if len(facts) > 1 and self.rng.random() < 0.5:
+            tasks = ("colour", "follow_colour", "follow_colour")
+            return [self.ask(task, "colour", **slots) for task, slots in zip(tasks, facts, strict=False)]
+        where = self.ask("follow_where", "where", **facts[0] | dict(full=facts[0]["kind"]))
         if len(self.shapes) > 1:
-            return [colour(options[0], "colour"), where]
-        rest = [colour(options[0], "follow_what_colour"), where]
-        return [self.what(), *(rest if self.rng.random() < 0.5 else rest[::-1])]
+            return [self.ask("colour", **facts[0]), where]
+        return [self.what(), *self.some([self.ask("follow_what_colour", "colour", **facts[0]), where], 2)]
 
 
 def _towards(a: Shape, b: Shape, side: str) -> float:
@@ -346,20 +277,20 @@ def _towards(a: Shape, b: Shape, side: str) -> float:
 
 
 _SIMPLE = ("count", "count_kind", "colour_of", "background", "which", "where", "extreme", "at", "colours", "what")
-_TWINS = (*_SIMPLE, "exists", "relative", "beside", "describe", "where_colour")
-# How often each question is asked of a scene, of one with more than five shapes, and of a printed word.
-_SCENE = """what 2, count 1.2, count_kind 2.2, colour_of 1.8, colour_at 1, same_colour 0.7, background 0.6, which 1,
-    where 1.5, where_colour 0.7, two_colours 0.7, at 1.3, extreme 1.5, exists 2.8, is_colour 0.8, relation 1.5,
-    relative 1.2, beside 2, bigger 1.5, colours 1, describe 1.2, listed 0.6, json 1.2, two_facts 2.2"""
-_CROWD = "count 2, what 1.5, describe 1, json 0.3, listed 0.3, background 0.4, colour_of 1, exists 1, count_kind 1"
-_TEXT = "read 3, text_colour 0.5, background 0.3, describe_text 0.5"
+_TWINS = (*_SIMPLE, "exists", "relation", "beside", "describe", "where_colour")
+# How often each question is asked of a scene, and of one with more than five shapes.
+_SCENE = """what 20, count 12, count_kind 22, colour_of 26, colour_at 10, two_colours 14, background 6, which 10,
+    where 15, where_colour 7, at 13, extreme 25, exists 28, relation 29, beside 20, bigger 15, colours 10, describe 12,
+    listed 6, json 12, two_facts 22"""
+_CROWD = "count 20, what 15, describe 10, json 3, listed 3, background 4, colour_of 10, exists 10, count_kind 10"
 
 
 def scene_turns(asker: Asker, count: int) -> list[Turn]:
     """`count` questions about the scene, about its text if it has one."""
-    table, turns = _TEXT if asker.scene.text else _CROWD if asker.crowded else _SCENE, list[Turn]()
+    table = "text 10, background 1" if asker.scene.text else _CROWD if asker.crowded else _SCENE
+    names, turns = repeated(table), list[Turn]()
     while len(turns) < count:
-        if turn := getattr(asker, weighted(asker.rng, table))():
+        if turn := getattr(asker, choose(asker.rng, names))():
             turns.append(turn)
     return turns
 
@@ -368,14 +299,94 @@ def twin_turns(scene: Scene, languages: Sequence[Phrases], rng: np.random.Genera
     """A question and the wish to hear the answer in the other language: one seed picks the same fact for both."""
     while True:
         task, seed = choose(rng, _TWINS), int(rng.integers(1 << 30))
-        first, second = (
-            getattr(Asker(scene, phrases, np.random.default_rng(seed), held_out, whole=True), task)()
-            for phrases in languages
-        )
+        askers = [Asker(scene, phrases, np.random.default_rng(seed), held_out) for phrases in languages]
+        first, second = (getattr(asker, task)() for asker in askers)
         if first and second:
             own = rng.random() < 0.5  # the wish is in the language of the question, or in that of the answer
             wish = as_typed(rng, languages[1 - own].pick("in_other" if own else "follow_language", rng, held_out))
-            asked = Turn(f"image language{' zh' if languages[1].chinese else ''}", wish, second.answer)
             if rng.random() < 0.35:
-                return [dataclasses.replace(asked, question=f"{first.question.strip()} {wish}")]
-            return [first, asked]
+                return [askers[1].turn("language", f"{first.question.strip()} {wish}", second.answer)]
+            return [first, askers[1].turn("language", wish, second.answer)]
+
+
+def scene_pair(rng: np.random.Generator, held_out: bool) -> tuple[Scene, Scene]:
+    """Two unrelated scenes, or one and the same with one change, or with none."""
+    while True:
+        first, second = (random_scene(rng, held_out, 1 + int(rng.random() * 4)) for _ in range(2))
+        if rng.random() < 0.65:
+            second = first if rng.random() < 0.15 else _changed(rng, first)
+        if second and second.held_out == held_out:
+            return (first, second) if rng.random() < 0.5 else (second, first)
+
+
+def _changed(rng: np.random.Generator, scene: Scene) -> Scene | None:
+    """The scene with one shape recoloured, replaced, moved to another row or taken away; None if that cannot be."""
+    old, change = choose(rng, scene.shapes), choose(rng, ("gone", "colour", "kind", "moved"))
+    new, rest = old, [s for s in scene.shapes if s is not old]
+    if change == "colour":
+        colours = set(allowed_colours(scene.background)) - {old.colour, "yellow", "pink", "gray"}
+        new = dataclasses.replace(old, colour=choose(rng, sorted(colours)))
+    elif change == "kind":
+        new = dataclasses.replace(old, kind=choose(rng, [k for k in SHAPES if k != old.kind]))
+    elif change == "moved":
+        new = dataclasses.replace(old, y=(old.y + choose(rng, (1, 2)) / 3) % 1, size=min(old.size, 0.16))
+        near = any(math.hypot(s.x - new.x, s.y - new.y) < s.size + new.size + 0.04 for s in rest)
+        if near or not new.size < new.y < 1 - new.size:
+            return None
+    shapes = rest if change == "gone" else sorted((*rest, new), key=lambda s: s.x)
+    named = {(s.kind, s.colour) for s in shapes}
+    return dataclasses.replace(scene, shapes=tuple(shapes)) if shapes and len(named) == len(shapes) else None
+
+
+def _facts(scene: Scene) -> set[tuple[str, str, tuple[str, str]]]:
+    return {(s.kind, s.colour, s.cell) for s in scene.shapes}
+
+
+def _difference(words: Speaker, first: Scene, second: Scene) -> str | None:
+    """What was changed, if exactly one thing was."""
+    gone, new = _facts(first) - _facts(second), _facts(second) - _facts(first)
+    if max(len(gone), len(new)) != 1:
+        return None
+    (kind, colour, cell), (new_kind, new_colour, new_cell) = *(gone or new), *(new or gone)
+    slots = dict(first=words.one(kind, colour), second=words.one(new_kind, new_colour))
+    if not new or not gone:
+        said = "differ_new" if new else "differ_gone"
+    elif (kind, cell) == (new_kind, new_cell):
+        said, slots = "differ_colour", dict(first=words.colour(colour), second=words.colour(new_colour))
+    elif (kind, colour) == (new_kind, new_colour):
+        said, slots = "differ_place", dict(first=words.place(cell), second=words.place(new_cell))
+    elif cell == new_cell:
+        said = "differ_kind"
+    else:
+        return None
+    return words.phrases.answers[said].format(kind=words.kind(kind), name=words.name(kind, colour), **slots)
+
+
+def compare_turns(pair: tuple[Scene, Scene], words: Speaker, count: int) -> list[Turn]:
+    """`count` questions about both pictures; the images are the first two of the conversation."""
+    rng, turns, ordinals, numbers = words.rng, list[Turn](), words.words["ordinals"], words.words["numbers"]
+    difference, alike = _difference(words, *pair), _facts(pair[0]) == _facts(pair[1])
+    counts, there = zip(*((len(s.shapes), {(t.kind, t.colour) for t in s.shapes}) for s in pair), strict=True)
+    while len(turns) < count:
+        kind, index = rng.random(), int(rng.random() * 2)
+        if kind < 0.35 and (alike or difference):
+            task = "same" if rng.random() < (0.67 if alike else 0.33) else "differ"
+            said = ("same_yes" if task == "same" else "alike") if alike else "same_no" if task == "same" else "differ"
+            turn = words.ask(task, said, shapes=words.listing(pair[0].shapes), difference=difference)
+        elif kind < 0.5:
+            said, number = "more_same" if counts[0] == counts[1] else "more", numbers[counts[0]]
+            slots = dict(more=numbers[max(counts)], fewer=numbers[min(counts)], nth=ordinals[counts[1] > counts[0]])
+            turn = words.ask("more", said, number=number, things=words.kind("shape", counts[0] > 1), **slots)
+        elif kind < 0.7:
+            shape, colour = choose(rng, sorted(there[0] | there[1]))
+            key = (shape, choose(rng, tuple(COLOURS)) if rng.random() < 0.15 else colour)
+            found = [key in keys for keys in there]
+            said = "which_both" if all(found) else "which_has" if any(found) else "which_none"
+            slots = dict(nth=ordinals[not found[0]], one=words.one(*key), name=words.name(*key))
+            turn = words.ask("which_has", said, **slots)
+        elif kind < 0.9:
+            turn = words.ask("nth", "what", nth=ordinals[index], shapes=words.listing(pair[index].shapes))
+        else:
+            turn = words.how_many("nth_count", counts[index], nth=ordinals[index])
+        turns.append(turn)
+    return turns

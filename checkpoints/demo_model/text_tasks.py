@@ -8,23 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.demo_model.dialog import Turn, spell
-from checkpoints.demo_model.phrases import (
-    CHINESE,
-    ENGLISH,
-    WORDS,
-    Phrases,
-    as_typed,
-    capital,
-    choose,
-    expand,
-    is_held_out,
-)
+from checkpoints.demo_model.dialog import SPELL, Turn
+from checkpoints.demo_model.phrases import BOTH, CHINESE, ENGLISH, WORDS, Phrases, as_typed, choose, expand, is_held_out
 
 _SIZES = ("270M", "1B", "4B", "12B", "27B")
-_NO_PICTURE = ("what", "count", "describe", "read", "differ")
-_ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
+_SYLLABLE = (
+    "[b|c|d|f|g|h|l|m|n|p|r|s|t|w|br|ch|cl|gr|sh|st|tr][a|e|i|o|u|ai|ea|ee|oo|ou][|||d|g|l|m|n|nd|ng|nt|p|r|s|t]"
+)
+_GENERAL = "scope answer general questions"
 _OPERATORS = {"+": (" + ", "+", " plus "), "-": (" - ", "-", " minus "), "*": (" x ", " * ", "*", " times ")}
+_ZH_OPERATORS = {"+": ("+", "加", "加"), "-": ("-", "减", "减去"), "*": ("乘", "乘以", "×")}
 
 
 def _ask(task: str, rng: np.random.Generator, held_out: bool, phrases: Phrases = ENGLISH, **slots: Any) -> str:
@@ -43,11 +36,8 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
 
     def word() -> str:
         kind = rng.random()
-        if kind < 0.5:
-            return choose(rng, WORDS["common"])
         if kind < 0.75:
-            parts = ("onsets", "vowels", "codas") * (1 + int(rng.random() * 2))
-            return "".join(choose(rng, WORDS[part]) for part in parts).replace("-", "")
+            return choose(rng, WORDS["common"]) if kind < 0.5 else expand(_SYLLABLE * choose(rng, (1, 2)), rng)
         return "".join(choose(rng, "abcdefghijklmnopqrstuvwxyz") for _ in range(int(rng.integers(2, longest + 1))))
 
     while len(found := _until(held_out, "word", word)) > longest:
@@ -55,34 +45,26 @@ def any_word(rng: np.random.Generator, longest: int, held_out: bool) -> str:
     return found
 
 
-def _number(rng: np.random.Generator) -> int:
-    """One to three digits, each length as likely."""
-    return int(rng.integers(0, 10 ** (1 + int(rng.random() * 3))))
-
-
 def arithmetic(rng: np.random.Generator, held_out: bool) -> list[Turn]:
-    """A sum, difference or small product, bare or in a story; at times more is added to the result."""
+    """A sum, difference or small product; at times more is added to the result."""
     while True:
-        op, a, b = choose(rng, "++++---**" if held_out else "+++---***"), _number(rng), _number(rng)
+        op = choose(rng, "++++---**" if held_out else "+++---***")
+        a, b = (int(rng.integers(0, 10 ** int(rng.integers(1, 4)))) for _ in range(2))  # each length as likely
         if op == "-" and rng.random() < 0.9:
             a, b = max(a, b), min(a, b)
         if op == "*":
-            a, b = int(rng.integers(0, 100 if rng.random() < 0.5 else 13)), int(rng.integers(0, 13))
+            a, b = (
+                int(rng.integers(0, 13 if rng.random() < (0.5 if held_out else 0.3) else 100)),
+                int(rng.integers(0, 13)),
+            )
             a, b = (a, b) if b < 10 or a < 13 else (b, a % 10)
         # The small tables are too few to keep any back.
         if (not held_out or rng.random() < 0.05) if max(a, b) < 13 else is_held_out("sum", op, a, b) == held_out:
             break
-    result = {"+": a + b, "-": a - b, "*": a * b}[op]
-    kind, slots, phrases = rng.random(), dict[str, Any](a=a, b=b), ENGLISH
-    if op != "*" and kind < 0.15 and result >= 0:
-        name, other = (WORDS["names"][int(i)] for i in rng.permutation(len(WORDS["names"]))[:2])
-        slots |= dict(name=name, other=other, thing=choose(rng, WORDS["things"]))
-        task = "story_add" if op == "+" else "story_take"
-    elif kind < 0.3:
-        task = {"+": "add", "-": "take", "*": "times"}[op]
-    else:
-        task, phrases = "sum", CHINESE if kind < 0.42 else ENGLISH
-        slots["op"] = choose(rng, (_ZH_OPERATORS if phrases.chinese else _OPERATORS)[op])
+    result, kind = {"+": a + b, "-": a - b, "*": a * b}[op], rng.random()
+    phrases = CHINESE if kind < 0.15 else ENGLISH
+    task = {"+": "add", "-": "take", "*": "times"}[op] if kind > 0.8 else "sum"
+    slots = dict(a=a, b=b, op=choose(rng, (_ZH_OPERATORS if phrases.chinese else _OPERATORS)[op]))
     question = _ask(task, rng, held_out, phrases, **slots)
     turns = [Turn("text sums", question, f"{a} {op.replace('*', 'x')} {b} = {result}")]
     while 0 < result < 150 and len(turns) < 4 and rng.random() < 0.3:
@@ -99,36 +81,40 @@ def _numbers(rng: np.random.Generator) -> list[int]:
     return [int(n) for n in rng.choice(top, min(count, top), replace=False)]
 
 
-def _some_words(rng: np.random.Generator, low: int, high: int) -> list[str]:
-    common = WORDS["common"]
+def _some_words(rng: np.random.Generator, low: int, high: int, alike: bool = False) -> list[str]:
+    """Common words; `alike`: neighbours in the dictionary, which mostly begin with the same letter."""
+    common, at = WORDS["common"], int(rng.random() * (len(WORDS["common"]) - 20))
+    common = common[at : at + 20] if alike else common
     return [common[int(i)] for i in rng.permutation(len(common))[: int(rng.integers(low, high + 1))]]
 
 
 def _joined(rng: np.random.Generator, items: list) -> str:
-    kind, texts = rng.random(), [str(item) for item in items]
+    kind, parts = rng.random(), [str(item) for item in items]
     if kind < 0.7:
-        return ", ".join(texts)
-    return " ".join(texts) if kind < 0.85 else ", ".join(texts[:-1]) + f" and {texts[-1]}"
+        return ", ".join(parts)
+    return " ".join(parts) if kind < 0.85 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def sorting(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Numbers or words to sort, at times with "now the other way round" after it; or the largest of some numbers."""
-    words = rng.random() < 0.4
-    while is_held_out("sort", sorted(items := _some_words(rng, 3, 6) if words else _numbers(rng))) != held_out:
+    words, alike, kind = rng.random() < 0.4, not held_out and rng.random() < 0.4, rng.random()
+    while is_held_out("sort", sorted(items := _some_words(rng, 3, 6, alike) if words else _numbers(rng))) != held_out:
         pass
-    text, kind = _joined(rng, items), rng.random()
+    text = _joined(rng, items)
     if not words and kind < 0.2:
-        big = rng.random() < 0.5
-        most = choose(rng, ("largest", "biggest", "highest") if big else ("smallest", "lowest"))
+        most = choose(rng, ("largest", "biggest", "highest", "smallest", "lowest"))
+        best = min(items) if most in ("smallest", "lowest") else max(items)
         question = _ask("most_of", rng, held_out, most=most, items=text)
-        return [Turn("text sorting", question, f"The {most} is {max(items) if big else min(items)}.")]
+        return [Turn("text sorting", question, f"The {most} is {best}.")]
     down, phrases = not words and kind < 0.4, CHINESE if not words and 0.35 < kind < 0.5 else ENGLISH
-    orders = ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
     if phrases.chinese:
         text = choose(rng, (text, "、".join(map(str, items)), "，".join(map(str, items))))
-    slots = dict(items=text, order=choose(rng, orders), things="words" if words else "numbers")
-    noun = "alphabetical order" if words else "ascending order"
-    question = _ask("sort_down" if down else "sort", rng, held_out, phrases, noun=noun, **slots)
+    things, noun = ("words", "alphabetical order") if words else ("numbers", "ascending order")
+    order = choose(
+        rng, ("alphabetically", "from A to Z") if words else ("in ascending order", "from smallest to largest")
+    )
+    slots = dict(items=text, order=order, things=things, noun=noun)
+    question = _ask("sort_down" if down else "sort", rng, held_out, phrases, **slots)
     ordered = [str(item) for item in sorted(items, reverse=down)]
     turns = [Turn("text sorting", question, ", ".join(ordered))]
     if rng.random() < 0.15:
@@ -148,7 +134,7 @@ def reversing(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         word = choose(rng, (word.upper(), word.capitalize()))
     question = phrases.pick("spell" if kind < 0.45 else "reverse", rng, held_out, word=word)
     question = question.lower() if word.islower() and rng.random() < 0.35 else question
-    return [Turn("text reversing", question, ", ".join(word) if kind < 0.45 else spell(word[::-1]))]
+    return [Turn("text reversing", question, ", ".join(word) if kind < 0.45 else SPELL + word[::-1] + SPELL)]
 
 
 def json_task(rng: np.random.Generator, held_out: bool) -> list[Turn]:
@@ -157,19 +143,16 @@ def json_task(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         items = _until(held_out, "json", lambda: _some_words(rng, 2, 5))
         if not held_out and rng.random() < 0.3:  # made-up words must be copied, not recalled
             items = [any_word(rng, 7, False) for _ in items]
-        return [
-            Turn("text json", _ask("json_list", rng, held_out, items=_joined(rng, items)), json.dumps(items), "json")
-        ]
+        question = _ask("json_list", rng, held_out, items=_joined(rng, items))
+        return [Turn("text json", question, json.dumps(items), "json")]
     while True:
         name, age, city = choose(rng, WORDS["names"]), int(rng.integers(3, 100)), choose(rng, WORDS["cities"])
         if is_held_out("json", name, age, city) == held_out:
             break
     values = dict(name=name, age=age, city=city)
-    keys = [("name", "age", "city")[int(i)] for i in rng.permutation(3)[: int(rng.integers(2, 4))]]
-    facts = (f"{name} is {age} years old and lives in {city}.", f"{name}, {age}, lives in {city}.")
-    quoted = [f'"{key}"' for key in keys] if rng.random() < 0.4 else keys
-    text = ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
-    question = ENGLISH.pick("json_facts", rng, held_out, facts=choose(rng, facts), keys=text)
+    keys = rng.permutation(list(values))[: int(rng.integers(2, 4))].tolist()
+    facts = choose(rng, (f"{name} is {age} years old and lives in {city}.", f"{name}, {age}, lives in {city}."))
+    question = ENGLISH.pick("json_facts", rng, held_out, facts=facts, keys=", ".join(keys[:-1]) + f" and {keys[-1]}")
     return [Turn("text json", question, json.dumps({key: values[key] for key in keys}), "json")]
 
 
@@ -183,26 +166,27 @@ def fact(rng: np.random.Generator, held_out: bool) -> list[Turn]:
         return [Turn("text facts", _ask(task, rng, held_out), ENGLISH.said(task, rng))]
     task, index = choose(rng, ENGLISH.tasks("size ")), int(rng.random() * len(_SIZES))
     size, value = _SIZES[index], ENGLISH.values[task]["values"].split()[index]
-    question = _ask(task, rng, held_out, size=size, low=size.lower())
+    answer = ENGLISH.said(task, rng, size=size, value=value)
     if task == "size images":
-        answer = f"Yes, Gemma 3 {size} sees images." if index > 1 else f"No, Gemma 3 {size} is for text only."
-    else:
-        answer = ENGLISH.said(task, rng).format(size=size, value=value)
+        answer = f"Yes, Gemma 3 {size} sees images." if value == "Yes" else f"No, Gemma 3 {size} is for text only."
+    question = _ask(task, rng, held_out, size=size, low=size.lower())
     return [Turn("text facts", question, answer.replace("heads.", "head.") if value == "1" else answer)]
 
 
 def chat(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """Greetings, thanks, and who and what the model is, answered in the language of the question."""
-    phrases = CHINESE if rng.random() < 0.4 else ENGLISH
-    task = choose(rng, phrases.tasks("chat "))
-    name = "text chat zh" if phrases.chinese else "text chat"
+    phrases = choose(rng, BOTH)
+    task, name = choose(rng, phrases.tasks("chat ")), "text chat zh" if phrases.chinese else "text chat"
     return [Turn(name, _ask(task, rng, held_out, phrases), phrases.said(task, rng))]
 
 
 def no_picture(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """A question about a picture where there is none."""
-    phrases = choose(rng, (ENGLISH, ENGLISH, CHINESE))
-    question = _ask(choose(rng, _NO_PICTURE), rng, held_out, phrases)
+    phrases, task = (
+        choose(rng, (ENGLISH, ENGLISH, CHINESE)),
+        choose(rng, ("what", "count", "describe", "read", "differ")),
+    )
+    question = _ask(task, rng, held_out, phrases, thing=phrases.words["things"][0])
     return [Turn("text no picture", question, phrases.say("no_picture"))]
 
 
@@ -210,10 +194,10 @@ def _refusal(rng: np.random.Generator, name: str, phrases: Phrases, question: st
     """The model's words for what it cannot do, put together anew each time."""
     if phrases.chinese:
         return Turn(f"{name} zh", question, phrases.said("scope", rng), "scope")
-    about = choose(rng, ("I know nothing about", "I can say nothing about", "I have not learnt about"))
-    cannot = f"{about} {topic}" if topic and rng.random() < 0.6 else choose(rng, ("I cannot ", "I can't ")) + what
-    parts = {part: expand(ENGLISH.values["scope"][part], rng) for part in ("said", "can", "real")}
-    return Turn(name, question, capital(ENGLISH.said("scope", rng).format(cannot=cannot, **parts)), "scope")
+    cannot = choose(rng, ("I cannot ", "I can't ")) + what
+    if topic and rng.random() < 0.6:
+        cannot = choose(rng, ("I know nothing about ", "I can say nothing about ")) + topic
+    return Turn(name, question, ENGLISH.said("scope", rng, cannot=cannot), "scope")
 
 
 def _slots(rng: np.random.Generator, held_out: bool, phrases: Phrases) -> dict[str, Any]:
@@ -249,14 +233,10 @@ def picture_scope(rng: np.random.Generator, held_out: bool, phrases: Phrases, qu
     return _refusal(rng, "image scope", phrases, question, what)
 
 
-_GENERAL = "scope answer general questions"
-_TASKS = (arithmetic, sorting, reversing, json_task, fact, chat, no_picture, scope)
-_SHARES = {  # of the test set, and of training
-    True: np.cumsum([0.24, 0.18, 0.15, 0.07, 0.12, 0.07, 0.02, 0.15]),
-    False: np.cumsum([0.22, 0.15, 0.17, 0.11, 0.1, 0.1, 0.02, 0.13]),
-}
+_TASKS = [arithmetic] * 24 + [sorting] * 18 + [reversing] * 15 + [json_task] * 7 + [fact] * 12 + [chat] * 7
+_TASKS += [no_picture] * 2 + [scope] * 15
 
 
 def text_turns(rng: np.random.Generator, held_out: bool) -> list[Turn]:
     """One text task, of one or several turns."""
-    return _TASKS[int(np.searchsorted(_SHARES[held_out], rng.random(), side="right"))](rng, held_out)
+    return choose(rng, _TASKS)(rng, held_out)
