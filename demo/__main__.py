@@ -18,7 +18,6 @@ from demo.auth import BasicAuth, is_account, read_accounts
 from demo.uploads import own_upload_folder
 
 DEFAULT_CHECKPOINT = "gemma3-demo"  # comes with the package
-_SHUTDOWN_TIMEOUT = 2  # seconds for open connections when the server stops
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
                 gemma_tpu.initialize(*cluster)
             elif any(value is not None for value in cluster):
                 raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
-            listener = _listen(arguments.host, arguments.port)
+            from gemma_tpu.server import listen
+
+            listener = listen(arguments.host, arguments.port)  # before slow work: a port in use is reported at once
         except (ValueError, OSError, RuntimeError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
@@ -154,29 +155,12 @@ def _find(checkpoint: str) -> str:
     return str(path) if path.exists() else checkpoint
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Binds the port before slow work, so that a port in use is reported at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
-    return listener
-
-
 def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
-    import uvicorn
-
-    from demo.app import Server, mount
+    from demo.app import mount
     from gemma_tpu import Loader
-    from gemma_tpu.server import Settings, build_app, model_name
+    from gemma_tpu.server import Server, Settings, build_app, model_name
 
     def load(progress):
         return gemma_tpu.load(
@@ -207,7 +191,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     )
     if arguments.auth:
         app.add_middleware(BasicAuth, accounts=arguments.auth)
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT))
+    server = Server(app, reloads=True)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
@@ -215,7 +199,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
         local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
     try:
-        # Uvicorn re-raises the signal after shutdown, which would kill the process before the model is closed.
+        # Until the server handles it itself: else it would kill the process before the model is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import fastapi
 import gradio as gr
-import uvicorn
 from starlette.middleware import Middleware
 
 from demo.api import build_api
@@ -148,14 +146,3 @@ def mount(
         mcp_server=False,
         show_error=True,
     )
-
-
-class Server(uvicorn.Server):
-    """Closes the event streams of open pages on shutdown, which would otherwise not end."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for route in getattr(self.config.app, "routes", ()):
-            event = getattr(getattr(route, "app", None), "stop_event", None)  # Gradio's, meant for `launch`
-            if event is not None:
-                event.set()
-        await super().shutdown(sockets)

@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fastapi
 import jax
 import jax.numpy as jnp
 import numpy as np
-import uvicorn
 from playwright.sync_api import Browser, Locator, expect
 
 import gemma_tpu
-from demo.app import Server, mount
+from demo.app import mount
 from demo.auth import BasicAuth
 from gemma_tpu import Loader
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.model import param_shapes
+from gemma_tpu.server import Server, build_app
 from gemma_tpu.sharding import make_mesh
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -101,14 +100,14 @@ def serve(
     loader = Loader("checkpoints/gemma3-tiny", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    app = fastapi.FastAPI()
+    app = build_app(loader)
     if scripted is not None:
         app = mount(app, scripted, path="/fresh", allow_urls=True, origins=origins)
     app = mount(app, loader, origins=origins, root_path=root_path)
     if accounts:
         app.add_middleware(BasicAuth, accounts=accounts)
     with socket.create_server(("127.0.0.1", port)) as listener:
-        server = Server(uvicorn.Config(app, log_level="error"))
+        server = Server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

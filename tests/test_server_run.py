@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -36,7 +37,7 @@ import gemma_tpu
 from gemma_tpu import Loader
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.cli.main import main
-from gemma_tpu.server import Settings
+from gemma_tpu.server import Server, Settings, build_app
 
 KEY = {"authorization": "Bearer secret-1"}
 
@@ -122,6 +123,17 @@ def test_the_end_of_its_patience(model: gemma_tpu.Model) -> None:
         with pytest.raises((httpx.HTTPError, AssertionError)):
             list(events(lines))
     wait_for(lambda: idle(model))
+
+
+@pytest.mark.parametrize("reloads", [True, False])
+def test_a_model_that_failed_to_load(reloads: bool) -> None:
+    loader = Loader("tiny", lambda _: make_model(max_rows=0))
+    loader.start()
+    assert loader.wait(WAIT).phase == "failed"
+    server = Server(build_app(loader), reloads=reloads)
+    server.config.load()
+    asyncio.run(server.on_tick(1))
+    assert server.should_exit == (not reloads)
 
 
 @pytest.fixture(scope="module")

@@ -44,14 +44,15 @@ def is_loopback(host: str) -> bool:
 class Server(uvicorn.Server):
     """Ends after SIGTERM when no request is being answered, or when `drain_timeout` is over.
 
-    Until then /ready and new requests get 503. SIGINT, a second signal and a model that failed to load end it at once.
+    Until then /ready and new requests get 503. SIGINT and a second signal end it at once, and so does a model that
+    failed to load, unless somebody can load it again (`reloads`).
     """
 
-    def __init__(self, app: fastapi.FastAPI) -> None:
+    def __init__(self, app: fastapi.FastAPI, *, reloads: bool = False) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSING)
         super().__init__(config)
         self._app, self._service = app, cast(Service, app.state.service)
-        self._last_call = math.inf
+        self._reloads, self._last_call = reloads, math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT or self._service.draining:
@@ -68,6 +69,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         drained = self._service.draining and not self._service.requests
-        if drained or time.monotonic() >= self._last_call or self._service.status.phase == "failed":
+        failed = self._service.status.phase == "failed" and not self._reloads
+        if drained or failed or time.monotonic() >= self._last_call:
             self.should_exit = True
         return await super().on_tick(counter)
