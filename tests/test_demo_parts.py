@@ -343,11 +343,12 @@ def test_examples_are_there_and_small() -> None:
 
 
 def test_only_the_public_api_is_imported() -> None:
+    public = "gemma_tpu.server"  # which has a list of names, as gemma_tpu itself has
     for path in FOLDER.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not [module for module in modules if module.startswith("gemma_tpu.")], path
+            assert not [module for module in modules if module.startswith("gemma_tpu.") and module != public], path
             assert not [module for module in modules if module.split(".")[0] == "jax"], path
 
 
