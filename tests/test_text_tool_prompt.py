@@ -148,6 +148,8 @@ TEXTS = [
     (False, False, '{"name": "get_product_name_by_PID", "parameters": {}}'),
     (False, False, '{"name": "now", "parameters": {"a": 1}}'),
     (False, False, '{"name": "other", "parameters": {}}'),
+    (False, False, '{"name": "get_product_name_by_PID", "parameters": {\n"PID": "807ZPKBL9V"}}'),
+    (False, False, '{"name": "get_product_name_by_PID", "parameters": {"PID":  "807ZPKBL9V"}}'),
     (False, False, "It is noon."),
     (False, False, ""),
 ]

@@ -20,6 +20,8 @@ You have access to functions. If you decide to invoke any of the function(s), yo
 
 You SHOULD NOT include any other text in the response if you call a function
 """
+# Of llguidance: spaces as `json.dumps` writes them, since a model could go on with others without end.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -101,5 +103,5 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
             tool.get("parameters") or _NO_PARAMETERS,
         )
         rules.append(f'call_{i}: {json.dumps(begin)} arguments_{i} "}}"')
-        rules.append(f"arguments_{i}: %json {json.dumps(schema, default=_plain)}")
+        rules.append(f"arguments_{i}: %json {json.dumps({**schema, 'x-guidance': _SPACING}, default=_plain)}")
     return "\n".join(rules) + "\n"
