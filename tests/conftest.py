@@ -7,13 +7,15 @@ the processes that tests start, compile a program once between them.
 import gc
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
+sys.dont_write_bytecode = False
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _own_cache = _CACHE not in os.environ  # of xdist's controller, whose workers inherit it
 if _own_cache:
@@ -48,6 +50,8 @@ _LONGEST = (
     "test_linear",
 )
 
+_RUN_LONG = ("test_long_context", "test_demo_checkpoint")  # their programs run for longer than they compile
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadfile --no-loadscope-reorder`, which hands out files in this order."""
@@ -61,16 +65,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _programs_for_tpus_are_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The tests of the planner read what the compiler says, which a cache does not keep."""
-    planner = request.path.stem.startswith("test_plan")
-    if planner:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
-    yield
-    if planner:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+def _how_programs_are_compiled(request: pytest.FixtureRequest) -> None:
+    """Without optimisation where they take longer to compile than to run.
+
+    The tests of the planner read what the compiler says, which a cache does not keep.
+    """
+    name = request.path.stem
+    planner = name.startswith("test_plan")
+    jax.config.update("jax_disable_most_optimizations", not planner and name not in _RUN_LONG)
+    jax.config.update("jax_enable_compilation_cache", not planner)
+    compilation_cache.reset_cache()
 
 
 def pytest_unconfigure() -> None:

@@ -8,12 +8,12 @@ from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import PROGRAMS, Program, Target, compile_programs, deploy
 
-# Six layers, the last of them global, and one of the vision tower: enough to be split four ways.
+# A local layer, a global one and one of the vision tower: enough to be split four ways.
 SMALL = GemmaConfig(
     vocab_size=32_768,
     embed_dim=1024,
     hidden_dim=4096,
-    layers=gemma3_layers(6, window=512),
+    layers=gemma3_layers(6, window=512)[4:],
     num_heads=8,
     num_kv_heads=4,
     head_dim=128,

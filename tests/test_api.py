@@ -85,10 +85,11 @@ def test_streams_are_the_answer_in_pieces(model: gemma_tpu.Model) -> None:
 
 
 def test_images_of_a_string_are_those_of_a_message(model: gemma_tpu.Model) -> None:
-    parts = [{"type": "image", "image": PICTURE}, {"type": "image", "image": OTHER}, {"type": "text", "text": "Which?"}]
+    black, red = (PIL.Image.new("RGB", (30, 50), colour) for colour in ("black", "red"))
+    parts = [{"type": "image", "image": black}, {"type": "image", "image": red}, {"type": "text", "text": "Which?"}]
     as_message = model.generate([{"role": "user", "content": parts}], **FREE)
-    assert model.generate("Which?", images=[PICTURE, OTHER], **FREE).tokens == as_message.tokens
-    assert model.generate("Which?", images=[OTHER, PICTURE], **FREE).tokens != as_message.tokens
+    assert model.generate("Which?", images=[black, red], **FREE).tokens == as_message.tokens
+    assert model.generate("Which?", images=[red, black], **FREE).tokens != as_message.tokens
 
 
 def test_an_image_alone_is_a_list_of_one(model: gemma_tpu.Model, tmp_path: Path) -> None:

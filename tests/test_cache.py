@@ -98,7 +98,7 @@ def test_rows_are_taken_put_back_and_cleared() -> None:
 def test_bytes_are_those_of_the_arrays_on_a_device(sides: tuple[int, int]) -> None:
     mesh = mesh_of(*sides)
     cache = _empty(TEXT, mesh, 4, 128, "bfloat16")
-    assert [keys.shape[2] for keys, _ in cache.layers] == [8, 128, 8]
+    assert [keys.shape[2] for keys, _ in cache.layers] == [8, 128]
     placed = jax.device_put(cache, cache.shardings())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed)
     sizes = [sum(x.addressable_shards[0].data.nbytes for x in layer) for layer in placed.layers]

@@ -52,7 +52,7 @@ def test_copies_are_equal(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "row"), [("layers.2.pre_feedforward_layernorm.weight", 5), ("embed_tokens.weight", 512)]
+    ("array", "row"), [("layers.1.pre_feedforward_layernorm.weight", 5), ("embed_tokens.weight", 512)]
 )
 def test_one_bit_of_what_is_read_is_named(array: str, row: int, checkpoint: Path, tmp_path: Path) -> None:
     before, after = digests(checkpoint), digests(changed(checkpoint, array, row, tmp_path / "changed"))
