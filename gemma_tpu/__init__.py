@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.options import Completion as Completion
     from gemma_tpu.options import SamplingParams as SamplingParams
     from gemma_tpu.options import Timings as Timings
+    from gemma_tpu.options import TokenLogprob as TokenLogprob
     from gemma_tpu.options import Usage as Usage
     from gemma_tpu.stream import TextStream as TextStream
     from gemma_tpu.text import Tokenizer as Tokenizer
@@ -39,7 +40,7 @@ _HOME = {
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),
-    "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "Usage"),
+    "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "TokenLogprob", "Usage"),
     "gemma_tpu.stream": ("TextStream",),
     "gemma_tpu.text": ("Tokenizer",),
 }

@@ -270,7 +270,16 @@ class Model:
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
         asked = dataclasses.replace(self.defaults, **given)
-        return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
+        forbidden = (*asked.forbidden_tokens, *self._never_written)
+        return dataclasses.replace(asked, forbidden_tokens=forbidden, bad_words=self._token_sequences(asked.bad_words))
+
+    def _token_sequences(self, words: Sequence[str | Sequence[int]]) -> list[Sequence[int]]:
+        """Strings as they are written at the beginning of a line, and after a space."""
+        sequences: list[Sequence[int]] = []
+        for word in words:
+            written = isinstance(word, str)
+            sequences += [self.tokenizer.encode(form) for form in (word, f" {word}")] if written else [word]
+        return sequences
 
     def _ask(
         self, prompt: PlainPrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool

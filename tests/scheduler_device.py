@@ -13,7 +13,7 @@ from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.runner import Runner
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.options import NO_TOKEN, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
@@ -171,7 +171,9 @@ class FakeDevice(Runner):
         self.images -= set(step.forget)
         remembered = self.world.scheduler.remembered_images
         assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
-        return Unreadable(self.world.failing) if how == "tokens" else tokens
+        if tokens is None:
+            return None
+        return Drawn(Unreadable(self.world.failing) if how == "tokens" else tokens)
 
     def _clear(self, row: int) -> None:
         self.rows[row] = DeviceRow()
@@ -222,7 +224,7 @@ class FakeDevice(Runner):
         assert row.held == request.content[:-1], "a row holds something else than its prompt"
         assert activate.length == len(row.held)
         request.row = activate.row
-        row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.sampling["seed"][0])
+        row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.numbers["seed"][0])
         row.stop = frozenset(activate.stop.tolist())
 
     def _decode(self, decode: Decode) -> np.ndarray:

@@ -59,7 +59,7 @@ def test_the_state_is_written_in_place(sample) -> None:
     assert shard_bytes(jax.tree.leaves(target.deployment.abstract_state)) == target.deployment.memory.state
     for name in found.keys() - {"encode"}:
         assert found[name].aliased >= shard_bytes(jax.tree.leaves(target.deployment.abstract_state))
-        assert found[name].outputs < 10_000
+        assert found[name].outputs < 100_000  # tokens and their log-probabilities
 
 
 @decoders

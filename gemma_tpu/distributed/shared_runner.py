@@ -11,7 +11,7 @@ import jax
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.group import Group, Held, OnFailure
 from gemma_tpu.engine.runner import Runner
-from gemma_tpu.engine.step import Step
+from gemma_tpu.engine.step import Drawn, Step
 from gemma_tpu.model import Params
 
 
@@ -52,7 +52,7 @@ class LeadingRunner(SharedRunner):
         with self._sent("reset"):
             super().reset()
 
-    def run(self, step: Step) -> jax.Array | None:
+    def run(self, step: Step) -> Drawn | None:
         if step.empty:
             return None
         with self._sent("run", step):

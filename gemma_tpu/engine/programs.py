@@ -12,17 +12,18 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int16
 
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
-from gemma_tpu.engine.step import NOT_FINITE
+from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.ops.attention import Keys
+from gemma_tpu.ops.logits import unpack
 from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.ops.rows import row_padding
-from gemma_tpu.ops.sampling import sample
 from gemma_tpu.options import NO_TOKEN
 
 
@@ -119,12 +120,20 @@ def activate(
     last: Int[Array, ""],
     remaining: Int[Array, ""],
     row_params: RowParams,
+    recent: Int[Array, "recent"],
     *,
     deployment: Deployment,
 ) -> State:
-    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests). `row_params` are of one row."""
+    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests).
+
+    `row_params` are of one row, with bits for `allowed` (`gemma_tpu.ops.logits.unpack`).
+    """
+    allowed = unpack(row_params.adjustments.allowed, deployment.config.vocab_size)
+    adjustments = dataclasses.replace(row_params.adjustments, allowed=allowed)
+    row_params = dataclasses.replace(row_params, adjustments=adjustments)
     state = State(
         cache=state.cache,
+        history=dataclasses.replace(state.history, recent=state.history.recent.at[row].set(recent)),
         length=state.length.at[row].set(length),
         last=state.last.at[row].set(last),
         remaining=state.remaining.at[row].set(remaining),
@@ -146,6 +155,25 @@ def clear(state: State, row: Int[Array, ""], *, deployment: Deployment) -> State
     return _pin(dataclasses.replace(state, cache=state.cache.clear(row), **numbers), deployment)
 
 
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def set_counts(state: State, row: Int[Array, ""], counts: Int16[Array, "V"], *, deployment: Deployment) -> State:
+    """What a row with penalties has said, see `gemma_tpu.ops.logits.History`."""
+    history = dataclasses.replace(state.history, counts=state.history.counts.at[row].set(counts))
+    return _pin(dataclasses.replace(state, history=history), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def count_tokens(
+    state: State, rows: Int[Array, "B"] | None, tokens: Int[Array, "steps B"], *, deployment: Deployment
+) -> State:
+    """Adds what `decode` returned for `rows` to the counts."""
+    history, picked = state.history, jnp.arange(tokens.shape[1]) if rows is None else rows
+    most = jnp.iinfo(jnp.int16).max - 2 * tokens.shape[0]  # a token said more often is not counted further
+    more = jnp.where(history.counts[picked, tokens] < most, 2, 0).astype(jnp.int16)
+    counts = history.counts.at[picked, jnp.where(tokens < 0, history.counts.shape[1], tokens)].add(more, mode="drop")
+    return _pin(dataclasses.replace(state, history=dataclasses.replace(history, counts=counts)), deployment)
+
+
 @functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
 def decode(
     params: Params,
@@ -155,8 +183,10 @@ def decode(
     *,
     deployment: Deployment,
     max_steps: int,
-) -> tuple[State, Int[Array, "steps B"]]:
+) -> tuple[State, Drawn]:
     """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
+
+    Of each token its log-probabilities too, which are none at a step where no row that decodes asks for them.
 
     A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
 
@@ -168,8 +198,8 @@ def decode(
     pad, unpad = row_padding(B, deployment.mesh)
     model, row_params = text_model(deployment.config, params), picked.row_params
 
-    def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
-        i, row, tokens = carry
+    def step(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
+        i, row, drawn = carry
         active = row.remaining > 0
         position = row.length[:, None]
         cache = row.cache
@@ -184,9 +214,9 @@ def decode(
         x = model(x, pad(position), attend_layer, mesh=deployment.mesh)
         logits = unpad(model.embedder.decode(x))[:, 0]
         good = finite(logits)
-        logits = jnp.where(row_params.forbidden, -jnp.inf, logits)
-        with jax.named_scope("sample"):
-            token = sample(logits, row.length + 1, row_params.sampling)
+        new = draw(logits, active, row, drawn.tokens)
+        token = new.tokens
+        recent = jnp.concatenate([row.history.recent[:, 1:], token[:, None]], axis=1)
         stopped = jnp.any(token[:, None] == row_params.stop, axis=-1) | ~good
         row = State(
             cache=cache,
@@ -194,20 +224,21 @@ def decode(
             last=jnp.where(active, token, row.last),
             remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
             row_params=row_params,
+            history=dataclasses.replace(row.history, recent=jnp.where(active[:, None], recent, row.history.recent)),
         )
-        written = jnp.where(good, token, NOT_FINITE)
-        return i + 1, row, tokens.at[i].set(jnp.where(active, written, NO_TOKEN))
+        written = jnp.where(active, jnp.where(good, token, NOT_FINITE), NO_TOKEN)
+        return i + 1, row, jax.tree.map(lambda x, one: x.at[i].set(one), drawn, new._replace(tokens=written))
 
-    def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+    def unfinished(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
         i, row, _ = carry
         return (i < steps) & jnp.any(row.remaining > 0)
 
-    empty = jnp.full((max_steps, B), NO_TOKEN)
-    _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    empty = nothing_drawn(max_steps, B, deployment.config.vocab_size)
+    _, picked, drawn = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
     if rows is not None:
         picked = state.put(rows, picked)
-    # The host reads the tokens, and can read only what its own devices hold.
-    return _pin(picked, deployment), _on_all(tokens, deployment)
+    # The host reads what was drawn, and can read only what its own devices hold.
+    return _pin(picked, deployment), jax.tree.map(lambda x: _on_all(x, deployment), drawn)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))

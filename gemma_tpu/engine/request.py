@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 
 from gemma_tpu.engine.errors import check_process
-from gemma_tpu.options import SamplingParams, Timings, Usage
+from gemma_tpu.options import SamplingParams, Timings, TokenLogprob, Usage
 from gemma_tpu.picture import Picture, PlacedImage
 
 
@@ -78,6 +78,7 @@ class Request:
         for placed in images:
             self.keys[placed.start : placed.start + num_soft_tokens] = [placed.image.digest] * num_soft_tokens
         self.generated: list[int] = []
+        self.logprobs: list[TokenLogprob] = []  # of `generated`, if asked for
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
         self.image_tokens = num_soft_tokens * len(images)
@@ -121,12 +122,13 @@ class Request:
         """Its prompt is in the cache, as far as the host is concerned."""
         self.clock.prefilled = time.perf_counter()
 
-    def push(self, tokens: list[int]) -> bool:
+    def push(self, tokens: list[int], logprobs: list[TokenLogprob]) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
         count = self._stop_watch(tokens) if self._stop_watch else None
         if not self.generated:
             self.clock.first = time.perf_counter()
         tokens = tokens[:count]
+        self.logprobs += logprobs[:count]
         self.generated += tokens
         self._events.put(tokens)
         return count is not None

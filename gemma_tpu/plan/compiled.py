@@ -165,8 +165,8 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
-        cycles=hlo.cycles(part, cheapest="/sample/"),
-        sampled_cycles=hlo.cycles(part),
+        cycles=hlo.cycles(part, cheapest="/(more|sample)/"),
+        sampled_cycles=hlo.cycles(part, cheapest="/more/cond$"),
         short_cycles=hlo.cycles(part, cheapest=""),
         hlo=hlo,
     )
