@@ -115,7 +115,7 @@ def measure(name: str, devices: int, context: int, length: int, repeats: int) ->
             asked = activate(*numbers, SamplingParams(), ())
             arrays = row_params(asked, config.vocab_size), recent_tokens(asked)
             state = programs.activate(state, *map(np.int32, numbers), *arrays, deployment=deployment)
-        args = None, np.int32(STEPS_PER_CALL)
+        args = None, np.full(rows, STEPS_PER_CALL, np.int32)
         static = {"deployment": deployment, "max_steps": STEPS_PER_CALL}
         decode = programs.decode.lower(params, state, *args, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.config import gemma3_layers as gemma3_layers
     from gemma_tpu.distributed.processes import initialize as initialize
     from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
+    from gemma_tpu.grammar import Grammar as Grammar
     from gemma_tpu.image import load_image as load_image
     from gemma_tpu.image import pan_and_scan as pan_and_scan
     from gemma_tpu.loading import from_params as from_params
@@ -37,6 +38,7 @@ _HOME = {
     "gemma_tpu.classify": ("Verdict",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "LayerSpec", "VisionConfig", "gemma3_layers"),
     "gemma_tpu.environment": ("use_compilation_cache",),
+    "gemma_tpu.grammar": ("Grammar",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),

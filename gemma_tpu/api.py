@@ -19,9 +19,11 @@ from gemma_tpu.chat import Chat
 from gemma_tpu.checks import brief, check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.constraint import Grammars
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.request import Constraint, ImageInput, Request
+from gemma_tpu.engine.row_params import allowed_bits
 from gemma_tpu.engine.validate import check_length, check_logits
 from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
@@ -61,6 +63,8 @@ class Model:
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
+        self._ends = ends
+        self._grammars: Grammars | None = None  # made when first used: its index of the vocabulary takes a while
         self.engine = Engine(deployment, params, eos_tokens=ends)
         self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
@@ -298,8 +302,18 @@ class Model:
         check_length(len(rendered.tokens), self.deployment.context)  # before the work that images are
         stop = sampling_params.stop
         watch = stop_watch(self.tokenizer, stop) if stop else None
+        constraint = self._constraint(sampling_params)
         inputs = self._placed_inputs(rendered)
-        return prompt, self.engine.submit(rendered.tokens, inputs, sampling_params, watch), dropped
+        return prompt, self.engine.submit(rendered.tokens, inputs, sampling_params, watch, constraint), dropped
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self._ends)
+        never = [*params.forbidden_tokens, *(word[0] for word in params.bad_words if len(word) == 1)]
+        allowed = allowed_bits(self.config.vocab_size, params.allowed_token_ids, cast(list[int], never))
+        return self._grammars.constraint(params.grammar, allowed)
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from gemma_tpu.checks import as_ids, as_tuple, brief, check_flag, check_integer, check_number
+from gemma_tpu.grammar import Grammar
 
 MAX_STOP_TOKENS = 64  # of one request
 MAX_LOGIT_BIAS = 512  # tokens of one request
@@ -33,6 +34,8 @@ class SamplingParams:
 
     `logprobs` asks for the log-probability of each token of the answer, and of so many likeliest tokens in its place:
     by the model's own logits, before temperature and whatever else changes them.
+
+    `grammar` holds the answer to it. An answer that is complete by its grammar ends, before `min_tokens` too.
     """
 
     max_new_tokens: int = 1024
@@ -53,6 +56,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str | Sequence[int]] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -74,6 +78,8 @@ class SamplingParams:
                 raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if not isinstance(self.grammar, Grammar | None):
+            raise ValueError(f"grammar must be made by gemma_tpu.Grammar, got {brief(self.grammar)}")
         self._check_logits()
 
     def _check_logits(self) -> None:

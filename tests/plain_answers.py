@@ -10,6 +10,7 @@ import numpy as np
 
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.engine.forward import forward
+from gemma_tpu.engine.request import Constraint
 from gemma_tpu.model import Params
 from gemma_tpu.ops.sampling import Sampling, sample
 from gemma_tpu.options import SamplingParams
@@ -46,8 +47,9 @@ def plain_answer(
     asked: SamplingParams,
     context: int,
     eos: Sequence[int] = (),
+    constraint: Constraint | None = None,
 ) -> list[int]:
-    """Of a request that stops at its stop tokens or at its longest."""
+    """Of a request that stops at its stop tokens, when its constraint is complete, or at its longest."""
     stop = (() if asked.ignore_eos else eos) if asked.stop_tokens is None else asked.stop_tokens
     one = [np.array([x], t) for x, t in ((asked.temperature, "f4"), (asked.top_k, "i4"), (asked.top_p, "f4"))]
     settings = Sampling(*one, np.array([asked.min_p], "f4"), np.array([asked.seed or 0], "u4"))
@@ -58,8 +60,13 @@ def plain_answer(
         tokens[0, :length] = [*prompt, *answer]
         logits = np.asarray(forward(config, params, tokens, np.array([length])))[0, length - 1]
         logits = adjusted(logits, prompt, answer, asked, stop)
+        if constraint:
+            mask = np.unpackbits(constraint.mask(), bitorder="little")[: len(logits)]
+            logits = np.where(mask, logits, -np.inf).astype(np.float32)
         token = int(_sample(jnp.asarray(logits[None]), jnp.array([length]), settings)[0])
         if token in stop:
             break
         answer.append(token)
+        if constraint and constraint.push([token]):
+            break
     return answer

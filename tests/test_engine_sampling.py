@@ -14,6 +14,7 @@ from small_models import TEXT, make_engine, mesh_of, random_params
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import forward
 from gemma_tpu.engine.request import Request
+from gemma_tpu.engine.row_params import allowed_bits
 from gemma_tpu.options import SamplingParams
 
 CONTEXT = 64
@@ -54,8 +55,23 @@ def run(request: Request) -> list[int]:
     return [token for tokens in request for token in tokens]
 
 
-def expected(tokens: list[int], asked: SamplingParams) -> list[int]:
-    return plain_answer(TEXT, random_params(TEXT), tokens, asked, CONTEXT, EOS)
+def expected(tokens: list[int], asked: SamplingParams, constraint: Alternating | None = None) -> list[int]:
+    return plain_answer(TEXT, random_params(TEXT), tokens, asked, CONTEXT, EOS, constraint)
+
+
+class Alternating:
+    """Every token is of another parity than the one before it. Complete with the tenth."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def mask(self) -> np.ndarray:
+        begin = 1 - self.tokens[-1] % 2 if self.tokens else 0
+        return allowed_bits(TEXT.vocab_size, range(begin, TEXT.vocab_size, 2), ())
+
+    def push(self, tokens: list[int]) -> bool:
+        self.tokens += tokens
+        return len(self.tokens) >= 10
 
 
 LONG: dict[str, Any] = {"max_new_tokens": 18, "stop_tokens": ()}
@@ -87,6 +103,35 @@ def test_each_answer_is_that_of_the_slow_way_in_any_company(engine: Engine) -> N
         assert requests[name].finish_reason == ("length" if len(answer) == 18 else "stop")
     assert len(requests["min_tokens"].generated) == 7
     assert requests["ignore_eos"].generated[-1] == EOS[1]
+
+
+@pytest.mark.parametrize("company", [0, 1, 5])
+def test_a_constraint_holds_for_its_own_row_alone(engine: Engine, company: int) -> None:
+    params = SamplingParams(**SEEDED | {"frequency_penalty": 0.5, "logprobs": 0})
+    beside = [engine.submit(prompt(n), (), SamplingParams(**LONG)) for n in range(company)]
+    constrained = [engine.submit(prompt(n), (), params, None, Alternating()) for n in range(3)]
+    for n, request in enumerate(constrained):
+        assert run(request) == expected(prompt(n), params, Alternating())
+        assert (len(request.generated), request.finish_reason) == (10, "stop")
+        assert [one.token for one in request.logprobs] == request.generated
+    for n, request in enumerate(beside):
+        assert run(request) == expected(prompt(n), SamplingParams(**LONG))
+
+
+def test_a_constraint_that_fails_is_its_requests_error(engine: Engine) -> None:
+    class Failing(Alternating):
+        def mask(self) -> np.ndarray:
+            if len(self.tokens) == fails_at:
+                raise ArithmeticError("no mask")
+            return super().mask()
+
+    for fails_at in range(3):
+        beside = engine.submit(prompt(1), (), SamplingParams(**LONG))
+        request = engine.submit(prompt(0), (), SamplingParams(**SEEDED), None, Failing())
+        with pytest.raises(ArithmeticError, match="no mask"):
+            run(request)
+        assert request.generated == expected(prompt(0), SamplingParams(**SEEDED), Alternating())[:fails_at]
+        assert run(beside) == expected(prompt(1), SamplingParams(**LONG))
 
 
 def test_rows_forget_what_an_earlier_request_asked(engine: Engine) -> None:

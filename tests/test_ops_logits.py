@@ -12,7 +12,7 @@ from plain_answers import adjusted
 
 from gemma_tpu.engine.row_params import allowed_bits, recent_tokens, row_params, token_counts
 from gemma_tpu.engine.step import activate
-from gemma_tpu.ops.logits import Adjustments, History, adjust, asks_for_more, unpack
+from gemma_tpu.ops.logits import Adjustments, History, adjust, unpack
 from gemma_tpu.options import SamplingParams
 
 V = 300
@@ -21,14 +21,15 @@ STOP = (7, 9)
 
 def changed(logits: np.ndarray, rows: list[tuple[list[int], list[int], SamplingParams]], drawn: int = 3) -> np.ndarray:
     """By the device's arrays of each row; the last `drawn` tokens of an answer are of the decode call under way."""
-    asked, counts, recent = [], [], []
+    activated, asked, counts, recent = [], [], [], []
     new = np.full((8, len(rows)), -1)
     for i, (prompt, answer, params) in enumerate(rows):
         begun = answer[: len(answer) - drawn]
         one = activate(0, 0, 0, 0, params, STOP, prompt, begun)
+        activated.append(one)
         asked.append(row_params(one, V).adjustments)
         counts.append(token_counts(one.history, V) if one.history else np.full(V, 3, np.int16))
-        recent.append([*recent_tokens(one), *answer[len(begun) :]][-7:])
+        recent.append(recent_tokens(one))
         new[: len(answer) - len(begun), i] = answer[len(begun) :]
     names = [field.name for field in dataclasses.fields(Adjustments)]
     arrays = {name: np.concatenate([getattr(one, name) for one in asked]) for name in names}
@@ -38,7 +39,7 @@ def changed(logits: np.ndarray, rows: list[tuple[list[int], list[int], SamplingP
     history = History(np.stack(counts), np.array(recent))
     given = (logits, np.ones(len(rows), bool), position, stop, new, Adjustments(**arrays), history)
     changed = np.asarray(_adjust(*jax.tree.map(jnp.asarray, given)))
-    more = np.asarray(asks_for_more(jnp.asarray(position), jax.tree.map(jnp.asarray, given[-2])))
+    more = np.concatenate([row_params(one, V).more for one in activated])
     np.testing.assert_array_equal(changed[~more], logits[~more])
     return np.where(arrays["allowed"], changed, -np.inf)
 

@@ -90,7 +90,8 @@ class _Cached:
         self.activate(row, length, token, 1)
         picked = np.array([row], np.int32) if single else None
         static = {"deployment": self.deployment, "max_steps": 4}
-        self.state, drawn = programs.decode(self.params, self.state, picked, np.int32(1), **static)
+        steps = np.ones(1 if single else ROWS, np.int32)
+        self.state, drawn = programs.decode(self.params, self.state, picked, steps, **static)
         return int(drawn.tokens[0, 0 if single else row])
 
 
@@ -193,7 +194,7 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
     params, state = deployment.abstract_params, deployment.abstract_state
     shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
     static = {"deployment": deployment}
-    decode = programs.decode.lower(params, state, None, shape(()), max_steps=8, **static)
+    decode = programs.decode.lower(params, state, None, shape((rows,)), max_steps=8, **static)
     chunk = shape((rows, T)), shape((rows,)), shape((rows,)), None, shape((rows, T))
     prefill = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
     for program, tokens in ((decode, 1), (prefill, T)):

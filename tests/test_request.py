@@ -82,6 +82,7 @@ def options_module():
         ({"logit_bias": dict.fromkeys(range(513), 1)}, "logit_bias has 513 tokens, at most 512 are supported"),
         ({"logprobs": True}, "logprobs must be an integer, got True"),
         ({"logprobs": 21}, "logprobs must be at least 0 and at most 20, got 21"),
+        ({"grammar": "[0-9]"}, r"grammar must be made by gemma_tpu.Grammar, got '\[0-9\]'"),
         ({"allowed_token_ids": 5}, "allowed_token_ids must be a list, got 5"),
         ({"bad_words": ["a", ""]}, "bad_words must be non-empty strings or sequences of token ids"),
         ({"bad_words": [5]}, "bad_words must be a list, got 5"),

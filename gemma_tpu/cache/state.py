@@ -21,12 +21,16 @@ from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowParams:
-    """What the caller of a row asked for. `stop` is padded with NO_TOKEN; `logprobs` below 0 asks for none."""
+    """What the caller of a row asked for. `stop` is padded with NO_TOKEN; `logprobs` below 0 asks for none.
+
+    `more`: whether it asks for more than allowed tokens and sampling.
+    """
 
     sampling: Sampling
     stop: Leaf  # int32[R, MAX_STOP_TOKENS]
     adjustments: Adjustments
     logprobs: Leaf  # int32[R]
+    more: Leaf  # bool[R]
 
     @classmethod
     def neutral(cls, rows: int, vocab_size: int) -> RowParams:
@@ -47,7 +51,7 @@ class RowParams:
             min_length=full(0),
             allowed=full(True, vocab_size, dtype="?"),
         )
-        return cls(sampling, full(NO_TOKEN, MAX_STOP_TOKENS), adjustments, full(-1))
+        return cls(sampling, full(NO_TOKEN, MAX_STOP_TOKENS), adjustments, full(-1), full(False, dtype="?"))
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.cache.state import State
 from gemma_tpu.engine.step import Drawn
-from gemma_tpu.ops.logits import adjust, asks_for_more
+from gemma_tpu.ops.logits import adjust
 from gemma_tpu.ops.logprobs import log_probs
 from gemma_tpu.ops.sampling import sample
 from gemma_tpu.options import MAX_LOGPROBS, NO_TOKEN
@@ -31,7 +31,6 @@ def draw(logits: Float[Array, "B V"], active: Bool[Array, "B"], state: State, ea
     position, params = state.length + 1, state.row_params
     temperature = jnp.where(active, params.sampling.temperature, 0)  # rows that rest need no draw
     sampling = dataclasses.replace(params.sampling, temperature=temperature)
-    probs = jnp.any(active & (params.logprobs >= 0))
     none = tuple(x[0] for x in nothing_drawn(1, *logits.shape)[1:])
 
     def tokens(logits: jax.Array) -> jax.Array:
@@ -40,9 +39,8 @@ def draw(logits: Float[Array, "B V"], active: Bool[Array, "B"], state: State, ea
 
     def with_more() -> Drawn:
         adjusted = adjust(logits, active, position, params.stop, earlier, params.adjustments, state.history)
-        token = tokens(adjusted)
+        token, probs = tokens(adjusted), jnp.any(active & (params.logprobs >= 0))
         return Drawn(token, *jax.lax.cond(probs, lambda: log_probs(logits, token), lambda: none))
 
-    more = probs | jnp.any(active & asks_for_more(position, params.adjustments))
     with jax.named_scope("more"):
-        return jax.lax.cond(more, with_more, lambda: Drawn(tokens(logits), *none))
+        return jax.lax.cond(jnp.any(active & params.more), with_more, lambda: Drawn(tokens(logits), *none))

@@ -10,7 +10,7 @@ import numpy as np
 from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
-from gemma_tpu.engine.request import ImageInput, Request, StopWatch
+from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Scheduler
 from gemma_tpu.engine.validate import check_logits, make_request, pad
 from gemma_tpu.engine.warmup import Progress, warmup_steps
@@ -58,10 +58,14 @@ class Engine(Worker):
         images: Sequence[PlacedImage[ImageInput]] = (),
         sampling_params: SamplingParams = SamplingParams(),
         stop_watch: StopWatch | None = None,
+        constraint: Constraint | None = None,
     ) -> Request:
-        """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
+        """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run.
+
+        `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing.
+        """
         self.check_open()
-        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch)
+        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint)
         with self._wake:
             self.check_open()
             self._scheduler.waiting.append(request)

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int16
+from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
@@ -21,7 +21,7 @@ from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.ops.attention import Keys
-from gemma_tpu.ops.logits import unpack
+from gemma_tpu.ops.logits import last_tokens, unpack
 from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.ops.rows import row_padding
 from gemma_tpu.options import NO_TOKEN
@@ -163,6 +163,15 @@ def set_counts(state: State, row: Int[Array, ""], counts: Int16[Array, "V"], *, 
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def allow(state: State, given: Bool[Array, "R"], bits: UInt8[Array, "R bytes"], *, deployment: Deployment) -> State:
+    """Which tokens each of the `given` rows may draw from now on (`gemma_tpu.ops.logits.unpack`)."""
+    asked = state.row_params.adjustments
+    allowed = jnp.where(given[:, None], unpack(bits, asked.allowed.shape[1]), asked.allowed)
+    params = dataclasses.replace(state.row_params, adjustments=dataclasses.replace(asked, allowed=allowed))
+    return _pin(dataclasses.replace(state, row_params=params), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def count_tokens(
     state: State, rows: Int[Array, "B"] | None, tokens: Int[Array, "steps B"], *, deployment: Deployment
 ) -> State:
@@ -179,12 +188,12 @@ def decode(
     params: Params,
     state: State,
     rows: Int[Array, "B"] | None,
-    steps: Int[Array, ""],
+    steps: Int[Array, "B"],
     *,
     deployment: Deployment,
     max_steps: int,
 ) -> tuple[State, Drawn]:
-    """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
+    """Up to `steps` ≤ max_steps tokens for each row, if it has as many remaining; NO_TOKEN after its end.
 
     Of each token its log-probabilities too, which are none at a step where no row that decodes asks for them.
 
@@ -200,7 +209,7 @@ def decode(
 
     def step(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
         i, row, drawn = carry
-        active = row.remaining > 0
+        active = (i < steps) & (row.remaining > 0)
         position = row.length[:, None]
         cache = row.cache
         held = jnp.where(active, row.length + 1, 1)  # a row that rests makes no other read as far as it reaches
@@ -216,25 +225,26 @@ def decode(
         good = finite(logits)
         new = draw(logits, active, row, drawn.tokens)
         token = new.tokens
-        recent = jnp.concatenate([row.history.recent[:, 1:], token[:, None]], axis=1)
         stopped = jnp.any(token[:, None] == row_params.stop, axis=-1) | ~good
         row = State(
             cache=cache,
             length=row.length + active,
             last=jnp.where(active, token, row.last),
-            remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
+            remaining=jnp.where(active, jnp.where(stopped, 0, row.remaining - 1), row.remaining),
             row_params=row_params,
-            history=dataclasses.replace(row.history, recent=jnp.where(active[:, None], recent, row.history.recent)),
+            history=row.history,
         )
         written = jnp.where(active, jnp.where(good, token, NOT_FINITE), NO_TOKEN)
         return i + 1, row, jax.tree.map(lambda x, one: x.at[i].set(one), drawn, new._replace(tokens=written))
 
     def unfinished(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
         i, row, _ = carry
-        return (i < steps) & jnp.any(row.remaining > 0)
+        return jnp.any((i < steps) & (row.remaining > 0))
 
     empty = nothing_drawn(max_steps, B, deployment.config.vocab_size)
     _, picked, drawn = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    history = dataclasses.replace(picked.history, recent=last_tokens(picked.history, drawn.tokens))
+    picked = dataclasses.replace(picked, history=history)
     if rows is not None:
         picked = state.put(rows, picked)
     # The host reads what was drawn, and can read only what its own devices hold.

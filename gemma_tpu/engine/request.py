@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -54,6 +55,19 @@ class _Clock:
 StopWatch = Callable[[list[int]], int | None]
 
 
+@runtime_checkable
+class Constraint(Protocol):
+    """What an answer is held to (`gemma_tpu.grammar.Constraint`). Errors are those of the request alone."""
+
+    def mask(self) -> np.ndarray:
+        """Bits, uint8, of the tokens that may come next (`gemma_tpu.ops.logits.unpack`)."""
+        ...
+
+    def push(self, tokens: list[int]) -> bool:
+        """Takes the next tokens; whether the answer is complete with them."""
+        ...
+
+
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
@@ -68,6 +82,7 @@ class Request:
         images: Sequence[PlacedImage[ImageInput]],
         sampling_params: SamplingParams,
         stop_watch: StopWatch | None = None,
+        constraint: Constraint | None = None,
         *,
         num_soft_tokens: int = 0,
     ) -> None:
@@ -85,7 +100,7 @@ class Request:
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
-        self._stop_watch = stop_watch
+        self._stop_watch, self.constraint = stop_watch, constraint
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
 

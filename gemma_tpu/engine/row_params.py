@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, Int16, UInt8
+from jaxtyping import Bool, Int, Int16, UInt8
 
 from gemma_tpu.cache.state import RowParams
 from gemma_tpu.engine.step import Activate, History
@@ -28,8 +28,8 @@ def row_params(activate: Activate, vocab_size: int) -> RowParams:
     for i, word in enumerate(activate.bad_words):
         lists["bad_words"][0, i, -len(word) :] = word
     single = {field.name: numbers[field.name] for field in dataclasses.fields(Adjustments) if field.name in numbers}
-    adjustments = Adjustments(**single, **lists)
-    return RowParams(sampling, _filled(activate.stop, MAX_STOP_TOKENS), adjustments, numbers["logprobs"])
+    stop, adjustments = _filled(activate.stop, MAX_STOP_TOKENS), Adjustments(**single, **lists)
+    return RowParams(sampling, stop, adjustments, numbers["logprobs"], numbers["more"])
 
 
 def recent_tokens(activate: Activate) -> Int[np.ndarray, "recent"]:
@@ -55,6 +55,16 @@ def allowed_bits(
         mask[np.asarray(allowed, np.int64)] = True
     mask[np.asarray(forbidden, np.int64)] = False
     return np.packbits(mask, bitorder="little")
+
+
+def mask_arrays(
+    masks: Mapping[int, UInt8[np.ndarray, "bytes"]], rows: int, vocab_size: int
+) -> tuple[Bool[np.ndarray, "R"], UInt8[np.ndarray, "R bytes"]]:
+    """Which rows have new bits, and those of all rows."""
+    given, bits = np.zeros(rows, bool), np.zeros((rows, packed_bytes(vocab_size)), np.uint8)
+    for row, mask in masks.items():
+        given[row], bits[row] = True, mask
+    return given, bits
 
 
 def _filled(values: np.ndarray, size: int, empty: int = NO_TOKEN) -> np.ndarray:

@@ -17,7 +17,7 @@ from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.engine.row_params import recent_tokens, row_params, token_counts
+from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
 from gemma_tpu.engine.step import Activate, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.model import Params
 
@@ -141,8 +141,15 @@ class Runner:
             self._state = programs.set_counts(self._state, np.int32(row.row), counts, **self._static)
 
     def _decode(self, decode: Decode) -> Drawn:
-        rows = np.array(decode.rows, np.int32) if decode.alone else None
-        args = (self._text_params, self._state, rows, np.int32(decode.steps))
+        rows, steps = None, np.zeros(self._deployment.rows, np.int32)
+        steps[list(decode.rows)] = decode.steps
+        if decode.alone:
+            rows = np.array(decode.rows, np.int32)
+            steps = steps[rows]
+        if decode.masks is not None:
+            masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)
+            self._state = programs.allow(self._state, *masks, **self._static)
+        args = (self._text_params, self._state, rows, steps)
         self._state, drawn = programs.decode(*args, max_steps=self._max_steps, **self._static)
         if decode.count:
             self._state = programs.count_tokens(self._state, rows, drawn.tokens, **self._static)

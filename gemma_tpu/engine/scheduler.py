@@ -20,6 +20,8 @@ from gemma_tpu.engine.rows import Row, choose_row, chunk_end, make_prefill
 from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Prefill, Step, activate, token_logprobs
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
+_STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
+
 
 @dataclasses.dataclass
 class Scheduler:
@@ -81,7 +83,7 @@ class Scheduler:
             row, column = self.rows[index], 0 if decode.alone else index
             row.unread -= 1
             new = [token for token in columns[column] if token != NO_TOKEN]
-            wanted = row.request and row.request.sampling_params.logprobs
+            wanted = row.request.sampling_params.logprobs if row.request and new else None
             self._deliver(row, new, [] if wanted is None else token_logprobs(drawn, column, new, wanted))
 
     def fail(self, error: BaseException) -> None:
@@ -119,6 +121,7 @@ class Scheduler:
         if row.decoding and not resting:
             self._release.append(row.index)
         row.request, row.decoding, row.halted, row.last_used = None, False, not resting, self._turn
+        row.mask = None
         return request
 
     @contextlib.contextmanager
@@ -166,28 +169,33 @@ class Scheduler:
                     remaining = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
                     numbers = row.index, row.prefill_target, request.tokens[-1], remaining
                     asked = request.sampling_params, self._stop_tokens(request)
+                    row.mask = request.constraint.mask() if request.constraint else None
                     activated.append(activate(*numbers, *asked, request.tokens, request.generated))
                     row.decoding, row.dispatched = True, False
                     row.last_key, row.remaining = request.keys[-1], remaining
         return tuple(activated)
 
     def _decode(self) -> Decode | None:
-        rows = [row for row in self.rows if row.decoding]
+        decoding = [row for row in self.rows if row.decoding]
+        rows = [row for row in decoding if row.mask is not None or not row.constrained]
         if not rows:
             return None
         # A row's first token is worth a call of its own: its caller is waiting for it.
-        first = not all(row.dispatched for row in rows)
+        steps = self.steps_per_call if all(row.dispatched for row in rows) else 1
+        if any(row.constrained for row in decoding):  # a mask is good for one step, and the next should not wait long
+            steps = 1 if any(row.constrained for row in rows) else min(steps, _STEPS_BESIDE)
+        masks = {row.index: row.mask for row in rows if row.mask is not None}
         for row in rows:
-            row.dispatched = True
+            row.dispatched, row.mask = True, None
             row.unread += 1
-        alone = not self.batch_always and len(rows) == 1
         asked = [row.occupant.sampling_params for row in rows]
         return Decode(
             rows=tuple(row.index for row in rows),
-            steps=1 if first else self.steps_per_call,
-            alone=alone,
+            steps=steps,
+            alone=not self.batch_always and len(rows) == 1,
             count=any(params.penalized for params in asked),
             logprobs=any(params.logprobs is not None for params in asked),
+            masks=masks or None,
         )
 
     def _stop_tokens(self, request: Request) -> Sequence[int]:
@@ -216,6 +224,9 @@ class Scheduler:
         if visible := new[:-1] if stopped else new:
             with self._only(row):
                 complete = request.push(visible, logprobs[: len(visible)])
+                if request.constraint and not (complete or stopped or spoiled):
+                    complete = request.constraint.push(visible)
+                    row.mask = None if complete or not row.remaining else request.constraint.mask()
         resting = spoiled or stopped or not row.remaining
         if row.request and (resting or complete):
             self._vacate(row, resting=resting)

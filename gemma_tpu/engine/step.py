@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from gemma_tpu.options import MAX_BAD_WORD_LENGTH, SamplingParams, TokenLogprob
 
@@ -93,6 +93,8 @@ def activate(
         name: np.array([getattr(params, name)], kind) for name, kind in (_SAMPLING | _PENALTIES).items()
     }
     numbers["seed"] = np.array([secrets.randbits(32) if params.seed is None else params.seed], np.uint32)
+    more = params.penalized or params.logit_bias or params.bad_words or params.min_tokens
+    numbers["more"] = np.array([bool(more) or params.logprobs is not None])
     numbers["logprobs"] = np.array([-1 if params.logprobs is None else params.logprobs], np.int32)
     numbers["min_length"] = np.array([len(prompt) + params.min_tokens if params.min_tokens else 0], np.int32)
     sequences = [tuple(word) for word in params.bad_words if not isinstance(word, str)]
@@ -121,11 +123,12 @@ def _ids(tokens: Sequence[int]) -> Int[np.ndarray, "tokens"]:
     return np.array(tokens, np.int32)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Decode:
     """Up to `steps` tokens for each of `rows`. `alone`: the program runs on this one row, not on the whole batch.
 
-    `count`: whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read.
+    `count`: whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read. `masks`: for
+    each row that is held to a grammar, bits of the tokens that may come next; None if there is no such row.
     """
 
     rows: tuple[int, ...]
@@ -133,6 +136,7 @@ class Decode:
     alone: bool
     count: bool = False
     logprobs: bool = False
+    masks: Mapping[int, UInt8[np.ndarray, "bytes"]] | None = None
 
 
 class Drawn(NamedTuple):

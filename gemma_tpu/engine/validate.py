@@ -11,7 +11,7 @@ from jaxtyping import Int
 from gemma_tpu.checks import brief
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine.request import ImageInput, Request, StopWatch
+from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
@@ -24,6 +24,7 @@ def make_request(
     images: Sequence[PlacedImage[ImageInput]],
     sampling_params: SamplingParams,
     stop_watch: StopWatch | None,
+    constraint: Constraint | None,
 ) -> Request:
     """ValueError for what cannot be run."""
     vocab_size = deployment.config.vocab_size
@@ -41,7 +42,7 @@ def make_request(
         raise ValueError(
             f"the prompt has {len(soft_tokens)} soft tokens, which are not those of images of {count} each at {starts}"
         )
-    return Request(tokens, images, sampling_params, stop_watch, num_soft_tokens=count)
+    return Request(tokens, images, sampling_params, stop_watch, constraint, num_soft_tokens=count)
 
 
 def _check_tokens(params: SamplingParams, vocab_size: int) -> None:

@@ -33,7 +33,7 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
     steps.append(("release", Step(release=(past,))))
     steps.append(("clear", Step(clear=(past,))))
     for alone in [False] if batch_always else [False, True]:
-        steps.append(("decode", Step(decode=Decode((0,), 0, alone, count=True))))
+        steps.append(("decode", Step(decode=Decode((0,), 0, alone, count=True, masks={}))))
     return steps
 
 

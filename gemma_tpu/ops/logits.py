@@ -38,11 +38,10 @@ class Adjustments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What each row has said.
+    """What each row has said before the decode call under way.
 
-    `counts`: twice how often the answer has each token, without those of the decode call under way, and 1 more for a
-    token of the prompt; it holds for rows with a penalty alone. `recent`: the last tokens of the answer, after NO_TOKEN
-    where it has fewer.
+    `counts`: twice how often the answer has each token, and 1 more for a token of the prompt; it holds for rows with a
+    penalty alone. `recent`: the last tokens of the answer, after NO_TOKEN where it has fewer.
     """
 
     counts: Leaf  # int16[B, V]
@@ -79,11 +78,6 @@ def _watched(position: Int[Array, "B"], asked: Adjustments) -> Bool[Array, "B"]:
     return (position < asked.min_length) | (asked.bad_words[:, 0, -1] >= 0)
 
 
-def asks_for_more(position: Int[Array, "B"], asked: Adjustments) -> Bool[Array, "B"]:
-    """Rows whose logits `adjust` changes at `position`."""
-    return _penalized(asked) | _biased(asked) | _watched(position, asked)
-
-
 def adjust(
     logits: Float[Array, "B V"],
     active: Bool[Array, "B"],
@@ -105,7 +99,7 @@ def adjust(
 
     logits = changed(_penalized(asked), lambda x: penalize(x, new, asked, history), logits)
     logits = changed(_biased(asked), lambda x: _add(x, asked.bias_tokens, asked.bias), logits)
-    return changed(_watched(position, asked), lambda x: _ban(x, position, stop, asked, history), logits)
+    return changed(_watched(position, asked), lambda x: _ban(x, position, stop, new, asked, history), logits)
 
 
 def penalize(
@@ -118,11 +112,23 @@ def penalize(
     return logits - asked.frequency_penalty[:, None] * count - asked.presence_penalty[:, None] * (count > 0)
 
 
+def last_tokens(history: History, new: Int[Array, "steps B"]) -> Int[Array, "B recent"]:
+    """`recent`, with those that have been drawn since. Numbers below 0 after them are no tokens."""
+    size = history.recent.shape[1]
+    end = jnp.sum(new >= 0, axis=0)[:, None] + jnp.arange(size)
+    return jnp.take_along_axis(jnp.concatenate([history.recent, new.T], axis=1), end, axis=1)
+
+
 def _ban(
-    logits: jax.Array, position: Int[Array, "B"], stop: Int[Array, "B stop"], asked: Adjustments, history: History
+    logits: jax.Array,
+    position: Int[Array, "B"],
+    stop: Int[Array, "B stop"],
+    new: Int[Array, "steps B"],
+    asked: Adjustments,
+    history: History,
 ) -> jax.Array:
     begun, last = asked.bad_words[:, :, :-1], asked.bad_words[:, :, -1]
-    complete = jnp.all((begun == history.recent[:, None]) | (begun < 0), axis=-1)
+    complete = jnp.all((begun == last_tokens(history, new)[:, None]) | (begun < 0), axis=-1)
     early = (position < asked.min_length)[:, None]
     tokens = jnp.concatenate([jnp.where(early, stop, -1), jnp.where(complete, last, -1)], axis=1)
     left = _add(logits, tokens, jnp.full(tokens.shape, -jnp.inf))

@@ -198,7 +198,7 @@ def _on_all(deployment: Deployment, shape: tuple[int, ...], dtype: Any = jnp.int
 
 
 def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
-    text, steps = deployment.text, _on_all(deployment, ())
+    text, steps = deployment.text, _on_all(deployment, (deployment.rows,))
     arguments = text.abstract_params, text.abstract_state, None, steps
     return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps])
 
