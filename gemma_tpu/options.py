@@ -35,6 +35,8 @@ class SamplingParams:
     `logprobs` asks for the log-probability of each token of the answer, and of so many likeliest tokens in its place:
     by the model's own logits, before temperature and whatever else changes them.
 
+    `n` answers to one prompt have the seeds `seed`, `seed` + 1, …
+
     `grammar` holds the answer to it. An answer that is complete by its grammar ends, before `min_tokens` too.
     """
 
@@ -56,6 +58,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str | Sequence[int]] = ()
     logprobs: int | None = None
+    n: int = 1
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class SamplingParams:
                 raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        check_integer("n", self.n, 1, 1024)
         if not isinstance(self.grammar, Grammar | None):
             raise ValueError(f"grammar must be made by gemma_tpu.Grammar, got {brief(self.grammar)}")
         self._check_logits()

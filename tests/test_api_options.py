@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_api import FREE, TOKENIZER, make_model
+from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
 
@@ -42,3 +42,29 @@ def test_log_probabilities_belong_to_the_tokens_of_a_completion(model: gemma_tpu
         assert len(stream.completion.logprobs) == len(stream.completion.tokens) > 0
     stop = model.generate("Hello", logprobs=0, stop=[plain.text[3]], **FREE)
     assert [one.token for one in stop.logprobs] == stop.tokens == plain.tokens[: len(stop.tokens)]
+
+
+def test_several_answers_are_those_of_the_seeds_that_follow(model: gemma_tpu.Model) -> None:
+    options = FREE | {"temperature": 1.3, "top_k": 0, "top_p": 1.0}
+    alone = [model.generate("Hello", seed=seed, **options).tokens for seed in (2**32 - 1, 0, 1)]
+    assert [one.tokens for one in model.generate("Hello", n=3, seed=2**32 - 1, **options)] == alone
+    shown = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
+    for prompt, images in (("What?", [PICTURE]), (shown, None)):
+        first, second = model.generate(prompt, images=images, n=2, seed=5, **options)
+        assert second.tokens == model.generate(prompt, images=images, seed=6, **options).tokens != first.tokens
+    batch = model.generate(["Hello", "Bye"], n=2, seed=0, stop=["nowhere in it"], **options)
+    assert [one.tokens for one in batch[0]] == alone[1:]
+    assert len({tuple(one.tokens) for answers in batch for one in answers}) == 4
+    grammar = gemma_tpu.Grammar.choice(["yes", "no"])
+    assert {one.text for one in model.generate("Hello", n=6, seed=0, grammar=grammar, **options)} == {"yes", "no"}
+    unseeded = model.generate("Hello", n=2, **options)
+    assert unseeded[0].tokens != unseeded[1].tokens
+
+
+def test_a_stream_and_a_chat_give_one_answer(model: gemma_tpu.Model) -> None:
+    for call in (model.stream, model.chat().stream, model.chat().send):
+        with pytest.raises(ValueError, match=r"n is 2, and a stream or a chat gives one answer: ask .* with generate"):
+            call("Hello", n=2)
+    with pytest.raises(ValueError, match="n is 3"):
+        model.chat(n=3)
+    assert not model.engine._loop.has_work

@@ -81,6 +81,7 @@ def options_module():
         ({"logit_bias": [(7, 1), (7, 2)]}, "logit_bias has a token twice"),
         ({"logit_bias": dict.fromkeys(range(513), 1)}, "logit_bias has 513 tokens, at most 512 are supported"),
         ({"logprobs": True}, "logprobs must be an integer, got True"),
+        ({"n": 0}, "n must be at least 1 and at most 1024, got 0"),
         ({"logprobs": 21}, "logprobs must be at least 0 and at most 20, got 21"),
         ({"grammar": "[0-9]"}, r"grammar must be made by gemma_tpu.Grammar, got '\[0-9\]'"),
         ({"allowed_token_ids": 5}, "allowed_token_ids must be a list, got 5"),

@@ -137,7 +137,7 @@ class Request:
         """Its prompt is in the cache, as far as the host is concerned."""
         self.clock.prefilled = time.perf_counter()
 
-    def push(self, tokens: list[int], logprobs: list[TokenLogprob]) -> bool:
+    def push(self, tokens: list[int], logprobs: Sequence[TokenLogprob] = ()) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
         count = self._stop_watch(tokens) if self._stop_watch else None
         if not self.generated:
