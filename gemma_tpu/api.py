@@ -320,6 +320,10 @@ class Model:
                 watch = stop_watch(self.tokenizer, params.stop) if params.stop else None
                 constraint = self._constraint(params)
                 requests.append(self.engine.submit(rendered.tokens, inputs, params, watch, constraint))
+            if (top := sampling_params.prompt_logprobs) is not None:
+                scored = self.engine.prompt_logprobs(rendered.tokens, [placed.image for placed in inputs], top)
+                for request in requests:
+                    request.prompt_logprobs = scored
         except BaseException:
             for request in requests:
                 request.cancel()

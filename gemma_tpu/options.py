@@ -33,7 +33,8 @@ class SamplingParams:
     stands at the beginning of a line, and after a space.
 
     `logprobs` asks for the log-probability of each token of the answer, and of so many likeliest tokens in its place:
-    by the model's own logits, before temperature and whatever else changes them.
+    by the model's own logits, before temperature and whatever else changes them. `prompt_logprobs` asks for the same of
+    the prompt's tokens, which takes a pass over the whole prompt, and compiles for a new length as `Model.logits` does.
 
     `n` answers to one prompt have the seeds `seed`, `seed` + 1, …
 
@@ -58,6 +59,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str | Sequence[int]] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     grammar: Grammar | None = None
 
@@ -79,8 +81,9 @@ class SamplingParams:
             object.__setattr__(self, "stop_tokens", as_ids("stop_tokens", self.stop_tokens))
             if len(self.stop_tokens) > MAX_STOP_TOKENS:
                 raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
-        if self.logprobs is not None:
-            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         check_integer("n", self.n, 1, 1024)
         if not isinstance(self.grammar, Grammar | None):
             raise ValueError(f"grammar must be made by gemma_tpu.Grammar, got {brief(self.grammar)}")
@@ -183,3 +186,4 @@ class Completion:
     thinking: str = ""
     tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = dataclasses.field(default_factory=list)

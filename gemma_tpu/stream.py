@@ -136,8 +136,8 @@ class TextStream(Iterator[str]):
         text, timings = answer.text, self._request.timings
         calls = parse_calls(self._begun + text) if self._tokenizer.find(FUNCTION_PIECES[0]) is not None else []
         tokens = list(answer.tokens)
-        logprobs = self._request.logprobs[: len(tokens)]
-        return Completion(text, tokens, reason, usage, timings, self.dropped_turns, answer.thinking, calls, logprobs)
+        logprobs = self._request.logprobs[: len(tokens)], self._request.prompt_logprobs
+        return Completion(text, tokens, reason, usage, timings, self.dropped_turns, answer.thinking, calls, *logprobs)
 
     def _read(self) -> str:
         """The next piece, perhaps an empty one; after the last, the stream has ended."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import numpy as np
 import pytest
 from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
+from gemma_tpu.config import SOFT_TOKEN
+from gemma_tpu.prompts import Reading
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +67,35 @@ def test_several_answers_are_those_of_the_seeds_that_follow(model: gemma_tpu.Mod
 
 
 def test_a_stream_and_a_chat_give_one_answer(model: gemma_tpu.Model) -> None:
-    for call in (model.stream, model.chat().stream, model.chat().send):
-        with pytest.raises(ValueError, match=r"n is 2, and a stream or a chat gives one answer: ask .* with generate"):
-            call("Hello", n=2)
-    with pytest.raises(ValueError, match="n is 3"):
-        model.chat(n=3)
-    assert not model.engine._loop.has_work
+    with mock.patch.object(model.engine, "submit") as submit:
+        for call in (model.stream, model.chat().stream, model.chat().send):
+            with pytest.raises(ValueError, match=r"n is 2, and a stream or a chat gives one answer: ask .* generate"):
+                call("Hello", n=2)
+        with pytest.raises(ValueError, match="n is 3"):
+            model.chat(n=3)
+        submit.assert_not_called()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_the_tokens_of_a_prompt_have_log_probabilities(shape: tuple[int, int]) -> None:
+    """Those of `logits`, also behind an image."""
+    with make_model(*shape) as model:
+        marker = TOKENIZER.start_of_image
+        prompt = [2, *TOKENIZER.encode("Look: "), marker, *TOKENIZER.encode(" a picture of a dog in the garden")]
+        answer = model.generate(prompt, images=[PICTURE], prompt_logprobs=3, **FREE)
+        assert answer.tokens == model.generate(prompt, images=[PICTURE], **FREE).tokens
+        found = answer.prompt_logprobs
+        assert len(found) == answer.usage.prompt_tokens
+        request = model._ask(prompt, [PICTURE], Reading(), {}, False)[1][0]
+        assert [one.token for one in found if one] == [token for token in request.tokens[1:] if token != SOFT_TOKEN]
+        assert [i for i, one in enumerate(found) if one is None] == [
+            i for i, token in enumerate(request.tokens) if i == 0 or token == SOFT_TOKEN
+        ]
+        given = np.asarray(model.logits(np.array([prompt]), images=[[PICTURE]]), np.float64)[0]
+        logs = given - np.log(np.exp(given).sum(axis=-1, keepdims=True))
+        behind = len(prompt) - prompt.index(marker) - 2  # tokens that follow the one after the image's block
+        for one, log in zip(found[-behind:], logs[-behind - 1 : -1], strict=True):
+            assert one is not None
+            assert one.logprob == pytest.approx(log[one.token], abs=1e-4)
+            assert [token for token, _ in one.top] == np.argsort(-log)[:3].tolist()
+        assert model.generate("Hello", **FREE).prompt_logprobs == []

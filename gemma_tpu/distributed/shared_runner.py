@@ -68,6 +68,16 @@ class LeadingRunner(SharedRunner):
             pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
         super().compile_logits(*args)
 
+    def logprobs(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        with self._sent("logprobs", *args):
+            scores, tokens, top = super().logprobs(*args)
+        return scores.addressable_data(0), tokens.addressable_data(0), top.addressable_data(0)
+
+    def compile_logprobs(self, *args: int) -> None:
+        with self._sent("compile_logprobs", *args):
+            pass  # as above
+        super().compile_logprobs(*args)
+
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         return [array.addressable_data(0) for array in super().soft_tokens(digests)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,12 @@ from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.ops.attention import Keys
 from gemma_tpu.ops.logits import last_tokens, unpack
+from gemma_tpu.ops.logprobs import log_probs
 from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.ops.rows import row_padding
 from gemma_tpu.options import NO_TOKEN
+
+_SCORED = 64  # positions whose logits `score` has at once: 67 MB over the vocabulary of the released models
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -279,3 +283,23 @@ def head(
     logits = model.embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
     good = _on_all(jnp.all(finite(logits), axis=1), deployment)
     return _on_all(logits, deployment) if whole else logits, good
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",))
+def score(
+    params: Params, x: Float[Array, "1 T D"], tokens: Int[Array, "1 T"], *, deployment: Deployment
+) -> tuple[Float[Array, "T"], Int[Array, "T top"], Float[Array, "T top"]]:
+    """Log-probabilities of `tokens`, of which each follows a hidden state (`gemma_tpu.ops.logprobs`).
+
+    The logits of a few positions at a time, whole on every device.
+    """
+    model = text_model(deployment.config, params)
+    at_once = math.gcd(x.shape[1], _SCORED)
+
+    def part(x: jax.Array, tokens: jax.Array) -> tuple[jax.Array, ...]:
+        return log_probs(model.embedder.decode(x[None])[0], tokens)
+
+    parts = x.reshape(-1, at_once, x.shape[2]), tokens.reshape(-1, at_once)
+    found = jax.lax.map(lambda one: part(*one), parts)
+    scores, top_tokens, top = (_on_all(array.reshape(-1, *array.shape[2:]), deployment) for array in found)
+    return scores, top_tokens, top

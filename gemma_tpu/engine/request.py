@@ -94,6 +94,7 @@ class Request:
             self.keys[placed.start : placed.start + num_soft_tokens] = [placed.image.digest] * num_soft_tokens
         self.generated: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of `generated`, if asked for
+        self.prompt_logprobs: list[TokenLogprob | None] = []  # kept here for who reads the answer
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
         self.image_tokens = num_soft_tokens * len(images)

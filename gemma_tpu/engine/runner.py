@@ -85,14 +85,35 @@ class Runner:
     @in_32_bits
     def compile_logits(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
         """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
+        x = self._compile_sequences(rows, tokens, images)
+        args = (x, jax.ShapeDtypeStruct((rows, kept), np.int32))
+        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+
+    @in_32_bits
+    def logprobs(
+        self, tokens: np.ndarray, lengths: np.ndarray, images: Sequence[bytes], /
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of the tokens int32[1, T] of a prompt after its first: `programs.score`. The `images` have been encoded."""
+        soft = tuple(self._soft_tokens[digest] for digest in images)
+        args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens))
+        x = programs.whole_sequences(*args, **self._static)
+        return programs.score(self._text_params, x, np.roll(tokens, -1, axis=1), **self._static)
+
+    @in_32_bits
+    def compile_logprobs(self, tokens: int, images: int, /) -> None:
+        """Compiles what `logprobs` of T tokens runs. From any thread."""
+        x = self._compile_sequences(1, tokens, images)
+        shape = jax.ShapeDtypeStruct((1, tokens), np.int32)
+        programs.score.lower(self._abstract_params, x, shape, **self._static).compile()
+
+    def _compile_sequences(self, rows: int, tokens: int, images: int) -> jax.ShapeDtypeStruct:
+        """Compiles `programs.whole_sequences`; returns what that gives."""
         d, shape = self._deployment, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
         whole, D = NamedSharding(d.mesh, PartitionSpec()), d.config.embed_dim
         image = jax.ShapeDtypeStruct((d.num_soft_tokens, D), d.dtype, sharding=whole)
         args = (shape((rows, tokens)), shape((rows,)), (image,) * images, shape((rows, tokens)))
         programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
-        x = jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
-        args = (x, shape((rows, kept)))
-        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+        return jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
