@@ -9,7 +9,7 @@ from gemma_tpu.memory import shard_size
 from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.plan.compiled import Program, Target
 
-_ON_REQUEST = "/more/cond/branch_1_fun/"  # of gemma_tpu.engine.draw: runs where a row asks for more than sampling
+_ON_REQUEST = "/more/cond$"  # of gemma_tpu.engine.draw: its second branch is for rows that ask for more than sampling
 
 
 def decode_problems(target: Target, decode: Program) -> list[str]:
@@ -25,8 +25,7 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     # queries, keys and values.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
     shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim)
-    moved = decode.hlo.offenders(sizes, rows * widest, rows * shared)
-    problems = [one for one in moved if _ON_REQUEST not in one]
+    problems = decode.hlo.offenders(sizes, rows * widest, rows * shared, rare=_ON_REQUEST)
     if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
     data, model = target.mesh_shape
