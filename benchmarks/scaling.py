@@ -29,7 +29,7 @@ from gemma_tpu.config import CONFIGS, SOFT_TOKEN
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.engine.runner import row_params
+from gemma_tpu.engine.row_params import recent_tokens, row_params
 from gemma_tpu.engine.step import activate
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
@@ -112,9 +112,10 @@ def measure(name: str, devices: int, context: int, length: int, repeats: int) ->
         state = programs.init_state(deployment)
         for row in range(rows):
             numbers = row, length, 2, context - length
-            asked = row_params(activate(*numbers, SamplingParams(), ()), config.vocab_size)
-            state = programs.activate(state, *map(np.int32, numbers), asked, deployment=deployment)
-        args = None, np.int32(STEPS_PER_CALL)
+            asked = activate(*numbers, SamplingParams(), ())
+            arrays = row_params(asked, config.vocab_size), recent_tokens(asked)
+            state = programs.activate(state, *map(np.int32, numbers), *arrays, deployment=deployment)
+        args = None, np.full(rows, STEPS_PER_CALL, np.int32)
         static = {"deployment": deployment, "max_steps": STEPS_PER_CALL}
         decode = programs.decode.lower(params, state, *args, **static).compile()
         # Also those inside fusions, where XLA for GPUs puts the small ones.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.config import gemma3_layers as gemma3_layers
     from gemma_tpu.distributed.processes import initialize as initialize
     from gemma_tpu.environment import use_compilation_cache as use_compilation_cache
+    from gemma_tpu.grammar import Grammar as Grammar
     from gemma_tpu.image import load_image as load_image
     from gemma_tpu.image import pan_and_scan as pan_and_scan
     from gemma_tpu.loader import Loader as Loader
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.options import Completion as Completion
     from gemma_tpu.options import SamplingParams as SamplingParams
     from gemma_tpu.options import Timings as Timings
+    from gemma_tpu.options import TokenLogprob as TokenLogprob
     from gemma_tpu.options import Usage as Usage
     from gemma_tpu.stream import AsyncTextStream as AsyncTextStream
     from gemma_tpu.stream import TextStream as TextStream
@@ -39,11 +41,12 @@ _HOME = {
     "gemma_tpu.classify": ("Verdict",),
     "gemma_tpu.config": ("CONFIGS", "GemmaConfig", "LayerSpec", "VisionConfig", "gemma3_layers"),
     "gemma_tpu.environment": ("use_compilation_cache",),
+    "gemma_tpu.grammar": ("Grammar",),
     "gemma_tpu.image": ("load_image", "pan_and_scan"),
     "gemma_tpu.loader": ("LoadStatus", "Loader"),
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),
-    "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "Usage"),
+    "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "TokenLogprob", "Usage"),
     "gemma_tpu.stream": ("AsyncTextStream", "TextStream"),
     "gemma_tpu.text": ("Tokenizer",),
 }

@@ -20,9 +20,11 @@ from gemma_tpu.chat import Chat
 from gemma_tpu.checks import brief, check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.constraint import Grammars
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
-from gemma_tpu.engine.request import ImageInput, Request
+from gemma_tpu.engine.request import Constraint, ImageInput, Request
+from gemma_tpu.engine.row_params import allowed_bits
 from gemma_tpu.engine.validate import check_length, check_logits
 from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
@@ -72,6 +74,8 @@ class Model:
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
+        self._ends = ends
+        self._grammars: Grammars | None = None  # made when first used: its index of the vocabulary takes a while
         self.engine = Engine(deployment, params, eos_tokens=ends)
         self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
@@ -129,8 +133,8 @@ class Model:
         allow_urls: bool = False,
         drop_oldest: bool = False,
         **options: Any,
-    ) -> Completion | list[Completion]:
-        """Answers one prompt, or a batch of them.
+    ) -> Completion | list[Completion] | list[list[Completion]]:
+        """Answers one prompt, or a batch of them; each with a list of answers if more than one is asked for (`n`).
 
         A prompt is a string (one user message, its `images` shown before it), a list of messages in the shape of OpenAI
         or Hugging Face (see `gemma_tpu.text.render_messages`) or one such message, or token ids; a list of those, or an
@@ -149,21 +153,26 @@ class Model:
 
         ValueError for a prompt that is malformed, too long, or has the wrong number of images.
         """
-        how: dict[str, Any] = {"raw": raw, "pan_and_scan": pan_and_scan, "continue_final": continue_final}
-        how |= {"allow_urls": allow_urls, "drop_oldest": drop_oldest, **options}
-        if (batch := prompts.read_batch(prompt)) is None:
-            return self.stream(cast(SinglePrompt, prompt), images=images, **how).finish()
-        if prompts.as_list(images):
+        check_flag("drop_oldest", drop_oldest)
+        reading, several = Reading(raw, pan_and_scan, continue_final, allow_urls), self._sampling_params(options).n > 1
+        batch = prompts.read_batch(prompt)
+        if batch is not None and prompts.as_list(images):
             raise ValueError("images= goes with a single prompt: in a batch, give conversations with images in them")
         with contextlib.ExitStack() as stack:  # on any way out, the work for all of them ends
-            self._sampling_params(options)  # what is wrong with these is wrong with no prompt
-            streams = []
-            for i, one in enumerate(batch):
+            asked: list[list[TextStream]] = []
+            for i, one in enumerate([prompt] if batch is None else batch):
                 try:
-                    streams.append(stack.enter_context(contextlib.closing(self.stream(one, **how))))
+                    streams = self._streams(cast(SinglePrompt, one), images, reading, options, drop_oldest)
                 except ValueError as error:
+                    if batch is None:
+                        raise
                     raise ValueError(f"prompt[{i}]: {error}") from error
-            return [stream.finish() for stream in streams]
+                asked.append([stack.enter_context(contextlib.closing(stream)) for stream in streams])
+            answers = [[stream.finish() for stream in streams] for streams in asked]
+        if several:
+            return answers[0] if batch is None else answers
+        first = [answer for answer, *_ in answers]
+        return first[0] if batch is None else first
 
     def stream(
         self,
@@ -183,12 +192,19 @@ class Model:
         images and all) instead of being a ValueError; `dropped_turns` of the result says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        plain, reading = prompts.read_prompt(prompt), Reading(raw, pan_and_scan, continue_final, allow_urls)
-        tokenizer = self.tokenizer
-        _, request, dropped = self._ask(plain, images, reading, options, drop_oldest)
-        last: Any = plain[-1] if continue_final else {}
+        self._require_one(options)
+        reading = Reading(raw, pan_and_scan, continue_final, allow_urls)
+        return self._streams(prompt, images, reading, options, drop_oldest)[0]
+
+    def _streams(
+        self, prompt: SinglePrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool
+    ) -> list[TextStream]:
+        """One for each of `n` answers."""
+        plain, tokenizer = prompts.read_prompt(prompt), self.tokenizer
+        _, requests, dropped = self._ask(plain, images, reading, options, drop_oldest)
+        last: Any = plain[-1] if reading.continue_final else {}
         begun = answer_text(last["content"], "", strip=False) if last.get("role") in ("assistant", "model") else ""
-        return TextStream(request, tokenizer, dropped, begun, self._call_reader(options))
+        return [TextStream(request, tokenizer, dropped, begun, self._call_reader(options)) for request in requests]
 
     def astream(self, prompt: SinglePrompt, **options: Any) -> AsyncTextStream:
         """`stream` for asyncio, with the same arguments: `async for piece in model.astream("Hello")`.
@@ -216,7 +232,7 @@ class Model:
         instead, see `stream`, and `Chat.dropped_turns` says how many.
         """
         check_flag("drop_oldest", drop_oldest)
-        self._sampling_params(options)
+        self._require_one(options)
         return Chat(self, system, options, drop_oldest, Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls))
 
     def logits(
@@ -289,7 +305,16 @@ class Model:
             raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         given = {name: value for name, value in options.items() if name in known}
         asked = dataclasses.replace(self.defaults, **given)
-        return dataclasses.replace(asked, forbidden_tokens=(*asked.forbidden_tokens, *self._never_written))
+        forbidden = (*asked.forbidden_tokens, *self._never_written)
+        return dataclasses.replace(asked, forbidden_tokens=forbidden, bad_words=self._token_sequences(asked.bad_words))
+
+    def _token_sequences(self, words: Sequence[str | Sequence[int]]) -> list[Sequence[int]]:
+        """Strings as they are written at the beginning of a line, and after a space."""
+        sequences: list[Sequence[int]] = []
+        for word in words:
+            written = isinstance(word, str)
+            sequences += [self.tokenizer.encode(form) for form in (word, f" {word}")] if written else [word]
+        return sequences
 
     def _call_reader(self, options: dict[str, Any]) -> MakeReader:
         """Makes what finds calls in an answer to a prompt with these options."""
@@ -297,8 +322,8 @@ class Model:
 
     def _ask(
         self, prompt: PlainPrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool
-    ) -> tuple[PlainPrompt, Request, int]:
-        """The prompt, without its oldest turns where those were dropped; the request for an answer; how many they were.
+    ) -> tuple[PlainPrompt, list[Request], int]:
+        """The prompt, without its oldest turns where those were dropped; requests for `n` answers; how many they were.
 
         `options`: of sampling and of the prompt format.
         """
@@ -310,10 +335,37 @@ class Model:
         if drop_oldest and isinstance(prompt, list) and isinstance(prompt[0], Mapping):
             prompt, rendered, dropped = self._fit(cast(list[Message], prompt), rendered, sampling_params, reading)
         check_length(len(rendered.tokens), self.deployment.context)  # before the work that images are
-        stop = sampling_params.stop
-        watch = stop_watch(self.tokenizer, stop) if stop else None
-        inputs = self._placed_inputs(rendered)
-        return prompt, self.engine.submit(rendered.tokens, inputs, sampling_params, watch), dropped
+        inputs, requests = self._placed_inputs(rendered), []
+        try:
+            for i in range(sampling_params.n):
+                seed = None if sampling_params.seed is None else (sampling_params.seed + i) % 2**32
+                params = dataclasses.replace(sampling_params, seed=seed)
+                watch = stop_watch(self.tokenizer, params.stop) if params.stop else None
+                constraint = self._constraint(params)
+                requests.append(self.engine.submit(rendered.tokens, inputs, params, watch, constraint))
+            if (top := sampling_params.prompt_logprobs) is not None:
+                scored = self.engine.prompt_logprobs(rendered.tokens, [placed.image for placed in inputs], top)
+                for request in requests:
+                    request.prompt_logprobs = scored
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        return prompt, requests, dropped
+
+    def _require_one(self, options: dict[str, Any]) -> None:
+        """ValueError unless `options` are right and ask for one answer."""
+        if (n := self._sampling_params(options).n) > 1:
+            raise ValueError(f"n is {n}, and a stream or a chat gives one answer: ask for more with generate")
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self._ends)
+        never = [*params.forbidden_tokens, *(word[0] for word in params.bad_words if len(word) == 1)]
+        allowed = allowed_bits(self.config.vocab_size, params.allowed_token_ids, cast(list[int], never))
+        return self._grammars.constraint(params.grammar, allowed)
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)

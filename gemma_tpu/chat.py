@@ -104,7 +104,8 @@ class Chat:
         check_turns(said, begun is not None, tools="tools" in self._model.format.options)
         reading = dataclasses.replace(self._reading, continue_final=begun is not None)
         options = {**self._options, **options}
-        kept, request, dropped = self._model._ask(said, None, reading, options, self._drop_oldest)
+        self._model._require_one(options)
+        kept, (request,), dropped = self._model._ask(said, None, reading, options, self._drop_oldest)
         messages = cast(list[Message], kept if begun is None else kept[:-1])
         return _ChatStream(self, history, messages, begun or "", request, dropped, self._model._call_reader(options))
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from gemma_tpu.checks import as_ids, as_tuple, brief, check_integer, check_number
+from gemma_tpu.checks import as_ids, as_tuple, brief, check_flag, check_integer, check_number
+from gemma_tpu.grammar import Grammar
 
 MAX_STOP_TOKENS = 64  # of one request
+MAX_LOGIT_BIAS = 512  # tokens of one request
+MAX_BAD_WORDS = 64  # of one request, of several tokens
+MAX_BAD_WORD_LENGTH = 8  # tokens
+MAX_LOGPROBS = 20  # likeliest tokens of one token
 NO_TOKEN = -1  # fills arrays of tokens where there is none
 
 
@@ -19,6 +24,21 @@ class SamplingParams:
     temperature ≥ 0 (0: greedy), top_k ≥ 0 (0: off), 0 < top_p ≤ 1, 0 ≤ min_p ≤ 1. `seed` None draws one.
     These are the library's defaults; a checkpoint's own are `Model.defaults`. `stop_tokens` None means the
     tokenizer's end of turn and eos. ValueError for a value out of range.
+
+    `logit_bias` adds to the logits of tokens. `presence_penalty` and `frequency_penalty` are taken from the logits of
+    tokens in the answer, once and for each time; `repetition_penalty` divides the logits of tokens in prompt or answer
+    (multiplies those below 0). No stop token is drawn before `min_tokens`, and none of the tokenizer's with
+    `ignore_eos`. Only `allowed_token_ids` are drawn, if given, and never `forbidden_tokens`; `bad_words` are strings
+    or sequences of tokens that are not written: their last token is not drawn after those before it. A string is as it
+    stands at the beginning of a line, and after a space.
+
+    `logprobs` asks for the log-probability of each token of the answer, and of so many likeliest tokens in its place:
+    by the model's own logits, before temperature and whatever else changes them. `prompt_logprobs` asks for the same of
+    the prompt's tokens, which takes a pass over the whole prompt, and compiles for a new length as `Model.logits` does.
+
+    `n` answers to one prompt have the seeds `seed`, `seed` + 1, …
+
+    `grammar` holds the answer to it. An answer that is complete by its grammar ends, before `min_tokens` too.
     """
 
     max_new_tokens: int = 1024
@@ -30,6 +50,18 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_tokens: Sequence[int] | None = None
     forbidden_tokens: Sequence[int] = ()
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str | Sequence[int]] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -49,6 +81,69 @@ class SamplingParams:
             object.__setattr__(self, "stop_tokens", as_ids("stop_tokens", self.stop_tokens))
             if len(self.stop_tokens) > MAX_STOP_TOKENS:
                 raise ValueError(f"{len(self.stop_tokens)} stop_tokens given, at most {MAX_STOP_TOKENS} are supported")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        check_integer("n", self.n, 1, 1024)
+        if not isinstance(self.grammar, Grammar | None):
+            raise ValueError(f"grammar must be made by gemma_tpu.Grammar, got {brief(self.grammar)}")
+        self._check_logits()
+
+    def _check_logits(self) -> None:
+        """What changes logits."""
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        check_number("repetition_penalty", self.repetition_penalty, 0, 100, low_open=True)
+        check_integer("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_new_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, and max_new_tokens {self.max_new_tokens}")
+        check_flag("ignore_eos", self.ignore_eos)
+        object.__setattr__(self, "logit_bias", _as_bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", as_ids("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "bad_words", _as_bad_words(self.bad_words))
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs."""
+        return cast(tuple[tuple[int, float], ...], self.logit_bias)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether logits depend on what has been said."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+
+
+def _as_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token and what is added to its logit."""
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else as_tuple("logit_bias", value)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {brief(value)}")
+    tokens = as_ids("logit_bias", [token for token, _ in pairs])
+    for token, bias in pairs:
+        check_number(f"logit_bias of token {token}", bias, -100, 100)
+    if len(set(tokens)) != len(tokens):
+        raise ValueError("logit_bias has a token twice")
+    if len(tokens) > MAX_LOGIT_BIAS:
+        raise ValueError(f"logit_bias has {len(tokens)} tokens, at most {MAX_LOGIT_BIAS} are supported")
+    return tuple(zip(tokens, (float(bias) for _, bias in pairs), strict=True))
+
+
+def _as_bad_words(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    words = (value,) if isinstance(value, str) else as_tuple("bad_words", value)
+    words = tuple(word if isinstance(word, str) else as_ids("bad_words", word) for word in words)
+    if not all(words):
+        raise ValueError("bad_words must be non-empty strings or sequences of token ids")
+    return words
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability, and the likeliest tokens with theirs, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +185,5 @@ class Completion:
     dropped_turns: int = 0
     thinking: str = ""
     tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = dataclasses.field(default_factory=list)

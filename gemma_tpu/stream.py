@@ -150,7 +150,9 @@ class TextStream(Iterator[str]):
         usage = dataclasses.replace(self._request.usage, completion_tokens=len(answer.tokens))
         text, timings = answer.text, self._request.timings
         calls = [piece for piece in self._pieces_of(self._begun + text) if isinstance(piece, dict)]
-        return Completion(text, list(answer.tokens), reason, usage, timings, self.dropped_turns, answer.thinking, calls)
+        tokens = list(answer.tokens)
+        logprobs = self._request.logprobs[: len(tokens)], self._request.prompt_logprobs
+        return Completion(text, tokens, reason, usage, timings, self.dropped_turns, answer.thinking, calls, *logprobs)
 
     def _pieces_of(self, text: str) -> list[str | Call]:
         """Text, and the calls in it."""

@@ -35,10 +35,14 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
     chat.send("It?", images=[first], forbidden_tokens=others)
     again = chat.send("And?", images=[second])
     image = model.tokenizer.start_of_image
+    wishes = {"repetition_penalty": 1.5, "logit_bias": {71: 2}, "bad_words": [[70, 71]], "logprobs": 2}
+    grammar = gemma_tpu.Grammar.regex("[a-z]{1,6}( [a-z]{2})?")
+    asked = model.generate("Hello", temperature=1.0, seed=3, prompt_logprobs=1, grammar=grammar, **wishes, **ANSWER)
     return {
         "text": model.generate("Hello", **ANSWER).tokens,
         "batch": [one.tokens for one in model.generate(["a", look, "some more words"], **ANSWER)],
         "sampled": model.generate("Hello", temperature=1.5, top_k=0, top_p=1.0, seed=3, **ANSWER).tokens,
+        "asked": [[one.token for one in asked.logprobs], len(asked.prompt_logprobs)],
         "chat": [again.tokens, again.usage.cached_tokens > 0],
         "logits": np.asarray(model.logits([[2, 70, image, 80], [2, 71, 72, 73]], [[first], []])).tolist(),
         "soft tokens": np.asarray(model.encode_images([second])).tolist(),

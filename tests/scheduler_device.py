@@ -13,7 +13,7 @@ from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.runner import Runner
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.options import NO_TOKEN, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
@@ -36,8 +36,8 @@ def feed(state: int | None, key: Key) -> int | None:
     return (state * 6364136223846793005 + number + 1442695040888963407) % 2**64
 
 
-def draw(state: int, seed: int) -> int:
-    return ((state ^ seed * 0x9E3779B97F4A7C15) >> 33) % VOCABULARY
+def draw(state: int, seed: int, mask: int = 0) -> int:
+    return ((state ^ (seed + mask) * 0x9E3779B97F4A7C15) >> 33) % VOCABULARY
 
 
 class FakeImage(ImageInput):
@@ -55,6 +55,25 @@ class FakeImage(ImageInput):
             raise MemoryError("no room for the pixels")
 
 
+class FakeConstraint:
+    """Masks that are numbers, each from all tokens before. Complete at any of some tokens; a mask may fail."""
+
+    def __init__(self, world: World) -> None:
+        self.state, self.random = 7, world.random
+        self.last = frozenset(self.random.sample(range(VOCABULARY), 2))
+        self.fails = self.random.random() < 0.03
+
+    def mask(self) -> np.ndarray:
+        if self.fails and self.random.random() < 0.3:
+            raise ArithmeticError("no mask")
+        return np.array([self.state], np.uint8)
+
+    def push(self, tokens: list[int]) -> bool:
+        assert len(tokens) == 1, "more than one token by one mask"
+        self.state = (self.state * 31 + tokens[0] + 1) % 251
+        return tokens[0] in self.last
+
+
 class Checked(Request):
     """A request that knows its answer, and checks its end."""
 
@@ -62,7 +81,8 @@ class Checked(Request):
         self.world, self.ends, self.number = world, 0, world.submitted
         self.watched = frozenset(world.random.sample(range(VOCABULARY), world.random.choice([0, 0, 2])))
         self.watch_fails = world.random.random() < 0.03
-        super().__init__(tokens, images, SamplingParams(**asked), self._watch, num_soft_tokens=SOFT)
+        constraint = FakeConstraint(world) if world.random.random() < 0.3 else None
+        super().__init__(tokens, images, SamplingParams(**asked), self._watch, constraint, num_soft_tokens=SOFT)
         self.content: list[Key] = list(tokens)
         for placed in images:
             number = placed.image.number
@@ -104,6 +124,8 @@ class Checked(Request):
             assert self.broken
         elif isinstance(error, ZeroDivisionError):
             assert self.watch_fails
+        elif isinstance(error, ArithmeticError):
+            assert self.constraint.fails
         else:
             assert error is self.world.failing, "an error without a failure"
         super().finish(reason, error)
@@ -113,15 +135,16 @@ class Checked(Request):
         asked, state, seed = self.sampling_params, 1, self.sampling_params.seed
         for key in self.content[:-1]:
             state = feed(state, key)
-        last, answer = self.content[-1], []
+        last, answer, mask = self.content[-1], [], 7
         stop = self.world.eos if asked.stop_tokens is None else asked.stop_tokens
         for _ in range(min(asked.max_new_tokens, self.world.context - len(self.tokens))):
             if (state := feed(state, last)) is None:
                 return answer, "not finite"
-            if (last := draw(state, seed)) in stop:
+            if (last := draw(state, seed, mask if self.constraint else 0)) in stop:
                 return answer, "stop"
             answer.append(last)
-            if last in self.watched:
+            mask = (mask * 31 + last + 1) % 251
+            if last in self.watched or (self.constraint and last in self.constraint.last):
                 return answer, "stop"
         return answer, "length"
 
@@ -135,6 +158,7 @@ class DeviceRow:
     remaining: int = 0
     seed: int = 0
     stop: frozenset[int] = frozenset()
+    constrained: bool = False
 
 
 class FakeDevice(Runner):
@@ -171,7 +195,9 @@ class FakeDevice(Runner):
         self.images -= set(step.forget)
         remembered = self.world.scheduler.remembered_images
         assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
-        return Unreadable(self.world.failing) if how == "tokens" else tokens
+        if tokens is None:
+            return None
+        return Drawn(Unreadable(self.world.failing) if how == "tokens" else tokens)
 
     def _clear(self, row: int) -> None:
         self.rows[row] = DeviceRow()
@@ -222,24 +248,29 @@ class FakeDevice(Runner):
         assert row.held == request.content[:-1], "a row holds something else than its prompt"
         assert activate.length == len(row.held)
         request.row = activate.row
-        row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.sampling["seed"][0])
-        row.stop = frozenset(activate.stop.tolist())
+        row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.numbers["seed"][0])
+        row.stop, row.constrained = frozenset(activate.stop.tolist()), request.constraint is not None
 
     def _decode(self, decode: Decode) -> np.ndarray:
-        active = {i for i, row in enumerate(self.rows) if row.remaining}
-        assert active <= set(decode.rows), "a row decodes that nobody reads"
+        assert len(set(decode.rows)) == len(decode.rows)
         assert not decode.alone or len(decode.rows) == 1
         assert 0 < decode.steps <= self.world.steps_per_call
+        constrained = {i for i in decode.rows if self.rows[i].constrained and self.rows[i].remaining}
+        for i, row in enumerate(self.rows):
+            assert not row.remaining or row.constrained or i in decode.rows, "a row waits for nothing"
+        assert decode.masks is None or decode.steps == 1, "a mask for more than one step"
+        assert constrained <= set(decode.masks or {}) <= set(decode.rows), "a row without its mask"
         tokens = np.full((self.world.steps_per_call, 1 if decode.alone else len(self.rows)), NO_TOKEN)
         for number in decode.rows:
             row = self.rows[number]
+            mask = int(decode.masks[number][0]) if number in (decode.masks or {}) else 0
             for i in range(decode.steps):
                 if not row.remaining:
                     break
-                tokens[i, 0 if decode.alone else number] = self._one(row)
+                tokens[i, 0 if decode.alone else number] = self._one(row, mask)
         return tokens
 
-    def _one(self, row: DeviceRow) -> int:
+    def _one(self, row: DeviceRow, mask: int) -> int:
         row.held.append(row.last)
         row.state = feed(row.state, row.last)
         row.remaining -= 1
@@ -247,7 +278,7 @@ class FakeDevice(Runner):
         if row.state is None or row.spoiled:
             row.remaining = 0
             return NOT_FINITE
-        row.last = draw(row.state, row.seed)
+        row.last = draw(row.state, row.seed, mask)
         if row.last in row.stop:
             row.remaining = 0
         return row.last

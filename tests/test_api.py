@@ -236,7 +236,7 @@ def test_a_call_that_was_cut_goes_on_as_a_call(monkeypatch: pytest.MonkeyPatch) 
         ["I look. <start_function_call>call:sky{city:<escape>Par", "is<escape>}<end_function_call>", "Blue."]
     )
 
-    def submit(tokens: list[int], images: object, options: gemma_tpu.SamplingParams, watch: object) -> Request:
+    def submit(tokens: list[int], images: object, options: gemma_tpu.SamplingParams, *_: object) -> Request:
         request = Request(tokens, [], options)
         request.push(tokenizer.encode(next(written), control=True))
         request.finish("length")
@@ -380,7 +380,7 @@ def test_rows_without_a_piece_are_never_written() -> None:
     }
     for tokenizer, inside in ((TOKENIZER, True), (None, False)):
         with gemma_tpu.Model(make_deployment(config), params, tokenizer) as model:
-            _, request, _ = model._ask([2, 70, 71], None, Reading(), {**FREE, "temperature": 1}, False)
+            _, (request,), _ = model._ask([2, 70, 71], None, Reading(), {**FREE, "temperature": 1}, False)
             tokens = [token for group in request for token in group]
             assert all(token < TOKENIZER.vocab_size for token in tokens) == inside
     message = r"put its tokenizer\.model or tokenizer\.json beside the weights"

@@ -59,7 +59,7 @@ def test_the_state_is_written_in_place(sample) -> None:
     assert shard_bytes(jax.tree.leaves(target.deployment.abstract_state)) == target.deployment.memory.state
     for name in found.keys() - {"encode"}:
         assert found[name].aliased >= shard_bytes(jax.tree.leaves(target.deployment.abstract_state))
-        assert found[name].outputs < 10_000
+        assert found[name].outputs < 100_000  # tokens and their log-probabilities
 
 
 @decoders
@@ -119,7 +119,7 @@ def test_a_copy_of_the_cache_is_named() -> None:
     undonated = jax.jit(
         lambda params, state, steps: programs.decode.__wrapped__(params, state, None, steps, **static),
     )
-    spoilt = compile_one("decode", undonated.lower(params, state, jax.ShapeDtypeStruct((), jnp.int32)))
+    spoilt = compile_one("decode", undonated.lower(params, state, jax.ShapeDtypeStruct((text.rows,), jnp.int32)))
     problems = decode_problems(target, spoilt)
     assert any("copy" in problem and "bf16[4,1,512,128]" in problem for problem in problems), problems
     assert any("not written in place" in problem for problem in problems), problems

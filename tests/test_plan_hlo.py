@@ -85,6 +85,27 @@ ENTRY %main (p.3: pred[], p.4: f32[8]) -> f32[8] {{
     assert hlo.collectives(branches=False) == []
 
 
+def test_of_a_rare_conditional_the_first_branch_is_judged() -> None:
+    hlo = Hlo("""
+%same (p.1: f32[8,8]) -> f32[8,8] {
+  ROOT %p.1 = f32[8,8]{1,0} parameter(0)
+}
+
+%moved (p.2: f32[8,8]) -> f32[8,8] {
+  %p.2 = f32[8,8]{1,0} parameter(0)
+  ROOT %copy.1 = f32[8,8]{0,1} copy(%p.2)
+}
+
+ENTRY %main (p.3: s32[], p.4: f32[8,8]) -> f32[8,8] {
+  %p.3 = s32[] parameter(0)
+  %p.4 = f32[8,8]{1,0} parameter(1)
+  ROOT %conditional = f32[8,8]{1,0} conditional(%p.3, %p.4, %p.4), branch_computations={%same, %moved}, \
+metadata={op_name="jit(step)/more/cond"}
+}""")
+    assert len(hlo.offenders({64}, 64, 64)) == len(hlo.offenders({64}, 64, 64, rare="/other/cond$")) == 1
+    assert hlo.offenders({64}, 64, 64, rare="/more/cond$") == []
+
+
 def test_a_copy_of_a_cache_is_named_and_a_write_in_place_is_not() -> None:
     def write(cache: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(cache, new, (3, 0))

@@ -14,16 +14,17 @@ from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
 from gemma_tpu.cache.kv_cache import KVCache
-from gemma_tpu.cache.state import RowParams
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine import draw as drawing
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import encode_images, forward, number_soft_tokens
+from gemma_tpu.engine.row_params import recent_tokens, row_params
 from gemma_tpu.engine.rows import chunk_end
+from gemma_tpu.engine.step import activate
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops import rows as row_ops
-from gemma_tpu.ops.sampling import Sampling
-from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
+from gemma_tpu.options import SamplingParams
 from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -79,19 +80,19 @@ class _Cached:
         self.state = programs.prefill(self.params, self.state, *arguments, **static)
 
     def activate(self, row: int, length: int, token: int, remaining: int) -> None:
-        nothing = Sampling(*(np.zeros(1, t) for t in ("f4", "i4", "f4", "f4", "u4")))
-        stop, forbidden = np.full((1, MAX_STOP_TOKENS), NO_TOKEN), np.zeros((1, TEXT.vocab_size), bool)
-        row_params = RowParams(nothing, stop, forbidden)
+        asked = activate(row, length, token, remaining, SamplingParams(), ())
         numbers = (np.int32(x) for x in (row, length, token, remaining))
-        self.state = programs.activate(self.state, *numbers, row_params, deployment=self.deployment)
+        arrays = row_params(asked, TEXT.vocab_size), recent_tokens(asked)
+        self.state = programs.activate(self.state, *numbers, *arrays, deployment=self.deployment)
 
     def decode(self, row: int, length: int, token: int, *, single: bool) -> int:
         """One greedy step after `length` cached tokens."""
         self.activate(row, length, token, 1)
         picked = np.array([row], np.int32) if single else None
         static = {"deployment": self.deployment, "max_steps": 4}
-        self.state, tokens = programs.decode(self.params, self.state, picked, np.int32(1), **static)
-        return int(tokens[0, 0 if single else row])
+        steps = np.ones(1 if single else ROWS, np.int32)
+        self.state, drawn = programs.decode(self.params, self.state, picked, steps, **static)
+        return int(drawn.tokens[0, 0 if single else row])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_prefill_then_decode_equals_the_plain_path(
     reads some prefix of it.
     """
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
+    monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(attention_ops, "BLOCK", block)
     monkeypatch.setattr(attention_ops, "PREFIX", block)
     jax.clear_caches()
@@ -154,7 +155,7 @@ def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:
 def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not read cannot spoil anything."""
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
+    monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(attention_ops, "PREFIX", 8)
     jax.clear_caches()
     cached = _Cached(mesh_of(*mesh))
@@ -193,7 +194,7 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
     params, state = deployment.abstract_params, deployment.abstract_state
     shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
     static = {"deployment": deployment}
-    decode = programs.decode.lower(params, state, None, shape(()), max_steps=8, **static)
+    decode = programs.decode.lower(params, state, None, shape((rows,)), max_steps=8, **static)
     chunk = shape((rows, T)), shape((rows,)), shape((rows,)), None, shape((rows, T))
     prefill = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
     for program, tokens in ((decode, 1), (prefill, T)):

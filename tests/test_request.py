@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 import gemma_tpu.engine.request as checked
 import gemma_tpu.options
-from gemma_tpu.engine.runner import row_params
+from gemma_tpu.engine.row_params import row_params
 from gemma_tpu.engine.step import activate
 from gemma_tpu.image import to_pixels
 from gemma_tpu.picture import Picture, PlacedImage
@@ -66,6 +68,26 @@ def options_module():
         ({"min_p": float("nan")}, "min_p must be at least 0"),
         ({"stop": "x" * 300 + "\n", "top_k": "y\n" * 200}, r"top_k must be an integer, got 'y\\ny"),
         ({"forbidden_tokens": "ab"}, "forbidden_tokens must be a list, got 'ab'"),
+        ({"presence_penalty": 2.5}, "presence_penalty must be at least -2 and at most 2, got 2.5"),
+        ({"frequency_penalty": None}, "frequency_penalty must be a number, got None"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0 and at most 100, got 0"),
+        ({"min_tokens": 9, "max_new_tokens": 8}, "min_tokens is 9, and max_new_tokens 8"),
+        ({"min_tokens": True}, "min_tokens must be an integer, got True"),
+        ({"ignore_eos": "yes"}, "ignore_eos must be True or False, got 'yes'"),
+        ({"logit_bias": 3}, "logit_bias must be a list, got 3"),
+        ({"logit_bias": [1, 2]}, r"logit_bias must map token ids to numbers, got \[1, 2\]"),
+        ({"logit_bias": {"1": 2}}, "a token id in logit_bias must be an integer, got '1'"),
+        ({"logit_bias": {7: 101}}, "logit_bias of token 7 must be at least -100 and at most 100, got 101"),
+        ({"logit_bias": [(7, 1), (7, 2)]}, "logit_bias has a token twice"),
+        ({"logit_bias": dict.fromkeys(range(513), 1)}, "logit_bias has 513 tokens, at most 512 are supported"),
+        ({"logprobs": True}, "logprobs must be an integer, got True"),
+        ({"n": 0}, "n must be at least 1 and at most 1024, got 0"),
+        ({"logprobs": 21}, "logprobs must be at least 0 and at most 20, got 21"),
+        ({"grammar": "[0-9]"}, r"grammar must be made by gemma_tpu.Grammar, got '\[0-9\]'"),
+        ({"allowed_token_ids": 5}, "allowed_token_ids must be a list, got 5"),
+        ({"bad_words": ["a", ""]}, "bad_words must be non-empty strings or sequences of token ids"),
+        ({"bad_words": [5]}, "bad_words must be a list, got 5"),
+        ({"bad_words": [["a"]]}, "a token id in bad_words must be an integer, got 'a'"),
     ],
 )
 def test_wrong_ones_are_one_clear_error(options_module, options: dict[str, Any], message: str) -> None:
@@ -82,18 +104,22 @@ def params_of_row(options: Any) -> Any:
 
 def test_numbers_and_lists_of_numpy_are_those_of_python(options_module) -> None:
     plain = {"max_new_tokens": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.75, "min_p": 0.0, "seed": 7}
-    kinds = (np.int64, np.float32, np.int8, np.float16, np.float64, np.uint32)
+    plain |= {"presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.5, "min_tokens": 1}
+    kinds = (np.int64, np.float32, np.int8, np.float16, np.float64, np.uint32, *[np.float32] * 3, np.int8)
     theirs = {name: kind(value) for (name, value), kind in zip(plain.items(), kinds, strict=True)}
-    lists = {"stop": ("a", "b"), "stop_tokens": (1, 2), "forbidden_tokens": (3,)}
+    lists = {"stop": ("a", "b"), "stop_tokens": (1, 2), "forbidden_tokens": (3,), "allowed_token_ids": (1, 2, 8)}
     arrays = {name: np.array(values) for name, values in lists.items()}
+    biases = {4: 0.5, 6: -1}
+    theirs["logit_bias"] = {np.int64(token): np.float32(bias) for token, bias in biases.items()}
+    theirs["bad_words"] = np.array([[1, 2], [3, 4]])
+    plain |= {"logit_bias": biases, "bad_words": ((1, 2), (3, 4))}
     options = options_module.SamplingParams(**theirs, **arrays)
     assert options == options_module.SamplingParams(**plain, **lists)
+    assert hash(options) == hash(dataclasses.replace(options))
     assert options_module.SamplingParams(stop=[]) == options_module.SamplingParams()
     assert options_module.SamplingParams(stop="ab").stop == ("ab",)
     found, expected = (params_of_row(one) for one in (options, options_module.SamplingParams(**plain, **lists)))
-    np.testing.assert_array_equal(found.forbidden, expected.forbidden)
-    np.testing.assert_array_equal(found.stop, expected.stop)
-    assert found.sampling == expected.sampling
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_an_image_holds_the_picture_or_its_pixels_and_a_finished_request_none() -> None:

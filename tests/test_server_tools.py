@@ -17,7 +17,6 @@ from test_api import CONFIG, TOKENIZER
 
 import gemma_tpu
 from gemma_tpu.engine.request import Request
-from gemma_tpu.server import tools as server_tools
 from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, Format, Tokenizer
 
 PID: dict[str, Any] = {"type": "object", "properties": {"PID": {"type": "string"}}, "required": ["PID"]}
@@ -186,27 +185,22 @@ FORCED: list[Any] = ["required", {"type": "function", "function": {"name": "now"
 
 
 @pytest.mark.parametrize("choice", FORCED)
-def test_calls_that_cannot_be_guaranteed(site: Site, script: Script, choice: Any) -> None:
-    error = site.refused(400, tools=TOOLS, tool_choice=choice)
-    assert (error["param"], error["code"]) == ("tool_choice", "unsupported_parameter")
-    body = {"messages": HELLO, "max_tokens": 5, "tools": CLAUDE_TOOLS, "tool_choice": {"type": "any"}}
-    assert "cannot guarantee calls" in site.http.post(PATH, json=body).json()["error"]["message"]
-
-
-@pytest.mark.parametrize("choice", FORCED)
-def test_a_grammar_guarantees_calls(
-    client: openai.OpenAI, script: Script, monkeypatch: pytest.MonkeyPatch, choice: Any
-) -> None:
-    """It goes to the option of the engine, in whose place another one of type text stands here."""
-    monkeypatch.setattr(server_tools, "_GRAMMAR", "stop")
+def test_a_grammar_guarantees_calls(client: openai.OpenAI, script: Script, choice: Any) -> None:
     ask(client, script, "{}", tool_choice=choice, parallel_tool_calls=False)
-    (grammar,) = script.asked[0].stop
-    named = choice != "required"
-    tools = [tool["function"] for tool in TOOLS[named:]]
+    tools = [tool["function"] for tool in TOOLS[choice != "required" :]]
     assert GEMMA3.call_grammar is not None
-    assert grammar == GEMMA3.call_grammar(tools, parallel=False)
-    assert ("get_product" in grammar) == (not named)
+    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools, parallel=False))
     assert "get_product" in script.prompts[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_forced_calls(client: openai.OpenAI, seed: int) -> None:
+    """Of random weights."""
+    tools: Any = [TOOLS[1]]
+    asked: Any = {"model": "tiny", "messages": [QUESTION], "temperature": 1, "seed": seed}
+    answer = client.chat.completions.create(tools=tools, tool_choice="required", parallel_tool_calls=False, **asked)
+    assert called(answer.choices[0].message) == [("now", {})]
+    assert answer.choices[0].finish_reason == "tool_calls"
 
 
 def call(id: str, name: str, arguments: str) -> dict[str, Any]:

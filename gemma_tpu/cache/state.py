@@ -1,4 +1,4 @@
-"""What the device keeps between calls: the cache, and for each batch row its length and row_params.
+"""What the device keeps between calls: the cache, and for each batch row its length, row_params and history.
 
 R: rows of the cache; V: vocabulary.
 """
@@ -13,18 +13,45 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from gemma_tpu.ops.logits import Adjustments, History
 from gemma_tpu.ops.sampling import Leaf, Sampling
-from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
+from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS, NO_TOKEN
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowParams:
-    """What the caller of a row asked for. `stop` is padded with NO_TOKEN."""
+    """What the caller of a row asked for. `stop` is padded with NO_TOKEN; `logprobs` below 0 asks for none.
+
+    `more`: whether it asks for more than allowed tokens and sampling.
+    """
 
     sampling: Sampling
     stop: Leaf  # int32[R, MAX_STOP_TOKENS]
-    forbidden: Leaf  # bool[R, V]
+    adjustments: Adjustments
+    logprobs: Leaf  # int32[R]
+    more: Leaf  # bool[R]
+
+    @classmethod
+    def neutral(cls, rows: int, vocab_size: int) -> RowParams:
+        """As they are where nothing is asked for."""
+
+        def full(value: float, *shape: int, dtype: str = "i4") -> jax.Array:
+            return jnp.full((rows, *shape), value, dtype)
+
+        zero, one = full(0, dtype="f4"), full(1, dtype="f4")
+        sampling = Sampling(zero, full(0), one, zero, full(0, dtype="u4"))
+        adjustments = Adjustments(
+            repetition_penalty=one,
+            frequency_penalty=zero,
+            presence_penalty=zero,
+            bias_tokens=full(NO_TOKEN, MAX_LOGIT_BIAS),
+            bias=full(0, MAX_LOGIT_BIAS, dtype="f4"),
+            bad_words=full(NO_TOKEN, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH),
+            min_length=full(0),
+            allowed=full(True, vocab_size, dtype="?"),
+        )
+        return cls(sampling, full(NO_TOKEN, MAX_STOP_TOKENS), adjustments, full(-1), full(False, dtype="?"))
 
 
 @jax.tree_util.register_dataclass
@@ -41,18 +68,18 @@ class State:
     last: Leaf  # int32[R]
     remaining: Leaf  # int32[R]
     row_params: RowParams
+    history: History
 
     @classmethod
     def empty(cls, cache: Any, rows: int, vocab_size: int) -> State:
         """All rows at rest beside an empty `cache`."""
 
-        def zeros(dtype: str) -> jax.Array:
-            return jnp.zeros(rows, dtype)
-
-        sampling = Sampling(zeros("f4"), zeros("i4"), zeros("f4"), zeros("f4"), zeros("u4"))
-        stop = jnp.full((rows, MAX_STOP_TOKENS), NO_TOKEN, jnp.int32)
-        row_params = RowParams(sampling, stop, jnp.zeros((rows, vocab_size), bool))
-        return cls(cache, zeros("i4"), zeros("i4"), zeros("i4"), row_params)
+        length, last, remaining = (jnp.zeros(rows, jnp.int32) for _ in range(3))
+        history = History(
+            counts=jnp.zeros((rows, vocab_size), jnp.int16),
+            recent=jnp.full((rows, MAX_BAD_WORD_LENGTH - 1), NO_TOKEN, jnp.int32),
+        )
+        return cls(cache, length, last, remaining, RowParams.neutral(rows, vocab_size), history)
 
     def shardings(self, mesh: Mesh) -> State:
         """The cache's own; the few numbers per row are on every device."""
@@ -65,7 +92,13 @@ class State:
         return dataclasses.replace(taken, cache=self.cache.take(rows))
 
     def put(self, rows: Int[Array, "B"], taken: State) -> State:
-        """This state with `rows` as they are in `taken`."""
-        mine, theirs = (dataclasses.replace(state, cache=None) for state in (self, taken))
-        state = jax.tree.map(lambda x, some: x.at[rows].set(some), mine, theirs)
-        return dataclasses.replace(state, cache=self.cache.put(rows, taken.cache))
+        """This state with what a decode call changes of `rows` as it is in `taken`."""
+        recent = self.history.recent.at[rows].set(taken.history.recent)
+        return State(
+            cache=self.cache.put(rows, taken.cache),
+            length=self.length.at[rows].set(taken.length),
+            last=self.last.at[rows].set(taken.last),
+            remaining=self.remaining.at[rows].set(taken.remaining),
+            row_params=self.row_params,
+            history=dataclasses.replace(self.history, recent=recent),
+        )

@@ -11,7 +11,7 @@ import jax
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.group import Group, Held, OnFailure
 from gemma_tpu.engine.runner import Runner
-from gemma_tpu.engine.step import Step
+from gemma_tpu.engine.step import Drawn, Step
 from gemma_tpu.model import Params
 
 
@@ -52,7 +52,7 @@ class LeadingRunner(SharedRunner):
         with self._sent("reset"):
             super().reset()
 
-    def run(self, step: Step) -> jax.Array | None:
+    def run(self, step: Step) -> Drawn | None:
         if step.empty:
             return None
         with self._sent("run", step):
@@ -67,6 +67,16 @@ class LeadingRunner(SharedRunner):
         with self._sent("compile_logits", *args):
             pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
         super().compile_logits(*args)
+
+    def logprobs(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        with self._sent("logprobs", *args):
+            scores, tokens, top = super().logprobs(*args)
+        return scores.addressable_data(0), tokens.addressable_data(0), top.addressable_data(0)
+
+    def compile_logprobs(self, *args: int) -> None:
+        with self._sent("compile_logprobs", *args):
+            pass  # as above
+        super().compile_logprobs(*args)
 
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         return [array.addressable_data(0) for array in super().soft_tokens(digests)]

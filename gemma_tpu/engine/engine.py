@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
-from gemma_tpu.engine.request import ImageInput, Request, StopWatch
+from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Scheduler
+from gemma_tpu.engine.step import Drawn, token_logprobs
 from gemma_tpu.engine.validate import check_logits, make_request, pad
 from gemma_tpu.engine.warmup import Progress, warmup_steps
 from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.options import SamplingParams, TokenLogprob
 from gemma_tpu.picture import PlacedImage
 
 
@@ -58,10 +63,14 @@ class Engine(Worker):
         images: Sequence[PlacedImage[ImageInput]] = (),
         sampling_params: SamplingParams = SamplingParams(),
         stop_watch: StopWatch | None = None,
+        constraint: Constraint | None = None,
     ) -> Request:
-        """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run."""
+        """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run.
+
+        `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing.
+        """
         self.check_open()
-        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch)
+        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint)
         with self._wake:
             self.check_open()
             self._scheduler.waiting.append(request)
@@ -103,17 +112,43 @@ class Engine(Worker):
         self.check_open()
         check_logits(self.deployment, max(map(len, rows)), kept.size)
         tokens, lengths = pad(rows, len(images) * self.deployment.num_soft_tokens, self.deployment.context)
+        compile_first = functools.partial(self._runner.compile_logits, len(rows), tokens.shape[1], kept.shape[1])
+        logits, finite = self._whole(
+            lambda: compile_first(len(images)),
+            lambda: self._runner.logits(tokens, lengths, kept, self._loop.encode(images)),
+        )
+        finite = np.asarray(finite)
+        require_finite(finite, np.dtype(self.deployment.dtype))
+        return logits
+
+    def prompt_logprobs(
+        self, prompt: Sequence[int], images: Sequence[ImageInput], top: int
+    ) -> list[TokenLogprob | None]:
+        """Of each token of an expanded prompt, with so many likeliest ones, by the plain path.
+
+        None for the first token and those of images.
+        """
+        self.check_open()
+        tokens, lengths = pad([prompt], len(images) * self.deployment.num_soft_tokens, self.deployment.context)
+        found = self._whole(
+            lambda: self._runner.compile_logprobs(tokens.shape[1], len(images)),
+            lambda: self._runner.logprobs(tokens, lengths, self._loop.encode(images)),
+        )
+        drawn = Drawn(tokens, *(np.asarray(array)[:, None] for array in found))
+        following = token_logprobs(drawn, 0, prompt[1:], top)
+        finite = np.array([all(math.isfinite(one.logprob) for one in following)])
+        require_finite(finite, np.dtype(self.deployment.dtype))
+        return [None, *(None if one.token == SOFT_TOKEN else one for one in following)]
+
+    def _whole(self, compile_first: Callable[[], None], call: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """What `call` gives on the engine's thread, once this one has compiled it: others go on meanwhile."""
         try:
-            # Here, on the caller's thread: the engine's goes on with everybody's requests meanwhile.
-            self._runner.compile_logits(len(rows), tokens.shape[1], kept.shape[1], len(images))
-            logits, finite = self._call(lambda: self._runner.logits(tokens, lengths, kept, self._loop.encode(images)))
-            finite = np.asarray(finite)
+            compile_first()
+            return jax.block_until_ready(self._call(call))
         except jax.errors.JaxRuntimeError as error:
             if (explained := self._runner.explained(error)) is error:
                 raise
             raise explained from error
-        require_finite(finite, np.dtype(self.deployment.dtype))
-        return logits
 
     def knows_image(self, digest: bytes) -> bool:
         """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""

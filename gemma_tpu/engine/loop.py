@@ -12,7 +12,7 @@ import numpy as np
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.scheduler import Scheduler
-from gemma_tpu.engine.step import Step
+from gemma_tpu.engine.step import Drawn, Step
 
 
 class Loop:
@@ -23,7 +23,7 @@ class Loop:
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler, self._runner = scheduler, runner
-        self._unread: collections.deque[tuple[Step, jax.Array]] = collections.deque()
+        self._unread: collections.deque[tuple[Step, Drawn]] = collections.deque()
         runner.reset()
 
     @property
@@ -34,13 +34,13 @@ class Loop:
         """`lock` guards the queue of requests. What is raised concerns all requests: `recover` from it."""
         with lock:
             step = self._scheduler.plan()
-        tokens = self._runner.run(step)
+        drawn = self._runner.run(step)
         self._scheduler.dispatched(step)
-        if tokens is not None:
-            self._unread.append((step, tokens))
-        while len(self._unread) > (tokens is not None):
+        if drawn is not None:
+            self._unread.append((step, drawn))
+        while len(self._unread) > (drawn is not None):
             earlier, read = self._unread.popleft()
-            self._scheduler.commit(earlier, np.asarray(read))
+            self._scheduler.commit(earlier, jax.tree.map(np.asarray, read))
 
     def recover(self, error: Exception) -> None:
         """When all requests have failed. A program that failed may have consumed or spoiled the state: it is replaced.

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
-from gemma_tpu.engine.step import NOT_FINITE
+from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.ops.attention import Keys
+from gemma_tpu.ops.logits import last_tokens, unpack
+from gemma_tpu.ops.logprobs import log_probs
 from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.ops.rows import row_padding
-from gemma_tpu.ops.sampling import sample
 from gemma_tpu.options import NO_TOKEN
+
+_SCORED = 64  # positions whose logits `score` has at once: 67 MB over the vocabulary of the released models
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -119,12 +124,20 @@ def activate(
     last: Int[Array, ""],
     remaining: Int[Array, ""],
     row_params: RowParams,
+    recent: Int[Array, "recent"],
     *,
     deployment: Deployment,
 ) -> State:
-    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests). `row_params` are of one row."""
+    """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests).
+
+    `row_params` are of one row, with bits for `allowed` (`gemma_tpu.ops.logits.unpack`).
+    """
+    allowed = unpack(row_params.adjustments.allowed, deployment.config.vocab_size)
+    adjustments = dataclasses.replace(row_params.adjustments, allowed=allowed)
+    row_params = dataclasses.replace(row_params, adjustments=adjustments)
     state = State(
         cache=state.cache,
+        history=dataclasses.replace(state.history, recent=state.history.recent.at[row].set(recent)),
         length=state.length.at[row].set(length),
         last=state.last.at[row].set(last),
         remaining=state.remaining.at[row].set(remaining),
@@ -146,17 +159,47 @@ def clear(state: State, row: Int[Array, ""], *, deployment: Deployment) -> State
     return _pin(dataclasses.replace(state, cache=state.cache.clear(row), **numbers), deployment)
 
 
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def set_counts(state: State, row: Int[Array, ""], counts: Int16[Array, "V"], *, deployment: Deployment) -> State:
+    """What a row with penalties has said, see `gemma_tpu.ops.logits.History`."""
+    history = dataclasses.replace(state.history, counts=state.history.counts.at[row].set(counts))
+    return _pin(dataclasses.replace(state, history=history), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def allow(state: State, given: Bool[Array, "R"], bits: UInt8[Array, "R bytes"], *, deployment: Deployment) -> State:
+    """Which tokens each of the `given` rows may draw from now on (`gemma_tpu.ops.logits.unpack`)."""
+    asked = state.row_params.adjustments
+    allowed = jnp.where(given[:, None], unpack(bits, asked.allowed.shape[1]), asked.allowed)
+    params = dataclasses.replace(state.row_params, adjustments=dataclasses.replace(asked, allowed=allowed))
+    return _pin(dataclasses.replace(state, row_params=params), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def count_tokens(
+    state: State, rows: Int[Array, "B"] | None, tokens: Int[Array, "steps B"], *, deployment: Deployment
+) -> State:
+    """Adds what `decode` returned for `rows` to the counts."""
+    history, picked = state.history, jnp.arange(tokens.shape[1]) if rows is None else rows
+    most = jnp.iinfo(jnp.int16).max - 2 * tokens.shape[0]  # a token said more often is not counted further
+    more = jnp.where(history.counts[picked, tokens] < most, 2, 0).astype(jnp.int16)
+    counts = history.counts.at[picked, jnp.where(tokens < 0, history.counts.shape[1], tokens)].add(more, mode="drop")
+    return _pin(dataclasses.replace(state, history=dataclasses.replace(history, counts=counts)), deployment)
+
+
 @functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
 def decode(
     params: Params,
     state: State,
     rows: Int[Array, "B"] | None,
-    steps: Int[Array, ""],
+    steps: Int[Array, "B"],
     *,
     deployment: Deployment,
     max_steps: int,
-) -> tuple[State, Int[Array, "steps B"]]:
-    """Up to `steps` ≤ max_steps tokens for each row that has any remaining, NO_TOKEN after its end.
+) -> tuple[State, Drawn]:
+    """Up to `steps` ≤ max_steps tokens for each row, if it has as many remaining; NO_TOKEN after its end.
+
+    Of each token its log-probabilities too, which are none at a step where no row that decodes asks for them.
 
     A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
 
@@ -168,9 +211,9 @@ def decode(
     pad, unpad = row_padding(B, deployment.mesh)
     model, row_params = text_model(deployment.config, params), picked.row_params
 
-    def step(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
-        i, row, tokens = carry
-        active = row.remaining > 0
+    def step(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
+        i, row, drawn = carry
+        active = (i < steps) & (row.remaining > 0)
         position = row.length[:, None]
         cache = row.cache
         held = jnp.where(active, row.length + 1, 1)  # a row that rests makes no other read as far as it reaches
@@ -184,30 +227,32 @@ def decode(
         x = model(x, pad(position), attend_layer, mesh=deployment.mesh)
         logits = unpad(model.embedder.decode(x))[:, 0]
         good = finite(logits)
-        logits = jnp.where(row_params.forbidden, -jnp.inf, logits)
-        with jax.named_scope("sample"):
-            token = sample(logits, row.length + 1, row_params.sampling)
+        new = draw(logits, active, row, drawn.tokens)
+        token = new.tokens
         stopped = jnp.any(token[:, None] == row_params.stop, axis=-1) | ~good
         row = State(
             cache=cache,
             length=row.length + active,
             last=jnp.where(active, token, row.last),
-            remaining=jnp.where(active & ~stopped, row.remaining - 1, 0),
+            remaining=jnp.where(active, jnp.where(stopped, 0, row.remaining - 1), row.remaining),
             row_params=row_params,
+            history=row.history,
         )
-        written = jnp.where(good, token, NOT_FINITE)
-        return i + 1, row, tokens.at[i].set(jnp.where(active, written, NO_TOKEN))
+        written = jnp.where(active, jnp.where(good, token, NOT_FINITE), NO_TOKEN)
+        return i + 1, row, jax.tree.map(lambda x, one: x.at[i].set(one), drawn, new._replace(tokens=written))
 
-    def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+    def unfinished(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
         i, row, _ = carry
-        return (i < steps) & jnp.any(row.remaining > 0)
+        return jnp.any((i < steps) & (row.remaining > 0))
 
-    empty = jnp.full((max_steps, B), NO_TOKEN)
-    _, picked, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    empty = nothing_drawn(max_steps, B, deployment.config.vocab_size)
+    _, picked, drawn = jax.lax.while_loop(unfinished, step, (jnp.int32(0), picked, empty))
+    history = dataclasses.replace(picked.history, recent=last_tokens(picked.history, drawn.tokens))
+    picked = dataclasses.replace(picked, history=history)
     if rows is not None:
         picked = state.put(rows, picked)
-    # The host reads the tokens, and can read only what its own devices hold.
-    return _pin(picked, deployment), _on_all(tokens, deployment)
+    # The host reads what was drawn, and can read only what its own devices hold.
+    return _pin(picked, deployment), jax.tree.map(lambda x: _on_all(x, deployment), drawn)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))
@@ -238,3 +283,23 @@ def head(
     logits = model.embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
     good = _on_all(jnp.all(finite(logits), axis=1), deployment)
     return _on_all(logits, deployment) if whole else logits, good
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",))
+def score(
+    params: Params, x: Float[Array, "1 T D"], tokens: Int[Array, "1 T"], *, deployment: Deployment
+) -> tuple[Float[Array, "T"], Int[Array, "T top"], Float[Array, "T top"]]:
+    """Log-probabilities of `tokens`, of which each follows a hidden state (`gemma_tpu.ops.logprobs`).
+
+    The logits of a few positions at a time, whole on every device.
+    """
+    model = text_model(deployment.config, params)
+    at_once = math.gcd(x.shape[1], _SCORED)
+
+    def part(x: jax.Array, tokens: jax.Array) -> tuple[jax.Array, ...]:
+        return log_probs(model.embedder.decode(x[None])[0], tokens)
+
+    parts = x.reshape(-1, at_once, x.shape[2]), tokens.reshape(-1, at_once)
+    found = jax.lax.map(lambda one: part(*one), parts)
+    scores, top_tokens, top = (_on_all(array.reshape(-1, *array.shape[2:]), deployment) for array in found)
+    return scores, top_tokens, top

@@ -9,12 +9,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
 
 from gemma_tpu.engine.errors import check_process
-from gemma_tpu.options import SamplingParams, Timings, Usage
+from gemma_tpu.options import SamplingParams, Timings, TokenLogprob, Usage
 from gemma_tpu.picture import Picture, PlacedImage
 
 
@@ -54,6 +55,19 @@ class _Clock:
 StopWatch = Callable[[list[int]], int | None]
 
 
+@runtime_checkable
+class Constraint(Protocol):
+    """What an answer is held to (`gemma_tpu.grammar.Constraint`). Errors are those of the request alone."""
+
+    def mask(self) -> np.ndarray:
+        """Bits, uint8, of the tokens that may come next (`gemma_tpu.ops.logits.unpack`)."""
+        ...
+
+    def push(self, tokens: list[int]) -> bool:
+        """Takes the next tokens; whether the answer is complete with them."""
+        ...
+
+
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
@@ -68,6 +82,7 @@ class Request:
         images: Sequence[PlacedImage[ImageInput]],
         sampling_params: SamplingParams,
         stop_watch: StopWatch | None = None,
+        constraint: Constraint | None = None,
         *,
         num_soft_tokens: int = 0,
     ) -> None:
@@ -78,13 +93,15 @@ class Request:
         for placed in images:
             self.keys[placed.start : placed.start + num_soft_tokens] = [placed.image.digest] * num_soft_tokens
         self.generated: list[int] = []
+        self.logprobs: list[TokenLogprob] = []  # of `generated`, if asked for
+        self.prompt_logprobs: list[TokenLogprob | None] = []  # kept here for who reads the answer
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
         self.image_tokens = num_soft_tokens * len(images)
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
-        self._stop_watch = stop_watch
+        self._stop_watch, self.constraint = stop_watch, constraint
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._notify: Callable[[], None] | None = None
@@ -132,12 +149,13 @@ class Request:
         """Its prompt is in the cache, as far as the host is concerned."""
         self.clock.prefilled = time.perf_counter()
 
-    def push(self, tokens: list[int]) -> bool:
+    def push(self, tokens: list[int], logprobs: Sequence[TokenLogprob] = ()) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
         count = self._stop_watch(tokens) if self._stop_watch else None
         if not self.generated:
             self.clock.first = time.perf_counter()
         tokens = tokens[:count]
+        self.logprobs += logprobs[:count]
         self.generated += tokens
         self._put(tokens)
         return count is not None

@@ -37,6 +37,8 @@ class Row:
 
     A row that the device stopped (stop token, length) is known to be as read. One that the host stopped (`halted`)
     goes on in the calls under way, and is free only when their tokens have been read.
+
+    A row that is held to a grammar decodes one step when it has a `mask`. The next comes when the token has been read.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Row:
     dispatched: bool = False  # whether a decode call for the request has been planned
     unread: int = 0  # planned decode calls whose tokens have not been read
     halted: bool = False
+    mask: np.ndarray | None = None
     last_used: int = 0
 
     @property
@@ -56,6 +59,10 @@ class Row:
         if self.request is None:
             raise ValueError(f"row {self.index} has no request")
         return self.request
+
+    @property
+    def constrained(self) -> bool:
+        return self.request is not None and self.request.constraint is not None
 
     @property
     def free(self) -> bool:

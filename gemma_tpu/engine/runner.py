@@ -13,23 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemma_tpu.cache.state import RowParams, State
+from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
-from gemma_tpu.engine.step import Activate, Decode, Encode, Prefill, Step
+from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
+from gemma_tpu.engine.step import Activate, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.model import Params
-from gemma_tpu.ops.sampling import Sampling
-from gemma_tpu.options import MAX_STOP_TOKENS, NO_TOKEN
-
-
-def row_params(activate: Activate, vocab_size: int) -> RowParams:
-    """What the decode program knows of one row, as numpy arrays."""
-    stop = np.full((1, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
-    stop[0, : len(activate.stop)] = activate.stop
-    forbidden = np.zeros((1, vocab_size), bool)
-    forbidden[0, activate.forbidden] = True
-    return RowParams(Sampling(**activate.sampling), stop, forbidden)
 
 
 class Runner:
@@ -58,8 +48,8 @@ class Runner:
             self._blank = programs.blank_image(self._deployment)
 
     @in_32_bits
-    def run(self, step: Step) -> jax.Array | None:
-        """Has the device do a step. int32[max_steps, B], whole on every device and on its way here, if it decodes."""
+    def run(self, step: Step) -> Drawn | None:
+        """Has the device do a step. What it draws, if it decodes: whole on every device, and on its way here."""
         for row in step.clear:
             self._state = programs.clear(self._state, np.int32(row), **self._static)
         for row in step.release:
@@ -70,10 +60,10 @@ class Runner:
             self._prefill(chunk)
         for row in step.activate:
             self._activate(row)
-        tokens = self._decode(step.decode) if step.decode else None
+        drawn = self._decode(step.decode) if step.decode else None
         for digest in step.forget:
             self._soft_tokens.pop(digest, None)
-        return tokens
+        return drawn
 
     def soft_tokens(self, digests: Sequence[bytes]) -> list[jax.Array]:
         """[soft, D] of each image, encoded before."""
@@ -95,14 +85,35 @@ class Runner:
     @in_32_bits
     def compile_logits(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
         """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
+        x = self._compile_sequences(rows, tokens, images)
+        args = (x, jax.ShapeDtypeStruct((rows, kept), np.int32))
+        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+
+    @in_32_bits
+    def logprobs(
+        self, tokens: np.ndarray, lengths: np.ndarray, images: Sequence[bytes], /
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of the tokens int32[1, T] of a prompt after its first: `programs.score`. The `images` have been encoded."""
+        soft = tuple(self._soft_tokens[digest] for digest in images)
+        args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens))
+        x = programs.whole_sequences(*args, **self._static)
+        return programs.score(self._text_params, x, np.roll(tokens, -1, axis=1), **self._static)
+
+    @in_32_bits
+    def compile_logprobs(self, tokens: int, images: int, /) -> None:
+        """Compiles what `logprobs` of T tokens runs. From any thread."""
+        x = self._compile_sequences(1, tokens, images)
+        shape = jax.ShapeDtypeStruct((1, tokens), np.int32)
+        programs.score.lower(self._abstract_params, x, shape, **self._static).compile()
+
+    def _compile_sequences(self, rows: int, tokens: int, images: int) -> jax.ShapeDtypeStruct:
+        """Compiles `programs.whole_sequences`; returns what that gives."""
         d, shape = self._deployment, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
         whole, D = NamedSharding(d.mesh, PartitionSpec()), d.config.embed_dim
         image = jax.ShapeDtypeStruct((d.num_soft_tokens, D), d.dtype, sharding=whole)
         args = (shape((rows, tokens)), shape((rows,)), (image,) * images, shape((rows, tokens)))
         programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
-        x = jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
-        args = (x, shape((rows, kept)))
-        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+        return jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
@@ -145,14 +156,28 @@ class Runner:
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
         params = row_params(row, self._deployment.config.vocab_size)
-        self._state = programs.activate(self._state, *numbers, params, **self._static)
+        self._state = programs.activate(self._state, *numbers, params, recent_tokens(row), **self._static)
+        if row.history:
+            counts = token_counts(row.history, self._deployment.config.vocab_size)
+            self._state = programs.set_counts(self._state, np.int32(row.row), counts, **self._static)
 
-    def _decode(self, decode: Decode) -> jax.Array:
-        rows = np.array(decode.rows, np.int32) if decode.alone else None
-        args = (self._text_params, self._state, rows, np.int32(decode.steps))
-        self._state, tokens = programs.decode(*args, max_steps=self._max_steps, **self._static)
-        tokens.copy_to_host_async()
-        return tokens
+    def _decode(self, decode: Decode) -> Drawn:
+        rows, steps = None, np.zeros(self._deployment.rows, np.int32)
+        steps[list(decode.rows)] = decode.steps
+        if decode.alone:
+            rows = np.array(decode.rows, np.int32)
+            steps = steps[rows]
+        if decode.masks is not None:
+            masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)
+            self._state = programs.allow(self._state, *masks, **self._static)
+        args = (self._text_params, self._state, rows, steps)
+        self._state, drawn = programs.decode(*args, max_steps=self._max_steps, **self._static)
+        if decode.count:
+            self._state = programs.count_tokens(self._state, rows, drawn.tokens, **self._static)
+        drawn = drawn if decode.logprobs else Drawn(drawn.tokens)
+        for array in jax.tree.leaves(drawn):
+            array.copy_to_host_async()
+        return drawn
 
     def _free_state(self) -> None:
         """At once, though an error that is still held may refer to it: two have no room."""

@@ -17,8 +17,10 @@ from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.images import ImageIndex
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import Row, choose_row, chunk_end, make_prefill
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Prefill, Step, activate
-from gemma_tpu.options import NO_TOKEN
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Prefill, Step, activate, token_logprobs
+from gemma_tpu.options import NO_TOKEN, TokenLogprob
+
+_STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
 
 
 @dataclasses.dataclass
@@ -73,14 +75,16 @@ class Scheduler:
         for started in step.activate:
             self.rows[started.row].occupant.prefilled()
 
-    def commit(self, step: Step, tokens: np.ndarray) -> None:
-        """Delivers the tokens int32[steps, B] of a planned step that decodes. In the order of the steps."""
+    def commit(self, step: Step, drawn: Drawn) -> None:
+        """Delivers the tokens of a planned step that decodes. In the order of the steps."""
         decode = step.decode or Decode((), 0, False)
-        columns = tokens.T.tolist()
+        columns = drawn.tokens.T.tolist()
         for index in decode.rows:
-            row = self.rows[index]
+            row, column = self.rows[index], 0 if decode.alone else index
             row.unread -= 1
-            self._deliver(row, [token for token in columns[0 if decode.alone else index] if token != NO_TOKEN])
+            new = [token for token in columns[column] if token != NO_TOKEN]
+            wanted = row.request.sampling_params.logprobs if row.request and new else None
+            self._deliver(row, new, [] if wanted is None else token_logprobs(drawn, column, new, wanted))
 
     def fail(self, error: BaseException) -> None:
         """Ends every request."""
@@ -117,6 +121,7 @@ class Scheduler:
         if row.decoding and not resting:
             self._release.append(row.index)
         row.request, row.decoding, row.halted, row.last_used = None, False, not resting, self._turn
+        row.mask = None
         return request
 
     @contextlib.contextmanager
@@ -163,28 +168,43 @@ class Scheduler:
                     request = row.occupant
                     remaining = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
                     numbers = row.index, row.prefill_target, request.tokens[-1], remaining
-                    activated.append(activate(*numbers, request.sampling_params, self._stop_tokens(request)))
+                    asked = request.sampling_params, self._stop_tokens(request)
+                    row.mask = request.constraint.mask() if request.constraint else None
+                    activated.append(activate(*numbers, *asked, request.tokens, request.generated))
                     row.decoding, row.dispatched = True, False
                     row.last_key, row.remaining = request.keys[-1], remaining
         return tuple(activated)
 
     def _decode(self) -> Decode | None:
-        rows = [row for row in self.rows if row.decoding]
+        decoding = [row for row in self.rows if row.decoding]
+        rows = [row for row in decoding if row.mask is not None or not row.constrained]
         if not rows:
             return None
         # A row's first token is worth a call of its own: its caller is waiting for it.
-        first = not all(row.dispatched for row in rows)
+        steps = self.steps_per_call if all(row.dispatched for row in rows) else 1
+        if any(row.constrained for row in decoding):  # a mask is good for one step, and the next should not wait long
+            steps = 1 if any(row.constrained for row in rows) else min(steps, _STEPS_BESIDE)
+        masks = {row.index: row.mask for row in rows if row.mask is not None}
         for row in rows:
-            row.dispatched = True
+            row.dispatched, row.mask = True, None
             row.unread += 1
-        alone = not self.batch_always and len(rows) == 1
-        return Decode(tuple(row.index for row in rows), 1 if first else self.steps_per_call, alone)
+        asked = [row.occupant.sampling_params for row in rows]
+        return Decode(
+            rows=tuple(row.index for row in rows),
+            steps=steps,
+            alone=not self.batch_always and len(rows) == 1,
+            count=any(params.penalized for params in asked),
+            logprobs=any(params.logprobs is not None for params in asked),
+            masks=masks or None,
+        )
 
     def _stop_tokens(self, request: Request) -> Sequence[int]:
-        stop_tokens = request.sampling_params.stop_tokens
-        return self.eos_tokens if stop_tokens is None else stop_tokens
+        asked = request.sampling_params
+        if asked.stop_tokens is None:
+            return () if asked.ignore_eos else self.eos_tokens
+        return [token for token in asked.stop_tokens if not (asked.ignore_eos and token in self.eos_tokens)]
 
-    def _deliver(self, row: Row, new: list[int]) -> None:
+    def _deliver(self, row: Row, new: list[int], logprobs: list[TokenLogprob]) -> None:
         if not new:
             return
         if spoiled := new[-1] == NOT_FINITE:
@@ -203,7 +223,10 @@ class Scheduler:
         complete = False  # a stop string
         if visible := new[:-1] if stopped else new:
             with self._only(row):
-                complete = request.push(visible)
+                complete = request.push(visible, logprobs[: len(visible)])
+                if request.constraint and not (complete or stopped or spoiled):
+                    complete = request.constraint.push(visible)
+                    row.mask = None if complete or not row.remaining else request.constraint.mask()
         resting = spoiled or stopped or not row.remaining
         if row.request and (resting or complete):
             self._vacate(row, resting=resting)

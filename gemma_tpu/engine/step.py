@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.options import MAX_BAD_WORD_LENGTH, SamplingParams, TokenLogprob
 
 NOT_FINITE = -2  # among the tokens read back: the row's logits were NaN or infinity, and it has ended
 
@@ -42,39 +43,117 @@ class Prefill:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class History:
+    """What a row has said before it decodes: `answer`, and the `prompt`'s distinct tokens."""
+
+    prompt: Int[np.ndarray, "prompt"]
+    answer: Int[np.ndarray, "answer"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Activate:
     """Lets a row of `length` cached tokens decode: what to feed next, how many tokens may come, how they are drawn.
 
-    `sampling`: the fields of `gemma_tpu.ops.sampling.Sampling`. `forbidden`: ids, fewer bytes than a mask of them all.
+    `numbers`: fields of `gemma_tpu.cache.state.RowParams` and of its parts that are one number.
+    Lists are as long as what was asked for, and sets of tokens are ids: fewer bytes than a mask of them all. `allowed`
+    None is all. `recent`: the end of the answer, if it was begun. `history` is None for a row without penalties.
     """
 
     row: int
     length: int
     last: int
     remaining: int
-    sampling: dict[str, np.ndarray]
+    numbers: dict[str, np.ndarray]
     stop: Int[np.ndarray, "stop"]
     forbidden: Int[np.ndarray, "forbidden"]
+    allowed: Int[np.ndarray, "allowed"] | None
+    bias_tokens: Int[np.ndarray, "bias"]
+    bias: Float[np.ndarray, "bias"]
+    bad_words: Sequence[tuple[int, ...]]
+    recent: Int[np.ndarray, "recent"]
+    history: History | None
 
 
-_KINDS = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
+_SAMPLING = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
+_PENALTIES = dict.fromkeys(("repetition_penalty", "frequency_penalty", "presence_penalty"), np.float32)
 
 
-def activate(row: int, length: int, last: int, remaining: int, params: SamplingParams, stop: Sequence[int]) -> Activate:
-    """With the numbers of `params` as arrays; raises what is wrong with them."""
-    sampling = {name: np.array([getattr(params, name)], kind) for name, kind in _KINDS.items()}
-    sampling["seed"] = np.array([secrets.randbits(32) if params.seed is None else params.seed], np.uint32)
-    ids = np.array(stop, np.int32), np.array(params.forbidden_tokens, np.int32)
-    return Activate(row, length, last, remaining, sampling, *ids)
+def activate(
+    row: int,
+    length: int,
+    last: int,
+    remaining: int,
+    params: SamplingParams,
+    stop: Sequence[int],
+    prompt: Sequence[int] = (),
+    answer: Sequence[int] = (),
+) -> Activate:
+    """With what `params` asks for as arrays; raises what is wrong with it. `answer` may have been begun."""
+    numbers: dict[str, np.ndarray] = {
+        name: np.array([getattr(params, name)], kind) for name, kind in (_SAMPLING | _PENALTIES).items()
+    }
+    numbers["seed"] = np.array([secrets.randbits(32) if params.seed is None else params.seed], np.uint32)
+    more = params.penalized or params.logit_bias or params.bad_words or params.min_tokens
+    numbers["more"] = np.array([bool(more) or params.logprobs is not None])
+    numbers["logprobs"] = np.array([-1 if params.logprobs is None else params.logprobs], np.int32)
+    numbers["min_length"] = np.array([len(prompt) + params.min_tokens if params.min_tokens else 0], np.int32)
+    sequences = [tuple(word) for word in params.bad_words if not isinstance(word, str)]
+    single = [word[0] for word in sequences if len(word) == 1]
+    allowed, history = params.allowed_token_ids, None
+    if params.penalized:
+        history = History(np.unique(_ids([token for token in prompt if token >= 0])), _ids(answer))
+    return Activate(
+        row,
+        length,
+        last,
+        remaining,
+        numbers,
+        stop=_ids(stop),
+        forbidden=_ids([*params.forbidden_tokens, *single]),
+        allowed=None if allowed is None else _ids(allowed),
+        bias_tokens=_ids([token for token, _ in params.biases]),
+        bias=np.array([bias for _, bias in params.biases], np.float32),
+        bad_words=[word for word in sequences if len(word) > 1],
+        recent=_ids(answer)[-(MAX_BAD_WORD_LENGTH - 1) :],
+        history=history,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
+def _ids(tokens: Sequence[int]) -> Int[np.ndarray, "tokens"]:
+    return np.array(tokens, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Decode:
-    """Up to `steps` tokens for each of `rows`. `alone`: the program runs on this one row, not on the whole batch."""
+    """Up to `steps` tokens for each of `rows`. `alone`: the program runs on this one row, not on the whole batch.
+
+    `count`: whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read. `masks`: for
+    each row that is held to a grammar, bits of the tokens that may come next; None if there is no such row.
+    """
 
     rows: tuple[int, ...]
     steps: int
     alone: bool
+    count: bool = False
+    logprobs: bool = False
+    masks: Mapping[int, UInt8[np.ndarray, "bytes"]] | None = None
+
+
+class Drawn(NamedTuple):
+    """What comes of a decode call, as arrays of jax or NumPy: `tokens`, and their `gemma_tpu.ops.logprobs` if read."""
+
+    tokens: Any  # int32[steps, B]
+    logprobs: Any = None  # float32[steps, B]
+    top_tokens: Any = None  # int32[steps, B, top]
+    top_logprobs: Any = None  # float32[steps, B, top]
+
+
+def token_logprobs(drawn: Drawn, column: int, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Of the `tokens` of a row, the first of `column`, with as many likeliest tokens as asked for."""
+    logprobs = drawn.logprobs[: len(tokens), column].tolist()
+    likeliest = (part[: len(tokens), column, :top].tolist() for part in (drawn.top_tokens, drawn.top_logprobs))
+    pairs = (tuple(zip(*one, strict=True)) for one in zip(*likeliest, strict=True))
+    return [TokenLogprob(*one) for one in zip(tokens, logprobs, pairs, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from gemma_tpu.checks import brief
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.errors import ContextLengthError
-from gemma_tpu.engine.request import ImageInput, Request, StopWatch
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
+from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
 MAX_BYTES = 2 << 30  # of the logits that one call returns: 2,048 tokens over the vocabulary of the released models
@@ -24,6 +25,7 @@ def make_request(
     images: Sequence[PlacedImage[ImageInput]],
     sampling_params: SamplingParams,
     stop_watch: StopWatch | None,
+    constraint: Constraint | None,
 ) -> Request:
     """ValueError for what cannot be run."""
     vocab_size = deployment.config.vocab_size
@@ -34,20 +36,41 @@ def make_request(
         raise ValueError(f"a prompt is ids in [0, {vocab_size}), got {bad[0]!r}")
     if tokens[-1] == SOFT_TOKEN:
         raise ValueError("a prompt cannot end within an image")
-    if bad := _not_ids((*(sampling_params.stop_tokens or ()), *sampling_params.forbidden_tokens), vocab_size):
-        raise ValueError(f"stop_tokens and forbidden_tokens must be ids in [0, {vocab_size}), got {bad}")
-    if len(set(sampling_params.forbidden_tokens)) == vocab_size:
-        raise ValueError(
-            "there is no token left to write: forbidden_tokens (or the checkpoint's suppress_tokens), with the ids "
-            f"that have no piece, are all {vocab_size}"
-        )
+    _check_tokens(sampling_params, vocab_size)
     soft_tokens = [i for i, token in enumerate(tokens) if token == SOFT_TOKEN]
     count, starts = deployment.num_soft_tokens, [placed.start for placed in images]
     if soft_tokens != [start + i for start in starts for i in range(count)]:
         raise ValueError(
             f"the prompt has {len(soft_tokens)} soft tokens, which are not those of images of {count} each at {starts}"
         )
-    return Request(tokens, images, sampling_params, stop_watch, num_soft_tokens=count)
+    return Request(tokens, images, sampling_params, stop_watch, constraint, num_soft_tokens=count)
+
+
+def _check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    """ValueError for tokens that are not in the vocabulary, bad words that cannot be watched, and no token left."""
+    words: list[Any] = list(params.bad_words)
+    if strings := [word for word in words if isinstance(word, str)]:
+        raise ValueError(f"without a tokenizer, bad_words are sequences of token ids, got {brief(strings[0])}")
+    named = {"stop_tokens": params.stop_tokens or (), "forbidden_tokens": params.forbidden_tokens}
+    named |= {"logit_bias": [token for token, _ in params.biases]}
+    named |= {"allowed_token_ids": params.allowed_token_ids or (), "bad_words": [id for word in words for id in word]}
+    for name, tokens in named.items():
+        if bad := _not_ids(tokens, vocab_size):
+            raise ValueError(f"{name} must be ids in [0, {vocab_size}), got {brief(bad)}")
+    if too_long := [word for word in words if len(word) > MAX_BAD_WORD_LENGTH]:
+        raise ValueError(f"bad_words have at most {MAX_BAD_WORD_LENGTH} tokens each, got {brief(too_long[0])}")
+    if (count := sum(len(word) > 1 for word in words)) > MAX_BAD_WORDS:
+        raise ValueError(
+            f"bad_words are at most {MAX_BAD_WORDS} sequences of several tokens (a word may be two: as it begins a "
+            f"line and after a space), got {count}"
+        )
+    never = {*params.forbidden_tokens, *(word[0] for word in words if len(word) == 1)}
+    allowed = range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids
+    if never.issuperset(allowed):
+        raise ValueError(
+            "there is no token left to write: allowed_token_ids (without it, all) are all among forbidden_tokens (or "
+            "the checkpoint's suppress_tokens), the ids that have no piece, and bad_words of one token"
+        )
 
 
 def check_length(tokens: int, max_context: int) -> None:

@@ -28,11 +28,12 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
             for fresh in (True, False):
                 steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
     past = deployment.rows  # a row past the end is none: the write is dropped
-    steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, SamplingParams(), ()),))))
+    penalized = SamplingParams(presence_penalty=1.0)
+    steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, penalized, ()),))))
     steps.append(("release", Step(release=(past,))))
     steps.append(("clear", Step(clear=(past,))))
     for alone in [False] if batch_always else [False, True]:
-        steps.append(("decode", Step(decode=Decode((0,), 0, alone))))
+        steps.append(("decode", Step(decode=Decode((0,), 0, alone, count=True, masks={}))))
     return steps
 
 

@@ -165,8 +165,8 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
-        cycles=hlo.cycles(part, cheapest="/sample/"),
-        sampled_cycles=hlo.cycles(part),
+        cycles=hlo.cycles(part, cheapest="/(more|sample)/"),
+        sampled_cycles=hlo.cycles(part, cheapest="/more/cond$"),
         short_cycles=hlo.cycles(part, cheapest=""),
         hlo=hlo,
     )
@@ -198,7 +198,7 @@ def _on_all(deployment: Deployment, shape: tuple[int, ...], dtype: Any = jnp.int
 
 
 def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
-    text, steps = deployment.text, _on_all(deployment, ())
+    text, steps = deployment.text, _on_all(deployment, (deployment.rows,))
     arguments = text.abstract_params, text.abstract_state, None, steps
     return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps])
 

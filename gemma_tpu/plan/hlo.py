@@ -126,10 +126,12 @@ class Hlo:
         others = [one for one in body + inner if one.op in ("and", "or", "reduce", "all-reduce")]
         return bounds[0] if len(bounds) == len(compares) == 1 and not others else 1
 
-    def executed(self, start: str | None = None, branches: bool = True) -> Iterator[tuple[str, Instruction]]:
+    def executed(
+        self, start: str | None = None, branches: bool = True, rare: str | None = None
+    ) -> Iterator[tuple[str, Instruction]]:
         """Every instruction that runs by itself, with its computation; those inside a fusion do not.
 
-        `branches`: those of conditionals too.
+        `branches`: those of conditionals too; but of one whose origin matches the expression `rare`, only the first.
         """
         pending, seen = [start or self.entry], set()
         while pending:
@@ -140,7 +142,7 @@ class Hlo:
             for one in self.computations[name]:
                 yield name, one
                 if one.op in ("while", "call", "async-start") or (branches and one.op == "conditional"):
-                    pending += one.called
+                    pending += one.called[:1] if rare and re.search(rare, one.origin) else one.called
 
     def collectives(self, start: str | None = None, branches: bool = True) -> list[Collective]:
         found = []
@@ -149,17 +151,20 @@ class Hlo:
                 found.append(Collective(op, max(array.nbytes for array in one.results), one.origin))
         return found
 
-    def offenders(self, sizes: Collection[int], limit: int, collective_limit: int) -> list[str]:
+    def offenders(
+        self, sizes: Collection[int], limit: int, collective_limit: int, rare: str | None = None
+    ) -> list[str]:
         """Data moved for nothing, one line for each.
 
         A copy, slice, transposition, gather or fusion of nothing else, whose result has as many elements as a weight
         or a cache (`sizes`) or more elements than any activation (`limit`); a collective of more elements than
-        `collective_limit`. Loads into the memory beside the core, and stores from there, are no such thing.
+        `collective_limit`. Loads into the memory beside the core, and stores from there, are no such thing. `rare`: see
+        `executed`.
         """
         found = []
         asynchronous = (one for lines in self.computations.values() for one in lines if one.op == "async-start")
         started = {name for one in asynchronous for name in one.called}
-        for computation, one in self.executed():
+        for computation, one in self.executed(rare=rare):
             size = max((array.size for array in one.results), default=0)
             op = one.op.removesuffix("-start")
             is_collective = op in COLLECTIVES

@@ -6,7 +6,10 @@ import jax
 
 from gemma_tpu.deployment import STEPS_PER_CALL
 from gemma_tpu.memory import shard_size
+from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.plan.compiled import Program, Target
+
+_ON_REQUEST = "/more/cond$"  # of gemma_tpu.engine.draw: its second branch is for rows that ask for more than sampling
 
 
 def decode_problems(target: Target, decode: Program) -> list[str]:
@@ -22,13 +25,13 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     # queries, keys and values.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
     shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim)
-    problems = decode.hlo.offenders(sizes, rows * widest, rows * shared)
+    problems = decode.hlo.offenders(sizes, rows * widest, rows * shared, rare=_ON_REQUEST)
     if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
     data, model = target.mesh_shape
     if model == 1:
-        # Copies of the model must agree on when to stop, and the host reads the tokens of all their rows from any.
-        least = 4 * rows * STEPS_PER_CALL if data > 1 else 0
+        # Copies of the model must agree on when to stop, and the host reads what all their rows draw from any.
+        least = 4 * rows * STEPS_PER_CALL * MAX_LOGPROBS if data > 1 else 0
         sent = [one for one in decode.hlo.collectives() if one.nbytes > least]
         problems += [f"{one.op} of {one.nbytes} bytes without tensor parallelism: {one.origin}" for one in sent]
     return problems

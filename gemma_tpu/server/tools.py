@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_tpu.api import Model
-from gemma_tpu.options import SamplingParams
+from gemma_tpu.grammar import Grammar
 from gemma_tpu.server.errors import APIError
 from gemma_tpu.text import CallReader
-
-_GRAMMAR = "grammar"  # the field of SamplingParams that keeps an answer to a grammar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +32,11 @@ class ToolUse:
             return {}
         options: dict[str, Any] = {"tools": self.tools}
         if self.forced:
-            known = {field.name for field in dataclasses.fields(SamplingParams)}
-            if model.format.call_grammar is None or _GRAMMAR not in known:
+            if model.format.call_grammar is None:
                 message = "tool_choice: this server cannot guarantee calls; with auto the model decides"
                 raise APIError(400, message, param="tool_choice", code="unsupported_parameter")
             callable_tools = [tool for tool in self.tools if self.only in (None, tool["name"])]
-            options[_GRAMMAR] = model.format.call_grammar(callable_tools, parallel=self.parallel)
+            options["grammar"] = Grammar.lark(model.format.call_grammar(callable_tools, parallel=self.parallel))
         return options
 
 

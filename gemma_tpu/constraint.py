@@ -1,0 +1,99 @@
+"""Masks of the tokens that may come next in an answer that is held to a grammar, made by llguidance."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from gemma_tpu.checks import one_line
+from gemma_tpu.grammar import Grammar
+
+if TYPE_CHECKING:
+    from gemma_tpu.text import Tokenizer
+
+# Between two parts of JSON a space, or a line break and its indentation: a model could go on with spaces for ever.
+_JSON_SPACE = r"( |\n {0,20})?"
+
+
+class Constraint:
+    """A grammar's state in one answer. `allowed`: bits of the tokens that the request allows, see `masks`."""
+
+    def __init__(self, matcher: Any, allowed: UInt8[np.ndarray, "bytes"]) -> None:
+        self._matcher, self._allowed = matcher, allowed
+
+    def mask(self) -> UInt8[np.ndarray, "bytes"]:
+        """Bit t % 8 of byte t // 8 says whether token t may come next. ValueError if none may."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._allowed)]
+        self._check()
+        mask = np.zeros_like(self._allowed)
+        mask[: len(bits)] = bits
+        mask &= self._allowed
+        if not mask.any():
+            raise ValueError("the grammar has no next token among those that the request and the model allow")
+        return mask
+
+    def push(self, tokens: Sequence[int]) -> bool:
+        """Takes tokens of the answer; whether it is complete with them, and nothing can follow."""
+        self._matcher.consume_tokens(list(tokens))
+        self._check()
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+
+
+class Grammars:
+    """Makes the constraints of one tokenizer's answers, which end with any of `eos_tokens`. For any thread."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_tokens: Sequence[int]) -> None:
+        self._tokenizer, self._eos_tokens = tokenizer, list(eos_tokens)
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    def constraint(self, grammar: Grammar, allowed: UInt8[np.ndarray, "bytes"]) -> Constraint:
+        """ValueError for a grammar that cannot be compiled, RuntimeError without llguidance."""
+        vocabulary = self._vocabulary()
+        from llguidance import LLMatcher
+
+        if grammar.kind == "json_schema":
+            source = LLMatcher.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": _JSON_SPACE})
+        else:
+            source = getattr(LLMatcher, f"grammar_from_{grammar.kind}")(grammar.source)
+        matcher = LLMatcher(vocabulary, source, log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"the grammar ({grammar.kind}) is refused: {_first_line(matcher.get_error())}")
+        return Constraint(matcher, allowed)
+
+    def _vocabulary(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                try:
+                    from llguidance import LLTokenizer, TokenizerWrapper
+                except ModuleNotFoundError as error:
+                    raise RuntimeError("grammars need llguidance: pip install 'gemma_tpu[grammar]'") from error
+                pieces = _Pieces(self._tokenizer)
+                self._made = LLTokenizer(TokenizerWrapper(pieces), eos_token=self._eos_tokens or None)
+            return self._made
+
+
+class _Pieces:
+    """A tokenizer as llguidance takes it. Ids without text count as special: they stand in no answer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        spelled = list(tokenizer.spell(range(tokenizer.vocab_size)))
+        self.bos_token_id, self.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+        self.tokens = [text or (name or f"<none_{i}>").encode() for i, (text, name) in enumerate(spelled)]
+        self.special_token_ids = [i for i, (text, _) in enumerate(spelled) if not text]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
+def _first_line(message: str) -> str:
+    return one_line(message.strip().splitlines()[0]) if message.strip() else "llguidance gives no reason"
