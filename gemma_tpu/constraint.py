@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from gemma_tpu.checks import one_line
-from gemma_tpu.grammar import Grammar
+from gemma_tpu.grammar import Grammar, GrammarError
 
 if TYPE_CHECKING:
     from gemma_tpu.text import Tokenizer
@@ -26,25 +27,27 @@ class Constraint:
         self._matcher, self._allowed = matcher, allowed
 
     def mask(self) -> UInt8[np.ndarray, "bytes"]:
-        """Bit t % 8 of byte t // 8 says whether token t may come next. ValueError if none may."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._allowed)]
-        self._check()
+        """Bit t % 8 of byte t // 8 says whether token t may come next. GrammarError if none may."""
+        with _panics_as_errors():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._allowed)]
+            self._check()
         mask = np.zeros_like(self._allowed)
         mask[: len(bits)] = bits
         mask &= self._allowed
         if not mask.any():
-            raise ValueError("the grammar has no next token among those that the request and the model allow")
+            raise GrammarError("the grammar has no next token among those that the request and the model allow")
         return mask
 
     def push(self, tokens: Sequence[int]) -> bool:
         """Takes tokens of the answer; whether it is complete with them, and nothing can follow."""
-        self._matcher.consume_tokens(list(tokens))
-        self._check()
-        return self._matcher.is_stopped()
+        with _panics_as_errors():
+            self._matcher.consume_tokens(list(tokens))
+            self._check()
+            return self._matcher.is_stopped()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+            raise GrammarError(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
 
 
 class Grammars:
@@ -56,26 +59,26 @@ class Grammars:
         self._made: Any = None
 
     def constraint(self, grammar: Grammar, allowed: UInt8[np.ndarray, "bytes"]) -> Constraint:
-        """ValueError for a grammar that cannot be compiled, RuntimeError without llguidance."""
-        vocabulary = self._vocabulary()
+        """GrammarError for a grammar that cannot be compiled."""
         from llguidance import LLMatcher
 
-        if grammar.kind == "json_schema":
-            source = LLMatcher.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": _JSON_SPACE})
-        else:
-            source = getattr(LLMatcher, f"grammar_from_{grammar.kind}")(grammar.source)
-        matcher = LLMatcher(vocabulary, source, log_level=0)
-        if matcher.is_error():
-            raise ValueError(f"the grammar ({grammar.kind}) is refused: {_first_line(matcher.get_error())}")
+        with _panics_as_errors():
+            options = {"overrides": {"whitespace_pattern": _JSON_SPACE}} if grammar.kind == "json_schema" else {}
+            refusal = f"the grammar ({grammar.kind}) is refused"
+            try:
+                source = getattr(LLMatcher, f"grammar_from_{grammar.kind}")(grammar.source, **options)
+            except ValueError as error:  # JSON that is nested too deep for it
+                raise GrammarError(f"{refusal}: {_first_line(str(error))}") from error
+            matcher = LLMatcher(self._vocabulary(), source, log_level=0)
+            if matcher.is_error():
+                raise GrammarError(f"{refusal}: {_first_line(matcher.get_error())}")
         return Constraint(matcher, allowed)
 
     def _vocabulary(self) -> Any:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         with self._lock:
             if self._made is None:
-                try:
-                    from llguidance import LLTokenizer, TokenizerWrapper
-                except ModuleNotFoundError as error:
-                    raise RuntimeError("grammars need llguidance: pip install 'gemma_tpu[grammar]'") from error
                 pieces = _Pieces(self._tokenizer)
                 self._made = LLTokenizer(TokenizerWrapper(pieces), eos_token=self._eos_tokens or None)
             return self._made
@@ -93,6 +96,17 @@ class _Pieces:
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic in Rust as a RuntimeError: PyO3's PanicException is no Exception, and would end the engine's thread."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":  # the exception cannot be imported
+            raise
+        raise RuntimeError("llguidance has failed on the grammar") from error
 
 
 def _first_line(message: str) -> str:

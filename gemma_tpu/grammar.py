@@ -11,11 +11,15 @@ from typing import Any
 from gemma_tpu.checks import as_tuple, brief, one_line
 
 
+class GrammarError(ValueError):
+    """A grammar that cannot be followed: it is refused by llguidance, or leaves no token that may come next."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Grammar:
     """What an answer has to be, whole; one that is cut at its longest is the beginning of such an answer.
 
-    `kind`: "json_schema", "regex" or "lark", and `source` in that language. Needs the extra `gemma_tpu[grammar]`.
+    `kind`: "json_schema", "regex" or "lark", and `source` in that language.
     """
 
     kind: str

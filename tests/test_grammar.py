@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 from plain_answers import plain_answer
@@ -108,6 +109,7 @@ def test_what_is_no_grammar_is_one_clear_error(make: Any, message: str) -> None:
         (Grammar.json_schema({"type": "string", "format": "nope"}), "refused: .*nope"),
         (Grammar.regex("(a"), r"\(regex\) is refused: "),
         (Grammar.lark("start: foo"), 'refused: .*unknown name: "foo"'),
+        (Grammar.json_schema(functools.reduce(lambda inner, _: {"items": inner}, range(200), {})), "refused: "),
     ],
 )
 def test_a_grammar_that_cannot_be_followed_is_refused(grammars: Grammars, grammar: Grammar, message: str) -> None:
@@ -190,3 +192,39 @@ def test_a_grammar_that_leaves_no_token_fails_alone(model: gemma_tpu.Model) -> N
         model.generate("Hello", grammar=Grammar.regex("("))
     assert free.finish().tokens == model.generate("Hello", **FREE).tokens
     assert all(row.request is None for row in model.engine._scheduler.rows)
+
+
+class Unspellable:
+    """A tokenizer that fails where llguidance does not expect it."""
+
+    is_tokenizer_wrapper, tokens, special_token_ids = True, [b"a", b"</s>"], [1]
+    bos_token_id, eos_token_id = None, 1
+
+    def __call__(self, text: str) -> list[int]:
+        raise KeyError(text)
+
+
+def panic(*_: object) -> None:
+    """In Rust."""
+    llguidance.LLTokenizer(Unspellable()).tokenize_str("a")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("method", ["compute_bitmask", "consume_tokens"])
+def test_a_panic_of_llguidance_fails_alone(model: gemma_tpu.Model, monkeypatch, method: str) -> None:
+    with pytest.raises(BaseException, match="unwrap") as raised:
+        panic()
+    assert not isinstance(raised.value, Exception)
+    free = model.stream("Hello", **FREE)
+    made = Grammars.constraint
+
+    def spoiled(*args: Any) -> Constraint:
+        constraint = made(*args)
+        constraint._matcher = mock.Mock(wraps=constraint._matcher, **{method: panic})
+        return constraint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grammars, "constraint", spoiled)
+        with pytest.raises(RuntimeError, match="llguidance has failed on the grammar"):
+            model.generate("Hello", grammar=GRAMMARS["choice"], max_new_tokens=9)
+    assert free.finish().tokens == model.generate("Hello", **FREE).tokens
+    assert model.generate("Hello", grammar=GRAMMARS["choice"], max_new_tokens=60).finish_reason == "stop"
