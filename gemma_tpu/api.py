@@ -74,7 +74,7 @@ class Model:
             markers = tokenizer.start_of_image, tokenizer.end_of_image
             self._never_written += [token for token in markers if token is not None]
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
-        self._ends = ends
+        self.end_tokens = ends  # of answers for which no other `stop_tokens` are asked
         self._grammars: Grammars | None = None  # made when first used: its index of the vocabulary takes a while
         self.engine = Engine(deployment, params, eos_tokens=ends)
         self._num_soft_tokens = deployment.num_soft_tokens
@@ -362,7 +362,7 @@ class Model:
         if params.grammar is None:
             return None
         if self._grammars is None:
-            self._grammars = Grammars(self.tokenizer, self._ends)
+            self._grammars = Grammars(self.tokenizer, self.end_tokens)
         never = [*params.forbidden_tokens, *(word[0] for word in params.bad_words if len(word) == 1)]
         allowed = allowed_bits(self.config.vocab_size, params.allowed_token_ids, cast(list[int], never))
         return self._grammars.constraint(params.grammar, allowed)

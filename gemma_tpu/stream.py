@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gemma_tpu.engine.errors import check_process
 from gemma_tpu.engine.request import Request, StopWatch
-from gemma_tpu.options import Completion
+from gemma_tpu.options import Completion, TokenLogprob
 from gemma_tpu.text import Call, Detokenizer, MakeReader, StopStrings, Thoughts, Tokenizer
 
 
@@ -256,6 +256,10 @@ class AsyncTextStream(AsyncIterator[str]):
     def num_tokens(self) -> int:
         """How many tokens of the answer have been read."""
         return len(self._started._answer.tokens)
+
+    def logprobs(self, start: int = 0) -> list[TokenLogprob]:
+        """Of the tokens that have been read, from one on; empty unless they were asked for."""
+        return self._started._request.logprobs[start : self.num_tokens]
 
     @property
     def stop_string(self) -> str | None:

@@ -145,8 +145,8 @@ def test_errors_as_the_client_raises_them(site: Site, client: anthropic.Anthropi
 def test_an_error_in_the_middle(site: Site, model: gemma_tpu.Model, client: anthropic.Anthropic, monkeypatch) -> None:
     submit = model.engine.submit
 
-    def spoiled(tokens, images, sampling_params, watch=None):
-        return submit(tokens, images, sampling_params, lambda _: 1 / 0)
+    def spoiled(tokens, images, sampling_params, watch=None, *rest):
+        return submit(tokens, images, sampling_params, lambda _: 1 / 0, *rest)
 
     monkeypatch.setattr(model.engine, "submit", spoiled)
     stream = client.messages.create(model="tiny", max_tokens=4, messages=HELLO, stream=True)

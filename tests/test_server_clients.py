@@ -6,8 +6,9 @@ import asyncio
 import importlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import pytest
 from server_site import HELLO, WAIT, Site, data_url, make_model, noise, serve
 
@@ -20,6 +21,11 @@ QUESTION = [
 ]
 PROMPT = [{"type": "image", "image": noise(50, 30)}, QUESTION[1]]
 TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+class Lamp(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+    on: bool
 
 
 def client_library(name: str) -> Any:
@@ -65,6 +71,10 @@ def test_langchain(site: Site, model: gemma_tpu.Model) -> None:
     plain = langchain.OpenAI(**common, max_tokens=12, **DRAWN)
     wanted = model.generate("Hello", raw=True, max_new_tokens=12, top_p=1.0, **DRAWN)  # which is its default
     assert plain.invoke("Hello") == wanted.text
+    longer = langchain.ChatOpenAI(**common, max_tokens=300, max_retries=0, **DRAWN)
+    assert isinstance(longer.with_structured_output(Lamp).invoke("Hello"), Lamp)
+    forced = longer.bind_tools([TOOL], tool_choice="any", parallel_tool_calls=False).invoke("Hi")
+    assert [(call["name"], call["args"]) for call in forced.tool_calls] == [("f", {})]
     told = chat.bind_tools([TOOL], tool_choice="auto").invoke("Hi")
     assert told.content == model.generate("Hi", tools=[TOOL], max_new_tokens=12, **DRAWN).text
 

@@ -117,8 +117,8 @@ def test_an_error_of_one_request(site: Site, model: gemma_tpu.Model, monkeypatch
     assert said not in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
-    def spoiled(tokens, images, sampling_params, watch=None):
-        return submit(tokens, images, sampling_params, fails if sampling_params.seed == 3 else watch)
+    def spoiled(tokens, images, sampling_params, watch=None, *rest):
+        return submit(tokens, images, sampling_params, fails if sampling_params.seed == 3 else watch, *rest)
 
     monkeypatch.setattr(model.engine, "submit", spoiled)
     with streaming(site, seed=3) as bad, streaming(site, seed=1, temperature=1, max_tokens=8) as good:

@@ -125,8 +125,8 @@ def test_what_is_refused(site: Site, param: str, asked: dict[str, Any]) -> None:
 def test_an_error_in_the_middle(model: gemma_tpu.Model, client: openai.OpenAI, monkeypatch) -> None:
     submit = model.engine.submit
 
-    def spoiled(tokens, images, sampling_params, watch=None):
-        return submit(tokens, images, sampling_params, lambda _: 1 / 0)
+    def spoiled(tokens, images, sampling_params, watch=None, *rest):
+        return submit(tokens, images, sampling_params, lambda _: 1 / 0, *rest)
 
     monkeypatch.setattr(model.engine, "submit", spoiled)
     stream = client.responses.create(model="tiny", input="Hello", stream=True)

@@ -298,6 +298,17 @@ def test_anthropics_tool_choice(claude: anthropic.Anthropic, script: Script) -> 
     assert block.text == WRITTEN[0]
     (block,) = claude.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **asked).content
     assert (block.name, block.input) == CALLED[0]
+    assert [params.grammar for params in script.asked] == [None] * 2
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "now"}])
+def test_anthropics_forced_calls(claude: anthropic.Anthropic, script: Script, choice: Any) -> None:
+    script.says += [WRITTEN[0]]
+    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS, "messages": [QUESTION]}
+    claude.messages.create(tool_choice=choice, **asked)
+    tools = [{"name": tool["name"], "parameters": tool["input_schema"]} for tool in CLAUDE_TOOLS]
+    assert GEMMA3.call_grammar is not None
+    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools[choice["type"] != "any" :]))
 
 
 USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from gemma_tpu.api import Model
-from gemma_tpu.options import Completion
+from gemma_tpu.options import Completion, TokenLogprob
 from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
 from gemma_tpu.server.tools import Parts, ToolCall, ToolUse
@@ -33,13 +33,14 @@ class Answers:
         seed: int | None = None,
         use: ToolUse = ToolUse(),
     ) -> None:
-        self._metrics, self._n = metrics, n
+        self._metrics, self._n, self.tokenizer = metrics, n, model.tokenizer
         options = options | use.options(model)
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
         self.parts = [
             Parts(model.format.call_reader(use.tools) if use.tools else None, use.parallel) for _ in self._streams
         ]
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._streams]
 
     async def start(self) -> None:
         """Submits them. Raises as `Model.stream`."""
@@ -52,14 +53,15 @@ class Answers:
 
     async def pieces(self) -> AsyncGenerator[tuple[int, str | ToolCall | None]]:
         """The answer's number with a piece of its text, a call or, at its end, None. For `contextlib.aclosing`."""
-        pieces: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()
+        pieces: asyncio.Queue[tuple[int, str | Exception | None, list[TokenLogprob]]] = asyncio.Queue()
         tasks = [asyncio.create_task(self._read(i, stream, pieces)) for i, stream in enumerate(self._streams)]
         try:
             left = len(tasks)
             while left:
-                index, piece = await pieces.get()
+                index, piece, logprobs = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
+                self._logprobs[index] += logprobs
                 parts = self.parts[index]
                 for part in parts.flush() if piece is None else parts.push(piece):
                     yield index, part
@@ -70,6 +72,11 @@ class Answers:
             for task in tasks:
                 task.cancel()
             self._cancel()
+
+    def take_logprobs(self, index: int) -> list[TokenLogprob]:
+        """Those, if asked for, of the tokens that `pieces` has come to since the last call."""
+        taken, self._logprobs[index] = self._logprobs[index], []
+        return taken
 
     def _cancel(self) -> None:
         for stream in self._streams:
@@ -89,11 +96,11 @@ class Answers:
                 count, now = stream.num_tokens, time.perf_counter()
                 if seen:  # the first token's time is counted apart
                     self._metrics.tokens(count - seen, now - last)
+                pieces.put_nowait((index, piece, stream.logprobs(seen)))
                 seen, last = count, now
-                pieces.put_nowait((index, piece))
-            pieces.put_nowait((index, None))
+            pieces.put_nowait((index, None, stream.logprobs(seen)))
         except Exception as error:
-            pieces.put_nowait((index, error))
+            pieces.put_nowait((index, error, []))
         finally:
             self._metrics.finished(stream.completion)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from gemma_tpu.server.errors import APIError
-from gemma_tpu.server.schema import UNSUPPORTED
+from gemma_tpu.server.fields import UNSUPPORTED
 
 _LOG = logging.getLogger(__name__)
 _CODES = {UNSUPPORTED: "unsupported_parameter", "extra_forbidden": "unknown_parameter"}
@@ -40,7 +40,7 @@ def parse(body: bytes, kind: type[RequestT], *, lenient: bool = False) -> Reques
                 raise
         return kind.model_validate(given)
     except pydantic.ValidationError as error:
-        raise _explained(error) from None  # whose message repeats what was sent
+        raise _explained(error, kind) from None  # whose message repeats what was sent
 
 
 def _without_unknown(given: dict[str, Any], error: pydantic.ValidationError) -> bool:
@@ -56,16 +56,10 @@ def _without_unknown(given: dict[str, Any], error: pydantic.ValidationError) -> 
     return bool(unknown)
 
 
-def _explained(error: pydantic.ValidationError) -> APIError:
+def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> APIError:
     found = error.errors(include_url=False)[0]
     place = _keys(found["loc"])
-    if not place and found["type"] in (
-        "stream_options",
-        "max_tokens",
-        "prompt",
-        "tools",
-        "tool_choice",
-    ):  # of several fields together
+    if not place and found["type"] in kind.model_fields:  # of several fields together
         place = (found["type"],)
     param, said = _name(place), found["msg"]
     if found["type"] == "extra_forbidden":
@@ -74,8 +68,8 @@ def _explained(error: pydantic.ValidationError) -> APIError:
 
 
 def _keys(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Without pydantic's tags of unions, which are in <>."""
-    return tuple(key for key in place if not (isinstance(key, str) and key.startswith("<")))
+    """Without pydantic's tags of unions, which are in <>, and what it calls a key of an object."""
+    return tuple(key for key in place if not (isinstance(key, str) and (key.startswith("<") or key == "[key]")))
 
 
 def _name(place: tuple[int | str, ...]) -> str:

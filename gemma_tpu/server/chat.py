@@ -15,6 +15,7 @@ from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
 from gemma_tpu.server.images import read_messages
+from gemma_tpu.server.logprobs import chat_logprobs
 from gemma_tpu.server.schema import ChatRequest
 from gemma_tpu.server.tools import ToolCall
 
@@ -23,10 +24,10 @@ async def chat_completions(exchange: Exchange) -> Response:
     service, body = exchange.service, await exchange.read(ChatRequest)
     model, n = service.model(body.model), body.n or 1
     exchange.stack.enter_context(service.admit(model, n))
-    options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
+    options = body.options(model) | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
     messages, options["pan_and_scan"] = await read_messages(service, body.messages)
     answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed, use=body.tool_use)
-    await exchange.begin(answers, "messages")
+    await exchange.begin(answers, "messages", held_by=body.held_by)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk" if body.stream else "chat.completion",
@@ -36,16 +37,17 @@ async def chat_completions(exchange: Exchange) -> Response:
     if body.stream:
         return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
     completions = await answers.finish()
-    choices = [_choice(i, completion, answers) for i, completion in enumerate(completions)]
+    choices = [_choice(i, completion, answers, bool(body.logprobs)) for i, completion in enumerate(completions)]
     return JSONResponse({**head, "choices": choices, "usage": answers.usage})
 
 
-def _choice(index: int, completion: Completion, answers: Answers) -> dict[str, Any]:
+def _choice(index: int, completion: Completion, answers: Answers, with_logprobs: bool) -> dict[str, Any]:
     calls, text = answers.parts[index].calls, answers.parts[index].text
     message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
     message |= {"tool_calls": [_call(call) for call in calls]} if calls else {}
     message |= _thinking(completion)
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": answers.finish_reason(index)}
+    logprobs = chat_logprobs(answers.tokenizer, completion.logprobs) if with_logprobs else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answers.finish_reason(index)}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -62,7 +64,9 @@ async def _chunks(
     usage: dict[str, Any] = {"usage": None} if include_usage else {}
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        tokens = answers.take_logprobs(index)
+        logprobs = chat_logprobs(answers.tokenizer, tokens) if tokens else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**head, "choices": [choice], **usage}
 
     for i in range(n):

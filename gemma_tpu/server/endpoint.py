@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from gemma_tpu.grammar import GrammarError
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.body import parse
 from gemma_tpu.server.errors import APIError, openai_body, refused
@@ -47,6 +48,7 @@ class Exchange:
         self.body, self.begun, self.status = b"", time.perf_counter(), 0
         self.stack = contextlib.ExitStack()
         self.noted: dict[str, Any] = {}  # for the log; never what was said
+        self._held_by = "tools"  # the field that holds the answers to a grammar
 
     async def read(self, kind: type[RequestT]) -> RequestT:
         """The checked body. APIError for one that is wrong."""
@@ -65,6 +67,8 @@ class Exchange:
 
     def problem(self, error: Exception) -> APIError:
         """What the client is told of an error. One that is nobody's fault but ours is logged, without its message."""
+        if isinstance(error, GrammarError):  # which may come after the first tokens
+            error = APIError(400, f"{self._held_by}: {error}", param=self._held_by, code="invalid_value")
         if isinstance(error, TimeoutError):
             error = APIError(504, "the answer took longer than this server allows", code="deadline_exceeded")
         if not isinstance(error, APIError):
@@ -74,10 +78,22 @@ class Exchange:
         self.noted["error"] = error.code
         return error
 
-    async def begin(self, answers: Answers, field: str, places: Sequence[int | None] | None = None) -> None:
-        """Submits them; the log line will say how they ended. APIError for a prompt that is wrong, see `refused`."""
+    async def begin(
+        self,
+        answers: Answers,
+        field: str,
+        places: Sequence[int | None] | None = None,
+        held_by: str | None = None,
+    ) -> None:
+        """Submits them; the log line will say how they ended. APIError for a prompt that is wrong, see `refused`.
+
+        `held_by`: the field that holds them to a grammar, for errors of it; without one it is `tools`.
+        """
+        self._held_by = held_by or self._held_by
         try:
             await answers.start()
+        except GrammarError:
+            raise
         except ValueError as error:
             raise refused(error, field, places) from error
         self.stack.callback(self._note, answers)

@@ -9,7 +9,7 @@ from typing import Any
 from gemma_tpu.engine.errors import ContextLengthError
 
 _PLACE = re.compile(r"messages\[(\d+)\]((?:\.(?:content|tool_calls)\[\d+\])?): ")
-_TOOLS = re.compile(r"tools(?:\[\d+\])?(?=[: ])")
+_OPTION = re.compile(r"(?:tools(?:\[\d+\])?|allowed_token_ids|bad_words|logit_bias|min_tokens|stop_tokens)(?=[: ])")
 
 
 class APIError(Exception):
@@ -52,7 +52,8 @@ def refused(error: ValueError, field: str, places: Sequence[int | None] | None =
         index = int(found[1]) if places is None else places[int(found[1])]
         place = f"{field}[{index}]{found[2]}" if index is not None else None
         said = f"{place or 'the system text'}: {said[found.end() :]}"
-    elif found := _TOOLS.match(said):
-        place = found[0]
+    elif found := _OPTION.match(said):
+        place = found[0].replace("stop_tokens", "stop_token_ids")
+        said = f"{place}{said[found.end() :]}"
     code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
     return APIError(400, said, param=place or field, code=code)

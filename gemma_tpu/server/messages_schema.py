@@ -9,7 +9,10 @@ import pydantic
 from pydantic import Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
-from gemma_tpu.server.schema import MAX_TOOLS, Message, StopString, Strict, either, only, tool_use
+from gemma_tpu.grammar import Grammar
+from gemma_tpu.server.fields import Strict, either, only
+from gemma_tpu.server.grammar_fields import TextFormat
+from gemma_tpu.server.schema import MAX_TOOLS, Message, StopString, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 
@@ -131,6 +134,11 @@ class ToolChoice(Strict):
         return self
 
 
+class OutputConfig(Strict):
+    format: TextFormat | None = None
+    effort: only()
+
+
 class CountRequest(Strict):
     """POST /v1/messages/count_tokens."""
 
@@ -143,7 +151,7 @@ class CountRequest(Strict):
     thinking: only({"type": "disabled"})
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
-    output_config: only({})
+    output_config: OutputConfig | None = None
     speed: only("standard")
     user_profile_id: only()
     workspace_id: only()
@@ -165,8 +173,15 @@ class CountRequest(Strict):
         ]
         choice = self.tool_choice or ToolChoice(type="auto")
         forced, parallel = choice.type in ("any", "tool"), not choice.disable_parallel_tool_use
-        self._use = tool_use(tools, forced=forced, only=choice.name, none=choice.type == "none", parallel=parallel)
+        held_by = "output_config" if self.grammar else None
+        none = choice.type == "none"
+        self._use = tool_use(tools, forced=forced, only=choice.name, none=none, parallel=parallel, held_by=held_by)
         return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """That the answer is held to."""
+        return self.output_config.format.grammar if self.output_config and self.output_config.format else None
 
     @property
     def tool_use(self) -> ToolUse:
@@ -217,4 +232,5 @@ class MessagesRequest(CountRequest):
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens`."""
         given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "stop": self.stop_sequences}
+        given["grammar"] = self.grammar
         return {name: value for name, value in given.items() if value is not None}

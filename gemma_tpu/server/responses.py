@@ -28,7 +28,7 @@ async def responses(exchange: Exchange) -> Response:
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     options = body.options() | {"max_new_tokens": limit, "pan_and_scan": crops}
     answers = Answers(model, [[*system, *converted]], options, service.metrics, seed=body.seed)
-    await exchange.begin(answers, "input", [*[None] * len(system), *range(len(converted))])
+    await exchange.begin(answers, "input", [*[None] * len(system), *range(len(converted))], held_by="text")
     answer = _Answer(body, body.model or service.settings.model_names[0])
     if body.stream:
         return EventStream(exchange, _events(answer, answers), named=True)
@@ -58,7 +58,7 @@ class _Answer:
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.format.as_sent()},
             "tool_choice": "none",
             "tools": [],
             "top_p": body.top_p,

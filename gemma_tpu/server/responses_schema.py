@@ -8,7 +8,9 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from gemma_tpu.server.schema import Message, Strict, either, only
+from gemma_tpu.server.fields import Strict, either, only
+from gemma_tpu.server.grammar_fields import TextFormat
+from gemma_tpu.server.schema import Message
 
 
 class ItemPart(Strict):
@@ -49,6 +51,11 @@ class StreamOptions(Strict):
     include_obfuscation: only(False)
 
 
+class TextOptions(Strict):
+    format: TextFormat | None = None
+    verbosity: only("medium")
+
+
 class ResponsesRequest(Strict):
     """POST /v1/responses. `seed`, `top_k` and `min_p` are other servers' fields. Nothing is stored."""
 
@@ -85,14 +92,19 @@ class ResponsesRequest(Strict):
     reasoning: only({}, {"effort": "none"})
     service_tier: only("auto", "default")
     store: only(False)
-    text: only({}, {"format": {"type": "text"}})
+    text: TextOptions | None = None
     tool_choice: only("none", "auto")
     tools: only([])
     top_logprobs: only(0)
 
+    @property
+    def format(self) -> TextFormat:
+        return (self.text and self.text.format) or TextFormat.model_validate({"type": "text"})
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens` and `seed`."""
         given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        given["grammar"] = self.format.grammar
         options = {name: value for name, value in given.items() if value is not None}
         return options | {"drop_oldest": self.truncation == "auto"}
 

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString
 
 import pydantic
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-)
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
+from gemma_tpu.api import Model
+from gemma_tpu.grammar import Grammar
+from gemma_tpu.options import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS
+from gemma_tpu.server.fields import UNSUPPORTED, Strict, either, only
+from gemma_tpu.server.grammar_fields import SCHEMA, ResponseFormat, StructuredOutputs, held_to
 from gemma_tpu.server.tools import ToolUse
 
-UNSUPPORTED = "unsupported"  # type of a pydantic error
 _MAX_CHOICES = 128
 MAX_TOOLS = 128
-
-
-def only(*neutral: Any) -> Any:
-    """The type of a field that is not supported. null and `neutral` ask for nothing, and are accepted."""
-
-    def check(value: Any) -> None:
-        if value is not None and value not in neutral:
-            raise PydanticCustomError(UNSUPPORTED, "is not supported by this server: leave it out")
-
-    return Annotated[Any, AfterValidator(check), Field(default=None)]
-
-
-def either(text: Any, items: Any) -> Any:
-    """A string, or a list or an object. The tags, in the places of errors, are left out by `gemma_tpu.server.body`."""
-    text, items = Annotated[text, Tag("<text>")], Annotated[items, Tag("<list>")]
-    return Annotated[
-        text | items,  # pyright: ignore[reportOperatorIssue]
-        Discriminator(lambda value: "<list>" if isinstance(value, list | dict) else "<text>"),
-    ]
-
-
-class Strict(pydantic.BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ImageURL(Strict):
@@ -137,14 +110,26 @@ class NamedTool(Strict):
 
 
 def tool_use(
-    tools: Sequence[dict[str, Any]], *, forced: bool, only: str | None, none: bool, parallel: bool | None
+    tools: Sequence[dict[str, Any]],
+    *,
+    forced: bool,
+    only: str | None,
+    none: bool,
+    parallel: bool | None,
+    held_by: str | None,
 ) -> ToolUse:
-    """What a request asks; `none`: that the model calls nothing, and is told of nothing to call."""
+    """What a request asks; `none`: that the model calls nothing, and is told of nothing to call.
+
+    `held_by`: the field that holds the answer to a grammar, in which there is no place for calls.
+    """
     names = [tool["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise PydanticCustomError("tools", "two of them have one name")
     if forced and (only not in names if only else not names):
         raise PydanticCustomError("tool_choice", "there is no such tool in tools")
+    if tools and not none and held_by:
+        message = "do not go with {field}: leave one out, or set tool_choice to none"
+        raise PydanticCustomError("tools", message, {"field": held_by})
     return ToolUse(() if none else tools, forced, only, parallel is not False)
 
 
@@ -159,12 +144,18 @@ def _as_list(value: Any) -> Any:
 
 
 StopString = Annotated[str, StringConstraints(min_length=1)]
+_TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,8})$")]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
+_SAMPLING = ("temperature", "top_p", "min_p", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty")
+_SAMPLING += ("min_tokens", "ignore_eos", "allowed_token_ids", "bad_words")  # named as in SamplingParams
+_GUIDED: tuple[LiteralString, ...] = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 class Sampling(Strict):
     """What both ways to ask for an answer have. A field left out or null is as in the checkpoint's settings.
 
-    `top_k` and `min_p` are other servers' fields. -1 and 0 are no `top_k`.
+    `top_k` and `min_p` are other servers' fields. -1 and 0 are no `top_k`. `stop_token_ids` end an answer, and the
+    model's own end tokens do.
     """
 
     model: str | None = None
@@ -179,22 +170,23 @@ class Sampling(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    frequency_penalty: only(0)
-    presence_penalty: only(0)
-    logit_bias: only({})
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: Annotated[dict[_TokenKey, _Bias], Field(max_length=MAX_LOGIT_BIAS)] | None = None
+    response_format: ResponseFormat | None = None
     # Of other servers.
-    repetition_penalty: only(1)
-    min_tokens: only(0)
-    ignore_eos: only(False)
-    stop_token_ids: only([])
-    allowed_token_ids: only()
-    bad_words: only([])
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOP_TOKENS // 2)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
     prompt_logprobs: only()
-    structured_outputs: only()
-    guided_json: only()
-    guided_regex: only()
-    guided_choice: only()
-    guided_grammar: only()
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: held_to(SCHEMA, Grammar.json_schema)
+    guided_regex: held_to(str, Grammar.regex)
+    guided_choice: held_to(list[str], Grammar.choice)
+    guided_grammar: held_to(str, Grammar.lark)
     priority: only(0)
 
     @pydantic.model_validator(mode="after")
@@ -207,15 +199,32 @@ class Sampling(Strict):
     def max_new_tokens(self) -> int | None:
         return self.max_tokens
 
-    def options(self) -> dict[str, Any]:
+    @pydantic.model_validator(mode="after")
+    def _one_grammar(self) -> Sampling:
+        if len(asked := list(self._grammars)) > 1:
+            raise PydanticCustomError(asked[1], "does not go with {field}: leave one out", {"field": asked[0]})
+        return self
+
+    @property
+    def _grammars(self) -> dict[LiteralString, Grammar]:
+        """By the fields that ask for them."""
+        asked: dict[LiteralString, Grammar | None] = {name: getattr(self, name) for name in _GUIDED}
+        asked["structured_outputs"] = self.structured_outputs and self.structured_outputs.grammar
+        asked["response_format"] = self.response_format and self.response_format.grammar
+        return {name: grammar for name, grammar in asked.items() if grammar}
+
+    @property
+    def held_by(self) -> str | None:
+        """The field that holds the answer to a grammar."""
+        return next(iter(self._grammars), None)
+
+    def options(self, model: Model) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens`."""
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(self.top_k, 0),
-            "min_p": self.min_p,
-            "stop": self.stop,
-        }
+        given = {name: getattr(self, name) for name in _SAMPLING}
+        given["top_k"] = None if self.top_k is None else max(self.top_k, 0)
+        given["logit_bias"] = self.logit_bias and {int(token): bias for token, bias in self.logit_bias.items()}
+        given["stop_tokens"] = [*model.end_tokens, *self.stop_token_ids] if self.stop_token_ids else None
+        given["grammar"] = next(iter(self._grammars.values()), None)
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -234,14 +243,13 @@ class ChatRequest(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     store: only(False)
-    logprobs: only(False)
-    top_logprobs: only(0)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: either(Literal["none", "auto", "required"], NamedTool) | None = None
     parallel_tool_calls: bool | None = None
     functions: only([])
     function_call: only("none", "auto")
-    response_format: only({"type": "text"})
     modalities: only(["text"])
     audio: only()
     moderation: only()
@@ -268,11 +276,18 @@ class ChatRequest(Sampling):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _logprobs_fit(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs goes with logprobs: true")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _tools_fit(self) -> ChatRequest:
         choice, tools = self.tool_choice, [tool.function.model_dump(exclude_none=True) for tool in self.tools or ()]
         only = choice.function.name if isinstance(choice, NamedTool) else None
         forced, none = choice == "required" or only is not None, choice == "none"
-        self._use = tool_use(tools, forced=forced, only=only, none=none, parallel=self.parallel_tool_calls)
+        parallel = self.parallel_tool_calls
+        self._use = tool_use(tools, forced=forced, only=only, none=none, parallel=parallel, held_by=self.held_by)
         return self
 
     @property
@@ -282,6 +297,9 @@ class ChatRequest(Sampling):
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    def options(self, model: Model) -> dict[str, Any]:
+        return super().options(model) | ({"logprobs": self.top_logprobs or 0} if self.logprobs else {})
 
 
 def _prompt_kind(value: Any) -> str:
@@ -303,8 +321,11 @@ class CompletionRequest(Sampling):
     ]
     best_of: only(1)
     echo: only(False)
-    logprobs: only()
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     suffix: only("")
+
+    def options(self, model: Model) -> dict[str, Any]:
+        return super().options(model) | ({} if self.logprobs is None else {"logprobs": self.logprobs})
 
     @property
     def prompts(self) -> list[str | list[int]]:
