@@ -115,6 +115,8 @@ def test_a_phone_shows_the_top_of_the_page(browser: Browser, server: str) -> Non
     desk.goto(server)
     expect(desk.locator("#image-prompt textarea")).to_be_focused()
     assert desk.evaluate("scrollY") == 0
+    closed = desk.locator(".settings").first
+    assert closed.evaluate("box => box.scrollWidth <= box.clientWidth")  # or it has a scroll bar
     desk.context.close()
 
 

@@ -157,9 +157,9 @@ def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
                     request = engine.submit(prompt(4), (), LONG)
                     if program == "release":
                         next(events := iter(request))
-                        request.cancel()
-                        request = engine.submit(prompt(4), (), LONG)
-                        del events
+                        cancelled, request = request, engine.submit(prompt(4), (), LONG)
+                        cancelled.cancel()
+                        del events, cancelled
                     with pytest.raises(RuntimeError, match="the program failed") as error:
                         run(request)
                 errors.append(error)
