@@ -185,9 +185,9 @@ def main(argv: list[str] | None = None) -> None:
                     values = "  ".join(f"{name} {float(value):.3f}" for name, value in seen.items())
                     print(f"[{shown - begun:6.1f} s] step {steps}  {values}  {known} units", flush=True)
             steps += 1
-    shutil.rmtree(options.out, ignore_errors=True)
-    params = {name: np.asarray(value) for name, value in state[0].items()}
-    save_params(params, config, options.out, dtype="bfloat16", tokenizer=TOKENIZER)
+    if options.out.exists():
+        shutil.rmtree(options.out)
+    save_params(jax.tree.map(np.asarray, state[0]), config, options.out, dtype="bfloat16", tokenizer=TOKENIZER)
     print(f"[{time.monotonic() - begun:6.1f} s] {steps} steps of {options.units} units; saved in {options.out}")
 
 
