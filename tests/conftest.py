@@ -9,11 +9,14 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
+import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {xla_flags.devices(8)}"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
 sys.dont_write_bytecode = False
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -26,7 +29,11 @@ import jax  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("gemma_tpu", "shape_check.check")
+jax.devices()  # has read XLA_FLAGS now
+os.environ["XLA_FLAGS"] = _XLA_FLAGS  # libtpu, which has flags of its own, ends the process at those for a CPU
+_ROOT = Path(__file__).parents[1]
+_SHAPED = [path for path in _ROOT.glob("gemma_tpu/**/*.py") if "from jaxtyping import" in path.read_text()]
+install_import_hook([".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in _SHAPED], "shape_check.check")
 
 
 pytest_plugins = ("hub_fixtures", "page_fixtures")

@@ -55,6 +55,7 @@ CONFIG = gemma_tpu.GemmaConfig(
     max_context=8192,
     vision=gemma_tpu.VisionConfig(16, 1, 32, 2, image_size=56, patch_size=14, num_soft_tokens=4),
 )
+VIEWPORT = {"width": 1280, "height": 900}
 WAIT = 60_000  # ms, on a machine that may be busy
 LONG = 60_000  # ms of the page's clock: longer than anything recorded takes to replay
 expect.set_options(timeout=WAIT)
@@ -73,10 +74,12 @@ class Scripted(Loader):
 @contextlib.contextmanager
 def tiny_model() -> Iterator[gemma_tpu.Model]:
     mesh = make_mesh(CONFIG, (1, 1), jax.devices()[:1])
-    rng = np.random.default_rng(2)  # with this seed it babbles a little and never ends an answer
+    rng = np.random.default_rng(2)
     shapes = param_shapes(CONFIG)
     params = {name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
     tokenizer = gemma_tpu.Tokenizer(TOKENIZER)
+    ends = np.array([tokenizer.eos_id, tokenizer.end_of_turn])
+    params["embedder.table"] = params["embedder.table"].at[ends].set(0)  # it babbles and never ends an answer
     chunks = (64,)  # fewer programs to compile
     deployment = Deployment(CONFIG, mesh, rows=1, context=8192, dtype=jnp.float32, chunks=chunks)
     with gemma_tpu.Model(deployment, params, tokenizer) as model:
@@ -192,13 +195,17 @@ _LEFT = ("AbortError: signal is aborted", "Unexpected error Connection errored o
 
 
 class Visit:
-    """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see."""
+    """A visitor's browser tab. `close` fails if anything went wrong in it that a visitor may not see.
 
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+    Visitors come one after the other with the browser's first profile, where what one has loaded is at hand for the
+    next. With `alone` or `options`, one has a profile of its own.
+    """
+
+    def __init__(self, browser: Browser, url: str, *, alone: bool = False, **options: Any) -> None:
         self.problems: list[str] = []
         self.leaves = False  # whether the page is loaded anew while it is in use
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        self.page = self.context.new_page()
+        context = browser.new_context(viewport=VIEWPORT, **options) if alone or options else browser.contexts[0]
+        self.page = context.new_page()
         self.page.set_default_timeout(WAIT)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
@@ -217,7 +224,7 @@ class Visit:
             self.problems.append(f"a request to another host: {url}")
 
     def close(self) -> None:
-        self.context.close()
+        self.page.close()
         assert not self.problems, self.problems
 
     # What visitors do.

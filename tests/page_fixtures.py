@@ -5,6 +5,7 @@ Imports wait until a fixture is used: other tests need no Gradio.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from demo_site import CHROMIUM, FLAGS
+    from demo_site import CHROMIUM, FLAGS, VIEWPORT
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser.new_context(viewport=VIEWPORT)
         yield browser
         browser.close()
 
@@ -86,10 +88,10 @@ def visit(browser: Browser, server: str) -> Iterator[Visit]:
 
 
 @pytest.fixture
-def red_png(tmp_path: Path) -> Path:
-    """Of a colour that no other test's picture has: its uploaded copy is this test's alone."""
+def red_png(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Of a colour that no other test's picture has, the same in each run: its uploaded copy is this test's alone."""
     from PIL import Image
 
     path = tmp_path / "red.png"
-    Image.new("RGB", (60, 40), (200, int(tmp_path.stat().st_ino) % 256, 30)).save(path)
+    Image.new("RGB", (60, 40), (200, zlib.crc32(request.node.name.encode()) % 256, 30)).save(path)
     return path

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import xla_flags
 from small_models import random_params
 from test_api import CONFIG
 
@@ -190,7 +191,7 @@ def test_a_command_is_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def python(*command: str, **variables: str) -> str:
     """What a program prints that is started elsewhere, and sees nothing of this one."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": ""} | variables
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
     options = {"env": environment, "cwd": "/", "capture_output": True, "text": True, "check": True}
     return subprocess.run([sys.executable, *command], **options).stdout
 

@@ -220,7 +220,7 @@ def test_stop_stops_the_engine_and_so_does_leaving(
     visit.begin("text", "hello there")
     wait_for(lambda: busy(model))
     # Another visitor waits for the only row, and can give up too.
-    other = Visit(browser, server)
+    other = Visit(browser, server, alone=True)
     other.go("text")
     other.set("text", max_new_tokens=5)
     other.begin("text", "hello")

@@ -73,7 +73,7 @@ def test_a_refresh_keeps_conversation_draft_and_language(visit: Visit, model: ge
 
 
 def test_tabs_of_a_browser_have_conversations_of_their_own(visit: Visit, server: str) -> None:
-    other = visit.context.new_page()
+    other = visit.page.context.new_page()
     other.goto(server)
     mine, others = (visit, visit.page), (Visit.__new__(Visit), other)
     others[0].page = other
@@ -86,6 +86,7 @@ def test_tabs_of_a_browser_have_conversations_of_their_own(visit: Visit, server:
     for (_, page), question in ((mine, "mine"), (others, "yours")):
         page.reload()
         expect(page.locator("#text-chat [data-testid=user]")).to_have_text(question)  # in the tab that was open
+    other.close()
 
 
 LIMIT = """() => {
@@ -127,7 +128,7 @@ def test_a_full_or_forbidden_storage_keeps_what_it_can(visit: Visit, red_png: Pa
     expect(visit.notice("text")).to_have_text(text("unrestorable", "en"))
     expect(visit.answers("text")).to_have_count(0)
 
-    visit.context.add_init_script(FORBID)
+    page.add_init_script(FORBID)
     refresh(visit)
     visit.go("text")
     visit.set("text", max_new_tokens=3)
@@ -138,7 +139,7 @@ def test_a_full_or_forbidden_storage_keeps_what_it_can(visit: Visit, red_png: Pa
 def test_those_who_wait_read_their_place_in_the_line(
     visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, gate: Gate
 ) -> None:
-    others = [Visit(browser, server) for _ in range(2)]
+    others = [Visit(browser, server, alone=True) for _ in range(2)]
     for one, waiting in zip((visit, *others), (None, "queued_next", "queued_one"), strict=True):
         one.go("text")
         one.set("text", max_new_tokens=ENDLESS)
@@ -224,7 +225,7 @@ def test_a_restart_is_said_and_loses_nothing(browser: Browser, model: gemma_tpu.
         assert told(visit, "image") == before
         visit.set("image", max_new_tokens=20)
         assert visit.ask("image", "And where?") == chat.send("And where?").text
-        visit.context.close()  # Chromium notes each request that failed
+        visit.page.close()  # Chromium notes each request that failed
 
 
 def test_other_accounts_after_a_restart_are_asked_for(browser: Browser, model: gemma_tpu.Model) -> None:
@@ -237,7 +238,7 @@ def test_other_accounts_after_a_restart_are_asked_for(browser: Browser, model: g
         assert "www-authenticate" in loaded.value.headers  # at which a browser asks
         look = httpx.get(f"{url}/gradio_api/app_id", headers={"x-requested-with": "fetch"})
         assert (look.status_code, "www-authenticate" in look.headers) == (401, False)  # at which it does not
-    visit.context.close()  # Chromium notes each request that failed
+    visit.page.close()  # Chromium notes each request that failed
 
 
 def test_behind_a_proxy_that_strips_its_prefix_and_breaks_down(
@@ -269,7 +270,7 @@ def test_behind_a_proxy_that_strips_its_prefix_and_breaks_down(
             assert visit.answer("text").startswith(begun.rstrip())
             visit.go("image")
             expect(visit.page.locator("#image-chat img")).to_have_count(1)
-            visit.context.close()  # Chromium notes each request that failed
+            visit.page.close()  # Chromium notes each request that failed
 
 
 def test_nobody_is_let_in_without_a_password(browser: Browser, model: gemma_tpu.Model, red_png: Path) -> None:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import xla_flags
 from checkpoint_samples import save_orbax
 from ports import free_port
 from small_models import random_params
@@ -57,14 +58,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One device a process, and programs compiled by one test at hand for the next."""
-    return os.environ | {
-        "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+    return (
+        os.environ
+        | xla_flags.PROCESS
+        | {
+            "PYTHONPATH": str(HERE.parent),
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONWARNINGS": "ignore",
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -128,7 +131,7 @@ def test_processes_answer_as_one(
     tmp_path: Path,
 ) -> None:
     """Process 0 does the work of a script; the others exit when it ends."""
-    environment = environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = environment | {"XLA_FLAGS": xla_flags.devices(devices)}
     with started(script("compare", processes, checkpoint, mesh), tmp_path, environment) as group:
         assert codes(group, PATIENCE, tmp_path) == [0] * processes
     found = last_line(tmp_path / "0.out")

@@ -33,7 +33,7 @@ CONFIG = GemmaConfig(
     embed_dim=16,
     hidden_dim=16,
     layers=gemma3_layers(7, window=1024, rope_scale=8.0)[4:],
-    num_heads=2,
+    num_heads=1,
     num_kv_heads=1,
     head_dim=8,
     query_scale=0.4,

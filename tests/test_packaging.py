@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xla_flags
 
 import gemma_tpu
 
@@ -85,7 +86,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(installed: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(installed), "XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
+    return os.environ | xla_flags.PROCESS | {"PYTHONPATH": str(installed), "PYTHONWARNINGS": "ignore"}
 
 
 def test_the_command_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:

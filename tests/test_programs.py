@@ -187,8 +187,8 @@ def test_a_prefill_leaves_other_rows_alone() -> None:
     [("gemma3-1b", (1, 4)), ("gemma3-1b", (1, 8)), ("gemma3-4b", (1, 2)), ("gemma3-4b", (1, 8)), ("gemma3-4b", (2, 4))],
 )
 def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tuple[int, int]) -> None:
-    """At the real widths, with a model axis within the kv heads and beyond them; six layers hold each kind."""
-    config = dataclasses.replace(CONFIGS[name], vision=None, layers=CONFIGS[name].layers[:6])
+    """At the real widths, with a model axis within the kv heads and beyond them; a local layer and a global one."""
+    config = dataclasses.replace(CONFIGS[name], vision=None, layers=CONFIGS[name].layers[4:6])
     mesh = make_mesh(config, sides, jax.devices()[: math.prod(sides)])
     deployment, rows, T = Deployment(config, mesh, sides[0], 4096, "bfloat16"), sides[0], 64
     params, state = deployment.abstract_params, deployment.abstract_state

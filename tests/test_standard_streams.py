@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xla_flags
 
 from gemma_tpu.cli.main import main
 
@@ -17,7 +18,7 @@ GENERATE = ["generate", "gemma3-demo", "Hello", "--max-new-tokens", "3", "--mesh
 
 def shell(redirected: str, *command: str, **options) -> subprocess.CompletedProcess[str]:
     line = ["sh", "-c", f'"$@" {redirected}', "sh", sys.executable, *command]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": ""}
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(line, capture_output=True, text=True, env=environment, **options)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import xla_flags
 from small_models import gated
 from test_api import CONFIG, FREE, PICTURE, TOKENIZER, make_model
 
@@ -243,7 +244,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(checkpoint: Path, code: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", LOAD + code, str(checkpoint)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 

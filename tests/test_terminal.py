@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import xla_flags
 from small_models import random_params
 from test_api import CONFIG
 
@@ -200,7 +201,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint: Path) -> None:
     """In a terminal of its own: a long answer, Ctrl-C, then another conversation, then Ctrl-D."""
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "gemma_tpu", "chat", str(checkpoint), "--max-new-tokens", "150"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "ignore", "TERM": "dumb"}
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONWARNINGS": "ignore", "TERM": "dumb"}
     chat = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment, start_new_session=True)
     os.close(end)
 
