@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import xla_flags
 from server_site import (
     CHAT,
     HELLO,
@@ -146,7 +147,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command(checkpoint: Path, model: gemma_tpu.Model) -> None:
     command = [sys.executable, "-m", "gemma_tpu", "serve", str(checkpoint), "--port", "0", "--max-rows", "1"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment["GEMMA_TPU_API_KEYS"] = "secret-1"
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([*command, "--max-context", "128", "--dtype", "f32", "--mesh", "1,1"], **options) as server:
