@@ -40,21 +40,24 @@ pytest_plugins = ("hub_fixtures", "page_fixtures")
 
 # Files that take longest, longest first: a file is one worker's, which must not begin such a one when the other ends.
 _LONGEST = (
-    "test_programs",
     "test_distributed",
     "test_plan_compiled",
-    "test_long_context",
-    "test_api",
-    "test_fidelity",
-    "test_notebooks",
+    "test_demo_reconnect",
+    "test_programs",
     "test_demo_checkpoint",
+    "test_notebooks",
+    "test_demo_app",
     "test_rehearsal",
-    "test_soak",
+    "test_demo_inputs",
+    "test_demo_webui_page",
+    "test_long_context",
+    "test_fidelity",
+    "test_demo_layout",
+    "test_api",
+    "test_plan_command",
+    "test_fuzz",
     "test_ops_attention",
     "test_stream_lifetime",
-    "test_packaging",
-    "test_fuzz",
-    "test_linear",
 )
 
 _RUN_LONG = ("test_long_context", "test_demo_checkpoint")  # their programs run for longer than they compile

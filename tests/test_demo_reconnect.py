@@ -112,7 +112,6 @@ def test_a_full_or_forbidden_storage_keeps_what_it_can(visit: Visit, red_png: Pa
     page.evaluate("demoPage.write('image', JSON.stringify({ ...JSON.parse(demoPage.read('image')), pictures: {} }))")
     refresh(visit)
     expect(page.locator("#image-chat [data-testid=user]").first).to_have_text(text("lost_picture", "en"))
-    visit.problems.clear()
 
     page.evaluate(LIMIT % 1400)
     visit.go("text")
@@ -134,6 +133,7 @@ def test_a_full_or_forbidden_storage_keeps_what_it_can(visit: Visit, red_png: Pa
     visit.set("text", max_new_tokens=3)
     visit.ask("text", "hello")
     expect(visit.answers("text")).to_have_count(1)
+    visit.problems = [one for one in visit.problems if "404" not in one]  # of the picture that is gone
 
 
 def test_those_who_wait_read_their_place_in_the_line(
