@@ -12,6 +12,7 @@ The dimension letters used by every annotation, einsum and sharding rule of this
 | L | layers | W | sliding window |
 | I | images | E | vision width |
 | P | patches of an image | M | vision mlp hidden |
+| A | pages of the cache | | |
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from gemma_tpu.cache.kv_cache import KVCache
+from gemma_tpu.cache.kv_cache import CacheShape, KVCache
 from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
@@ -29,6 +29,7 @@ IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
 REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
+_PAGE, _REGISTER = 128, 128  # tokens of a page; keys in a register of a TPU, of which its kernel takes whole ones
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
 
 
@@ -36,9 +37,10 @@ _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks a
 class Deployment:
     """Hashable: the static argument of the device programs.
 
-    `rows`: batch rows, the requests that run at once. `context`: tokens of prompt and answer of each row. `dtype` is
-    that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that suit the
-    platform. `cache` is the class of the cache.
+    `rows`: batch rows, the requests that run at once. `context`: tokens that prompt and answer of each may have.
+    `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
+    suit the platform. `cache_tokens`: what all rows and stored prefixes together may have in the layers that see the
+    whole context; by default as many as the rows could need. `cache` is the class of the cache.
     """
 
     config: GemmaConfig
@@ -47,6 +49,7 @@ class Deployment:
     context: int
     dtype: DTypeLike
     chunks: Sequence[int] | None = None
+    cache_tokens: int | None = None
     cache: type = KVCache
 
     def __post_init__(self) -> None:
@@ -83,6 +86,38 @@ class Deployment:
         return tuple(sorted({min(size, self.context) for size in sizes}))
 
     @property
+    def page(self) -> int:
+        """Tokens of a page of the cache: an eighth of a short context, and on a TPU whole registers on each device."""
+        unit, short = self.mesh.shape["slots"] * (_REGISTER if self.platform == "tpu" else 1), self.context // 8
+        return -(-max(1, min(_PAGE, 1 << max(0, short.bit_length() - 1))) // unit) * unit
+
+    @property
+    def page_groups(self) -> int:
+        """Into how many equal parts the pages fall: a row's are of its own part, which lies where the row does."""
+        data = self.mesh.shape["data"]
+        return data if self.rows % data == 0 else 1
+
+    @functools.cached_property
+    def pages(self) -> int:
+        """Pages of the cache, a multiple of `page_groups`."""
+        longest = -(-self.context // self.page)
+        wanted = self.rows * longest if self.cache_tokens is None else -(-self.cache_tokens // self.page)
+        return max(longest, -(-wanted // self.page_groups)) * self.page_groups
+
+    @property
+    def stored_prefixes(self) -> int:
+        """Prefixes of prompts that are kept beside the rows; without rings, pages alone are enough."""
+        ringed = any(layer.window is not None and layer.window < self.context for layer in self.config.layers)
+        return -(-self.rows // 2) if ringed else 0
+
+    @property
+    def rings(self) -> list[tuple[int, int]]:
+        """Window and slots of each kind of ring in the cache."""
+        most = -(-self.context // self.page) * self.page
+        windows = {layer.window for layer in self.config.layers if layer.window is not None}
+        return [(window, min(window, most)) for window in sorted(windows)]
+
+    @property
     def min_rows(self) -> int:
         """Rows that a decode step is padded to on each device."""
         return min_rows(self.mesh)
@@ -97,8 +132,9 @@ class Deployment:
 
     def empty_state(self) -> State:
         config = self.config
-        whole = jax.ShapeDtypeStruct((self.rows, config.num_kv_heads, self.context, config.head_dim), self.dtype)
-        cache = self.cache.init([layer.window for layer in config.layers], whole, self.mesh)
+        sizes = self.rows, self.context, self.pages, self.page, self.stored_prefixes
+        shape = CacheShape(*sizes, config.num_kv_heads, config.head_dim)
+        cache = self.cache.init([layer.window for layer in config.layers], shape, self.dtype, self.mesh)
         return State.empty(cache, self.rows, config.vocab_size)
 
     @functools.cached_property

@@ -27,6 +27,7 @@ _MODEL = ("heads", "slots")
 # not in those of its output if the slots divide a kv head's query heads.
 _MESH_AXES = {
     "R": ("data",),
+    "A": ("data",),
     "B": ("data",),
     "I": ("data",),
     "K": ("heads",),

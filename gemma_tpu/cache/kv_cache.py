@@ -1,29 +1,63 @@
-"""KV cache: rings of W slots for layers with a sliding window, the whole context for the others.
+"""KV cache: rings of W slots for layers with a sliding window, pages of one pool for the others.
 
-A row's tokens always fill positions 0 … length-1, and position p lives in slot p % S. So the row's length alone says
-which position each slot holds, for a ring and for a full-length cache alike; a row is emptied by setting its length to
-0. No positions are stored, and nothing of an earlier occupant can be seen. Letters: see gemma_tpu.config; R: rows of
-the cache.
+A row's tokens always fill positions 0 … length-1. In a ring, position p lives in slot p % S, so the row's length alone
+says which position each slot holds: no positions are stored, and nothing of an earlier occupant can be seen. A page
+holds successive tokens of one row. Whose it is comes with each call (`Pages`), so that long and short rows share the
+pool. What rings held when a prefix of a prompt ended can be stored, and brought back when that prefix comes again; its
+pages stay where they are. Letters: see gemma_tpu.config; R: rows of the cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from gemma_tpu.memory import shard_bytes, shard_size
-from gemma_tpu.ops.attention import PREFIX, Keys, attention
+from gemma_tpu.ops.attention import Keys, Part, attend_part, finish, join
 from gemma_tpu.ops.masks import KeyValues, Queries
+from gemma_tpu.ops.paged_attention import SHORTEST, paged_attention
 from gemma_tpu.ops.slots import Layer, store, store_one
 from gemma_tpu.sharding import partition
 
-_REGISTER = 128  # slots in a TPU's register: a multiple of them on every device suits the attention kernel
+
+Change = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheShape:
+    """`rows` of up to `context` tokens, which share `pages` of `page` tokens; room for the rings of `stored` prefixes.
+
+    The devices that share a cache divide the slots of a page evenly.
+    """
+
+    rows: int
+    context: int
+    pages: int
+    page: int
+    stored: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Whose tokens each page holds, as far as a call is concerned: the row in the call, -1 for none of them."""
+
+    row: Any  # int32[A]
+    start: Any  # int32[A], the position of its first token
+
+    def table(self, rows: int, longest: int) -> Int[Array, "B pages"]:
+        """The page of each row's first tokens, of those that follow, …; A where there is none."""
+        where = jnp.where(self.row < 0, rows, self.row), self.start
+        return jnp.full((rows, longest), len(self.row)).at[where].set(jnp.arange(len(self.row)), mode="drop")
 
 
 @jax.tree_util.register_dataclass
@@ -34,27 +68,28 @@ class KVCache:
     Another kind of cache is another class with these methods; nothing else knows how keys and values are stored.
     """
 
-    layers: tuple[tuple[Any, Any], ...]  # keys, values [R, K, S, H]; or their shapes, or shardings
+    layers: tuple[tuple[Any, Any], ...]  # keys, values: rings [R, K, S, H], pools [A, K, S, H]; or shapes, or shardings
+    stored: tuple[tuple[Any, Any], ...]  # for each ring, those of stored prefixes
     windows: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})  # None: the whole context
+    longest: int = dataclasses.field(metadata={"static": True})  # pages of a row
     mesh: Mesh = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def init(cls, windows: Sequence[int | None], whole: jax.ShapeDtypeStruct, mesh: Mesh) -> KVCache:
-        """An empty cache for layers with these windows. The devices that share it divide its slots evenly.
+    def init(cls, windows: Sequence[int | None], shape: CacheShape, dtype: Any, mesh: Mesh) -> KVCache:
+        """An empty cache for layers with these windows."""
+        longest = -(-shape.context // shape.page)
 
-        `whole`: shape [R, K, context, H] and dtype of the keys of a layer without a window.
-        """
-        R, K, context, H = whole.shape
-        unit = mesh.shape["slots"] * (_REGISTER if mesh.devices.flat[0].platform == "tpu" else 1)
-        most = -(-context // unit) * unit
+        def zeros(count: int, slots: int) -> Layer:
+            layer = count, shape.num_kv_heads, slots, shape.head_dim
+            return jnp.zeros(layer, dtype), jnp.zeros(layer, dtype)
 
-        def zeros(window: int | None) -> jax.Array:
-            return jnp.zeros((R, K, most if window is None else min(window, most), H), whole.dtype)
-
-        return cls(tuple((zeros(window), zeros(window)) for window in windows), tuple(windows), mesh)
+        rings = [None if window is None else min(window, longest * shape.page) for window in windows]
+        layers = [zeros(shape.pages, shape.page) if slots is None else zeros(shape.rows, slots) for slots in rings]
+        stored = [zeros(shape.stored, slots) for slots in rings if slots is not None]
+        return cls(tuple(layers), tuple(stored), tuple(windows), longest, mesh)
 
     def shardings(self) -> KVCache:
-        """Split over rows, kv heads and slots, as far as the mesh's axes divide them."""
+        """Split over rows or pages, kv heads and slots, as far as the mesh's axes divide them."""
         return jax.tree.map(lambda x: partition("RKSH", x.shape, self.mesh), self)
 
     def write(
@@ -65,25 +100,36 @@ class KVCache:
         value: KeyValues,
         start: Int[Array, "B"],
         count: Int[Array, "B"],
+        pages: Pages,
     ) -> KVCache:
         """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S."""
-        keys, values = self.layers[layer]
-        slots = keys.shape[2]
-        token = jnp.arange(key.shape[1])
-        kept = (token < count[:, None]) & (token >= count[:, None] - slots)
+        old, (B, T, *_) = self.layers[layer], key.shape
+        first, _, slots, _ = old[0].shape
+        token = jnp.arange(T)
+        position, kept = start[:, None] + token, token < count[:, None]
         # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
-        slot = jnp.where(kept, (start[:, None] + token) % slots, slots + token)
-        return self._with(layer, store((keys, values), rows, slot, key, value))
+        if self.windows[layer] is None:
+            page = jnp.take_along_axis(pages.table(B, self.longest), position // slots, axis=1, mode="clip")
+            page = jnp.where(kept, page, first + jnp.arange(B)[:, None] * T + token)
+            return self._with(layer, store(old, page, position % slots, key, value))
+        kept &= token >= count[:, None] - slots
+        row = jnp.broadcast_to(rows[:, None], (B, T))
+        return self._with(layer, store(old, row, jnp.where(kept, position % slots, slots + token), key, value))
 
-    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"]) -> KVCache:
+    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
         """Stores one more token of every row, at position `length`.
 
-        Rows at rest are written to as well: nothing reads the slot of the next position before that position is
-        written. In a ring it held the token that is just leaving the window, elsewhere none.
+        Rows at rest are written to as well, in a ring or where they have a page: nothing reads the slot of the next
+        position before that position is written. In a ring it held the token that is just leaving the window.
         """
-        old = self.layers[layer]
-        slot = length % old[0].shape[2]
-        return self._with(layer, store_one(old, slot, key, value, split=self.mesh.shape["slots"] > 1))
+        old, row = self.layers[layer], jnp.arange(len(length))
+        first, _, slots, _ = old[0].shape
+        if self.windows[layer] is None:
+            table = pages.table(len(length), self.longest)
+            page = jnp.take_along_axis(table, (length // slots)[:, None], axis=1, mode="clip")[:, 0]
+            row = jnp.where(page < first, page, first + row)
+        split = self.mesh.shape["slots"] > 1
+        return self._with(layer, store_one(old, row, length % slots, key, value, split=split))
 
     def attend(
         self,
@@ -92,50 +138,108 @@ class KVCache:
         position: Int[Array, "B T"],
         *,
         length: Int[Array, "B"] | None,
+        pages: Pages,
         rows: Int[Array, "B"] | None = None,
         own: Keys | None = None,
     ) -> Queries:
         """Attention to the first `length` cached tokens (None: to none) of each row, and to the `own` tokens at hand.
 
-        The queries belong to `rows` of the cache, None for all of them in order, and stand at `position`.
+        The queries belong to `rows` of the cache, None for all of them in order, and stand at `position`. Where several
+        of them look at cached tokens, they are of one row.
         """
-        cached = None
+        parts = []
+        if own is not None:
+            window = self.windows[layer]
+            parts.append(attend_part(query, position, own, window=window, mesh=self.mesh, length="T"))
         if length is not None:
-            keys, values = self.layers[layer]
-            if rows is not None:
-                keys, values = keys[rows], values[rows]
-            cached = Keys(keys, values, slot_positions(length, keys.shape[2]))
-        return attention(query, position, own=own, cached=cached, window=self.windows[layer], mesh=self.mesh)
+            parts.append(self._cached(layer, query, position, length, pages, rows))
+        return finish(functools.reduce(join, parts), query)
 
-    def clear(self, row: Int[Array, ""]) -> KVCache:
-        """Zeros in place of a row's keys and values, since a weight of 0 times NaN is NaN."""
+    def _cached(
+        self,
+        layer: int,
+        query: Queries,
+        position: Int[Array, "B T"],
+        length: Int[Array, "B"],
+        pages: Pages,
+        rows: Int[Array, "B"] | None,
+    ) -> Part:
+        keys, values = self.layers[layer]
+        slots = keys.shape[2]
+        if (window := self.windows[layer]) is None:
+            longest, whose = self.longest * slots, (pages.row, pages.start, length)
+            return paged_attention(query, position, keys, values, *whose, longest=longest, mesh=self.mesh)
+        if rows is not None:
+            keys, values = keys[rows], values[rows]
+        ring = Keys(keys, values, slot_positions(length, slots))
+        return attend_part(query, position, ring, window=window, mesh=self.mesh)
 
-        def emptied(x: jax.Array) -> jax.Array:
-            here = jnp.arange(x.shape[0]) == row  # no slice: a cache that is split over rows stays where it is
-            return jnp.where(here[:, None, None, None], jnp.zeros((), x.dtype), x)
+    def clear(self, row: Int[Array, ""], pages: Bool[Array, "A"]) -> KVCache:
+        """Zeros in place of the keys and values of a row's rings and of pages: 0 times NaN would be NaN."""
 
-        return jax.tree.map(emptied, self)
+        def emptied(x: jax.Array, gone: Bool[Array, "first"]) -> jax.Array:
+            return jnp.where(gone[:, None, None, None], jnp.zeros((), x.dtype), x)
+
+        # No slice: a cache that is split over rows stays where it is.
+        ring = lambda x: emptied(x, jnp.arange(x.shape[0]) == row)  # noqa: E731
+        return self._map(rings=ring, pools=lambda x: emptied(x, pages))
+
+    def copy_pages(self, source: Int[Array, "count"], target: Int[Array, "count"]) -> KVCache:
+        """Pages as others are; a target past the end is none."""
+        return self._map(pools=lambda x: x.at[target].set(x[source], mode="drop"))
+
+    def copy_rings(self, source: Int[Array, ""], target: Int[Array, ""]) -> KVCache:
+        """The rings of a row as another's are."""
+        return self._map(rings=lambda x: x.at[target].set(x[source]))
+
+    def store_rings(self, row: Int[Array, ""], place: Int[Array, ""]) -> KVCache:
+        """Keeps a row's rings in one of the places for stored prefixes."""
+        stored = jax.tree.map(lambda kept, x: kept.at[place].set(x[row]), self.stored, self._rings())
+        return dataclasses.replace(self, stored=stored)
+
+    def restore_rings(self, place: Int[Array, ""], row: Int[Array, ""]) -> KVCache:
+        """A row's rings as they were stored."""
+        stored = iter(self.stored)
+        layers = [
+            layer if window is None else jax.tree.map(lambda x, kept: x.at[row].set(kept[place]), layer, next(stored))
+            for layer, window in zip(self.layers, self.windows, strict=True)
+        ]
+        return dataclasses.replace(self, layers=tuple(layers))
 
     def take(self, rows: Int[Array, "B"]) -> KVCache:
-        """A cache of these rows alone."""
-        return jax.tree.map(lambda x: x[rows], self)
+        """A cache of these rows alone, with all pages."""
+        return self._map(rings=lambda x: x[rows])
 
     def put(self, rows: Int[Array, "B"], taken: KVCache) -> KVCache:
-        """This cache with `rows` as they are in `taken`."""
-        return jax.tree.map(lambda x, some: x.at[rows].set(some), self, taken)
+        """This cache with `rows` as they are in `taken`, and its pages."""
+        layers = [
+            some if window is None else jax.tree.map(lambda x, new: x.at[rows].set(new), layer, some)
+            for layer, some, window in zip(self.layers, taken.layers, self.windows, strict=True)
+        ]
+        return dataclasses.replace(self, layers=tuple(layers))
 
     def nbytes(self, *, windowed: bool) -> int:
         """Bytes on each device of an abstract cache, of the layers with a window or of the others."""
-        layers = zip(self.layers, self.windows, strict=True)
-        return shard_bytes([layer for layer, window in layers if (window is None) != windowed])
+        if windowed:
+            return shard_bytes((self._rings(), self.stored))
+        return shard_bytes([layer for layer, window in zip(self.layers, self.windows, strict=True) if window is None])
 
     def num_keys(self) -> int:
         """Keys on each device of an abstract cache: rows × kv heads × slots, summed over the layers."""
         return sum(shard_size(keys) // keys.shape[-1] for keys, _ in self.layers)
 
     def shortest_read(self) -> int:
-        """Tokens of a context that a decode step reads at least, however few are cached: a prefix on each device."""
-        return PREFIX * self.mesh.shape["slots"]
+        """Tokens of the pages that a decode step reads at least, however few are in use."""
+        return SHORTEST * self.mesh.shape["slots"]
+
+    def _rings(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer, window in zip(self.layers, self.windows, strict=True) if window is not None)
+
+    def _map(self, rings: Change = lambda x: x, pools: Change = lambda x: x) -> KVCache:
+        """With every array of the layers changed."""
+        layers = zip(self.layers, self.windows, strict=True)
+        changed = [tuple(map(pools if window is None else rings, layer)) for layer, window in layers]
+        return dataclasses.replace(self, layers=tuple(changed))
 
     def _with(self, layer: int, new: Layer) -> KVCache:
         return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))

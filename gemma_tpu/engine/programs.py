@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
+from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.draw import draw, nothing_drawn
@@ -86,6 +87,7 @@ def prefill(
     count: Int[Array, "B"],
     soft_tokens: Float[Array, "I soft D"] | None,
     soft_index: Int[Array, "B T"],
+    pages: Pages,
     *,
     deployment: Deployment,
     fresh: bool,
@@ -93,7 +95,8 @@ def prefill(
     """Puts the first `count` tokens of each row at positions start … start + count - 1 of its cache.
 
     `rows` are the rows of the state at hand, None for all of them; a row with count 0 is left as it is. `fresh` says
-    that every row starts at 0, so that there is no cache to attend to. No image may reach over the chunk's end.
+    that every row starts at 0, so that there is no cache to attend to; otherwise there is one row. No image may reach
+    over the chunk's end.
     """
     row_ids = jnp.arange(state.length.shape[0]) if rows is None else rows
     B, T = tokens.shape
@@ -105,9 +108,10 @@ def prefill(
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         nonlocal cache
-        cache = cache.write(layer, row_ids, key, value, start, count)
+        cache = cache.write(layer, row_ids, key, value, start, count, pages)
         own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), key_pos, image)
-        return before.attend(layer, query, positions, length=None if fresh else start, rows=rows, own=own)
+        cached = None if fresh else start
+        return before.attend(layer, query, positions, length=cached, pages=pages, rows=rows, own=own)
 
     model = text_model(deployment.config, params)
     x = model.embed(tokens, soft_tokens, soft_index, mesh=deployment.mesh)
@@ -153,10 +157,27 @@ def release(state: State, row: Int[Array, ""], *, deployment: Deployment) -> Sta
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
-def clear(state: State, row: Int[Array, ""], *, deployment: Deployment) -> State:
-    """Empties a row."""
+def clear(state: State, row: Int[Array, ""], pages: Bool[Array, "A"], *, deployment: Deployment) -> State:
+    """Empties a row, and pages."""
     numbers = {name: getattr(state, name).at[row].set(0) for name in ("length", "last", "remaining")}
-    return _pin(dataclasses.replace(state, cache=state.cache.clear(row), **numbers), deployment)
+    return _pin(dataclasses.replace(state, cache=state.cache.clear(row, pages), **numbers), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
+def copy_pages(
+    state: State, source: Int[Array, "count"], target: Int[Array, "count"], *, deployment: Deployment
+) -> State:
+    """Pages as others are; a target past the end is none."""
+    return _pin(dataclasses.replace(state, cache=state.cache.copy_pages(source, target)), deployment)
+
+
+@functools.partial(jax.jit, static_argnames=("deployment", "kind"), donate_argnames=("state",))
+def copy_rings(
+    state: State, source: Int[Array, ""], target: Int[Array, ""], *, deployment: Deployment, kind: str
+) -> State:
+    """From row to row ("copy"), to a place for stored prefixes ("store"), or back ("restore")."""
+    cache = getattr(state.cache, f"{kind}_rings")(source, target)
+    return _pin(dataclasses.replace(state, cache=cache), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -193,6 +214,7 @@ def decode(
     state: State,
     rows: Int[Array, "B"] | None,
     steps: Int[Array, "B"],
+    pages: Pages,
     *,
     deployment: Deployment,
     max_steps: int,
@@ -203,7 +225,8 @@ def decode(
 
     A row whose logits are not finite ends with NOT_FINITE; it is to be cleared before it is used again.
 
-    `rows` picks rows of the state, None takes all. Matrix products are padded to rows that suit the platform
+    `rows` picks rows of the state, None takes all. `pages` are those of rows that decode, up to the last token that may
+    be written. Matrix products are padded to rows that suit the platform
     (gemma_tpu.ops.rows).
     """
     picked = state if rows is None else state.take(rows)
@@ -216,12 +239,12 @@ def decode(
         active = (i < steps) & (row.remaining > 0)
         position = row.length[:, None]
         cache = row.cache
-        held = jnp.where(active, row.length + 1, 1)  # a row that rests makes no other read as far as it reaches
+        held = jnp.where(active, row.length + 1, 1)
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             nonlocal cache
-            cache = cache.append(layer, unpad(key), unpad(value), row.length)
-            return pad(cache.attend(layer, unpad(query), position, length=held))
+            cache = cache.append(layer, unpad(key), unpad(value), row.length, pages)
+            return pad(cache.attend(layer, unpad(query), position, length=held, pages=pages))
 
         x = model.embed(pad(row.last[:, None]), mesh=deployment.mesh)
         x = model(x, pad(position), attend_layer, mesh=deployment.mesh)

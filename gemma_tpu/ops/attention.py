@@ -9,7 +9,7 @@ Letters: see gemma_tpu.config; Q: the G × T queries of a kv head.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ from gemma_tpu.ops.masks import MASKED, Queries, by_head, sees
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
-PREFIX = 8192  # keys that a decode step always reads
 
 
 class Keys(NamedTuple):
@@ -91,33 +90,40 @@ def attend_part(
     key, value, key_pos, image = keys
     images = (jnp.zeros_like(position), jnp.zeros_like(key_pos)) if image is None else (image, image)
     arguments = (query, key, value, position, key_pos, *images)
-    look = functools.partial(_local_part, window=window)
-    if mesh.size == 1:
-        return look(*arguments)
     whole, positions = f"BK{length}H", f"B{length}"
     dims = ("BTK.H", whole, whole, "BT", positions, "BT", positions)  # all query heads of a kv head, whatever splits G
+    return on_devices(functools.partial(look_at, window=window), arguments, dims, mesh)
+
+
+def on_devices(look: Callable[..., Part], arguments: Sequence[jax.Array], dims: Sequence[str], mesh: Mesh) -> Part:
+    """What `look` gives of each device's share of the arguments, joined over devices with other keys.
+
+    The first argument is the queries, the second the keys; `dims` are the letters of the arguments' dimensions.
+    """
+    if mesh.size == 1:
+        return look(*arguments)
     specs = tuple(partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True))
-    split = "slots" in specs[1]
+    query, key = (jax.tree.leaves(tuple(spec)) for spec in specs[:2])
+    split = tuple(axis for axis in key if axis not in query)
 
     def local(*arguments: jax.Array) -> Part:
         part = look(*arguments)
         if not split:
             return part
-        peak = jax.lax.pmax(part.peak, "slots")
+        peak = jax.lax.pmax(part.peak, split)
         scale = jnp.exp(part.peak - peak)
-        weighted, total = jax.lax.psum((part.weighted * scale[..., None], part.total * scale), "slots")
+        weighted, total = jax.lax.psum((part.weighted * scale[..., None], part.total * scale), split)
         return Part(weighted, total, peak)
 
-    sums = PartitionSpec(*specs[1][:2])  # each of them has B and K first
+    sums = PartitionSpec(specs[0][0], specs[0][2])  # each of them has B and K first
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sums, check_vma=False)(*arguments)
 
 
-def _local_part(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
+def look_at(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
+    """Attention to the keys at hand. The arguments as of `attend_part`."""
     rows = by_head(query)
-    if query.shape[1] == 1:
-        # XLA for other platforms copies a slice before it multiplies: not worth it for a long one.
-        prefix, short = (functools.partial(_prefix, share=share, window=window) for share in (1, 4))
-        return jax.lax.platform_dependent(rows, key, *rest, tpu=prefix, default=short)
+    if query.shape[1] == 1:  # whose scores are small
+        return look_at_all(rows, key, *rest, window=window)
     blocks = functools.partial(_blocks, window=window)
     if not fits(rows.shape[2], key.shape[2]):
         return blocks(rows, key, *rest)
@@ -142,29 +148,16 @@ def _blocks(query: jax.Array, *keys: jax.Array, window: int | None) -> Part:
     S, used = key.shape[2], _used(key_pos)
     block = min(BLOCK, S)
     if block == S:
-        return _look(query, *keys, window=window)
+        return look_at_all(query, *keys, window=window)
     nothing = Part(jnp.zeros((B, K, Q, H)), jnp.zeros((B, K, Q)), jnp.full((B, K, Q), MASKED))
 
     def step(i: jax.Array, part: Part) -> Part:
         start = jnp.minimum(i * block, S - block)  # the last block may reach back, over keys that have been seen
         key, value, query_pos, key_pos, *images = _cut(keys, start, block)
         key_pos = jnp.where(start + jnp.arange(block) >= i * block, key_pos, -1)
-        return join(part, _look(query, key, value, query_pos, key_pos, *images, window=window))
+        return join(part, look_at_all(query, key, value, query_pos, key_pos, *images, window=window))
 
     return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)
-
-
-def _prefix(query: jax.Array, *keys: jax.Array, share: int, window: int | None) -> Part:
-    """The same for a few queries, whose scores are small: at all keys of the shortest prefix that has all there are.
-
-    Prefixes are PREFIX keys, twice as many, … up to 1 / `share` of them, or all. XLA for TPUs reads a slice of a cache
-    where it lies, which it does not in a loop over blocks.
-    """
-    key, _, _, key_pos, *_ = keys
-    S, used = key.shape[2], _used(key_pos)
-    sizes = [size for i in range(S.bit_length()) if (size := PREFIX << i) < S and size * share <= S] + [S]
-    looks = [lambda *keys, size=size: _look(query, *_cut(keys, 0, size), window=window) for size in sizes]
-    return jax.lax.switch(sum((used > size).astype(jnp.int32) for size in sizes[:-1]), looks, *keys)
 
 
 def _cut(keys: Sequence[jax.Array], start: jax.Array | int, size: int) -> tuple[jax.Array, ...]:
@@ -180,7 +173,7 @@ def _used(key_pos: Int[Array, "B S"]) -> Int[Array, ""]:
     return jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, key_pos.shape[1] + 1), 0))
 
 
-def _look(
+def look_at_all(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,

@@ -15,15 +15,15 @@ Layer = tuple[Float[Array, "R K S H"], Float[Array, "R K S H"]]  # keys, values
 
 def store(
     layer: Layer,
-    rows: Int[Array, "B"],
+    first: Int[Array, "B T"],
     slot: Int[Array, "B T"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
 ) -> Layer:
-    """Tokens in unique slots of their rows; those with a slot ≥ S are dropped."""
+    """Tokens in unique slots of `first` (rows or pages); those past the end of either are dropped."""
     # An index for each head too: the TPU compiler copies a cache to another layout at each call if the windows of a
     # scatter hold several heads (jax 0.10 to 0.12).
-    where = (rows[:, None, None], jnp.arange(layer[0].shape[1])[:, None], slot[:, None])
+    where = (first[:, None], jnp.arange(layer[0].shape[1])[:, None], slot[:, None])
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
@@ -34,26 +34,30 @@ def store(
 
 def store_one(
     layer: Layer,
+    first: Int[Array, "R"],
     slot: Int[Array, "R"],
     key: Float[Array, "R one K H"],
     value: Float[Array, "R one K H"],
     *,
     split: bool,
 ) -> Layer:
-    """One token in a slot of every row. `split`: the slots lie on several devices."""
-    rows, heads, slots, _ = layer[0].shape
+    """One token of every row in a slot of `first` (its row or page; past the end: of none), no two of them the same.
+
+    `split`: the slots lie on several devices. A single row is not to be past the end.
+    """
+    _, heads, slots, _ = layer[0].shape
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
-        if rows > 1:
-            where = (jnp.arange(rows)[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
-            return old.at[where].set(new, mode="promise_in_bounds", unique_indices=True)
+        if len(first) > 1:
+            where = (first[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
+            return old.at[where].set(new, mode="drop", unique_indices=True)
         # XLA rewrites a scatter of a single row to an update of a slice, and may copy the cache to another layout for
         # it. On one device an update written as such prevents that, on several a second row, here one past the end.
         # TPUs no longer need either (libtpu 0.0.50), though steps take 1.6% fewer cycles with the first; GPUs may.
         if not split:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot[0], 0))
-        where = (0, jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
+            return jax.lax.dynamic_update_slice(old, new, (first[0], 0, slot[0], 0))
+        where = (first[0], jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
         return old.at[where].set(jnp.concatenate([new, new]), mode="drop", unique_indices=True)
 
     def both(layer: Layer) -> Layer:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.rows import images_of_chunk
@@ -197,22 +198,27 @@ def _on_all(deployment: Deployment, shape: tuple[int, ...], dtype: Any = jnp.int
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(deployment.mesh, PartitionSpec()))
 
 
+def _pages(deployment: Deployment) -> Pages:
+    each = _on_all(deployment, (deployment.pages,))
+    return Pages(each, each)
+
+
 def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
-    text, steps = deployment.text, _on_all(deployment, (deployment.rows,))
-    arguments = text.abstract_params, text.abstract_state, None, steps
-    return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps])
+    text, steps, pages = deployment.text, _on_all(deployment, (deployment.rows,)), _pages(deployment)
+    arguments = text.abstract_params, text.abstract_state, None, steps, pages
+    return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps, pages])
 
 
 def _lower_prefill(deployment: Deployment) -> tuple[Any, int]:
-    """The largest there is: every row, the longest chunk, images wherever they may stand, after a cached prefix."""
-    text, B, T = deployment.text, deployment.rows, deployment.prefill_sizes[-1]
+    """The largest there is: the longest chunk, images wherever they may stand, after a cached prefix."""
+    text, B, T = deployment.text, 1, deployment.prefill_sizes[-1]
     images, soft_tokens = images_of_chunk(B, T, deployment.num_soft_tokens), None
     if images:
         shape = images, deployment.num_soft_tokens, deployment.config.embed_dim
         soft_tokens = _on_all(deployment, shape, deployment.dtype)
     tokens, row = _on_all(deployment, (B, T)), _on_all(deployment, (B,))
-    chunk = tokens, row, row, soft_tokens, tokens
-    arguments = text.abstract_params, text.abstract_state, None, *chunk
+    chunk = tokens, row, row, soft_tokens, tokens, _pages(deployment)
+    arguments = text.abstract_params, text.abstract_state, row if deployment.rows > 1 else None, *chunk
     lowered = programs.prefill.lower(*arguments, deployment=text, fresh=False)
     return lowered, shard_bytes(chunk)
 

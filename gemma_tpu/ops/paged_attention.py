@@ -1,0 +1,138 @@
+"""Attention to keys that lie in pages of one pool, any page being any row's.
+
+`row` and `start` say of each page whose tokens it holds (-1: nobody's at hand) and the position of the first. A part of
+attention is found for each page, as if pages were batch rows, and those of a row are then joined: a call reads the
+pages that are in use, whatever the longest row's length. Letters: see gemma_tpu.config; A: pages.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from gemma_tpu.ops.einsum import einsum
+from gemma_tpu.ops.attention import Part, look_at, look_at_all, on_devices
+from gemma_tpu.ops.masks import Queries, by_head
+from gemma_tpu.sharding import partition
+
+SHORTEST = 8192  # tokens of the pool that a decode step reads at least
+_COPY = 3  # what a page costs that is copied before it is read: it is read, written and read again
+Pool = Float[Array, "A K S H"]
+
+
+def paged_attention(
+    query: Queries,
+    position: Int[Array, "B T"],
+    key: Pool,
+    value: Pool,
+    row: Int[Array, "A"],
+    start: Int[Array, "A"],
+    length: Int[Array, "B"],
+    *,
+    longest: int,
+    mesh: Mesh,
+) -> Part:
+    """Of the first `length` tokens of each row, at most `longest`; a row of length 0 reads zeros, if it is joined with nothing.
+
+    With several queries a row there is one row. The devices of the mesh's slots axis each have some of a page's slots.
+    """
+    arguments = (query, key, value, position, row, start, length)
+    dims = ("BTK.H", "AKSH", "AKSH", "BT", "A", "A", "B")
+    specs = [partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True)]
+    rows_split, slots_split = bool(specs[0][0]), bool(specs[1][2])
+
+    def look(
+        query: jax.Array, key: jax.Array, value: jax.Array, position: jax.Array, row: jax.Array, *rest: jax.Array
+    ) -> Part:
+        start, length = rest
+        here = row
+        if rows_split:
+            here = jnp.where(row >= 0, row - jax.lax.axis_index("data") * query.shape[0], -1)
+        slot = jnp.arange(key.shape[2])
+        if slots_split:
+            slot += jax.lax.axis_index("slots") * key.shape[2]
+        key_pos = start[:, None] + slot
+        held = jnp.where(here >= 0, length[jnp.maximum(here, 0)], 0)
+        key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
+        if query.shape[1] == 1:
+            return _one_query(by_head(query), key, value, position, here, key_pos)
+        return _one_row(query, key, value, position, start, key_pos, longest=longest)
+
+    part = on_devices(look, arguments, dims, mesh)
+    return part._replace(total=jnp.where(part.total == 0, 1, part.total))
+
+
+def _one_row(
+    query: Queries,
+    key: jax.Array,
+    value: jax.Array,
+    position: jax.Array,
+    start: jax.Array,
+    key_pos: jax.Array,
+    *,
+    longest: int,
+) -> Part:
+    """Its pages are brought together, those of earlier positions first."""
+    pages = min(len(start), -(-longest // (key.shape[2] or 1)))
+    order = jnp.argsort(jnp.where(key_pos[:, 0] >= 0, start, jnp.iinfo(jnp.int32).max))[:pages]
+    key, value = (jnp.moveaxis(x[order], 1, 0).reshape(1, x.shape[1], -1, x.shape[3]) for x in (key, value))
+    key_pos = key_pos[order].reshape(1, -1)
+    return look_at(
+        query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None
+    )
+
+
+def _one_query(
+    query: Float[Array, "B K G H"],
+    key: jax.Array,
+    value: jax.Array,
+    position: Int[Array, "B one"],
+    row: jax.Array,
+    key_pos: jax.Array,
+) -> Part:
+    """The pool is read where it lies, up to its last page in use; if few pages are, these are copied instead."""
+    pages, slots = key.shape[0], key.shape[2]
+    used = row >= 0
+    count, end = jnp.sum(used), jnp.max(jnp.where(used, jnp.arange(1, pages + 1), 0))
+    least = max(1, SHORTEST // slots)
+    sizes = [size for i in range(pages.bit_length()) if (size := least << i) < pages] + [pages]
+    few = [size for size in sizes[::2] if size * _COPY < pages]
+    look = functools.partial(_by_page, query, position)
+    operands = (key, value, row, key_pos)
+    order = jnp.argsort(~used)  # stable: pages in use first
+
+    def copied(size: int, operands: Sequence[jax.Array]) -> Part:
+        return look(*(x[order[:size]] for x in operands))
+
+    in_place = [lambda operands, size=size: look(*(x[:size] for x in operands)) for size in sizes]
+    branches = [*in_place, *(functools.partial(copied, size) for size in few)]
+    index = jnp.sum(end > jnp.array(sizes[:-1]), dtype=jnp.int32)
+    if few:
+        smaller = jnp.sum(count > jnp.array(few[:-1]), dtype=jnp.int32)
+        cost = jnp.array(few)[smaller] * _COPY
+        copy = (count <= few[-1]) & (cost < jnp.array(sizes)[index])
+        index = jnp.where(copy, len(sizes) + smaller, index)
+    return jax.lax.switch(index, branches, operands)
+
+
+def _by_page(
+    query: jax.Array, position: jax.Array, key: jax.Array, value: jax.Array, row: jax.Array, key_pos: jax.Array
+) -> Part:
+    """Attention of each row to its pages among these, all at once."""
+    whose = jnp.maximum(row, 0)
+    none = jnp.zeros_like(row)[:, None]
+    found = look_at_all(query[whose], key, value, position[whose], key_pos, none, jnp.zeros_like(key_pos), window=None)
+    mine = row == jnp.arange(query.shape[0])[:, None]  # [B, A]
+    lowest = jnp.finfo(found.peak.dtype).min
+    peak = jnp.max(jnp.where(mine[:, :, None, None], found.peak, lowest), axis=1)
+    # Nothing is known of a page that is nobody's: NaN times a weight of 0 would be NaN.
+    scale = jnp.where((row >= 0)[:, None, None], jnp.exp(found.peak - peak[whose]), 0)
+    weighted = jnp.where((row >= 0)[:, None, None, None], found.weighted, 0) * scale[..., None]
+    weights = mine.astype(weighted.dtype)
+    total = einsum("ba,akq->bkq", weights, jnp.where((row >= 0)[:, None, None], found.total, 0) * scale)
+    return Part(einsum("ba,akqh->bkqh", weights, weighted), total, peak)
