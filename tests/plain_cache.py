@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gemma_tpu.cache.kv_cache import CacheShape
 from gemma_tpu.ops.masks import attend, attention_mask
 
 
@@ -24,27 +25,27 @@ class PlainCache:
     mesh: Mesh = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def init(cls, windows: Sequence[int | None], whole: jax.ShapeDtypeStruct, mesh: Mesh) -> PlainCache:
-        R, K, context, H = whole.shape
-        empty = jnp.zeros((R, len(windows), context, K, H), whole.dtype)
+    def init(cls, windows: Sequence[int | None], shape: CacheShape, dtype: Any, mesh: Mesh) -> PlainCache:
+        layers = shape.rows, len(windows), shape.context
+        empty = jnp.zeros((*layers, shape.num_kv_heads, shape.head_dim), dtype)
         return cls(empty, empty, tuple(windows), mesh)
 
     def shardings(self):
         return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), self)
 
-    def write(self, layer, rows, key, value, start, count):
+    def write(self, layer, rows, key, value, start, count, pages):
         token = jnp.arange(key.shape[1])
         position = jnp.where(token < count[:, None], start[:, None] + token, self.keys.shape[2])
         return self._set((rows[:, None], layer, position), key, value)
 
-    def append(self, layer, key, value, length):
+    def append(self, layer, key, value, length, pages):
         return self._set((jnp.arange(len(length)), layer, length), key[:, 0], value[:, 0])
 
     def _set(self, where, key, value):
         keys, values = (x.at[where].set(y, mode="drop") for x, y in ((self.keys, key), (self.values, value)))
         return dataclasses.replace(self, keys=keys, values=values)
 
-    def attend(self, layer, query, position, *, length, rows=None, own=None):
+    def attend(self, layer, query, position, *, length, pages, rows=None, own=None):
         cached = self if rows is None else self.take(rows)
         keys, values = (jnp.moveaxis(x[:, layer], 1, 2) for x in (cached.keys, cached.values))
         held = jnp.zeros_like(position[:, 0]) if length is None else length

@@ -16,7 +16,6 @@ from test_programs import _record
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import draw as drawing
-from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import encode_images, image_ids, number_soft_tokens
 from gemma_tpu.engine.request import ImageInput

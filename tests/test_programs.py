@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
-from gemma_tpu.cache.kv_cache import KVCache
+from gemma_tpu.cache.kv_cache import KVCache, Pages
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import draw as drawing
@@ -23,6 +24,7 @@ from gemma_tpu.engine.row_params import recent_tokens, row_params
 from gemma_tpu.engine.rows import chunk_end
 from gemma_tpu.engine.step import activate
 from gemma_tpu.ops import attention as attention_ops
+from gemma_tpu.ops import paged_attention as paged_ops
 from gemma_tpu.ops import rows as row_ops
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.plan.hlo import Hlo
@@ -66,16 +68,36 @@ class _Cached:
             if not name.startswith("vision.")
         }
         self.state = programs.init_state(self.deployment)
+        # A page of each row in turn, so that none has two in succession.
+        longest = -(-CONTEXT // self.deployment.page)
+        groups = self.deployment.page_groups
+        self.owner = np.full(self.deployment.pages, -1)
+        self.first = np.zeros(self.deployment.pages, np.int32)
+        each, own = self.deployment.pages // groups, ROWS // groups
+        for group in range(groups):
+            for i in range(own * longest):
+                self.owner[group * each + i] = group * own + i % own
+                self.first[group * each + i] = i // own * self.deployment.page
+
+    def pages(self, rows: Sequence[int]) -> Pages:
+        """Those of some rows, as a call with these alone sees them; -1 among them is a row that is not looked at."""
+        local = np.full(ROWS + 1, -1, np.int32)  # the last for pages that are nobody's
+        for i, row in enumerate(rows):
+            local[row] = i
+        local[-1] = -1
+        return Pages(local[self.owner], self.first)
 
     def prefill(self, row: int, begin: int, end: int, size: int, *, whole: bool) -> None:
         tokens, soft_index = _tokens(), number_soft_tokens(_tokens())
+        whole = whole and begin == 0  # where a chunk looks at what is cached, it is of one row
         B, at = (ROWS, row) if whole else (1, 0)
         chunk, index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
         chunk[at, : end - begin], index[at, : end - begin] = tokens[row, begin:end], soft_index[row, begin:end]
         start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
         start[at], count[at] = begin, end - begin
         rows = None if whole else np.array([row], np.int32)
-        arguments = (rows, chunk, start, count, self.soft_tokens, index)
+        pages = self.pages(range(ROWS) if whole else [row])
+        arguments = (rows, chunk, start, count, self.soft_tokens, index, pages)
         static = {"deployment": self.deployment, "fresh": begin == 0}
         self.state = programs.prefill(self.params, self.state, *arguments, **static)
 
@@ -91,7 +113,8 @@ class _Cached:
         picked = np.array([row], np.int32) if single else None
         static = {"deployment": self.deployment, "max_steps": 4}
         steps = np.ones(1 if single else ROWS, np.int32)
-        self.state, drawn = programs.decode(self.params, self.state, picked, steps, **static)
+        pages = self.pages([row] if single else [row if i == row else -1 for i in range(ROWS)])
+        self.state, drawn = programs.decode(self.params, self.state, picked, steps, pages, **static)
         return int(drawn.tokens[0, 0 if single else row])
 
 
@@ -119,7 +142,7 @@ def test_prefill_then_decode_equals_the_plain_path(
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(attention_ops, "BLOCK", block)
-    monkeypatch.setattr(attention_ops, "PREFIX", block)
+    monkeypatch.setattr(paged_ops, "SHORTEST", block)
     jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
     cached = _Cached(mesh_of(*shape, config), config, cache)
@@ -152,21 +175,19 @@ def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
-def test_a_row_that_rests_makes_no_other_read_further(mesh: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not read cannot spoil anything."""
+def test_pages_of_rows_that_rest_are_not_looked_at(mesh: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor free ones: NaN there spoils nothing."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
-    monkeypatch.setattr(attention_ops, "PREFIX", 8)
+    monkeypatch.setattr(paged_ops, "SHORTEST", 8)
     jax.clear_caches()
     cached = _Cached(mesh_of(*mesh))
     row, resting, length = 2, 3, 6  # of one group where there are two
     cached.prefill(row, 0, length, 16, whole=True)
     cached.activate(resting, 45, 1, remaining=0)
-    spoil = jax.jit(lambda x: x.at[:, :, 8:].set(jnp.nan), donate_argnums=0)
-    cache = cached.state.cache
-    layers = [(key, spoil(value)) if value.shape[2] > 8 else (key, value) for key, value in cache.layers]
-    spoilt = dataclasses.replace(cache, layers=tuple(layers))
-    cached.state = dataclasses.replace(cached.state, cache=spoilt)
+    others = cached.owner != row
+    spoil = jax.jit(lambda x: jnp.where(others[:, None, None, None], jnp.nan, x), donate_argnums=0)
+    cached.state = dataclasses.replace(cached.state, cache=cached.state.cache._map(pools=spoil))
     cached.decode(row, length, int(_tokens()[row, length]), single=False)
     jax.effects_barrier()
     assert np.abs(seen[-1][row] - _expected(MULTIMODAL)[1][row, length]).max() < 1e-4
@@ -194,9 +215,10 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
     params, state = deployment.abstract_params, deployment.abstract_state
     shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
     static = {"deployment": deployment}
-    decode = programs.decode.lower(params, state, None, shape((rows,)), max_steps=8, **static)
-    chunk = shape((rows, T)), shape((rows,)), shape((rows,)), None, shape((rows, T))
-    prefill = programs.prefill.lower(params, state, None, *chunk, fresh=False, **static)
+    pages, picked = Pages(*[shape((deployment.pages,))] * 2), None if rows == 1 else shape((1,))
+    decode = programs.decode.lower(params, state, None, shape((rows,)), pages, max_steps=8, **static)
+    chunk = shape((1, T)), shape((1,)), shape((1,)), None, shape((1, T)), pages
+    prefill = programs.prefill.lower(params, state, picked, *chunk, fresh=False, **static)
     for program, tokens in ((decode, 1), (prefill, T)):
         sent = Hlo(program.compile().as_text()).collectives()
         assert sent
@@ -221,15 +243,18 @@ def test_clearing_a_row_leaves_nothing_of_it_and_all_of_the_others(shape: tuple[
         return jnp.full(x.shape, jnp.nan if x.dtype == jnp.float32 else 3, x.dtype)
 
     state = jax.jit(lambda: jax.tree.map(fill, abstract), out_shardings=shardings)()
-    state = programs.clear(state, np.int32(2), deployment=deployment)
+    gone = np.arange(deployment.pages) % 3 == 1
+    state = programs.clear(state, np.int32(2), gone, deployment=deployment)
     for array, sharding in zip(jax.tree.leaves(state.cache), jax.tree.leaves(shardings.cache), strict=True):
         assert array.sharding.is_equivalent_to(sharding, array.ndim)
-        for row in range(ROWS):
-            values = np.asarray(array)[row]
-            assert not values.any() if row == 2 else np.isnan(values).all()
+    cache, emptied = state.cache, np.arange(ROWS) == 2
+    for layer, window in zip(cache.layers, cache.windows, strict=True):
+        for array in layer:
+            for values, empty in zip(np.asarray(array), gone if window is None else emptied, strict=True):
+                assert not values.any() if empty else np.isnan(values).all()
     for numbers in (state.length, state.last, state.remaining):
         assert np.asarray(numbers).tolist() == [3, 3, 0, 3]
-    lowered = programs.clear.lower(abstract, np.int32(2), deployment=deployment)
+    lowered = programs.clear.lower(abstract, np.int32(2), gone, deployment=deployment)
     assert not Hlo(lowered.compile().as_text()).collectives()
 
 

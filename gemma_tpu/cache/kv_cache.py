@@ -54,9 +54,9 @@ class Pages:
     row: Any  # int32[A]
     start: Any  # int32[A], the position of its first token
 
-    def table(self, rows: int, longest: int) -> Int[Array, "B pages"]:
-        """The page of each row's first tokens, of those that follow, …; A where there is none."""
-        where = jnp.where(self.row < 0, rows, self.row), self.start
+    def table(self, rows: int, longest: int, size: int) -> Int[Array, "B pages"]:
+        """Which page has each row's first `size` tokens, which those that follow, …; A where none has."""
+        where = jnp.where(self.row < 0, rows, self.row), self.start // size
         return jnp.full((rows, longest), len(self.row)).at[where].set(jnp.arange(len(self.row)), mode="drop")
 
 
@@ -109,7 +109,7 @@ class KVCache:
         position, kept = start[:, None] + token, token < count[:, None]
         # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
         if self.windows[layer] is None:
-            page = jnp.take_along_axis(pages.table(B, self.longest), position // slots, axis=1, mode="clip")
+            page = jnp.take_along_axis(pages.table(B, self.longest, slots), position // slots, axis=1, mode="clip")
             page = jnp.where(kept, page, first + jnp.arange(B)[:, None] * T + token)
             return self._with(layer, store(old, page, position % slots, key, value))
         kept &= token >= count[:, None] - slots
@@ -125,7 +125,7 @@ class KVCache:
         old, row = self.layers[layer], jnp.arange(len(length))
         first, _, slots, _ = old[0].shape
         if self.windows[layer] is None:
-            table = pages.table(len(length), self.longest)
+            table = pages.table(len(length), self.longest, slots)
             page = jnp.take_along_axis(table, (length // slots)[:, None], axis=1, mode="clip")[:, 0]
             row = jnp.where(page < first, page, first + row)
         split = self.mesh.shape["slots"] > 1

@@ -1,6 +1,6 @@
 """Writing to the slots of a cache in place: what XLA needs on each platform so as not to copy the cache.
 
-Letters: see gemma_tpu.config; R: rows of the cache.
+Letters: see gemma_tpu.config.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
-Layer = tuple[Float[Array, "R K S H"], Float[Array, "R K S H"]]  # keys, values
+Layer = tuple[Float[Array, "first K S H"], Float[Array, "first K S H"]]  # keys, values; first: rows or pages
 
 
 def store(
@@ -34,10 +34,10 @@ def store(
 
 def store_one(
     layer: Layer,
-    first: Int[Array, "R"],
-    slot: Int[Array, "R"],
-    key: Float[Array, "R one K H"],
-    value: Float[Array, "R one K H"],
+    first: Int[Array, "B"],
+    slot: Int[Array, "B"],
+    key: Float[Array, "B one K H"],
+    value: Float[Array, "B one K H"],
     *,
     split: bool,
 ) -> Layer:
