@@ -86,6 +86,11 @@ class Deployment:
         return tuple(sorted({min(size, self.context) for size in sizes}))
 
     @property
+    def prefill_rows(self) -> int:
+        """Rows of a prefill call of the shortest size: as many as have no more tokens than the longest size."""
+        return min(self.rows, self.prefill_sizes[-1] // self.prefill_sizes[0])
+
+    @property
     def page(self) -> int:
         """Tokens of a page of the cache: an eighth of a short context, and on a TPU whole registers on each device."""
         unit, short = self.mesh.shape["slots"] * (_REGISTER if self.platform == "tpu" else 1), self.context // 8

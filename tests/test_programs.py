@@ -99,7 +99,7 @@ class _Cached:
         pages = self.pages(range(ROWS) if whole else [row])
         arguments = (rows, chunk, start, count, self.soft_tokens, index, pages)
         static = {"deployment": self.deployment, "fresh": begin == 0}
-        self.state = programs.prefill(self.params, self.state, *arguments, **static)
+        self.state, _ = programs.prefill(self.params, self.state, *arguments, **static)
 
     def activate(self, row: int, length: int, token: int, remaining: int) -> None:
         asked = activate(row, length, token, remaining, SamplingParams(), ())

@@ -184,27 +184,31 @@ class KVCache:
         ring = lambda x: emptied(x, jnp.arange(x.shape[0]) == row)  # noqa: E731
         return self._map(rings=ring, pools=lambda x: emptied(x, pages))
 
-    def copy_pages(self, source: Int[Array, "count"], target: Int[Array, "count"]) -> KVCache:
-        """Pages as others are; a target past the end is none."""
-        return self._map(pools=lambda x: x.at[target].set(x[source], mode="drop"))
+    def copy_pages(
+        self, source: Int[Array, "count"], target: Int[Array, "count"], tokens: Int[Array, ""]
+    ) -> KVCache:
+        """The first `tokens` of successive pages, to others; a target past the end is none.
 
-    def copy_rings(self, source: Int[Array, ""], target: Int[Array, ""]) -> KVCache:
-        """The rings of a row as another's are."""
-        return self._map(rings=lambda x: x.at[target].set(x[source]))
+        Zeros behind them: what a row writes there may not be finite, and is not the other's.
+        """
 
-    def store_rings(self, row: Int[Array, ""], place: Int[Array, ""]) -> KVCache:
-        """Keeps a row's rings in one of the places for stored prefixes."""
-        stored = jax.tree.map(lambda kept, x: kept.at[place].set(x[row]), self.stored, self._rings())
-        return dataclasses.replace(self, stored=stored)
+        def copied(x: jax.Array) -> jax.Array:
+            held = jnp.arange(len(source))[:, None] * x.shape[2] + jnp.arange(x.shape[2]) < tokens
+            return x.at[target].set(jnp.where(held[:, None, :, None], x[source], 0), mode="drop")
 
-    def restore_rings(self, place: Int[Array, ""], row: Int[Array, ""]) -> KVCache:
-        """A row's rings as they were stored."""
-        stored = iter(self.stored)
-        layers = [
-            layer if window is None else jax.tree.map(lambda x, kept: x.at[row].set(kept[place]), layer, next(stored))
-            for layer, window in zip(self.layers, self.windows, strict=True)
-        ]
-        return dataclasses.replace(self, layers=tuple(layers))
+        return self._map(pools=copied)
+
+    def copy_rings(self, source: Int[Array, ""], target: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
+        """For a row, what the rings of another hold of the window before `length`, and zeros."""
+        return self._with_rings(_copied(self._rings(), source, self._rings(), target, length))
+
+    def store_rings(self, row: Int[Array, ""], place: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
+        """The same, from a row to one of the places for stored prefixes."""
+        return dataclasses.replace(self, stored=_copied(self._rings(), row, self.stored, place, length))
+
+    def restore_rings(self, place: Int[Array, ""], row: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
+        """The same, from such a place to a row."""
+        return self._with_rings(_copied(self.stored, place, self._rings(), row, length))
 
     def take(self, rows: Int[Array, "B"]) -> KVCache:
         """A cache of these rows alone, with all pages."""
@@ -212,11 +216,8 @@ class KVCache:
 
     def put(self, rows: Int[Array, "B"], taken: KVCache) -> KVCache:
         """This cache with `rows` as they are in `taken`, and its pages."""
-        layers = [
-            some if window is None else jax.tree.map(lambda x, new: x.at[rows].set(new), layer, some)
-            for layer, some, window in zip(self.layers, taken.layers, self.windows, strict=True)
-        ]
-        return dataclasses.replace(self, layers=tuple(layers))
+        rings = jax.tree.map(lambda x, some: x.at[rows].set(some), self._rings(), taken._rings())
+        return taken._with_rings(rings)
 
     def nbytes(self, *, windowed: bool) -> int:
         """Bytes on each device of an abstract cache, of the layers with a window or of the others."""
@@ -235,6 +236,11 @@ class KVCache:
     def _rings(self) -> tuple[Layer, ...]:
         return tuple(layer for layer, window in zip(self.layers, self.windows, strict=True) if window is not None)
 
+    def _with_rings(self, rings: Sequence[Layer]) -> KVCache:
+        others = iter(rings)
+        layers = zip(self.layers, self.windows, strict=True)
+        return dataclasses.replace(self, layers=tuple(one if window is None else next(others) for one, window in layers))
+
     def _map(self, rings: Change = lambda x: x, pools: Change = lambda x: x) -> KVCache:
         """With every array of the layers changed."""
         layers = zip(self.layers, self.windows, strict=True)
@@ -243,6 +249,18 @@ class KVCache:
 
     def _with(self, layer: int, new: Layer) -> KVCache:
         return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))
+
+
+def _copied(
+    source: tuple[Layer, ...], at: Int[Array, ""], target: tuple[Layer, ...], to: Int[Array, ""], length: Int[Array, ""]
+) -> tuple[Layer, ...]:
+    """Rings `target` in which row `to` has what a row of `length` tokens needs of row `at` of `source`."""
+
+    def copied(old: jax.Array, new: jax.Array) -> jax.Array:
+        held = slot_positions(length[None], new.shape[2])[0] >= 0
+        return old.at[to].set(jnp.where(held[None, :, None], new[at], 0), mode="drop")
+
+    return jax.tree.map(copied, target, source)
 
 
 def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
+from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Scheduler
 from gemma_tpu.engine.step import Drawn, token_logprobs
@@ -42,10 +43,19 @@ class Engine(Worker):
         # they cost as much as the others, so there one row is run alone: `batch_always` False.
         together = deployment.platform != "cpu" if batch_always is None else batch_always
         self._batch_always = together or deployment.rows == 1
+        memory = CacheMemory(
+            rows=deployment.rows,
+            pages=deployment.pages,
+            page=deployment.page,
+            groups=deployment.page_groups,
+            rings=deployment.rings,
+            places=deployment.stored_prefixes,
+        )
         scheduler = Scheduler(
-            max_rows=deployment.rows,
+            memory=memory,
             context=deployment.context,
             prefill_sizes=deployment.prefill_sizes,
+            prefill_rows=deployment.prefill_rows,
             num_soft_tokens=deployment.num_soft_tokens,
             steps_per_call=steps_per_call,
             batch_always=self._batch_always,
@@ -64,13 +74,15 @@ class Engine(Worker):
         sampling_params: SamplingParams = SamplingParams(),
         stop_watch: StopWatch | None = None,
         constraint: Constraint | None = None,
+        client: Hashable = None,
     ) -> Request:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run.
 
+        Requests of different clients take turns where they wait for batch rows.
         `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing.
         """
         self.check_open()
-        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint)
+        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint, client)
         with self._wake:
             self.check_open()
             self._scheduler.waiting.append(request)
@@ -80,7 +92,7 @@ class Engine(Worker):
     def waiting_before(self, request: Request) -> int | None:
         """How many requests are given a row before this one; None if it does not wait for one (any more)."""
         with self._wake:
-            waiting = list(self._scheduler.waiting)
+            waiting = self._scheduler.waiting.order(self._scheduler.running)
         return waiting.index(request) if request in waiting else None
 
     def occupancy(self) -> tuple[int, int, int]:

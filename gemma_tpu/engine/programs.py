@@ -91,12 +91,12 @@ def prefill(
     *,
     deployment: Deployment,
     fresh: bool,
-) -> State:
+) -> tuple[State, Int[Array, "B"]]:
     """Puts the first `count` tokens of each row at positions start … start + count - 1 of its cache.
 
     `rows` are the rows of the state at hand, None for all of them; a row with count 0 is left as it is. `fresh` says
     that every row starts at 0, so that there is no cache to attend to; otherwise there is one row. No image may reach
-    over the chunk's end.
+    over the chunk's end. The numbers are for who wants to know when it is done.
     """
     row_ids = jnp.arange(state.length.shape[0]) if rows is None else rows
     B, T = tokens.shape
@@ -117,7 +117,7 @@ def prefill(
     x = model.embed(tokens, soft_tokens, soft_index, mesh=deployment.mesh)
     model(x, positions, attend_layer, mesh=deployment.mesh)
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
-    return _pin(dataclasses.replace(state, cache=cache, length=length), deployment)
+    return _pin(dataclasses.replace(state, cache=cache, length=length), deployment), _on_all(count, deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -165,18 +165,30 @@ def clear(state: State, row: Int[Array, ""], pages: Bool[Array, "A"], *, deploym
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def copy_pages(
-    state: State, source: Int[Array, "count"], target: Int[Array, "count"], *, deployment: Deployment
+    state: State,
+    source: Int[Array, "count"],
+    target: Int[Array, "count"],
+    tokens: Int[Array, ""],
+    *,
+    deployment: Deployment,
 ) -> State:
-    """Pages as others are; a target past the end is none."""
-    return _pin(dataclasses.replace(state, cache=state.cache.copy_pages(source, target)), deployment)
+    """The first `tokens` of successive pages, to others; a target past the end is none."""
+    return _pin(dataclasses.replace(state, cache=state.cache.copy_pages(source, target, tokens)), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "kind"), donate_argnames=("state",))
 def copy_rings(
-    state: State, source: Int[Array, ""], target: Int[Array, ""], *, deployment: Deployment, kind: str
+    state: State,
+    source: Int[Array, ""],
+    target: Int[Array, ""],
+    length: Int[Array, ""],
+    *,
+    deployment: Deployment,
+    kind: str,
 ) -> State:
-    """From row to row ("copy"), to a place for stored prefixes ("store"), or back ("restore")."""
-    cache = getattr(state.cache, f"{kind}_rings")(source, target)
+    """What a row needs after `length` tokens: from row to row ("copy"), to a stored prefix ("store"), or back
+    ("restore")."""
+    cache = getattr(state.cache, f"{kind}_rings")(source, target, length)
     return _pin(dataclasses.replace(state, cache=cache), deployment)
 
 

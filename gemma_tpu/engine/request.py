@@ -6,9 +6,10 @@ import dataclasses
 import math
 import os
 import queue
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -85,9 +86,13 @@ class Request:
         constraint: Constraint | None = None,
         *,
         num_soft_tokens: int = 0,
+        client: Hashable = None,
     ) -> None:
+        self.client, self.number = client, 0  # who asks, and the number of requests before it
         self.tokens = list(tokens)
         self.images = list(images)
+        if sampling_params.seed is None:  # one that holds if the request is resumed
+            sampling_params = dataclasses.replace(sampling_params, seed=secrets.randbits(32))
         self.sampling_params = sampling_params
         self.keys: list[int | bytes] = list(tokens)
         for placed in images:
@@ -141,13 +146,15 @@ class Request:
     # The engine's end.
 
     def assign(self, cached_tokens: int) -> None:
-        """It has a batch row, whose cache holds so many of its tokens already."""
-        self.cached_tokens = cached_tokens
-        self.clock.assigned = time.perf_counter()
+        """It has a batch row, whose cache holds so many of its tokens already; perhaps not for the first time."""
+        if math.isnan(self.clock.assigned):
+            self.cached_tokens = cached_tokens
+            self.clock.assigned = time.perf_counter()
 
     def prefilled(self) -> None:
         """Its prompt is in the cache, as far as the host is concerned."""
-        self.clock.prefilled = time.perf_counter()
+        if math.isnan(self.clock.prefilled):
+            self.clock.prefilled = time.perf_counter()
 
     def push(self, tokens: list[int], logprobs: Sequence[TokenLogprob] = ()) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""

@@ -1,4 +1,4 @@
-"""Batch rows as the scheduler knows them: what each holds, which one a prompt can continue, and their next chunks."""
+"""Batch rows as the scheduler knows them, and their next chunks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from gemma_tpu.cache.pool import PagePool
+from gemma_tpu.engine.prefixes import Held, Key
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.engine.step import Prefill
+from gemma_tpu.engine.step import PageOwners, Prefill
 from gemma_tpu.picture import PlacedImage
 
 
@@ -32,7 +34,7 @@ def chunk_end(start: int, target: int, longest: int, images: Iterable[int], num_
 
 
 @dataclasses.dataclass
-class Row:
+class Row(Held):
     """A batch row. `keys` are those (`Request.keys`) of the tokens in its cache.
 
     A row that the device stopped (stop token, length) is known to be as read. One that the host stopped (`halted`)
@@ -41,17 +43,20 @@ class Row:
     A row that is held to a grammar decodes one step when it has a `mask`. The next comes when the token has been read.
     """
 
-    index: int
     request: Request | None = None
-    keys: list[int | bytes] = dataclasses.field(default_factory=list)
+    prompt: list[int] = dataclasses.field(default_factory=list)  # what is to be fed before it decodes, with
+    prompt_keys: list[Key] = dataclasses.field(default_factory=list)  # what was written before it lost its row
+    stores: list[int] = dataclasses.field(default_factory=list)  # prefixes to be stored before the rings lose them
+    served: int = 0  # the turn in which it was prefilled last
     decoding: bool = False
-    last_key: int | bytes = 0  # of the token to be fed next
+    last_key: Key = 0  # of the token to be fed next
     remaining: int = 0  # tokens the request may still produce, as far as they have been read
     dispatched: bool = False  # whether a decode call for the request has been planned
     unread: int = 0  # planned decode calls whose tokens have not been read
+    ahead: int = 0  # steps of those calls
     halted: bool = False
+    lost: bool = False  # the request is to be resumed: its pages were needed
     mask: np.ndarray | None = None
-    last_used: int = 0
 
     @property
     def occupant(self) -> Request:
@@ -68,6 +73,16 @@ class Row:
     def free(self) -> bool:
         return self.request is None and not (self.halted and self.unread)
 
+    @property
+    def written(self) -> int:
+        ahead = self.ahead if self.decoding or self.halted else 0
+        return len(self.keys) + ahead + 1  # rows that rest are written to as well
+
+    def begin(self, request: Request) -> None:
+        self.request = request
+        self.prompt = [*request.tokens, *request.generated]
+        self.prompt_keys = [*request.keys, *request.generated]
+
     def images_until(self, end: int) -> list[PlacedImage[ImageInput]]:
         """The images that a chunk from the end of what is cached up to `end` holds."""
         begin = len(self.keys)
@@ -76,51 +91,43 @@ class Row:
     @property
     def prefill_target(self) -> int:
         """Tokens to cache before decoding: all but the last, which the first decode step feeds."""
-        return len(self.occupant.keys) - 1
+        return len(self.prompt_keys) - 1
 
     @property
     def prefilling(self) -> bool:
         return self.request is not None and not self.decoding and not self.halted
 
 
-def choose_row(rows: Sequence[Row], keys: Sequence[int | bytes]) -> tuple[Row, int] | None:
-    """The free row for a prompt of these keys, and how many of its cached tokens still hold; None if none is free.
-
-    A ring has forgotten what lies more than W behind its end, so a row can be continued but not rewound: its whole
-    content must begin the prompt. Otherwise the row unused for longest is emptied.
-    """
-    free = [row for row in rows if row.free]
-    if not free:
-        return None
-
-    def reusable(row: Row) -> int:
-        n = len(row.keys)
-        return n if n < len(keys) and row.keys == list(keys[:n]) else 0
-
-    best = max(free, key=lambda row: (reusable(row), -row.last_used))
-    return best, reusable(best)
+def page_owners(pool: PagePool, pages: Iterable[tuple[int, Sequence[int]]]) -> PageOwners:
+    """As a call sees them in which rows have these `pages`, each in the order of its tokens."""
+    row, start = np.full(pool.count, -1, np.int32), np.zeros(pool.count, np.int32)
+    for number, held in pages:
+        row[held] = number
+        start[held] = np.arange(len(held)) * pool.size
+    return PageOwners(row, start)
 
 
 def make_prefill(
-    rows: Sequence[Row], ends: Mapping[int, int], sizes: Sequence[int], max_rows: int, num_soft_tokens: int
+    rows: Sequence[Row], ends: Mapping[int, int], size: int, B: int, max_rows: int, num_soft_tokens: int, pool: PagePool
 ) -> Prefill:
-    """A call for the tokens of each row up to its end (`ends`, by row number), in the shortest of the `sizes`."""
-    longest = max(ends[row.index] - len(row.keys) for row in rows)
-    size = next(size for size in sizes if size >= longest)
-    whole = len(rows) > 1 or max_rows == 1
-    B = max_rows if whole else 1
+    """A call of B rows × `size` tokens for those of each row up to its end (`ends`, by row number)."""
+    whole = max_rows == B
     tokens, soft_index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
     start, count = np.zeros(B, np.int32), np.zeros(B, np.int32)
     digests: list[bytes | None] = []
+    places = {row.index: row.index if whole else i for i, row in enumerate(rows)}
     for row in rows:
-        at = row.index if whole else 0
-        begin, end = len(row.keys), ends[row.index]
+        at, begin, end = places[row.index], len(row.keys), ends[row.index]
         start[at], count[at] = begin, end - begin
-        tokens[at, : end - begin] = row.occupant.tokens[begin:end]
+        tokens[at, : end - begin] = row.prompt[begin:end]
         for placed in row.images_until(end):
             soft = len(digests) * num_soft_tokens + np.arange(num_soft_tokens)
             soft_index[at, placed.start - begin :][:num_soft_tokens] = soft
             digests.append(placed.image.digest)
     digests += [None] * (images_of_chunk(B, size, num_soft_tokens) - len(digests))
-    picked = None if whole else np.array([rows[0].index], np.int32)
-    return Prefill(picked, tokens, start, count, tuple(digests), soft_index, fresh=not start.any())
+    picked = None
+    if not whole:  # places that are not taken are rows past the end: what they write is dropped
+        picked = np.arange(max_rows, max_rows + B, dtype=np.int32)
+        picked[: len(rows)] = [row.index for row in rows]
+    pages = page_owners(pool, [(places[row.index], row.pages) for row in rows])
+    return Prefill(picked, tokens, start, count, tuple(digests), soft_index, pages, fresh=not start.any())

@@ -13,13 +13,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
 from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
-from gemma_tpu.engine.step import Activate, Decode, Drawn, Encode, Prefill, Step
+from gemma_tpu.engine.step import Activate, Copy, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.model import Params
+
+
+PAGES_OF_COPY = 64  # that one call copies
 
 
 class Runner:
@@ -49,18 +53,27 @@ class Runner:
 
     @in_32_bits
     def run(self, step: Step) -> Drawn | None:
-        """Has the device do a step. What it draws, if it decodes: whole on every device, and on its way here."""
-        for row in step.clear:
-            self._state = programs.clear(self._state, np.int32(row), **self._static)
+        """Has the device do a step. What it draws, if it decodes: whole on every device, and on its way here.
+
+        After a step that prefills and does not decode, the tokens are those of no row: they come when it is done.
+        """
+        for clear in step.clear:
+            pages = np.zeros(self._deployment.pages, bool)
+            pages[list(clear.pages)] = True
+            self._state = programs.clear(self._state, np.int32(clear.row), pages, **self._static)
         for row in step.release:
             self._state = programs.release(self._state, np.int32(row), **self._static)
+        for copy in step.copy:
+            self._copy(copy)
         for images in step.encode:
             self._encode(images)
         for chunk in step.prefill:
             self._prefill(chunk)
+        for copy in step.store:
+            self._copy(copy)
         for row in step.activate:
             self._activate(row)
-        drawn = self._decode(step.decode) if step.decode else None
+        drawn = self._decode(step.decode) if step.decode else Drawn(self._done) if step.prefill else None
         for digest in step.forget:
             self._soft_tokens.pop(digest, None)
         return drawn
@@ -151,7 +164,22 @@ class Runner:
         shown = tuple(self._blank if digest is None else self._soft_tokens[digest] for digest in chunk.images)
         soft = programs.stack(shown, **self._static) if shown else None
         args = (self._text_params, self._state, chunk.rows, chunk.tokens, chunk.start, chunk.count)
-        self._state = programs.prefill(*args, soft, chunk.soft_index, fresh=chunk.fresh, **self._static)
+        more = soft, chunk.soft_index, Pages(*chunk.pages)
+        self._state, self._done = programs.prefill(*args, *more, fresh=chunk.fresh, **self._static)
+        self._done.copy_to_host_async()
+
+    def _copy(self, copy: Copy) -> None:
+        size = self._deployment.page
+        first = -(-copy.length // size) - len(copy.source_pages)
+        for i in range(0, len(copy.source_pages), PAGES_OF_COPY):
+            source, target = np.zeros((2, PAGES_OF_COPY), np.int32)
+            target += self._deployment.pages  # of which there are none
+            some = copy.source_pages[i : i + PAGES_OF_COPY], copy.target_pages[i : i + PAGES_OF_COPY]
+            source[: len(some[0])], target[: len(some[1])] = some
+            left = np.int32(copy.length - (first + i) * size)
+            self._state = programs.copy_pages(self._state, source, target, left, **self._static)
+        ends = np.int32(copy.source), np.int32(copy.target), np.int32(copy.length)
+        self._state = programs.copy_rings(self._state, *ends, kind=copy.kind, **self._static)
 
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
@@ -170,7 +198,7 @@ class Runner:
         if decode.masks is not None:
             masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)
             self._state = programs.allow(self._state, *masks, **self._static)
-        args = (self._text_params, self._state, rows, steps)
+        args = (self._text_params, self._state, rows, steps, Pages(*decode.pages))
         self._state, drawn = programs.decode(*args, max_steps=self._max_steps, **self._static)
         if decode.count:
             self._state = programs.count_tokens(self._state, rows, drawn.tokens, **self._static)

@@ -2,11 +2,14 @@
 
 `plan` gives a `Step`; `commit` takes the tokens that came of it. Several steps may be planned before the first is
 committed, so that the device always has work: what a row has written by then is known only as far as it was read.
+
+A step has one prefill call at most, so that a running answer waits for no more than that. Rows share the pages of the
+cache: when there are none left, what is kept for later goes first, then the newest request gives up its row, and is
+resumed when there is room.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,9 +18,12 @@ import numpy as np
 
 from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.images import ImageIndex
+from gemma_tpu.engine.memory import CacheMemory
+from gemma_tpu.engine.queue import Queue
 from gemma_tpu.engine.request import ImageInput, Request
-from gemma_tpu.engine.rows import Row, choose_row, chunk_end, make_prefill
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Prefill, Step, activate, token_logprobs
+from gemma_tpu.engine.rows import Row, chunk_end, make_prefill, page_owners
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Copy, Decode, Drawn, Prefill, Step
+from gemma_tpu.engine.step import activate, token_logprobs
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
 _STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
@@ -27,16 +33,18 @@ _STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows 
 class Scheduler:
     """For one thread at a time.
 
-    `max_rows` and `context`: batch rows, and tokens of prompt and answer of each. `prefill_sizes`: tokens of a prefill
-    call, ascending. `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call.
-    `batch_always`: whether each call runs on all rows; otherwise one that is for a single row runs on that row.
-    `eos_tokens` end an answer whose request names no stop tokens. `dtype`: that of the weights. `image_batches` and
-    `remembered_images`: see `ImageIndex`.
+    `memory`: the batch rows and what they hold. `context`: most tokens of prompt and answer. `prefill_sizes`: tokens of
+    a prefill call, ascending. `prefill_rows`: rows of a call of the shortest size, which begins several prompts.
+    `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call. `batch_always`:
+    whether each call runs on several rows; otherwise one that is for a single row runs on that row. `eos_tokens` end an
+    answer whose request names no stop tokens. `dtype`: that of the weights. `image_batches` and `remembered_images`:
+    see `ImageIndex`.
     """
 
-    max_rows: int
+    memory: CacheMemory
     context: int
     prefill_sizes: Sequence[int]
+    prefill_rows: int
     num_soft_tokens: int
     steps_per_call: int
     batch_always: bool
@@ -46,29 +54,41 @@ class Scheduler:
     remembered_images: int
 
     def __post_init__(self) -> None:
-        self.rows = [Row(i) for i in range(self.max_rows)]
-        self.waiting: collections.deque[Request] = collections.deque()
+        self.waiting = Queue()
         self.images = ImageIndex(self.dtype, self.image_batches, self.remembered_images)
         self._turn = 0
         self._release: list[int] = []  # rows for the next step
-        self._clear: list[int] = []
+        self._clear: list[Clear] = []
+        self._copy: list[Copy] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.memory.rows
+
+    @property
+    def running(self) -> list[Request]:
+        """Requests that have a row."""
+        return [row.request for row in self.rows if row.request]
 
     @property
     def has_work(self) -> bool:
         """Whether there is something to plan; tokens that have not been committed are the caller's to know."""
-        return bool(self.waiting or self._release or self._clear or any(row.request for row in self.rows))
+        return bool(self.waiting or self._release or self._clear or self.running)
 
     def plan(self) -> Step:
         """What the device does next; possibly nothing, until earlier steps have been committed."""
         self._turn += 1
+        self.memory.turn = self._turn
         self._end_cancelled()
         self._assign_waiting()
         prefill, shown = self._prefill()
+        store = self._make_room()
         started, decode = self._activate(), self._decode()
         encode, forget = self.images.use(shown)
         clear, self._clear = tuple(self._clear), []
         release, self._release = tuple(self._release), []
-        return Step(clear, release, encode, prefill, started, decode, forget)
+        copy, self._copy = tuple(self._copy), []
+        return Step(clear, release, copy, encode, prefill, store, started, decode, forget)
 
     def dispatched(self, step: Step) -> None:
         """A planned step has been handed to the device: the prompts of the rows it activates have been prefilled."""
@@ -77,43 +97,52 @@ class Scheduler:
 
     def commit(self, step: Step, drawn: Drawn) -> None:
         """Delivers the tokens of a planned step that decodes. In the order of the steps."""
-        decode = step.decode or Decode((), 0, False)
+        if (decode := step.decode) is None:
+            return
         columns = drawn.tokens.T.tolist()
         for index in decode.rows:
             row, column = self.rows[index], 0 if decode.alone else index
             row.unread -= 1
+            row.ahead -= decode.steps
             new = [token for token in columns[column] if token != NO_TOKEN]
             wanted = row.request.sampling_params.logprobs if row.request and new else None
             self._deliver(row, new, [] if wanted is None else token_logprobs(drawn, column, new, wanted))
+            if not row.unread:
+                self._settle(row)
 
     def fail(self, error: BaseException) -> None:
         """Ends every request."""
-        waiting = list(self.waiting)
+        requests = [*self.waiting, *self.running]
         self.waiting.clear()
-        for request in [*waiting, *(row.request for row in self.rows)]:
-            if request:
-                request.fail(error)
+        for request in requests:
+            request.fail(error)
 
     def restart(self) -> Step:
         """After `fail`: no row holds anything and no image is known. The step that makes it so on the device."""
-        self.rows = [Row(i) for i in range(self.max_rows)]
-        self._release, self._clear = [], []
-        return Step(clear=tuple(range(self.max_rows)), forget=self.images.clear())
+        self.memory.reset()
+        self._release, self._clear, self._copy = [], [], []
+        pages = range(self.memory.pool.count)
+        clear = [Clear(row.index, () if row.index else pages) for row in self.rows]
+        return Step(clear=tuple(clear), forget=self.images.clear())
 
     def _end_cancelled(self) -> None:
         for row in self.rows:
             if row.request and row.request.cancelled:
-                if row.decoding:
-                    self._release.append(row.index)
                 # The calls under way still write into the cache, which cannot be rewound. What they write is delivered,
                 # so that a conversation with this answer in it can go on from there.
-                row.decoding, row.halted = False, True
+                self._halt(row)
                 if not row.unread:
                     self._vacate(row).finish("cancelled")
         cancelled = [request for request in self.waiting if request.cancelled]
         for request in cancelled:  # without waiting for a row
             self.waiting.remove(request)
             request.finish("cancelled")
+
+    def _halt(self, row: Row) -> None:
+        """No more calls for this row than those under way."""
+        if row.decoding:
+            self._release.append(row.index)
+        row.decoding, row.halted = False, True
 
     def _vacate(self, row: Row, *, resting: bool = False) -> Request:
         """Takes the request out of a row. `resting`: the device has stopped the row already."""
@@ -122,7 +151,18 @@ class Scheduler:
             self._release.append(row.index)
         row.request, row.decoding, row.halted, row.last_used = None, False, not resting, self._turn
         row.mask = None
+        if not row.unread:
+            self._settle(row)
         return request
+
+    def _settle(self, row: Row) -> None:
+        """What is to be done with a row that is not decoding once all is known that was written to it."""
+        if row.request is None:
+            self.memory.trim(row)
+            row.lost = False
+        elif row.lost:
+            request, row.lost = self._vacate(row, resting=True), False
+            self.waiting.resume(request)
 
     @contextlib.contextmanager
     def _only(self, row: Row) -> Iterator[None]:
@@ -133,46 +173,106 @@ class Scheduler:
             self._vacate(row).fail(error)
 
     def _assign_waiting(self) -> None:
-        while self.waiting and (choice := choose_row(self.rows, self.waiting[0].keys)):
-            row, cached = choice
-            request = row.request = self.waiting.popleft()
-            row.keys, row.halted = request.keys[:cached], False
+        while self.waiting and any(row.free for row in self.rows):
+            request = self.waiting.next(self.running)
+            found = self.memory.begin(request, self.num_soft_tokens)
+            if found is None:  # no room: it is the first to be given some
+                return
+            row, cached, copies = found
+            self.waiting.remove(request)
+            self._copy += copies
+            row.halted = row.lost = False
             request.assign(cached)
 
     def _prefill(self) -> tuple[tuple[Prefill, ...], list[ImageInput]]:
-        """The next chunk of each row that is not prefilled yet, and the images in them."""
-        ends: dict[int, int] = {}
-        for row in self.rows:
-            if row.prefilling and len(row.keys) < row.prefill_target:
+        """One call for the next chunks of a row, or of several that are short, and the images in it."""
+        while rows := self._to_prefill():
+            ends: dict[int, int] = {}
+            longest = self.prefill_sizes[-1] if len(rows) == 1 else self.prefill_sizes[0]
+            for row in rows:
                 with self._only(row):
                     starts = [placed.start for placed in row.occupant.images]
-                    longest = self.prefill_sizes[-1]
-                    end = chunk_end(len(row.keys), row.prefill_target, longest, starts, self.num_soft_tokens)
+                    target = self.memory.chunk_target(row, min(row.prefill_target, len(row.keys) + longest))
+                    end = chunk_end(len(row.keys), target, longest, starts, self.num_soft_tokens)
                     self.images.prepare([placed.image for placed in row.images_until(end)])
                     ends[row.index] = end
-        rows = [self.rows[index] for index in ends]
-        groups = [rows] if self.batch_always and rows else [[row] for row in rows]
+            if rows := [self.rows[index] for index in ends]:
+                break
+        else:
+            return (), []
+        size = next(size for size in self.prefill_sizes if size >= max(ends[row.index] - len(row.keys) for row in rows))
+        together = len(rows) > 1
+        shape = size, self.prefill_rows if together else 1, len(self.rows)
         shown = [placed.image for row in rows for placed in row.images_until(ends[row.index])]
-        sizes = self.prefill_sizes, self.max_rows, self.num_soft_tokens
-        prefill = tuple(make_prefill(group, ends, *sizes) for group in groups)
+        prefill = make_prefill(rows, ends, *shape, self.num_soft_tokens, self.memory.pool)
         for row in rows:
-            row.keys = row.occupant.keys[: ends[row.index]]
-        return prefill, shown
+            self._copy += self.memory.keep_ends(row, ends[row.index])
+            row.keys, row.served = row.prompt_keys[: ends[row.index]], self._turn
+        return (prefill,), shown
+
+    def _to_prefill(self) -> list[Row]:
+        """The rows of the next prefill call.
+
+        In turn, the one that has least left, so that a short prompt need not wait for a long one, and the one that has
+        waited longest, so that a long one comes to its end.
+        """
+        rows = [row for row in self.rows if row.prefilling and len(row.keys) < row.prefill_target]
+        if not rows:
+            return []
+        short = [row for row in rows if self._is_short(row)]
+        if len(short) > 1 and self.batch_always and self.prefill_rows > 1:
+            return sorted(short, key=lambda row: row.occupant.number)[: self.prefill_rows]
+        if self._turn % 2:
+            return [min(rows, key=lambda row: (row.prefill_target - len(row.keys), row.occupant.number))]
+        return [min(rows, key=lambda row: (row.served, row.occupant.number))]
+
+    def _is_short(self, row: Row) -> bool:
+        """Whether it is begun and done with by the shortest call."""
+        short = not row.keys and row.prefill_target <= self.prefill_sizes[0]
+        return short and self.memory.chunk_target(row, row.prefill_target) == row.prefill_target and not row.occupant.images
+
+    def _make_room(self) -> tuple[Copy, ...]:
+        """Pages for what the next decode call writes; and what is to be stored before it does."""
+        for row in sorted(self.rows, key=lambda row: row.request.number if row.request else 0):
+            if not (row.decoding or self._prefilled(row)):
+                continue
+            most = len(row.keys) + row.ahead + self.steps_per_call
+            if row.decoding:
+                most = min(most, len(row.keys) + row.remaining)
+            while row.request and not row.lost and not self.memory.extend(row, min(most, self.context)):
+                self._give_up_newest(row)
+        ready = [row for row in self.rows if row.decoding or self._prefilled(row)]
+        return tuple(copy for row in ready for copy in self.memory.keep_ends(row, row.written + self.steps_per_call))
+
+    def _prefilled(self, row: Row) -> bool:
+        return row.prefilling and len(row.keys) >= row.prefill_target
+
+    def _give_up_newest(self, row: Row) -> None:
+        """Takes the pages of the newest request of those that share pages with `row`; it is resumed later."""
+        group = self.memory.group(row)
+        rivals = [one for one in self.rows if one.request and not one.halted and self.memory.group(one) == group]
+        newest = max(rivals, key=lambda one: one.occupant.number)
+        self._halt(newest)
+        self.memory.drop(newest)
+        newest.lost = True
+        if not newest.unread:
+            self._settle(newest)
 
     def _activate(self) -> tuple[Activate, ...]:
         """Lets the rows whose prompts are in the cache begin to decode."""
         activated = []
         for row in self.rows:
-            if row.prefilling and len(row.keys) >= row.prefill_target:
+            if self._prefilled(row):
                 with self._only(row):
                     request = row.occupant
-                    remaining = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
-                    numbers = row.index, row.prefill_target, request.tokens[-1], remaining
+                    most = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
+                    remaining = most - len(request.generated)
+                    numbers = row.index, row.prefill_target, row.prompt[-1], remaining
                     asked = request.sampling_params, self._stop_tokens(request)
                     row.mask = request.constraint.mask() if request.constraint else None
                     activated.append(activate(*numbers, *asked, request.tokens, request.generated))
                     row.decoding, row.dispatched = True, False
-                    row.last_key, row.remaining = request.keys[-1], remaining
+                    row.last_key, row.remaining = row.prompt_keys[-1], remaining
         return tuple(activated)
 
     def _decode(self) -> Decode | None:
@@ -188,11 +288,14 @@ class Scheduler:
         for row in rows:
             row.dispatched, row.mask = True, None
             row.unread += 1
+            row.ahead += steps
         asked = [row.occupant.sampling_params for row in rows]
+        alone = not self.batch_always and len(rows) == 1
         return Decode(
             rows=tuple(row.index for row in rows),
             steps=steps,
-            alone=not self.batch_always and len(rows) == 1,
+            pages=page_owners(self.memory.pool, [(0 if alone else row.index, row.pages) for row in rows]),
+            alone=alone,
             count=any(params.penalized for params in asked),
             logprobs=any(params.logprobs is not None for params in asked),
             masks=masks or None,
@@ -209,11 +312,11 @@ class Scheduler:
             return
         if spoiled := new[-1] == NOT_FINITE:
             new = new[:-1]
-            self._clear.append(row.index)
-            row.keys = []
+            self._clear.append(Clear(row.index, self.memory.spoil(row)))
         else:
-            # Each token was drawn after the one before it was fed, so the cache now holds all but the last of them.
-            row.keys += [row.last_key, *new[:-1]]
+            if not row.lost:
+                # Each token was drawn after the one before was fed, so the cache now holds all but the last of them.
+                row.keys += [row.last_key, *new[:-1]]
             row.last_key = new[-1]
             row.remaining -= len(new)
         request = row.request

@@ -6,7 +6,6 @@ Processes that share a mesh run the same steps in the same order; steps are sent
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,40 @@ from jaxtyping import Float, Int, UInt8
 from gemma_tpu.options import MAX_BAD_WORD_LENGTH, SamplingParams, TokenLogprob
 
 NOT_FINITE = -2  # among the tokens read back: the row's logits were NaN or infinity, and it has ended
+
+
+class PageOwners(NamedTuple):
+    """For each page of the cache: which row of a call has it (-1: none), and the position of its first token."""
+
+    row: Int[np.ndarray, "A"]
+    start: Int[np.ndarray, "A"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clear:
+    """Empties a row, and pages."""
+
+    row: int
+    pages: Sequence[int]
+
+
+COPIES = ("copy", "store", "restore")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Copy:
+    """Gives a row or a stored prefix the first `length` tokens of another, which has them in its rings yet.
+
+    `kind`, one of COPIES: "copy" is from row to row, "store" from a row to a place for prefixes, "restore" the other way. Pages are
+    copied from `source_pages` to `target_pages`; none if both are to hold the same ones.
+    """
+
+    kind: str
+    source: int
+    target: int
+    length: int
+    source_pages: Sequence[int] = ()  # in the order of their tokens, up to the last of `length`
+    target_pages: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +72,7 @@ class Prefill:
     count: Int[np.ndarray, "B"]
     images: tuple[bytes | None, ...]
     soft_index: Int[np.ndarray, "B T"]
+    pages: PageOwners
     fresh: bool
 
 
@@ -92,7 +126,7 @@ def activate(
     numbers: dict[str, np.ndarray] = {
         name: np.array([getattr(params, name)], kind) for name, kind in (_SAMPLING | _PENALTIES).items()
     }
-    numbers["seed"] = np.array([secrets.randbits(32) if params.seed is None else params.seed], np.uint32)
+    numbers["seed"] = np.array([params.seed or 0], np.uint32)
     more = params.penalized or params.logit_bias or params.bad_words or params.min_tokens
     numbers["more"] = np.array([bool(more) or params.logprobs is not None])
     numbers["logprobs"] = np.array([-1 if params.logprobs is None else params.logprobs], np.int32)
@@ -133,6 +167,7 @@ class Decode:
 
     rows: tuple[int, ...]
     steps: int
+    pages: PageOwners
     alone: bool
     count: bool = False
     logprobs: bool = False
@@ -160,13 +195,15 @@ def token_logprobs(drawn: Drawn, column: int, tokens: Sequence[int], top: int) -
 class Step:
     """Calls of the device, in the order of the fields.
 
-    `clear` empties rows, `release` stops rows that decode, `forget` drops the soft tokens of images.
+    `release` stops rows that decode, `store` keeps prefixes that end here, `forget` drops the soft tokens of images.
     """
 
-    clear: tuple[int, ...] = ()
+    clear: tuple[Clear, ...] = ()
     release: tuple[int, ...] = ()
+    copy: tuple[Copy, ...] = ()
     encode: tuple[Encode, ...] = ()
     prefill: tuple[Prefill, ...] = ()
+    store: tuple[Copy, ...] = ()
     activate: tuple[Activate, ...] = ()
     decode: Decode | None = None
     forget: tuple[bytes, ...] = ()
@@ -174,3 +211,8 @@ class Step:
     @property
     def empty(self) -> bool:
         return not any(vars(self).values())
+
+    @property
+    def long(self) -> bool:
+        """Whether it keeps the device busy for a while."""
+        return bool(self.prefill or self.decode)

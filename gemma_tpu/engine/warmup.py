@@ -8,7 +8,7 @@ import numpy as np
 
 from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
 from gemma_tpu.engine.rows import images_of_chunk
-from gemma_tpu.engine.step import Decode, Encode, Prefill, Step, activate
+from gemma_tpu.engine.step import COPIES, Clear, Copy, Decode, Encode, PageOwners, Prefill, Step, activate
 from gemma_tpu.options import SamplingParams
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -23,22 +23,32 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
             digests = tuple(b"warm-up %d" % i for i in range(batch))
             pixels = np.zeros((batch, side, side, 3), deployment.dtype)
             steps.append((f"{batch} images", Step(encode=(Encode(digests, pixels),), forget=digests)))
-    for size in deployment.prefill_sizes:
-        for B in sorted({1, deployment.rows}) if batch_always else [1]:
-            for fresh in (True, False):
-                steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
+    shapes = [(1, size, fresh) for size in deployment.prefill_sizes for fresh in (True, False)]
+    if batch_always and deployment.prefill_rows > 1:
+        shapes.append((deployment.prefill_rows, deployment.prefill_sizes[0], True))
+    for B, size, fresh in shapes:
+        steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
     past = deployment.rows  # a row past the end is none: the write is dropped
+    for kind in COPIES if deployment.stored_prefixes else COPIES[:1]:
+        target = deployment.stored_prefixes if kind == "store" else past
+        steps.append((f"{kind} a prefix", Step(copy=(Copy(kind, 0, target, 0, [0], [deployment.pages]),))))
     penalized = SamplingParams(presence_penalty=1.0)
     steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, penalized, ()),))))
     steps.append(("release", Step(release=(past,))))
-    steps.append(("clear", Step(clear=(past,))))
+    steps.append(("clear", Step(clear=(Clear(past, ()),))))
+    nobody = _nobody(deployment)
     for alone in [False] if batch_always else [False, True]:
-        steps.append(("decode", Step(decode=Decode((0,), 0, alone, count=True, masks={}))))
+        steps.append(("decode", Step(decode=Decode((0,), 0, nobody, alone, count=True, masks={}))))
     return steps
 
 
 def _nothing(deployment: Deployment, B: int, size: int, fresh: bool) -> Prefill:
     zeros, no_images = np.zeros(B, np.int32), (None,) * images_of_chunk(B, size, deployment.num_soft_tokens)
-    rows = None if deployment.rows == B else zeros
+    rows = None if deployment.rows == B else zeros + deployment.rows
     tokens, soft_index = np.zeros((B, size), np.int32), np.full((B, size), -1, np.int32)
-    return Prefill(rows, tokens, zeros, zeros, no_images, soft_index, fresh)
+    return Prefill(rows, tokens, zeros, zeros, no_images, soft_index, _nobody(deployment), fresh)
+
+
+def _nobody(deployment: Deployment) -> PageOwners:
+    zeros = np.zeros(deployment.pages, np.int32)
+    return PageOwners(zeros - 1, zeros)

@@ -1,0 +1,185 @@
+"""The cache as the scheduler sees it: batch rows, stored prefixes, and the pages that they share. No jax.
+
+A prompt begins with as much as possible of what some row or stored prefix holds. What a row holds to its end is gone on
+with where it is; a part of it is copied, as far as the rings still have it. Rings forget: so where a prompt's end, or
+the place where two prompts part, is going to leave them, it is stored, and found when it comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gemma_tpu.cache.pool import PagePool
+from gemma_tpu.engine.prefixes import Held, Key, before_image, common, intact
+from gemma_tpu.engine.request import Request
+from gemma_tpu.engine.rows import Row
+from gemma_tpu.engine.step import Copy
+
+LEAST_SHARED = 32  # tokens that are worth a copy: a prompt without any is prefilled in fewer calls
+
+
+class CacheMemory:
+    """`rows`: how many. `pages`, `page`, `groups`: see `PagePool`. `rings`: window and slots of each kind.
+
+    `places`: for stored prefixes. `turn` is the scheduler's, to tell what has not been used for longest.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        pages: int,
+        page: int,
+        groups: int = 1,
+        rings: Sequence[tuple[int, int]] = (),
+        places: int = 0,
+        least_shared: int = LEAST_SHARED,
+    ) -> None:
+        self._sizes, self._rings, self._least = (rows, pages, page, groups, places), rings, least_shared
+        self.turn = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing is held."""
+        rows, pages, page, groups, places = self._sizes
+        self.pool = PagePool(pages, page, groups)
+        self.rows = [Row(i) for i in range(rows)]
+        self.stored = [Held(i) for i in range(places)]
+
+    def group(self, row: Held) -> int:
+        """The group of a row's pages."""
+        rows, _, _, groups, _ = self._sizes
+        return row.index * groups // rows
+
+    def begin(self, request: Request, num_soft_tokens: int) -> tuple[Row, int, list[Copy]] | None:
+        """Gives a free row to a request, with pages for its prompt; None if there is no room for these.
+
+        Returns the row, how many tokens are cached, and what has to be copied for that.
+        """
+        keys = [*request.keys, *request.generated]
+        images = [placed.start for placed in request.images]
+        shared = [
+            (before_image(min(common(held.keys, keys), len(keys) - 1), images, num_soft_tokens), held)
+            for held in [*self.rows, *self.stored]
+        ]
+        longest = max(length for length, _ in shared)
+        usable = [(length, held) for length, held in shared if self._usable(held, length)]
+        cached, source = max(usable, key=lambda one: (one[0], self._goes_on(one[1], one[0])), default=(0, None))
+        if (claimed := self._claim(request, keys, cached, source) or self._claim(request, keys, 0, None)) is None:
+            return None
+        row, copies = claimed
+        if copies and source is not None:
+            source.last_used = self.turn
+        # The prompt's end, for another answer; where it went on from what was there, for another question; and where it
+        # parts from others.
+        ends = {row.prefill_target, len(row.keys), longest}
+        row.stores = sorted(end for end in ends if self._least <= end <= row.prefill_target) if self.stored else []
+        return row, len(row.keys), copies
+
+    def _usable(self, held: Held, length: int) -> bool:
+        if not length or not intact(self._rings, held.written, length):
+            return False
+        return length >= self._least or self._goes_on(held, length)
+
+    def _goes_on(self, held: Held, length: int) -> bool:
+        """Whether a prompt that begins with so many of its tokens can take the row as it is."""
+        return isinstance(held, Row) and held.free and length == len(held.keys)
+
+    def _claim(
+        self, request: Request, keys: Sequence[Key], length: int, source: Held | None
+    ) -> tuple[Row, list[Copy]] | None:
+        """A row that holds the first `length` tokens of `source`, and pages for all of `keys`."""
+        free = sorted((row for row in self.rows if row.free), key=lambda row: (bool(row.keys), row.last_used))
+        candidates = [source] if isinstance(source, Row) and self._goes_on(source, length) else free
+        for row in sorted(candidates, key=lambda row: row is source):  # what it holds besides is not lost, if possible
+            kept = row.pages[: self.pool.needed(length)] if row is source else []
+            # Another may hold the page of which a part is about to be written over.
+            part = bool(kept) and length < len(row.keys) and length % self.pool.size > 0 and self.pool.shared(kept[-1])
+            given_back = sum(not self.pool.shared(page) for page in row.pages[len(kept) :])
+            more = self.pool.needed(len(keys)) + part - len(kept) - given_back
+            if self._room(self.group(row), more, keep=(row, source)):
+                break
+        else:
+            return None
+        self.pool.give_back(row.pages[len(kept) :])
+        copies: list[Copy] = []
+        old, row.pages = row.pages if row is source else [], kept
+        if source is not None and (part or row is not source):
+            count = self.pool.needed(length) - len(kept) + part
+            row.pages = [*kept[: len(kept) - part], *self.pool.take(self.group(row), count)]
+            pages = (old or source.pages)[len(row.pages) - count : len(row.pages)], row.pages[-count:]
+            kind = "copy" if isinstance(source, Row) else "restore"
+            copies.append(Copy(kind, source.index, row.index, length, *map(tuple, pages)))
+            self.pool.give_back(kept[-1:] if part else [])
+        row.keys = list(keys[:length])
+        row.pages = row.pages + self.pool.take(self.group(row), self.pool.needed(len(keys)) - len(row.pages))
+        row.begin(request)
+        return row, copies
+
+    def keep_ends(self, row: Row, written: int) -> list[Copy]:
+        """Stores the prefixes in `row.stores` that its rings lose when so many positions have been written."""
+        lost = [end for end in row.stores if end <= len(row.keys) and not intact(self._rings, written, end)]
+        row.stores = [end for end in row.stores if end not in lost]
+        return [copy for end in lost for copy in self._store(row, end)]
+
+    def chunk_target(self, row: Row, end: int) -> int:
+        """How far a chunk up to `end` may go without passing over a prefix that is to be stored."""
+        passed = [at for at in row.stores if len(row.keys) < at < end and not intact(self._rings, end, at)]
+        return min([end, *passed])
+
+    def _store(self, row: Row, length: int) -> list[Copy]:
+        """Keeps the first `length` tokens of a row in the place that has not been used for longest."""
+        keys = row.keys[:length]
+        place = next((one for one in self.stored if one.keys == keys), None)
+        if place is not None:
+            place.last_used = self.turn
+            return []
+        place = min(self.stored, key=lambda one: one.last_used)
+        self.drop(place)
+        place.keys, place.pages, place.last_used = keys, row.pages[: self.pool.needed(length)], self.turn
+        self.pool.hold(place.pages)
+        return [Copy("store", row.index, place.index, length)]
+
+    def extend(self, row: Row, tokens: int) -> bool:
+        """Gives a row pages for so many tokens; False if there is no room."""
+        more = self.pool.needed(tokens) - len(row.pages)
+        if more <= 0:
+            return True
+        if not self._room(self.group(row), more, keep=(row,)):
+            return False
+        row.pages += self.pool.take(self.group(row), more)
+        return True
+
+    def trim(self, row: Row) -> None:
+        """Gives back the pages of a row that hold nothing."""
+        kept = self.pool.needed(len(row.keys))
+        self.pool.give_back(row.pages[kept:])
+        row.pages = row.pages[:kept]
+
+    def drop(self, held: Held) -> None:
+        """Forgets what is held."""
+        self.pool.give_back(held.pages)
+        held.keys, held.pages = [], []
+
+    def spoil(self, row: Row) -> list[int]:
+        """Forgets a row whose numbers are no longer finite, and all that has to do with it: its pages, to be cleared."""
+        pages = list(row.pages)
+        for one in self.stored:
+            if set(pages) & set(one.pages):
+                self.drop(one)
+        self.drop(row)
+        return pages
+
+    def _room(self, group: int, count: int, keep: Sequence[Held | None]) -> bool:
+        """Makes as many pages of a group free, if need be by forgetting what nobody uses, the oldest first."""
+        if self.pool.free(group) >= count:
+            return True
+        rows = [row for row in self.rows if row.free and row.pages and self.group(row) == group]
+        unused = [held for held in (*rows, *self.stored) if all(held is not one for one in keep)]
+        used = [held for held in (*self.rows, *self.stored) if all(held is not one for one in unused)]
+        pages = {page for held in unused for page in held.pages} - {page for held in used for page in held.pages}
+        if self.pool.free(group) + sum(self.pool.group(page) == group for page in pages) < count:
+            return False
+        for held in sorted(unused, key=lambda held: held.last_used):
+            if self.pool.free(group) < count:
+                self.drop(held)
+        return True

@@ -1,0 +1,45 @@
+"""What batch rows and stored prefixes hold, and how much of it a prompt can begin with."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+Key = int | bytes  # of `Request.keys`
+
+
+@dataclasses.dataclass
+class Held:
+    """Tokens in the cache, by their keys: in pages, and at the end of them in the rings of a row or a stored prefix."""
+
+    index: int
+    keys: list[Key] = dataclasses.field(default_factory=list)
+    pages: list[int] = dataclasses.field(default_factory=list)
+    last_used: int = 0
+
+    @property
+    def written(self) -> int:
+        """Positions of its rings that may have been written by the next call of the device."""
+        return len(self.keys)
+
+
+def common(a: Sequence[Key], b: Sequence[Key]) -> int:
+    """How many keys two sequences begin with alike."""
+    most = min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    return bisect.bisect_left(range(most), True, key=lambda count: a[: count + 1] != b[: count + 1])
+
+
+def intact(rings: Iterable[tuple[int, int]], written: int, length: int) -> bool:
+    """Whether rings of these windows and slots still hold what comes before position `length`, within the window.
+
+    `written`: positions that have been written since the rings were empty.
+    """
+    return all(written <= slots + max(0, length - window + 1) for window, slots in rings)
+
+
+def before_image(length: int, images: Iterable[int], num_soft_tokens: int) -> int:
+    """The largest number of tokens up to `length` that splits no image; `images`: where these begin."""
+    return min([length, *(start for start in images if start < length < start + num_soft_tokens)])
