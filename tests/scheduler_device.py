@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,7 +14,7 @@ from gemma_tpu.engine.errors import NotFiniteError
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.runner import Runner
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Decode, Drawn, Encode, Prefill, Step
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Copy, Decode, Drawn, Encode, PageOwners, Prefill, Step
 from gemma_tpu.options import NO_TOKEN, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
@@ -78,11 +79,12 @@ class Checked(Request):
     """A request that knows its answer, and checks its end."""
 
     def __init__(self, world: World, tokens: list[int], images: list[PlacedImage], **asked: Any) -> None:
-        self.world, self.ends, self.number = world, 0, world.submitted
+        self.world, self.ends, self.assigned = world, 0, False
         self.watched = frozenset(world.random.sample(range(VOCABULARY), world.random.choice([0, 0, 2])))
         self.watch_fails = world.random.random() < 0.03
         constraint = FakeConstraint(world) if world.random.random() < 0.3 else None
-        super().__init__(tokens, images, SamplingParams(**asked), self._watch, constraint, num_soft_tokens=SOFT)
+        more = {"num_soft_tokens": SOFT, "client": world.random.choice([None, None, "a", "b"])}
+        super().__init__(tokens, images, SamplingParams(**asked), self._watch, constraint, **more)
         self.content: list[Key] = list(tokens)
         for placed in images:
             number = placed.image.number
@@ -97,10 +99,15 @@ class Checked(Request):
         return next((i + 1 for i, token in enumerate(tokens) if token in self.watched), None)
 
     def assign(self, cached_tokens: int) -> None:
-        assert self.number > self.world.last_assigned, "a request was overtaken"
-        self.world.last_assigned = self.number
-        if not (self.world.broken_images or self.world.failing_masks):  # whose requests may leave a row unused
-            assert cached_tokens == self.world.reusable(self), "not all that could be was reused"
+        if not self.assigned:
+            self.assigned, last = True, self.world.last_assigned
+            assert self.number > last.get(self.client, -1), "a request was overtaken by one of the same client"
+            last[self.client] = self.number
+        else:
+            self.world.counts["resumed"] += 1
+        self.row = None
+        if self.world.ample:
+            assert cached_tokens >= self.world.resting(self), "a row that the prompt begins with was not gone on with"
         self.world.counts["reused tokens"] += cached_tokens
         super().assign(cached_tokens)
 
@@ -117,8 +124,9 @@ class Checked(Request):
             assert (self.generated, reason) == (tokens, expected), "another end than alone"
         elif reason == "cancelled":
             assert self.cancelled
-            if self.row is not None:
-                written = self.world.device.rows[self.row].held
+            row = self.world.scheduler.rows[self.row or 0]
+            if self.row is not None and row.keys and row.request is None and row.prompt[: len(self.tokens)] == self.tokens:
+                written = self.world.device.content(row.pages, len(row.keys))
                 assert written == [*self.content, *self.generated][:-1], "what was written before a cancel is lost"
         elif isinstance(error, MemoryError):
             assert self.broken
@@ -149,39 +157,83 @@ class Checked(Request):
         return answer, "length"
 
 
+Entry = tuple[int, Key, int | None]  # position, what was fed there, and the state after it
+
+
 @dataclasses.dataclass
 class DeviceRow:
-    held: list[Key] = dataclasses.field(default_factory=list)
-    state: int | None = 1
-    spoiled: bool = False  # it holds NaN until it is cleared
+    rings: list[list[Entry | None]]
     last: int = 0
     remaining: int = 0
+    length: int = 0
     seed: int = 0
     stop: frozenset[int] = frozenset()
     constrained: bool = False
 
 
 class FakeDevice(Runner):
-    """A runner without a device. It fails when the world says so: before a step, within it, or when tokens are read."""
+    """A runner without a device. It fails when the world says so: before a step, within it, or when tokens are read.
+
+    Pages and rings hold what was fed, and where: a token is drawn from the chain of all before it, which is to be there.
+    """
 
     def __init__(self, world: World) -> None:
         self.world, self.lost = world, False
 
     def reset(self) -> None:
-        self.rows = [DeviceRow() for _ in range(self.world.rows)]
+        self.rows = [DeviceRow(self._empty()) for _ in range(self.world.rows)]
+        self.stored = [self._empty() for _ in range(self.world.places)]
+        self.pages: list[list[Entry | None]] = [[None] * self.world.page for _ in range(self.world.pages)]
         self.images: set[bytes] = set()
         self.lost = False
+
+    def _empty(self) -> list[list[Entry | None]]:
+        return [[None] * slots for _, slots in self.world.rings]
 
     @property
     def intact(self) -> bool:
         return not self.lost
 
+    def content(self, pages: Sequence[int], length: int) -> list[Key]:
+        """What pages hold, in the order of their tokens."""
+        entries = [entry for page in pages for entry in self.pages[page]][:length]
+        assert [entry and entry[0] for entry in entries] == list(range(length)), "pages do not hold what they should"
+        return [entry[1] for entry in entries]
+
+    def _table(self, pages: PageOwners, row: int) -> list[int]:
+        """The pages of a row in a call, in order."""
+        found = sorted((int(pages.start[page]), page) for page in np.flatnonzero(pages.row == row).tolist())
+        assert [start for start, _ in found] == [i * self.world.page for i in range(len(found))], "a page is missing"
+        return [page for _, page in found]
+
+    def _feed(self, number: int, table: list[int], position: int, key: Key, looked: int) -> int | None:
+        """One more token of a row. `looked`: position up to which it attends to what is cached."""
+        row, size = self.rows[number], self.world.page
+        before: Entry = (-1, 0, 1)
+        if position:
+            before = self.pages[table[(position - 1) // size]][(position - 1) % size]
+            assert before is not None and before[0] == position - 1, "what comes before is not in its page"
+        spoiled = any(entry and entry[2] is None for page in table for entry in self.pages[page])
+        for (window, slots), ring in zip(self.world.rings, row.rings, strict=True):
+            for at in range(max(0, position - window + 1), looked):
+                entry = ring[at % slots]
+                assert entry is not None and entry[0] == at, "a ring has lost what is within the window"
+                assert entry == self.pages[table[at // size]][at % size], "a ring has something else than the page"
+            spoiled |= any(entry and entry[2] is None for entry in ring)
+        state = None if spoiled else feed(before[2], key)
+        self.pages[table[position // size]][position % size] = (position, key, state)
+        for (_, slots), ring in zip(self.world.rings, row.rings, strict=True):
+            ring[position % slots] = (position, key, state)
+        row.length = position + 1
+        return state
+
     def run(self, step: Step) -> Any:
         self.world.counts["steps"] += 1
-        calls = [(getattr(self, f"_{kind}"), one) for kind in ("clear", "release") for one in getattr(step, kind)]
-        calls += [(self._encode, images) for images in step.encode]
-        calls += [(self._prefill, chunk) for chunk in step.prefill]
-        calls += [(self._activate, row) for row in step.activate]
+        kinds = ("release", "before", "encode", "prefill", "after", "activate")
+        calls = [(getattr(self, f"_{kind}"), one) for kind in kinds for one in getattr(step, kind)]
+        assert len(step.prefill) <= 1, "a step with two chunks"
+        if step.prefill:
+            assert sum(len(images.digests) for images in step.encode) <= self.world.sizes[-1] // SOFT
         how = self.world.fails(bool(step.decode))
         if how in ("host", "program"):
             for call, argument in calls[: self.world.random.randrange(len(calls) + 1)]:
@@ -196,11 +248,38 @@ class FakeDevice(Runner):
         remembered = self.world.scheduler.remembered_images
         assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
         if tokens is None:
-            return None
+            return Drawn(Unreadable(self.world.failing) if how == "tokens" else np.zeros(1)) if step.prefill else None
         return Drawn(Unreadable(self.world.failing) if how == "tokens" else tokens)
 
-    def _clear(self, row: int) -> None:
-        self.rows[row] = DeviceRow()
+    def _before(self, one: Clear | Copy) -> None:
+        self._copy(one) if isinstance(one, Copy) else self._clear(one)
+
+    _after = _before
+
+    def _clear(self, clear: Clear) -> None:
+        if clear.row is not None:
+            assert not self.rows[clear.row].remaining, "a row was cleared while it decodes"
+            self.rows[clear.row] = DeviceRow(self._empty())
+        for page in clear.pages:
+            self.pages[page] = [None] * self.world.page
+
+    def _copy(self, copy: Copy) -> None:
+        self.world.counts[f"{copy.kind} of a prefix"] += 1
+        size, count = self.world.page, len(copy.source_pages)
+        assert copy.kind == "store" or len(copy.target_pages) == count
+        first = -(-copy.length // size) - count
+        for i, (source, target) in enumerate(zip(copy.source_pages, copy.target_pages, strict=True)):
+            held = [(first + i) * size + j < copy.length for j in range(size)]
+            self.pages[target] = [entry if keep else None for entry, keep in zip(self.pages[source], held, strict=True)]
+        rows = [row.rings for row in self.rows]
+        source = (self.stored if copy.kind == "restore" else rows)[copy.source]
+        target = (self.stored if copy.kind == "store" else rows)[copy.target]
+        for i, ((_, slots), ring) in enumerate(zip(self.world.rings, source, strict=True)):
+            last = [copy.length - 1 - (copy.length - 1 - slot) % slots for slot in range(slots)]
+            target[i] = [entry if at >= 0 else None for entry, at in zip(ring, last, strict=True)]
+        if copy.kind != "store":
+            assert not self.rows[copy.target].remaining, "a row was written over while it decodes"
+            self.rows[copy.target].length = copy.length
 
     def _release(self, row: int) -> None:
         self.rows[row].remaining = 0
@@ -217,36 +296,36 @@ class FakeDevice(Runner):
         assert T in self.world.sizes
         assert len(chunk.images) == images_of_chunk(B, T, SOFT)
         assert chunk.fresh == (not chunk.start.any())
+        assert B * T <= max(self.world.sizes) and (chunk.fresh or B == 1)
         numbers = range(self.world.rows) if chunk.rows is None else chunk.rows.tolist()
         columns = [chunk.start, chunk.count, chunk.tokens, chunk.soft_index]
-        for number, start, count, tokens, soft in zip(numbers, *(x.tolist() for x in columns), strict=True):
+        each = zip(range(B), numbers, *(x.tolist() for x in columns), strict=True)
+        for place, number, start, count, tokens, soft in each:
             if not count:
                 continue
-            row = self.rows[number]
-            assert not row.remaining, "a row was prefilled while it decodes"
-            if start == 0:
-                row.held, row.state = [], 1
-            assert start == len(row.held), "a chunk does not begin where its row ends"
+            assert not self.rows[number].remaining, "a row was prefilled while it decodes"
+            table = self._table(chunk.pages, place)
             image_tokens = [index for index in soft[:count] if index >= 0]
             assert soft[count:] == [-1] * (T - count)
             assert len(image_tokens) % SOFT == 0, "an image was split"
-            for token, index in zip(tokens[:count], soft, strict=False):
+            for position, (token, index) in enumerate(zip(tokens[:count], soft, strict=False), start):
                 assert (index >= 0) == (token == SOFT_TOKEN)
                 key: Key = token
                 if index >= 0:
                     digest = chunk.images[index // SOFT]
                     assert digest in self.images, "an image was not encoded"
                     key = int(digest), index % SOFT
-                row.held.append(key)
-                row.state = feed(row.state, key)
+                # A chunk longer than a ring leaves only its end there; it attends to what was there before.
+                looked = start if position - start < self.world.least_ring else 0
+                self._feed(number, table, position, key, looked)
 
     def _activate(self, activate: Activate) -> None:
-        row, request = self.rows[activate.row], self.world.scheduler.rows[activate.row].request
+        row, held = self.rows[activate.row], self.world.scheduler.rows[activate.row]
+        request = held.occupant
         assert not row.remaining, "a row was activated twice"
-        if not activate.length:
-            row.held, row.state = [], 1
-        assert row.held == request.content[:-1], "a row holds something else than its prompt"
-        assert activate.length == len(row.held)
+        fed = self.content(held.pages, activate.length)
+        assert fed == [*request.content, *request.generated][:-1], "a row holds something else than its prompt"
+        row.length = activate.length
         request.row = activate.row
         row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.numbers["seed"][0])
         row.stop, row.constrained = frozenset(activate.stop.tolist()), request.constraint is not None
@@ -263,22 +342,22 @@ class FakeDevice(Runner):
         tokens = np.full((self.world.steps_per_call, 1 if decode.alone else len(self.rows)), NO_TOKEN)
         for number in decode.rows:
             row = self.rows[number]
+            table = self._table(decode.pages, 0 if decode.alone else number)
             mask = int(decode.masks[number][0]) if number in (decode.masks or {}) else 0
             for i in range(decode.steps):
                 if not row.remaining:
                     break
-                tokens[i, 0 if decode.alone else number] = self._one(row, mask)
+                tokens[i, 0 if decode.alone else number] = self._one(number, table, mask)
         return tokens
 
-    def _one(self, row: DeviceRow, mask: int) -> int:
-        row.held.append(row.last)
-        row.state = feed(row.state, row.last)
+    def _one(self, number: int, table: list[int], mask: int) -> int:
+        row = self.rows[number]
+        state = self._feed(number, table, row.length, row.last, row.length)
         row.remaining -= 1
-        row.spoiled |= row.state is None
-        if row.state is None or row.spoiled:
+        if state is None:
             row.remaining = 0
             return NOT_FINITE
-        row.last = draw(row.state, row.seed, mask)
+        row.last = draw(state, row.seed, mask)
         if row.last in row.stop:
             row.remaining = 0
         return row.last

@@ -20,6 +20,7 @@ import numpy as np
 
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.engine.loop import Loop
+from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.scheduler import Scheduler
 from gemma_tpu.picture import PlacedImage
 from tests.scheduler_device import IMAGES, PROGRAM_FAILED, SOFT, VOCABULARY, Checked, FakeDevice, FakeImage
@@ -39,11 +40,25 @@ class World:
         self.failing: Exception | None = None
         self.open: set[Checked] = set()
         self.past: collections.deque[Checked] = collections.deque(maxlen=8)
-        self.submitted, self.last_assigned = 0, -1
+        self.submitted = 0
+        self.last_assigned: dict[object, int] = {}
+        self.page, self.places = r.choice([2, 4, 8]), r.choice([0, 1, 3])
+        self.groups = r.choice([1, 2]) if self.rows % 2 == 0 else 1
+        longest = -(-self.context // self.page)
+        most = self.rows // self.groups * longest
+        self.ample = r.random() < 0.4  # else pages run out
+        self.pages = self.groups * (most + self.places * longest if self.ample else r.randint(longest, max(longest, most * 2 // 3)))
+        windows = r.choice([[], [4], [4, 6], [1000]])
+        self.rings = [(window, min(window, longest * self.page)) for window in windows]
+        self.least_ring = min([slots for _, slots in self.rings], default=0)
+        memory = CacheMemory(
+            self.rows, self.pages, self.page, self.groups, self.rings, self.places, least_shared=r.choice([1, 4, 32])
+        )
         self.scheduler = Scheduler(
-            max_rows=self.rows,
+            memory=memory,
             context=self.context,
             prefill_sizes=self.sizes,
+            prefill_rows=min(self.rows, self.sizes[-1] // self.sizes[0]),
             num_soft_tokens=SOFT,
             steps_per_call=self.steps_per_call,
             batch_always=self.rows == 1 or r.random() < 0.5,
@@ -64,11 +79,27 @@ class World:
         self.failing = TypeError("cannot be sent") if how == "host" else PROGRAM_FAILED
         return how
 
-    def reusable(self, request: Checked) -> int:
-        """The most tokens of a prompt that a free row holds, with nothing else, as the device knows it."""
-        free = [self.device.rows[row.index] for row in self.scheduler.rows if row.free or row.request is request]
-        held = [row.held for row in free if not row.spoiled and len(row.held) < len(request.content)]
-        return max((len(keys) for keys in held if keys == request.content[: len(keys)]), default=0)
+    def resting(self, request: Checked) -> int:
+        """The most tokens of a prompt that a free row holds, with nothing else."""
+        free = [row for row in self.scheduler.rows if row.free or row.request is request]
+        held = [self.held.get(row.index, []) for row in free]
+        wanted = [*request.content, *request.generated]
+        return max((len(keys) for keys in held if len(keys) < len(wanted) and keys == wanted[: len(keys)]), default=0)
+
+    def check_pages(self) -> None:
+        """Every page is free, or held as often as it is said to be; no two rows have the same."""
+        memory = self.scheduler.memory
+        rows = [page for row in memory.rows for page in row.pages]
+        assert len(set(rows)) == len(rows), "two rows have a page"
+        held = collections.Counter(rows + [page for one in memory.stored for page in one.pages])
+        assert held == memory.pool._holders, "pages are not held by whom they should"
+        assert len(held) + memory.pool.num_free == self.pages, "a page was lost"
+        for held in [*memory.rows, *memory.stored]:
+            assert all(memory.pool.group(page) == memory.group(held) for page in held.pages) or held in memory.stored
+        for row in memory.rows:
+            assert len(row.pages) >= memory.pool.needed(len(row.keys)) or row.lost
+            if row.free and not row.unread:
+                assert len(row.pages) == memory.pool.needed(len(row.keys)), "a free row keeps pages for nothing"
 
     def operate(self) -> None:
         """One random operation."""
@@ -82,6 +113,7 @@ class World:
             self.encode()
         else:
             self.turn()
+        self.check_pages()
 
     def turn(self) -> None:
         if not self.loop.has_work:
@@ -89,6 +121,9 @@ class World:
             assert all(row.free for row in self.scheduler.rows)
             assert not any(row.remaining for row in self.device.rows), "a row was lost"
             return
+        self.held = {
+            row.index: self.device.content(row.pages, len(row.keys)) for row in self.scheduler.rows if row.free
+        }
         try:
             self.loop.turn(contextlib.nullcontext())
         except (TypeError, jax.errors.JaxRuntimeError) as error:

@@ -7,15 +7,23 @@ the place where two prompts part, is going to leave them, it is stored, and foun
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from gemma_tpu.cache.pool import PagePool
 from gemma_tpu.engine.prefixes import Held, Key, before_image, common, intact
 from gemma_tpu.engine.request import Request
 from gemma_tpu.engine.rows import Row
-from gemma_tpu.engine.step import Copy
+from gemma_tpu.engine.step import Clear, Copy
 
 LEAST_SHARED = 32  # tokens that are worth a copy: a prompt without any is prefilled in fewer calls
+
+
+@dataclasses.dataclass
+class Stored(Held):
+    """A stored prefix; `maker` is the request in whose row it was."""
+
+    maker: Request | None = None
 
 
 class CacheMemory:
@@ -43,17 +51,23 @@ class CacheMemory:
         rows, pages, page, groups, places = self._sizes
         self.pool = PagePool(pages, page, groups)
         self.rows = [Row(i) for i in range(rows)]
-        self.stored = [Held(i) for i in range(places)]
+        self.stored = [Stored(i) for i in range(places)]
+        self._operations: list[Clear | Copy] = []
+
+    def take_operations(self) -> tuple[Clear | Copy, ...]:
+        """What the device has to do, in this order, so that the cache is as it is said to be here."""
+        taken, self._operations = tuple(self._operations), []
+        return taken
 
     def group(self, row: Held) -> int:
         """The group of a row's pages."""
         rows, _, _, groups, _ = self._sizes
         return row.index * groups // rows
 
-    def begin(self, request: Request, num_soft_tokens: int) -> tuple[Row, int, list[Copy]] | None:
+    def begin(self, request: Request, num_soft_tokens: int) -> Row | None:
         """Gives a free row to a request, with pages for its prompt; None if there is no room for these.
 
-        Returns the row, how many tokens are cached, and what has to be copied for that.
+        Its `keys` are what is cached of the prompt.
         """
         keys = [*request.keys, *request.generated]
         images = [placed.start for placed in request.images]
@@ -64,16 +78,13 @@ class CacheMemory:
         longest = max(length for length, _ in shared)
         usable = [(length, held) for length, held in shared if self._usable(held, length)]
         cached, source = max(usable, key=lambda one: (one[0], self._goes_on(one[1], one[0])), default=(0, None))
-        if (claimed := self._claim(request, keys, cached, source) or self._claim(request, keys, 0, None)) is None:
+        if (row := self._claim(request, keys, cached, source) or self._claim(request, keys, 0, None)) is None:
             return None
-        row, copies = claimed
-        if copies and source is not None:
-            source.last_used = self.turn
         # The prompt's end, for another answer; where it went on from what was there, for another question; and where it
         # parts from others.
         ends = {row.prefill_target, len(row.keys), longest}
         row.stores = sorted(end for end in ends if self._least <= end <= row.prefill_target) if self.stored else []
-        return row, len(row.keys), copies
+        return row
 
     def _usable(self, held: Held, length: int) -> bool:
         if not length or not intact(self._rings, held.written, length):
@@ -84,9 +95,7 @@ class CacheMemory:
         """Whether a prompt that begins with so many of its tokens can take the row as it is."""
         return isinstance(held, Row) and held.free and length == len(held.keys)
 
-    def _claim(
-        self, request: Request, keys: Sequence[Key], length: int, source: Held | None
-    ) -> tuple[Row, list[Copy]] | None:
+    def _claim(self, request: Request, keys: Sequence[Key], length: int, source: Held | None) -> Row | None:
         """A row that holds the first `length` tokens of `source`, and pages for all of `keys`."""
         free = sorted((row for row in self.rows if row.free), key=lambda row: (bool(row.keys), row.last_used))
         candidates = [source] if isinstance(source, Row) and self._goes_on(source, length) else free
@@ -94,50 +103,64 @@ class CacheMemory:
             kept = row.pages[: self.pool.needed(length)] if row is source else []
             # Another may hold the page of which a part is about to be written over.
             part = bool(kept) and length < len(row.keys) and length % self.pool.size > 0 and self.pool.shared(kept[-1])
-            given_back = sum(not self.pool.shared(page) for page in row.pages[len(kept) :])
-            more = self.pool.needed(len(keys)) + part - len(kept) - given_back
-            if self._room(self.group(row), more, keep=(row, source)):
+            more = self.pool.needed(len(keys)) + part - len(kept)
+            if row is source:
+                more -= sum(not self.pool.shared(page) for page in row.pages[len(kept) :])
+            if self._room(self.group(row), more, keep=(source,), first=row):
                 break
         else:
             return None
-        self.pool.give_back(row.pages[len(kept) :])
-        copies: list[Copy] = []
-        old, row.pages = row.pages if row is source else [], kept
+        old = row.pages if row is source else []
+        if row is source:
+            self._give_back(row, row.pages[len(kept) :])
+        else:
+            self.drop(row)
+        row.pages = kept
         if source is not None and (part or row is not source):
             count = self.pool.needed(length) - len(kept) + part
             row.pages = [*kept[: len(kept) - part], *self.pool.take(self.group(row), count)]
             pages = (old or source.pages)[len(row.pages) - count : len(row.pages)], row.pages[-count:]
             kind = "copy" if isinstance(source, Row) else "restore"
-            copies.append(Copy(kind, source.index, row.index, length, *map(tuple, pages)))
+            self._operations.append(Copy(kind, source.index, row.index, length, *map(tuple, pages)))
             self.pool.give_back(kept[-1:] if part else [])
+            source.last_used = self.turn
         row.keys = list(keys[:length])
         row.pages = row.pages + self.pool.take(self.group(row), self.pool.needed(len(keys)) - len(row.pages))
         row.begin(request)
-        return row, copies
+        row.checked = False
+        return row
 
-    def keep_ends(self, row: Row, written: int) -> list[Copy]:
+    def keep_ends(self, row: Row, written: int) -> None:
         """Stores the prefixes in `row.stores` that its rings lose when so many positions have been written."""
         lost = [end for end in row.stores if end <= len(row.keys) and not intact(self._rings, written, end)]
         row.stores = [end for end in row.stores if end not in lost]
-        return [copy for end in lost for copy in self._store(row, end)]
+        for end in lost:
+            self._store(row, end)
 
     def chunk_target(self, row: Row, end: int) -> int:
         """How far a chunk up to `end` may go without passing over a prefix that is to be stored."""
         passed = [at for at in row.stores if len(row.keys) < at < end and not intact(self._rings, end, at)]
         return min([end, *passed])
 
-    def _store(self, row: Row, length: int) -> list[Copy]:
+    def _store(self, row: Row, length: int) -> None:
         """Keeps the first `length` tokens of a row in the place that has not been used for longest."""
         keys = row.keys[:length]
         place = next((one for one in self.stored if one.keys == keys), None)
         if place is not None:
             place.last_used = self.turn
-            return []
+            return
         place = min(self.stored, key=lambda one: one.last_used)
         self.drop(place)
         place.keys, place.pages, place.last_used = keys, row.pages[: self.pool.needed(length)], self.turn
+        place.checked, place.maker = row.checked, row.request
         self.pool.hold(place.pages)
-        return [Copy("store", row.index, place.index, length)]
+        self._operations.append(Copy("store", row.index, place.index, length))
+
+    def check(self, row: Row) -> None:
+        """A token that was drawn from all that a row holds shows that this is finite."""
+        row.checked = True
+        for one in self.stored:
+            one.checked |= one.maker is row.request
 
     def extend(self, row: Row, tokens: int) -> bool:
         """Gives a row pages for so many tokens; False if there is no room."""
@@ -157,20 +180,34 @@ class CacheMemory:
 
     def drop(self, held: Held) -> None:
         """Forgets what is held."""
-        self.pool.give_back(held.pages)
-        held.keys, held.pages = [], []
+        pages, held.pages = held.pages, []
+        self._give_back(held, pages)
+        if isinstance(held, Row) and not held.checked:
+            self._operations.append(Clear(held.index, ()))
+        held.keys, held.checked = [], True
+        if isinstance(held, Stored):
+            held.maker = None
 
-    def spoil(self, row: Row) -> list[int]:
-        """Forgets a row whose numbers are no longer finite, and all that has to do with it: its pages, to be cleared."""
-        pages = list(row.pages)
+    def _give_back(self, held: Held, pages: Sequence[int]) -> None:
+        """What may not be finite is cleared before another has it: attention gives it a weight of 0, and 0 · NaN is NaN."""
+        freed = [page for page in pages if not self.pool.shared(page)]
+        self.pool.give_back(pages)
+        if freed and not held.checked:
+            self._operations.append(Clear(None, freed))
+
+    def spoil(self, row: Row) -> None:
+        """Forgets a row whose numbers are no longer finite, and the prefixes that have pages of it."""
         for one in self.stored:
-            if set(pages) & set(one.pages):
+            if set(row.pages) & set(one.pages):
+                one.checked = False
                 self.drop(one)
+        row.checked = False
         self.drop(row)
-        return pages
 
-    def _room(self, group: int, count: int, keep: Sequence[Held | None]) -> bool:
-        """Makes as many pages of a group free, if need be by forgetting what nobody uses, the oldest first."""
+    def _room(
+        self, group: int, count: int, keep: Sequence[Held | None], first: Held | None = None
+    ) -> bool:
+        """Makes as many pages of a group free, if need be by forgetting what nobody uses: `first`, then the oldest."""
         if self.pool.free(group) >= count:
             return True
         rows = [row for row in self.rows if row.free and row.pages and self.group(row) == group]
@@ -179,7 +216,7 @@ class CacheMemory:
         pages = {page for held in unused for page in held.pages} - {page for held in used for page in held.pages}
         if self.pool.free(group) + sum(self.pool.group(page) == group for page in pages) < count:
             return False
-        for held in sorted(unused, key=lambda held: held.last_used):
+        for held in sorted(unused, key=lambda held: (held is not first, held.last_used)):
             if self.pool.free(group) < count:
                 self.drop(held)
         return True

@@ -17,6 +17,7 @@ class Held:
     keys: list[Key] = dataclasses.field(default_factory=list)
     pages: list[int] = dataclasses.field(default_factory=list)
     last_used: int = 0
+    checked: bool = True  # whether it is known to be finite
 
     @property
     def written(self) -> int:

@@ -19,7 +19,7 @@ from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
 from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
-from gemma_tpu.engine.step import Activate, Copy, Decode, Drawn, Encode, Prefill, Step
+from gemma_tpu.engine.step import Activate, Clear, Copy, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.model import Params
 
 
@@ -57,20 +57,16 @@ class Runner:
 
         After a step that prefills and does not decode, the tokens are those of no row: they come when it is done.
         """
-        for clear in step.clear:
-            pages = np.zeros(self._deployment.pages, bool)
-            pages[list(clear.pages)] = True
-            self._state = programs.clear(self._state, np.int32(clear.row), pages, **self._static)
         for row in step.release:
             self._state = programs.release(self._state, np.int32(row), **self._static)
-        for copy in step.copy:
-            self._copy(copy)
+        for one in step.before:
+            self._change_hands(one)
         for images in step.encode:
             self._encode(images)
         for chunk in step.prefill:
             self._prefill(chunk)
-        for copy in step.store:
-            self._copy(copy)
+        for one in step.after:
+            self._change_hands(one)
         for row in step.activate:
             self._activate(row)
         drawn = self._decode(step.decode) if step.decode else Drawn(self._done) if step.prefill else None
@@ -167,6 +163,15 @@ class Runner:
         more = soft, chunk.soft_index, Pages(*chunk.pages)
         self._state, self._done = programs.prefill(*args, *more, fresh=chunk.fresh, **self._static)
         self._done.copy_to_host_async()
+
+    def _change_hands(self, one: Clear | Copy) -> None:
+        self._copy(one) if isinstance(one, Copy) else self._clear(one)
+
+    def _clear(self, clear: Clear) -> None:
+        row = self._deployment.rows if clear.row is None else clear.row
+        pages = np.zeros(self._deployment.pages, bool)
+        pages[list(clear.pages)] = True
+        self._state = programs.clear(self._state, np.int32(row), pages, **self._static)
 
     def _copy(self, copy: Copy) -> None:
         size = self._deployment.page

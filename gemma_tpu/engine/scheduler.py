@@ -22,7 +22,7 @@ from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.queue import Queue
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import Row, chunk_end, make_prefill, page_owners
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Copy, Decode, Drawn, Prefill, Step
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Decode, Drawn, Prefill, Step
 from gemma_tpu.engine.step import activate, token_logprobs
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
@@ -58,8 +58,6 @@ class Scheduler:
         self.images = ImageIndex(self.dtype, self.image_batches, self.remembered_images)
         self._turn = 0
         self._release: list[int] = []  # rows for the next step
-        self._clear: list[Clear] = []
-        self._copy: list[Copy] = []
 
     @property
     def rows(self) -> list[Row]:
@@ -73,7 +71,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether there is something to plan; tokens that have not been committed are the caller's to know."""
-        return bool(self.waiting or self._release or self._clear or self.running)
+        return bool(self.waiting or self._release or self.running)
 
     def plan(self) -> Step:
         """What the device does next; possibly nothing, until earlier steps have been committed."""
@@ -82,13 +80,13 @@ class Scheduler:
         self._end_cancelled()
         self._assign_waiting()
         prefill, shown = self._prefill()
-        store = self._make_room()
+        before = self.memory.take_operations()
+        self._make_room()
+        after = self.memory.take_operations()
         started, decode = self._activate(), self._decode()
         encode, forget = self.images.use(shown)
-        clear, self._clear = tuple(self._clear), []
         release, self._release = tuple(self._release), []
-        copy, self._copy = tuple(self._copy), []
-        return Step(clear, release, copy, encode, prefill, store, started, decode, forget)
+        return Step(release, before, encode, prefill, after, started, decode, forget)
 
     def dispatched(self, step: Step) -> None:
         """A planned step has been handed to the device: the prompts of the rows it activates have been prefilled."""
@@ -120,10 +118,9 @@ class Scheduler:
     def restart(self) -> Step:
         """After `fail`: no row holds anything and no image is known. The step that makes it so on the device."""
         self.memory.reset()
-        self._release, self._clear, self._copy = [], [], []
-        pages = range(self.memory.pool.count)
-        clear = [Clear(row.index, () if row.index else pages) for row in self.rows]
-        return Step(clear=tuple(clear), forget=self.images.clear())
+        self._release = []
+        clear = Clear(None, range(self.memory.pool.count)), *(Clear(row.index, ()) for row in self.rows)
+        return Step(tuple(range(len(self.rows))), clear, forget=self.images.clear())
 
     def _end_cancelled(self) -> None:
         for row in self.rows:
@@ -175,14 +172,12 @@ class Scheduler:
     def _assign_waiting(self) -> None:
         while self.waiting and any(row.free for row in self.rows):
             request = self.waiting.next(self.running)
-            found = self.memory.begin(request, self.num_soft_tokens)
-            if found is None:  # no room: it is the first to be given some
+            row = self.memory.begin(request, self.num_soft_tokens)
+            if row is None:  # no room: it is the first to be given some
                 return
-            row, cached, copies = found
             self.waiting.remove(request)
-            self._copy += copies
             row.halted = row.lost = False
-            request.assign(cached)
+            request.assign(len(row.keys))
 
     def _prefill(self) -> tuple[tuple[Prefill, ...], list[ImageInput]]:
         """One call for the next chunks of a row, or of several that are short, and the images in it."""
@@ -206,7 +201,7 @@ class Scheduler:
         shown = [placed.image for row in rows for placed in row.images_until(ends[row.index])]
         prefill = make_prefill(rows, ends, *shape, self.num_soft_tokens, self.memory.pool)
         for row in rows:
-            self._copy += self.memory.keep_ends(row, ends[row.index])
+            self.memory.keep_ends(row, ends[row.index])
             row.keys, row.served = row.prompt_keys[: ends[row.index]], self._turn
         return (prefill,), shown
 
@@ -231,7 +226,7 @@ class Scheduler:
         short = not row.keys and row.prefill_target <= self.prefill_sizes[0]
         return short and self.memory.chunk_target(row, row.prefill_target) == row.prefill_target and not row.occupant.images
 
-    def _make_room(self) -> tuple[Copy, ...]:
+    def _make_room(self) -> None:
         """Pages for what the next decode call writes; and what is to be stored before it does."""
         for row in sorted(self.rows, key=lambda row: row.request.number if row.request else 0):
             if not (row.decoding or self._prefilled(row)):
@@ -241,8 +236,9 @@ class Scheduler:
                 most = min(most, len(row.keys) + row.remaining)
             while row.request and not row.lost and not self.memory.extend(row, min(most, self.context)):
                 self._give_up_newest(row)
-        ready = [row for row in self.rows if row.decoding or self._prefilled(row)]
-        return tuple(copy for row in ready for copy in self.memory.keep_ends(row, row.written + self.steps_per_call))
+        for row in self.rows:
+            if row.decoding or self._prefilled(row):
+                self.memory.keep_ends(row, row.written + self.steps_per_call)
 
     def _prefilled(self, row: Row) -> bool:
         return row.prefilling and len(row.keys) >= row.prefill_target
@@ -253,6 +249,7 @@ class Scheduler:
         rivals = [one for one in self.rows if one.request and not one.halted and self.memory.group(one) == group]
         newest = max(rivals, key=lambda one: one.occupant.number)
         self._halt(newest)
+        newest.checked = False  # what the calls under way write is not known
         self.memory.drop(newest)
         newest.lost = True
         if not newest.unread:
@@ -312,8 +309,9 @@ class Scheduler:
             return
         if spoiled := new[-1] == NOT_FINITE:
             new = new[:-1]
-            self._clear.append(Clear(row.index, self.memory.spoil(row)))
+            self.memory.spoil(row)
         else:
+            self.memory.check(row)
             if not row.lost:
                 # Each token was drawn after the one before was fed, so the cache now holds all but the last of them.
                 row.keys += [row.last_key, *new[:-1]]

@@ -26,9 +26,9 @@ class PageOwners(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clear:
-    """Empties a row, and pages."""
+    """Empties a row (None: none), and pages."""
 
-    row: int
+    row: int | None
     pages: Sequence[int]
 
 
@@ -195,15 +195,15 @@ def token_logprobs(drawn: Drawn, column: int, tokens: Sequence[int], top: int) -
 class Step:
     """Calls of the device, in the order of the fields.
 
-    `release` stops rows that decode, `store` keeps prefixes that end here, `forget` drops the soft tokens of images.
+    `release` stops rows that decode, `forget` drops the soft tokens of images. `before` and `after` the prefill, the
+    cache changes hands.
     """
 
-    clear: tuple[Clear, ...] = ()
     release: tuple[int, ...] = ()
-    copy: tuple[Copy, ...] = ()
+    before: tuple[Clear | Copy, ...] = ()
     encode: tuple[Encode, ...] = ()
     prefill: tuple[Prefill, ...] = ()
-    store: tuple[Copy, ...] = ()
+    after: tuple[Clear | Copy, ...] = ()
     activate: tuple[Activate, ...] = ()
     decode: Decode | None = None
     forget: tuple[bytes, ...] = ()

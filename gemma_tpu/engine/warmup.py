@@ -31,11 +31,11 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
     past = deployment.rows  # a row past the end is none: the write is dropped
     for kind in COPIES if deployment.stored_prefixes else COPIES[:1]:
         target = deployment.stored_prefixes if kind == "store" else past
-        steps.append((f"{kind} a prefix", Step(copy=(Copy(kind, 0, target, 0, [0], [deployment.pages]),))))
+        steps.append((f"{kind} a prefix", Step(before=(Copy(kind, 0, target, 0, [0], [deployment.pages]),))))
     penalized = SamplingParams(presence_penalty=1.0)
     steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, penalized, ()),))))
     steps.append(("release", Step(release=(past,))))
-    steps.append(("clear", Step(clear=(Clear(past, ()),))))
+    steps.append(("clear", Step(before=(Clear(past, ()),))))
     nobody = _nobody(deployment)
     for alone in [False] if batch_always else [False, True]:
         steps.append(("decode", Step(decode=Decode((0,), 0, nobody, alone, count=True, masks={}))))
