@@ -125,7 +125,12 @@ class Checked(Request):
         elif reason == "cancelled":
             assert self.cancelled
             row = self.world.scheduler.rows[self.row or 0]
-            if self.row is not None and row.keys and row.request is None and row.prompt[: len(self.tokens)] == self.tokens:
+            if (
+                self.row is not None
+                and row.keys
+                and row.request is None
+                and row.prompt[: len(self.tokens)] == self.tokens
+            ):
                 written = self.world.device.content(row.pages, len(row.keys))
                 assert written == [*self.content, *self.generated][:-1], "what was written before a cancel is lost"
         elif isinstance(error, MemoryError):
@@ -296,7 +301,7 @@ class FakeDevice(Runner):
         assert T in self.world.sizes
         assert len(chunk.images) == images_of_chunk(B, T, SOFT)
         assert chunk.fresh == (not chunk.start.any())
-        assert B * T <= max(self.world.sizes) and (chunk.fresh or B == 1)
+        assert max(self.world.sizes) >= B * T and (chunk.fresh or B == 1)
         numbers = range(self.world.rows) if chunk.rows is None else chunk.rows.tolist()
         columns = [chunk.start, chunk.count, chunk.tokens, chunk.soft_index]
         each = zip(range(B), numbers, *(x.tolist() for x in columns), strict=True)

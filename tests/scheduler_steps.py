@@ -47,7 +47,9 @@ class World:
         longest = -(-self.context // self.page)
         most = self.rows // self.groups * longest
         self.ample = r.random() < 0.4  # else pages run out
-        self.pages = self.groups * (most + self.places * longest if self.ample else r.randint(longest, max(longest, most * 2 // 3)))
+        self.pages = self.groups * (
+            most + self.places * longest if self.ample else r.randint(longest, max(longest, most * 2 // 3))
+        )
         windows = r.choice([[], [4], [4, 6], [1000]])
         self.rings = [(window, min(window, longest * self.page)) for window in windows]
         self.least_ring = min([slots for _, slots in self.rings], default=0)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from small_models import TEXT, gated, make_engine, mesh_of
+from small_models import TEXT, gated, make_deployment, make_engine, mesh_of
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, prompt, run
 
 from gemma_tpu.engine import programs
@@ -120,7 +120,8 @@ def test_a_task_that_fails_is_its_callers_error(engine: Engine, monkeypatch: pyt
 
 
 def _caches() -> list[jax.Array]:
-    shape = (4, TEXT.num_kv_heads, CONTEXT, TEXT.head_dim)  # of a global layer
+    d = make_deployment(TEXT, max_context=CONTEXT, max_rows=4)
+    shape = d.pages, TEXT.num_kv_heads, d.page, TEXT.head_dim  # of a global layer
     return [array for array in jax.live_arrays() if array.shape == shape]
 
 

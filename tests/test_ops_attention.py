@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TEXT, mesh_of
 
 from gemma_tpu.ops import attention as attention_ops
 from gemma_tpu.ops.attention import Keys
@@ -68,43 +65,6 @@ def test_blocks_equal_plain_attention(keys, lengths, window, images, block, monk
     part = attention_ops._blocks(by_head(case[0]), *case[1:], window=window)
     found = np.asarray(attention_ops.finish(part, case[0]))
     np.testing.assert_allclose(found[seeing], expected[seeing], atol=1e-5)
-
-
-LENGTHS = [(1, 7), (8, 2), (9, 1), (33, 40), (64, 1), (100, 65), (128, 3)]
-
-
-def _step(lengths: tuple[int, ...]) -> tuple:
-    """The query of a decode step, and a cache of 128 slots that holds its token already."""
-    query, key, value, *_ = _case(128, lengths, images=False)
-    length = jnp.asarray(lengths)
-    none = jnp.zeros((B, 1), jnp.int32)
-    return query[:, :1], key, value, length[:, None] - 1, _ring(length, 128), none, jnp.zeros((B, 128), int)
-
-
-@pytest.mark.parametrize("share", [1, 4])
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_the_shortest_prefix_with_all_keys_is_read(share, lengths, monkeypatch) -> None:
-    """And nothing else, where something would spoil the answer."""
-    monkeypatch.setattr(attention_ops, "PREFIX", 8)
-    query, key, value, *rest = _step(lengths)
-    expected, _ = _plain(query, key, value, *rest, None)
-    sizes = [8, 16, 32, 64, 128] if share == 1 else [8, 16, 32, 128]
-    read = next(size for size in sizes if size >= max(lengths))
-    spoilt = jnp.where(jnp.arange(128)[:, None] < read, value, jnp.nan)
-    part = attention_ops._prefix(by_head(query), key, spoilt, *rest, share=share, window=None)
-    np.testing.assert_allclose(attention_ops.finish(part, query), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_each_device_reads_a_prefix_of_its_own_slots(lengths, monkeypatch) -> None:
-    """32 each: in a short row, some of them have nothing."""
-    monkeypatch.setattr(attention_ops, "PREFIX", 8)
-    mesh = mesh_of(1, 8, dataclasses.replace(TEXT, num_kv_heads=K))
-    assert mesh.shape["slots"] == 4
-    query, key, value, query_pos, key_pos, *rest = _step(lengths)
-    expected, _ = _plain(query, key, value, query_pos, key_pos, *rest, None)
-    part = attention_ops.attend_part(query, query_pos, Keys(key, value, key_pos), window=None, mesh=mesh)
-    np.testing.assert_allclose(attention_ops.finish(part, query), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("keys", "lengths", "window", "images"), CASES)

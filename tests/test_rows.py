@@ -1,10 +1,10 @@
-"""Host-side bookkeeping: chunks, images, and which row a prompt continues."""
+"""Host-side bookkeeping: chunks and images."""
 
 from __future__ import annotations
 
 import pytest
 
-from gemma_tpu.engine.rows import Row, choose_row, chunk_end
+from gemma_tpu.engine.rows import chunk_end
 
 
 def test_chunks_never_split_an_image() -> None:
@@ -19,18 +19,3 @@ def test_chunks_never_split_an_image() -> None:
         assert not any(start < end < start + 4 for end in ends for start in starts)
     with pytest.raises(ValueError, match="no room for an image"):
         chunk_end(5, length, 3, starts, 4)
-
-
-def test_a_row_is_continued_only_as_a_whole() -> None:
-    rows = [
-        Row(0, keys=[1, 2, 3], last_used=5),
-        Row(1, keys=[1, 2, 3, 4, 5], last_used=6),
-        Row(2, keys=[1, 9], last_used=2),
-        Row(3, keys=[1, 2, 3, 4], last_used=9, unread=1, halted=True),  # goes on in a call under way
-    ]
-    assert choose_row(rows, [1, 2, 3, 4, 5, 6]) == (rows[1], 5)
-    assert choose_row(rows, [1, 2, 3, 4, 5]) == (rows[0], 3)  # one token must be left to feed
-    assert choose_row(rows, [1, 2, 7]) == (rows[2], 0)  # nothing fits: the one unused for longest
-    assert choose_row(rows[3:], [1]) is None
-    rows[3].halted = False  # put to rest by the device: the call under way does nothing
-    assert choose_row(rows[3:], [1, 2, 3, 4, 5]) == (rows[3], 4)

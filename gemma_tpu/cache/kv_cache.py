@@ -26,8 +26,8 @@ from gemma_tpu.ops.paged_attention import SHORTEST, paged_attention
 from gemma_tpu.ops.slots import Layer, store, store_one
 from gemma_tpu.sharding import partition
 
-
 Change = Callable[[jax.Array], jax.Array]
+Rings = tuple[tuple[Any, Any], ...]  # keys and values [R or places, K, S, H] of each layer with a window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +184,7 @@ class KVCache:
         ring = lambda x: emptied(x, jnp.arange(x.shape[0]) == row)  # noqa: E731
         return self._map(rings=ring, pools=lambda x: emptied(x, pages))
 
-    def copy_pages(
-        self, source: Int[Array, "count"], target: Int[Array, "count"], tokens: Int[Array, ""]
-    ) -> KVCache:
+    def copy_pages(self, source: Int[Array, "count"], target: Int[Array, "count"], tokens: Int[Array, ""]) -> KVCache:
         """The first `tokens` of successive pages, to others; a target past the end is none.
 
         Zeros behind them: what a row writes there may not be finite, and is not the other's.
@@ -225,21 +223,26 @@ class KVCache:
             return shard_bytes((self._rings(), self.stored))
         return shard_bytes([layer for layer, window in zip(self.layers, self.windows, strict=True) if window is None])
 
-    def num_keys(self) -> int:
-        """Keys on each device of an abstract cache: rows × kv heads × slots, summed over the layers."""
-        return sum(shard_size(keys) // keys.shape[-1] for keys, _ in self.layers)
+    def num_keys(self, *, one_row: bool = False) -> int:
+        """Keys on each device of an abstract cache, by kv heads, summed over the layers: of all rows, or of one."""
+        found = 0
+        for (keys, _), window in zip(self.layers, self.windows, strict=True):
+            first, *_ = keys.sharding.shard_shape(keys.shape)
+            share = min(first, self.longest if window is None else 1) if one_row else first
+            found += shard_size(keys) // keys.shape[-1] // first * share
+        return found
 
     def shortest_read(self) -> int:
         """Tokens of the pages that a decode step reads at least, however few are in use."""
         return SHORTEST * self.mesh.shape["slots"]
 
-    def _rings(self) -> tuple[Layer, ...]:
+    def _rings(self) -> Rings:
         return tuple(layer for layer, window in zip(self.layers, self.windows, strict=True) if window is not None)
 
-    def _with_rings(self, rings: Sequence[Layer]) -> KVCache:
-        others = iter(rings)
-        layers = zip(self.layers, self.windows, strict=True)
-        return dataclasses.replace(self, layers=tuple(one if window is None else next(others) for one, window in layers))
+    def _with_rings(self, rings: Rings) -> KVCache:
+        others, layers = iter(rings), zip(self.layers, self.windows, strict=True)
+        changed = [layer if window is None else next(others) for layer, window in layers]
+        return dataclasses.replace(self, layers=tuple(changed))
 
     def _map(self, rings: Change = lambda x: x, pools: Change = lambda x: x) -> KVCache:
         """With every array of the layers changed."""
@@ -251,9 +254,7 @@ class KVCache:
         return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))
 
 
-def _copied(
-    source: tuple[Layer, ...], at: Int[Array, ""], target: tuple[Layer, ...], to: Int[Array, ""], length: Int[Array, ""]
-) -> tuple[Layer, ...]:
+def _copied(source: Rings, at: Int[Array, ""], target: Rings, to: Int[Array, ""], length: Int[Array, ""]) -> Rings:
     """Rings `target` in which row `to` has what a row of `length` tokens needs of row `at` of `source`."""
 
     def copied(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -53,6 +53,7 @@ class CacheMemory:
         self.rows = [Row(i) for i in range(rows)]
         self.stored = [Stored(i) for i in range(places)]
         self._operations: list[Clear | Copy] = []
+        self._unchecked: set[int] = set()  # pages that may hold what is not finite, whoever has them now
 
     def take_operations(self) -> tuple[Clear | Copy, ...]:
         """What the device has to do, in this order, so that the cache is as it is said to be here."""
@@ -189,11 +190,14 @@ class CacheMemory:
             held.maker = None
 
     def _give_back(self, held: Held, pages: Sequence[int]) -> None:
-        """What may not be finite is cleared before another has it: attention gives it a weight of 0, and 0 · NaN is NaN."""
-        freed = [page for page in pages if not self.pool.shared(page)]
+        """What may not be finite is cleared before others have it: attention gives it a weight of 0, 0 times NaN is NaN."""
+        if not held.checked:
+            self._unchecked.update(pages)
+        freed = self._unchecked.intersection(page for page in pages if not self.pool.shared(page))
         self.pool.give_back(pages)
-        if freed and not held.checked:
-            self._operations.append(Clear(None, freed))
+        if freed:
+            self._unchecked -= freed
+            self._operations.append(Clear(None, sorted(freed)))
 
     def spoil(self, row: Row) -> None:
         """Forgets a row whose numbers are no longer finite, and the prefixes that have pages of it."""
@@ -204,9 +208,7 @@ class CacheMemory:
         row.checked = False
         self.drop(row)
 
-    def _room(
-        self, group: int, count: int, keep: Sequence[Held | None], first: Held | None = None
-    ) -> bool:
+    def _room(self, group: int, count: int, keep: Sequence[Held | None], first: Held | None = None) -> bool:
         """Makes as many pages of a group free, if need be by forgetting what nobody uses: `first`, then the oldest."""
         if self.pool.free(group) >= count:
             return True

@@ -91,9 +91,8 @@ class Request:
         self.client, self.number = client, 0  # who asks, and the number of requests before it
         self.tokens = list(tokens)
         self.images = list(images)
-        if sampling_params.seed is None:  # one that holds if the request is resumed
-            sampling_params = dataclasses.replace(sampling_params, seed=secrets.randbits(32))
         self.sampling_params = sampling_params
+        self.seed = secrets.randbits(32) if sampling_params.seed is None else sampling_params.seed
         self.keys: list[int | bytes] = list(tokens)
         for placed in images:
             self.keys[placed.start : placed.start + num_soft_tokens] = [placed.image.digest] * num_soft_tokens

@@ -22,7 +22,6 @@ from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, 
 from gemma_tpu.engine.step import Activate, Clear, Copy, Decode, Drawn, Encode, Prefill, Step
 from gemma_tpu.model import Params
 
-
 PAGES_OF_COPY = 64  # that one call copies
 
 

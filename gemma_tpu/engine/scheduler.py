@@ -22,8 +22,7 @@ from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.queue import Queue
 from gemma_tpu.engine.request import ImageInput, Request
 from gemma_tpu.engine.rows import Row, chunk_end, make_prefill, page_owners
-from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Decode, Drawn, Prefill, Step
-from gemma_tpu.engine.step import activate, token_logprobs
+from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Decode, Drawn, Prefill, Step, activate, token_logprobs
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
 _STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
@@ -224,7 +223,11 @@ class Scheduler:
     def _is_short(self, row: Row) -> bool:
         """Whether it is begun and done with by the shortest call."""
         short = not row.keys and row.prefill_target <= self.prefill_sizes[0]
-        return short and self.memory.chunk_target(row, row.prefill_target) == row.prefill_target and not row.occupant.images
+        return (
+            short
+            and self.memory.chunk_target(row, row.prefill_target) == row.prefill_target
+            and not row.occupant.images
+        )
 
     def _make_room(self) -> None:
         """Pages for what the next decode call writes; and what is to be stored before it does."""
@@ -267,7 +270,7 @@ class Scheduler:
                     numbers = row.index, row.prefill_target, row.prompt[-1], remaining
                     asked = request.sampling_params, self._stop_tokens(request)
                     row.mask = request.constraint.mask() if request.constraint else None
-                    activated.append(activate(*numbers, *asked, request.tokens, request.generated))
+                    activated.append(activate(*numbers, *asked, request.tokens, request.generated, request.seed))
                     row.decoding, row.dispatched = True, False
                     row.last_key, row.remaining = row.prompt_keys[-1], remaining
         return tuple(activated)

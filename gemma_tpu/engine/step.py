@@ -121,12 +121,16 @@ def activate(
     stop: Sequence[int],
     prompt: Sequence[int] = (),
     answer: Sequence[int] = (),
+    seed: int = 0,
 ) -> Activate:
-    """With what `params` asks for as arrays; raises what is wrong with it. `answer` may have been begun."""
+    """With what `params` asks for as arrays; raises what is wrong with it. `answer` may have been begun.
+
+    `seed` is in the place of one that `params` may not have.
+    """
     numbers: dict[str, np.ndarray] = {
         name: np.array([getattr(params, name)], kind) for name, kind in (_SAMPLING | _PENALTIES).items()
     }
-    numbers["seed"] = np.array([params.seed or 0], np.uint32)
+    numbers["seed"] = np.array([seed], np.uint32)
     more = params.penalized or params.logit_bias or params.bad_words or params.min_tokens
     numbers["more"] = np.array([bool(more) or params.logprobs is not None])
     numbers["logprobs"] = np.array([-1 if params.logprobs is None else params.logprobs], np.int32)

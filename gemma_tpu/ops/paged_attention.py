@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.attention import Part, look_at, look_at_all, on_devices
+from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.masks import Queries, by_head
 from gemma_tpu.sharding import partition
 
@@ -61,7 +61,7 @@ def paged_attention(
         key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
         if query.shape[1] == 1:
             return _one_query(by_head(query), key, value, position, here, key_pos)
-        return _one_row(query, key, value, position, start, key_pos, longest=longest)
+        return _one_row(query, key, value, position, here, start, key_pos, longest=longest)
 
     part = on_devices(look, arguments, dims, mesh)
     return part._replace(total=jnp.where(part.total == 0, 1, part.total))
@@ -72,19 +72,25 @@ def _one_row(
     key: jax.Array,
     value: jax.Array,
     position: jax.Array,
+    row: jax.Array,
     start: jax.Array,
     key_pos: jax.Array,
     *,
     longest: int,
 ) -> Part:
     """Its pages are brought together, those of earlier positions first."""
-    pages = min(len(start), -(-longest // (key.shape[2] or 1)))
-    order = jnp.argsort(jnp.where(key_pos[:, 0] >= 0, start, jnp.iinfo(jnp.int32).max))[:pages]
-    key, value = (jnp.moveaxis(x[order], 1, 0).reshape(1, x.shape[1], -1, x.shape[3]) for x in (key, value))
+    pages = min(len(start), -(-longest // key.shape[2]))
+    order = jnp.argsort(jnp.where(row >= 0, start, jnp.iinfo(jnp.int32).max))[:pages]
+    mine = (row >= 0)[order]
+
+    def together(x: jax.Array) -> jax.Array:
+        # Zeros for the pages of others, which may not be finite: 0 times NaN is NaN.
+        own = jnp.where(mine[:, None, None, None], x[order], 0)
+        return jnp.moveaxis(own, 1, 0).reshape(1, x.shape[1], -1, x.shape[3])
+
+    key, value = together(key), together(value)
     key_pos = key_pos[order].reshape(1, -1)
-    return look_at(
-        query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None
-    )
+    return look_at(query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None)
 
 
 def _one_query(
@@ -130,9 +136,13 @@ def _by_page(
     mine = row == jnp.arange(query.shape[0])[:, None]  # [B, A]
     lowest = jnp.finfo(found.peak.dtype).min
     peak = jnp.max(jnp.where(mine[:, :, None, None], found.peak, lowest), axis=1)
-    # Nothing is known of a page that is nobody's: NaN times a weight of 0 would be NaN.
-    scale = jnp.where((row >= 0)[:, None, None], jnp.exp(found.peak - peak[whose]), 0)
-    weighted = jnp.where((row >= 0)[:, None, None, None], found.weighted, 0) * scale[..., None]
+    scale = jnp.exp(found.peak - peak[whose])
+    weighted, total = found.weighted * scale[..., None], found.total * scale
+    # 0 times NaN is NaN: what is not finite is left out of the sums, and spoils its own row alone.
+    used = (row >= 0)[:, None, None]
+    good = used & jnp.isfinite(total) & jnp.all(jnp.isfinite(weighted), axis=-1)
     weights = mine.astype(weighted.dtype)
-    total = einsum("ba,akq->bkq", weights, jnp.where((row >= 0)[:, None, None], found.total, 0) * scale)
-    return Part(einsum("ba,akqh->bkqh", weights, weighted), total, peak)
+    total = einsum("ba,akq->bkq", weights, jnp.where(good, total, 0))
+    weighted = einsum("ba,akqh->bkqh", weights, jnp.where(good[..., None], weighted, 0))
+    spoilt = jnp.any(mine[:, :, None, None] & (used & ~good), axis=1)
+    return Part(weighted, jnp.where(spoilt, jnp.nan, total), peak)

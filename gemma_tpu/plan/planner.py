@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import IMAGE_BATCHES
-from gemma_tpu.ops.attention import PREFIX
 from gemma_tpu.plan.chips import Chip, Slice, slices
 from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Collective
@@ -115,11 +114,13 @@ def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:
         if program.name == "decode" and program.sampled_cycles > program.cycles:
             sampled = _seconds(program, program.sampled_cycles, roofline, target)
             special.append(Speed(f"{what}, top-k and top-p", sampled, roofline))
-        short = target.deployment.abstract_state.cache.shortest_read()
-        if program.name == "decode" and short < target.deployment.context:
-            least = decode_roofline(target.replace(context=short), sent)
+        deployment = target.deployment
+        short = deployment.abstract_state.cache.shortest_read()
+        if program.name == "decode" and short < deployment.pages * deployment.page:
+            held = target.replace(context=min(deployment.context, short), cache_tokens=short)
+            least = decode_roofline(held, sent)
             seconds = _seconds(program, program.short_cycles, least, target)
-            special.append(Speed(f"{what}, ≤ {PREFIX:,} tokens", seconds, least))
+            special.append(Speed(f"{what}, ≤ {short:,} tokens in all", seconds, least))
     return found + special  # decode and prefill first: comparisons read those two
 
 
@@ -150,7 +151,7 @@ def _decode(target: Target, sent: list[Collective] | None) -> tuple[str, Rooflin
 
 
 def _prefill(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
-    return f"prefill, {rows_text(target.deployment.rows)} × {target.chunk:,} tokens", prefill_roofline(target, sent)
+    return f"prefill, {target.chunk:,} tokens", prefill_roofline(target, sent)
 
 
 def _encode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:

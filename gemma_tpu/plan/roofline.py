@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -46,9 +45,9 @@ def decode_roofline(target: Target, collectives: Sequence[Collective] | None = N
 
 
 def prefill_roofline(target: Target, collectives: Sequence[Collective] | None = None) -> Roofline:
-    """One chunk of every row at the end of a full context."""
-    rows, chunk = math.ceil(target.deployment.rows / target.mesh_shape[0]), target.chunk
-    return _text_roofline(target, tokens=rows * chunk, queries=chunk, logits=False, collectives=collectives)
+    """One chunk of a row at the end of a full context."""
+    chunk = target.chunk
+    return _text_roofline(target, tokens=chunk, queries=chunk, logits=False, collectives=collectives)
 
 
 def encode_roofline(target: Target, collectives: Sequence[Collective] | None = None) -> Roofline:
@@ -117,10 +116,11 @@ def _patch_attention(target: Target) -> tuple[int, float]:
 
 
 def _attention(target: Target, queries: int) -> tuple[float, float]:
-    """Bytes of the cache on a device, and scores of `queries` of each row with all of it."""
-    cache = target.deployment.abstract_state.cache
-    nbytes = cache.nbytes(windowed=False) + cache.nbytes(windowed=True)
-    return nbytes, cache.num_keys() * target.deployment.config.group_size * queries
+    """Bytes of the cache that a device reads, and scores of `queries` with it: one of each row, or several of one."""
+    deployment = target.deployment
+    keys = deployment.abstract_state.cache.num_keys(one_row=queries > 1)
+    nbytes = 2 * keys * deployment.config.head_dim * jnp.dtype(deployment.dtype).itemsize
+    return nbytes, keys * deployment.config.group_size * queries
 
 
 def _passes(target: Target) -> int:
