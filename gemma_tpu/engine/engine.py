@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -64,13 +64,15 @@ class Engine(Worker):
         sampling_params: SamplingParams = SamplingParams(),
         stop_watch: StopWatch | None = None,
         constraint: Constraint | None = None,
+        client: Hashable = None,
     ) -> Request:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run.
 
         `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing.
+        `client` is who asks.
         """
         self.check_open()
-        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint)
+        request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint, client)
         with self._wake:
             self.check_open()
             self._scheduler.waiting.append(request)

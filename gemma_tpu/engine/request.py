@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -71,7 +71,8 @@ class Constraint(Protocol):
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
-    `keys` are what the cache of the prompt depends on: its tokens, with the images' digests where they stand.
+    `keys` are what the cache of the prompt depends on: its tokens, with the images' digests where they stand. `client`
+    is who asks.
 
     Leaving the iteration early (break, an exception, a garbage-collected generator) cancels the work.
     """
@@ -83,6 +84,7 @@ class Request:
         sampling_params: SamplingParams,
         stop_watch: StopWatch | None = None,
         constraint: Constraint | None = None,
+        client: Hashable = None,
         *,
         num_soft_tokens: int = 0,
     ) -> None:
@@ -101,7 +103,7 @@ class Request:
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
-        self._stop_watch, self.constraint = stop_watch, constraint
+        self._stop_watch, self.constraint, self.client = stop_watch, constraint, client
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._notify: Callable[[], None] | None = None

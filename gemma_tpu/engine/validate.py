@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ def make_request(
     sampling_params: SamplingParams,
     stop_watch: StopWatch | None,
     constraint: Constraint | None,
+    client: Hashable,
 ) -> Request:
     """ValueError for what cannot be run."""
     vocab_size = deployment.config.vocab_size
@@ -43,7 +44,7 @@ def make_request(
         raise ValueError(
             f"the prompt has {len(soft_tokens)} soft tokens, which are not those of images of {count} each at {starts}"
         )
-    return Request(tokens, images, sampling_params, stop_watch, constraint, num_soft_tokens=count)
+    return Request(tokens, images, sampling_params, stop_watch, constraint, client, num_soft_tokens=count)
 
 
 def _check_tokens(params: SamplingParams, vocab_size: int) -> None:

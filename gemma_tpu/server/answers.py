@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -32,9 +32,10 @@ class Answers:
         n: int = 1,
         seed: int | None = None,
         use: ToolUse = ToolUse(),
+        client: Hashable = None,
     ) -> None:
         self._metrics, self._n, self.tokenizer = metrics, n, model.tokenizer
-        options = options | use.options(model)
+        options = options | use.options(model) | {"client": client}
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
         self.parts = [

@@ -26,7 +26,8 @@ async def chat_completions(exchange: Exchange) -> Response:
     exchange.stack.enter_context(service.admit(model, n))
     options = body.options(model) | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
     messages, options["pan_and_scan"] = await read_messages(service, body.messages)
-    answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed, use=body.tool_use)
+    asked = {"n": n, "seed": body.seed, "use": body.tool_use, "client": exchange.client}
+    answers = Answers(model, [messages], options, service.metrics, **asked)
     await exchange.begin(answers, "messages", held_by=body.held_by)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",

@@ -22,7 +22,7 @@ async def completions(exchange: Exchange) -> Response:
     model, n, prompts = service.model(body.model), body.n or 1, body.prompts
     exchange.stack.enter_context(service.admit(model, n * len(prompts), "prompt" if len(prompts) > 1 else "n"))
     options = body.options(model) | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens), "raw": True}
-    answers = Answers(model, prompts, options, service.metrics, n=n, seed=body.seed)
+    answers = Answers(model, prompts, options, service.metrics, n=n, seed=body.seed, client=exchange.client)
     await exchange.begin(answers, "prompt", held_by=body.held_by)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",

@@ -27,7 +27,8 @@ async def responses(exchange: Exchange) -> Response:
     converted, crops = await read_messages(service, body.as_messages(), _place)
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     options = body.options() | {"max_new_tokens": limit, "pan_and_scan": crops}
-    answers = Answers(model, [[*system, *converted]], options, service.metrics, seed=body.seed)
+    conversation = [*system, *converted]
+    answers = Answers(model, [conversation], options, service.metrics, seed=body.seed, client=exchange.client)
     await exchange.begin(answers, "input", [*[None] * len(system), *range(len(converted))], held_by="text")
     answer = _Answer(body, body.model or service.settings.model_names[0])
     if body.stream:

@@ -9,7 +9,7 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
@@ -120,6 +120,10 @@ class Service:
             raise APIError(
                 401, "needs a valid API key, in Authorization: Bearer KEY or X-Api-Key", code="invalid_api_key"
             )
+
+    def client(self, request: HTTPConnection) -> Hashable:
+        """Who asks, by the key or, without keys, by the address. Their requests take turns with those of others."""
+        return _digest(_given_key(request)) if self._digests else request.client and request.client.host
 
     def max_new_tokens(self, model: Model, asked: int | None, field: str = "max_tokens") -> int:
         """How long an answer may be. APIError if more is asked for, in `field`, than is allowed."""
