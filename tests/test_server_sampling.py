@@ -265,7 +265,7 @@ BAD_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type
         ("structured_outputs", "no next token", {"structured_outputs": {"regex": "[0-9]"}, "allowed_token_ids": [300]}),
         ("guided_choice", "no options", {"guided_choice": []}),
         ("structured_outputs", "leave one out", {"guided_regex": "a", "structured_outputs": {"regex": "a"}}),
-        ("tools", "do not go with response_format", {"tools": TOOLS, "response_format": {"type": "json_object"}}),
+        ("tools", "do not go with guided_regex", {"tools": TOOLS, "guided_regex": "a"}),
         ("tools", "objekt", {"tools": BAD_TOOLS, "tool_choice": "required"}),
     ],
 )

@@ -12,7 +12,7 @@ from gemma_tpu.api import Model
 from gemma_tpu.options import Completion, TokenLogprob
 from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
-from gemma_tpu.server.tools import Parts, ToolCall, ToolUse
+from gemma_tpu.server.tools import ToolCall, ToolUse
 from gemma_tpu.stream import AsyncTextStream
 
 
@@ -38,9 +38,7 @@ class Answers:
         options = options | use.options(model) | {"client": client}
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
-        self.parts = [
-            Parts(model.format.call_reader(use.tools) if use.tools else None, use.parallel) for _ in self._streams
-        ]
+        self.parts = [use.parts(model.format) for _ in self._streams]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._streams]
 
     async def start(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString
 
 import pydantic
@@ -87,12 +88,17 @@ class Message(Strict):
 
 
 class Function(Strict):
-    """With `strict`, arguments would have to follow the schema."""
+    """With `strict`, arguments follow the schema whenever it is called."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: only(False)
+    strict: bool | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the model is told."""
+        return self.model_dump(exclude_none=True, include={"name", "description", "parameters"})
 
 
 class Tool(Strict):
@@ -116,21 +122,34 @@ def tool_use(
     only: str | None,
     none: bool,
     parallel: bool | None,
+    strict: Sequence[str],
     held_by: str | None,
+    answer: Grammar | None,
 ) -> ToolUse:
     """What a request asks; `none`: that the model calls nothing, and is told of nothing to call.
 
-    `held_by`: the field that holds the answer to a grammar, in which there is no place for calls.
+    `held_by`: the field that holds the answer to a grammar. `answer`: that grammar, if it is a JSON schema.
     """
     names = [tool["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise PydanticCustomError("tools", "two of them have one name")
     if forced and (only not in names if only else not names):
         raise PydanticCustomError("tool_choice", "there is no such tool in tools")
-    if tools and not none and held_by:
+    if tools and not none and held_by and not answer:
         message = "do not go with {field}: leave one out, or set tool_choice to none"
         raise PydanticCustomError("tools", message, {"field": held_by})
-    return ToolUse(() if none else tools, forced, only, parallel is not False)
+    schema = json.loads(answer.source) if answer else None
+    if schema and strict and not (forced or none or _cannot_be_call(schema)):
+        message = "strict tools go with a {field} that no call follows: an object with additionalProperties: false"
+        raise PydanticCustomError("tools", message, {"field": held_by})
+    return ToolUse(() if none else tools, forced, only, parallel is not False, strict, schema)
+
+
+def _cannot_be_call(schema: Mapping[str, Any]) -> bool:
+    """Whether what follows a schema cannot be read as a call."""
+    properties = schema.get("properties", {})
+    closed = schema.get("type") == "object" and schema.get("additionalProperties") is False
+    return closed and not ("name" in properties and {"parameters", "arguments"} & properties.keys())
 
 
 class StreamOptions(Strict):
@@ -283,11 +302,19 @@ class ChatRequest(Sampling):
 
     @pydantic.model_validator(mode="after")
     def _tools_fit(self) -> ChatRequest:
-        choice, tools = self.tool_choice, [tool.function.model_dump(exclude_none=True) for tool in self.tools or ()]
+        choice, functions = self.tool_choice, [tool.function for tool in self.tools or ()]
         only = choice.function.name if isinstance(choice, NamedTool) else None
         forced, none = choice == "required" or only is not None, choice == "none"
-        parallel = self.parallel_tool_calls
-        self._use = tool_use(tools, forced=forced, only=only, none=none, parallel=parallel, held_by=self.held_by)
+        self._use = tool_use(
+            [function.told for function in functions],
+            forced=forced,
+            only=only,
+            none=none,
+            parallel=self.parallel_tool_calls,
+            strict=[function.name for function in functions if function.strict],
+            held_by=self.held_by,
+            answer=self.response_format and self.response_format.grammar,
+        )
         return self
 
     @property
