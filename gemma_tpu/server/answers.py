@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
@@ -106,6 +107,13 @@ class Answers:
     @property
     def completions(self) -> list[Completion]:
         return [stream.completion for stream in self._streams]
+
+    def prompt(self, index: int) -> list[TokenLogprob]:
+        """The tokens of an answer's prompt; a log-probability that there is none of, or was not asked for, is NaN."""
+        stream = self._streams[index]
+        scored = stream.completion.prompt_logprobs or [None] * len(stream.prompt_tokens)
+        pairs = zip(stream.prompt_tokens, scored, strict=True)
+        return [one or TokenLogprob(token, math.nan) for token, one in pairs]
 
     def finish_reason(self, index: int) -> str:
         """In OpenAI's words."""

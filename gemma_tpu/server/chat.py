@@ -15,7 +15,7 @@ from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
 from gemma_tpu.server.images import read_messages
-from gemma_tpu.server.logprobs import chat_logprobs
+from gemma_tpu.server.logprobs import chat_logprobs, prompt_logprobs
 from gemma_tpu.server.schema import ChatRequest
 from gemma_tpu.server.tools import ToolCall
 
@@ -39,7 +39,10 @@ async def chat_completions(exchange: Exchange) -> Response:
         return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
     completions = await answers.finish()
     choices = [_choice(i, completion, answers, bool(body.logprobs)) for i, completion in enumerate(completions)]
-    return JSONResponse({**head, "choices": choices, "usage": answers.usage})
+    scored = {}
+    if body.prompt_logprobs is not None:
+        scored["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(0))
+    return JSONResponse({**head, "choices": choices, "usage": answers.usage, **scored})
 
 
 def _choice(index: int, completion: Completion, answers: Answers, with_logprobs: bool) -> dict[str, Any]:

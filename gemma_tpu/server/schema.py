@@ -165,8 +165,15 @@ def _as_list(value: Any) -> Any:
 StopString = Annotated[str, StringConstraints(min_length=1)]
 _TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,8})$")]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
+# Named as in SamplingParams.
 _SAMPLING = ("temperature", "top_p", "min_p", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty")
-_SAMPLING += ("min_tokens", "ignore_eos", "allowed_token_ids", "bad_words")  # named as in SamplingParams
+_SAMPLING += (
+    "min_tokens",
+    "ignore_eos",
+    "allowed_token_ids",
+    "bad_words",
+    "prompt_logprobs",
+)  # named as in SamplingParams
 _GUIDED: tuple[LiteralString, ...] = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -200,7 +207,7 @@ class Sampling(Strict):
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOP_TOKENS // 2)] | None = None
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
-    prompt_logprobs: only()
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     structured_outputs: StructuredOutputs | None = None
     guided_json: held_to(SCHEMA, Grammar.json_schema)
     guided_regex: held_to(str, Grammar.regex)
@@ -212,6 +219,8 @@ class Sampling(Strict):
     def _streams(self) -> Sampling:
         if self.stream_options and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options goes with stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs does not go with stream: true")
         return self
 
     @property
@@ -347,12 +356,15 @@ class CompletionRequest(Sampling):
         Discriminator(_prompt_kind),
     ]
     best_of: only(1)
-    echo: only(False)
+    echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     suffix: only("")
 
     def options(self, model: Model) -> dict[str, Any]:
-        return super().options(model) | ({} if self.logprobs is None else {"logprobs": self.logprobs})
+        options = super().options(model) | ({} if self.logprobs is None else {"logprobs": self.logprobs})
+        if self.echo and self.logprobs is not None:
+            options["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        return options
 
     @property
     def prompts(self) -> list[str | list[int]]:
