@@ -67,6 +67,12 @@ class Service:
             return str(error)
         return ""
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is being answered; on the page too, whose answers are no requests of this server."""
+        model = self._loader.model
+        return bool(self.requests or (model and any(model.engine.occupancy()[:2])))
+
     def require_ready(self) -> Model:
         """The model. APIError, with status 503, if it is being loaded, has failed, or the server is about to end."""
         model, status = self._loader.model, self.status
