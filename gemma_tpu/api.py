@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -74,7 +75,7 @@ class Model:
             self._never_written += [token for token in markers if token is not None]
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
         self.end_tokens = ends  # of answers for which no other `stop_tokens` are asked
-        self._grammars: Grammars | None = None  # made when first used: its index of the vocabulary takes a while
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, ends)
         self.engine = Engine(deployment, params, eos_tokens=ends)
         self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
@@ -117,9 +118,15 @@ class Model:
         self.close()
 
     def warmup(self, progress: Progress | None = None) -> int:
-        """Compiles every program, so that no later request waits for the compiler. Returns how many there are."""
+        """Compiles every program, so that no later request waits for it, and indexes the vocabulary for grammars.
+
+        Returns how many programs there are.
+        """
         check_progress(progress, bar=False)
-        return self.engine.warmup(progress)
+        with ThreadPoolExecutor(1) as beside:
+            if self._grammars:
+                beside.submit(self._grammars.prepare)  # where it fails, the first grammar says so
+            return self.engine.warmup(progress)
 
     def generate(
         self,
@@ -381,8 +388,8 @@ class Model:
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         if params.grammar is None:
             return None
-        if self._grammars is None:
-            self._grammars = Grammars(self.tokenizer, self.end_tokens)
+        prompts.require_tokenizer(self._tokenizer)
+        assert self._grammars is not None  # since there is a tokenizer
         never = [*params.forbidden_tokens, *(word[0] for word in params.bad_words if len(word) == 1)]
         allowed = allowed_bits(self.config.vocab_size, params.allowed_token_ids, cast(list[int], never))
         return self._grammars.constraint(params.grammar, allowed)

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from gemma_tpu.text import Tokenizer
 
 
+# llguidance (1.9) recurses through rules and references, which overflows the stack and ends the process from some
+# thousands on, and takes time with the square of a regular expression's repetitions: 20 s for 50,000.
+_DEFINITION = re.compile(r"^[^\S\n]*[!?]*[A-Za-z_][^:\n]*:|\"\$ref\"|\"\$dynamicRef\"|\\u0024", re.MULTILINE)
+_REPETITION = re.compile(r"[?*+]|\{\d")
+_MAX_DEFINITIONS, _MAX_REPETITIONS = 1000, 5000
+
+
+def _check_size(source: str) -> None:
+    """GrammarError for what would take llguidance too much of stack or time."""
+    for pattern, limit, named in (
+        (_DEFINITION, _MAX_DEFINITIONS, "rules and references"),
+        (_REPETITION, _MAX_REPETITIONS, "repetitions"),
+    ):
+        if (count := sum(1 for _ in pattern.finditer(source))) > limit:
+            raise GrammarError(f"the grammar is refused: it has {count:,} {named}, and at most {limit:,} are followed")
+
+
 class Constraint:
     """A grammar's state in one answer. `allowed`: bits of the tokens that the request allows, see `masks`."""
 
@@ -61,6 +78,7 @@ class Grammars:
         """GrammarError for a grammar that cannot be compiled."""
         from llguidance import LLMatcher
 
+        _check_size(grammar.source)
         with _panics_as_errors():
             options = {"overrides": {"whitespace_pattern": JSON_SPACE}} if grammar.kind == "json_schema" else {}
             refusal = f"the grammar ({grammar.kind}) is refused"
@@ -72,6 +90,10 @@ class Grammars:
             if matcher.is_error():
                 raise GrammarError(f"{refusal}: {_first_line(matcher.get_error())}")
         return Constraint(matcher, allowed)
+
+    def prepare(self) -> None:
+        """Makes the index of the vocabulary, which takes a second or two for the released one."""
+        self._vocabulary()
 
     def _vocabulary(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
