@@ -84,7 +84,7 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
         return await status()
 
     @api.post("/answer")
-    async def answer(request: AnswerRequest) -> fastapi.Response:
+    async def answer(request: AnswerRequest, http: fastapi.Request) -> fastapi.Response:
         model = loader.model
         if model is None:
             return _refusal(503, lambda lang: not_ready_text(loader.status, lang))
@@ -92,7 +92,7 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
             return _refusal(400, lambda lang: unsupported_text(model, lang))
         history = [Exchange(turn.question, turn.pictures, turn.answer) for turn in request.turns]
         try:
-            params = _checked_params(**request.settings)
+            params = {**_checked_params(**request.settings), "client": http.client and http.client.host}
             # On a thread: reading and resizing pictures would block other visitors.
             arguments = (model, history, request.question, request.pictures, params)
             stream, _, forgotten = await asyncio.to_thread(submit, *arguments)

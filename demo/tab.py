@@ -36,6 +36,11 @@ def examples(name: str) -> list[dict[str, Any]]:
     return json.loads((EXAMPLES / "examples.json").read_text())[name]
 
 
+def _params(request: gr.Request, *controls: Any) -> dict[str, Any]:
+    """Arguments of `Model.stream`. Each open page is a client."""
+    return {**params_of_controls(*controls), "client": request.session_hash}
+
+
 class ChatTab:
     """The tab `name` ("image" or "text") of `page`; create it inside the layout.
 
@@ -194,7 +199,7 @@ class ChatTab:
     async def _answer(
         self, request: gr.Request, conversation: Conversation, lang: str, prompt: str, *rest: Any
     ) -> AsyncIterator[Updates]:
-        pictures, params = rest[: len(self.pictures)], params_of_controls(*rest[len(self.pictures) :])
+        pictures, params = rest[: len(self.pictures)], _params(request, *rest[len(self.pictures) :])
         model = self._loader.model
         problem = self._problem(model, conversation, prompt, pictures, lang)
         if model is None or problem:
@@ -214,7 +219,7 @@ class ChatTab:
         if model is None or not conversation.can_continue:
             yield self.panel.idle(conversation, not_ready_text(self._loader.status, lang) if model is None else "")
             return
-        start = functools.partial(conversation.continue_answer, model, params_of_controls(*settings))
+        start = functools.partial(conversation.continue_answer, model, _params(request, *settings))
         async with contextlib.aclosing(self._stream(request, conversation, start, {})) as updates:
             async for update in updates:
                 yield update

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from gemma_tpu import prompts
 from gemma_tpu.chat import Chat
-from gemma_tpu.checks import brief, check_flag, check_progress
+from gemma_tpu.checks import check_flag, check_progress
 from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.constraint import Grammars
-from gemma_tpu.deployment import Deployment
+from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import Constraint, ImageInput, Request
 from gemma_tpu.engine.row_params import allowed_bits
@@ -75,7 +75,7 @@ class Model:
             self._never_written += [token for token in markers if token is not None]
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
         self.end_tokens = ends  # of answers for which no other `stop_tokens` are asked
-        self._grammars: Grammars | None = None  # made when first used: its index of the vocabulary takes a while
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, ends)
         self.engine = Engine(deployment, params, eos_tokens=ends)
         self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
@@ -118,9 +118,15 @@ class Model:
         self.close()
 
     def warmup(self, progress: Progress | None = None) -> int:
-        """Compiles every program, so that no later request waits for the compiler. Returns how many there are."""
+        """Compiles every program, so that no later request waits for it, and indexes the vocabulary for grammars.
+
+        Returns how many programs there are.
+        """
         check_progress(progress, bar=False)
-        return self.engine.warmup(progress)
+        with ThreadPoolExecutor(1) as beside:
+            if self._grammars:
+                beside.submit(self._grammars.prepare)  # where it fails, the first grammar says so
+            return self.engine.warmup(progress)
 
     def generate(
         self,
@@ -132,6 +138,7 @@ class Model:
         continue_final: bool = False,
         allow_urls: bool = False,
         drop_oldest: bool = False,
+        client: Hashable = None,
         **options: Any,
     ) -> Completion | list[Completion] | list[list[Completion]]:
         """Answers one prompt, or a batch of them; each with a list of answers if more than one is asked for (`n`).
@@ -147,6 +154,7 @@ class Model:
           continue_final: the last message is the assistant's, and the model goes on with it: the answer joins it.
           allow_urls: fetches images at http(s) addresses, which are otherwise refused.
           drop_oldest: see `stream`.
+          client: who asks; requests of different clients take turns.
           options: see `SamplingParams`; those not given are the checkpoint's own (`defaults`). For Gemma 3 and
             FunctionGemma `tools`, functions as JSON schemas; for TranslateGemma `source_lang` and `target_lang`, codes
             such as "cs".
@@ -162,7 +170,7 @@ class Model:
             asked: list[list[TextStream]] = []
             for i, one in enumerate([prompt] if batch is None else batch):
                 try:
-                    streams = self._streams(cast(SinglePrompt, one), images, reading, options, drop_oldest)
+                    streams = self._streams(cast(SinglePrompt, one), images, reading, options, drop_oldest, client)
                 except ValueError as error:
                     if batch is None:
                         raise
@@ -184,6 +192,7 @@ class Model:
         continue_final: bool = False,
         allow_urls: bool = False,
         drop_oldest: bool = False,
+        client: Hashable = None,
         **options: Any,
     ) -> TextStream:
         """Like `generate` for one prompt, as pieces of text that are final when they come.
@@ -194,14 +203,20 @@ class Model:
         check_flag("drop_oldest", drop_oldest)
         self._require_one(options)
         reading = Reading(raw, pan_and_scan, continue_final, allow_urls)
-        return self._streams(prompt, images, reading, options, drop_oldest)[0]
+        return self._streams(prompt, images, reading, options, drop_oldest, client)[0]
 
     def _streams(
-        self, prompt: SinglePrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool
+        self,
+        prompt: SinglePrompt,
+        images: Images,
+        reading: Reading,
+        options: dict[str, Any],
+        drop_oldest: bool,
+        client: Hashable,
     ) -> list[TextStream]:
         """One for each of `n` answers."""
         plain, tokenizer = prompts.read_prompt(prompt), self.tokenizer
-        _, requests, dropped = self._ask(plain, images, reading, options, drop_oldest)
+        _, requests, dropped = self._ask(plain, images, reading, options, drop_oldest, client)
         last: Any = plain[-1] if reading.continue_final else {}
         begun = answer_text(last["content"], "", strip=False) if last.get("role") in ("assistant", "model") else ""
         return [TextStream(request, tokenizer, dropped, begun, self._call_reader(options)) for request in requests]
@@ -252,7 +267,7 @@ class Model:
         of two for that.
         """
         tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
-        at = _indices("positions", positions, tokens.shape[1])
+        at = prompts.read_indices("positions", positions, tokens.shape[1])
         check_logits(self.deployment, tokens.shape[1], len(tokens) * len(at))
         expanded = [expand_images(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
         markers = sum(len(row.starts) for row in expanded)
@@ -280,7 +295,9 @@ class Model:
         if not (given := prompts.as_list(images)):
             raise ValueError("no images given")
         inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(given))
-        return jnp.stack(self.engine.encode_images(inputs)).astype(jnp.float32)
+        size = IMAGE_BATCHES[0]  # of each call, between which others go on
+        batches = [self.engine.encode_images(inputs[i : i + size]) for i in range(0, len(inputs), size)]
+        return jnp.stack([soft for batch in batches for soft in batch]).astype(jnp.float32)
 
     def _image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
         if not images:
@@ -321,7 +338,13 @@ class Model:
         return functools.partial(self.format.call_reader, read_tools(options.get("tools")))
 
     def _ask(
-        self, prompt: PlainPrompt, images: Images, reading: Reading, options: dict[str, Any], drop_oldest: bool
+        self,
+        prompt: PlainPrompt,
+        images: Images,
+        reading: Reading,
+        options: dict[str, Any],
+        drop_oldest: bool,
+        client: Hashable = None,
     ) -> tuple[PlainPrompt, list[Request], int]:
         """The prompt, without its oldest turns where those were dropped; requests for `n` answers; how many they were.
 
@@ -333,7 +356,11 @@ class Model:
         reading = dataclasses.replace(reading, format_options=given)
         rendered, dropped = self._render(prompt, images, reading), 0
         if drop_oldest and isinstance(prompt, list) and isinstance(prompt[0], Mapping):
-            prompt, rendered, dropped = self._fit(cast(list[Message], prompt), rendered, sampling_params, reading)
+            # The answer needs room too: what would leave it less than its share is as what is longer than the context.
+            context = self.deployment.context
+            limit = context - min(sampling_params.max_new_tokens, context // _ANSWER_SHARE)
+            render = functools.partial(self._render, images=None, reading=reading)
+            prompt, rendered, dropped = prompts.drop_oldest(cast(list[Message], prompt), rendered, limit, render)
         check_length(len(rendered.tokens), self.deployment.context)  # before the work that images are
         inputs, requests = self._placed_inputs(rendered), []
         try:
@@ -342,7 +369,7 @@ class Model:
                 params = dataclasses.replace(sampling_params, seed=seed)
                 watch = stop_watch(self.tokenizer, params.stop) if params.stop else None
                 constraint = self._constraint(params)
-                requests.append(self.engine.submit(rendered.tokens, inputs, params, watch, constraint))
+                requests.append(self.engine.submit(rendered.tokens, inputs, params, watch, constraint, client))
             if (top := sampling_params.prompt_logprobs) is not None:
                 scored = self.engine.prompt_logprobs(rendered.tokens, [placed.image for placed in inputs], top)
                 for request in requests:
@@ -361,45 +388,11 @@ class Model:
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         if params.grammar is None:
             return None
-        if self._grammars is None:
-            self._grammars = Grammars(self.tokenizer, self.end_tokens)
+        prompts.require_tokenizer(self._tokenizer)
+        assert self._grammars is not None  # since there is a tokenizer
         never = [*params.forbidden_tokens, *(word[0] for word in params.bad_words if len(word) == 1)]
         allowed = allowed_bits(self.config.vocab_size, params.allowed_token_ids, cast(list[int], never))
         return self._grammars.constraint(params.grammar, allowed)
 
     def _render(self, prompt: PlainPrompt, images: Images, reading: Reading) -> Prompt:
         return prompts.render(prompt, images, self.format, self._tokenizer, self._num_soft_tokens, reading)
-
-    def _fit(
-        self, messages: list[Message], prompt: Prompt, sampling_params: SamplingParams, reading: Reading
-    ) -> tuple[list[Message], Prompt, int]:
-        """Messages without the oldest turns, if `prompt` is too long; their prompt; and how many turns they lack.
-
-        The answer needs room too: a prompt that would leave it less than its share is shortened like one that is longer
-        than the context.
-        """
-        context = self.deployment.context
-        limit = context - min(sampling_params.max_new_tokens, context // _ANSWER_SHARE)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-
-        def without(dropped: int) -> tuple[list[Message], Prompt]:
-            kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
-            return kept, self._render(kept, None, reading)
-
-        if len(prompt.tokens) <= limit or len(turns) < 2:
-            return messages, prompt, 0
-        fewer = range(1, len(turns) - 1)  # than all but the last turn; the fewest that leave room
-        dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
-        return *without(dropped), dropped
-
-
-def _indices(name: str, given: Any, size: int) -> np.ndarray:
-    """What of `size` things is meant by `given`: all by None."""
-    everything = np.arange(size)
-    try:
-        chosen = everything if given is None else everything[np.asarray(given)]
-    except Exception:  # it may be anything that NumPy asks for its elements
-        chosen = np.zeros((), int)
-    if chosen.ndim != 1 or not chosen.size:
-        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {brief(given)}")
-    return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,28 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gemma_tpu.checks import one_line
-from gemma_tpu.grammar import Grammar, GrammarError
+from gemma_tpu.grammar import JSON_SPACE, Grammar, GrammarError
+from gemma_tpu.text.special import FUNCTION_PIECES
 
 if TYPE_CHECKING:
     from gemma_tpu.text import Tokenizer
 
-# Between two parts of JSON a space, or a line break and its indentation: a model could go on with spaces for ever.
-_JSON_SPACE = r"( |\n {0,20})?"
+
+# llguidance (1.9) recurses through rules and references, which overflows the stack and ends the process from some
+# thousands on, and takes time with the square of a regular expression's repetitions: 20 s for 50,000.
+_DEFINITION = re.compile(r"^[^\S\n]*[!?]*[A-Za-z_][^:\n]*:|\"\$ref\"|\"\$dynamicRef\"|\\u0024", re.MULTILINE)
+_REPETITION = re.compile(r"[?*+]|\{\d")
+_MAX_DEFINITIONS, _MAX_REPETITIONS = 1000, 5000
+
+
+def _check_size(source: str) -> None:
+    """GrammarError for what would take llguidance too much of stack or time."""
+    for pattern, limit, named in (
+        (_DEFINITION, _MAX_DEFINITIONS, "rules and references"),
+        (_REPETITION, _MAX_REPETITIONS, "repetitions"),
+    ):
+        if (count := sum(1 for _ in pattern.finditer(source))) > limit:
+            raise GrammarError(f"the grammar is refused: it has {count:,} {named}, and at most {limit:,} are followed")
 
 
 class Constraint:
@@ -62,8 +78,9 @@ class Grammars:
         """GrammarError for a grammar that cannot be compiled."""
         from llguidance import LLMatcher
 
+        _check_size(grammar.source)
         with _panics_as_errors():
-            options = {"overrides": {"whitespace_pattern": _JSON_SPACE}} if grammar.kind == "json_schema" else {}
+            options = {"overrides": {"whitespace_pattern": JSON_SPACE}} if grammar.kind == "json_schema" else {}
             refusal = f"the grammar ({grammar.kind}) is refused"
             try:
                 source = getattr(LLMatcher, f"grammar_from_{grammar.kind}")(grammar.source, **options)
@@ -73,6 +90,10 @@ class Grammars:
             if matcher.is_error():
                 raise GrammarError(f"{refusal}: {_first_line(matcher.get_error())}")
         return Constraint(matcher, allowed)
+
+    def prepare(self) -> None:
+        """Makes the index of the vocabulary, which takes a second or two for the released one."""
+        self._vocabulary()
 
     def _vocabulary(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -94,8 +115,16 @@ class _Pieces:
         self.special_token_ids = [i for i, (text, _) in enumerate(spelled) if not text]
         self._encode = tokenizer.encode
 
+        pieces = {piece: tokenizer.find(piece) for piece in FUNCTION_PIECES}
+        self._functions = {piece: token for piece, token in pieces.items() if token is not None}
+
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+        """Where only this text may come next: FunctionGemma writes its calls with the pieces that are made for them."""
+        if not self._functions:
+            return self._encode(text)
+        parts = re.split(f"({'|'.join(self._functions)})", text)
+        found = ([self._functions[part]] if part in self._functions else self._encode(part) for part in parts)
+        return [token for tokens in found for token in tokens]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ from typing import Any
 
 from gemma_tpu.checks import as_tuple, brief, one_line
 
+# Between two parts of JSON a space, or a line break and its indentation: a model could go on with spaces for ever.
+JSON_SPACE = r"( |\n {0,20})?"
+
 
 class GrammarError(ValueError):
     """A grammar that cannot be followed: it is refused by llguidance, or leaves no token that may come next."""

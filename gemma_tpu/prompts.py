@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -194,6 +195,38 @@ def render(
         return render_raw(prompt, shown, require_tokenizer(tokenizer), num_soft_tokens, load_image=Picture.of)
     expanded = expand_images(cast(list[int], prompt), num_soft_tokens, tokenizer)
     return Prompt(expanded.tokens, list(place_images(expanded.starts, shown)))
+
+
+def drop_oldest(
+    messages: list[Message], prompt: Prompt, limit: int, render: Callable[[list[Message]], Prompt]
+) -> tuple[list[Message], Prompt, int]:
+    """Messages without their oldest turns, their prompt, and how many turns went: none if `prompt` is within `limit`.
+
+    The fewest turns go that leave a prompt of `limit` tokens; the last one always stays.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+    def without(dropped: int) -> tuple[list[Message], Prompt]:
+        kept = [*messages[: turns[0]], *messages[turns[dropped] :]]
+        return kept, render(kept)
+
+    if len(prompt.tokens) <= limit or len(turns) < 2:
+        return messages, prompt, 0
+    fewer = range(1, len(turns) - 1)  # than all but the last
+    dropped = 1 + bisect.bisect_left(fewer, True, key=lambda count: len(without(count)[1].tokens) <= limit)
+    return *without(dropped), dropped
+
+
+def read_indices(name: str, given: Any, size: int) -> np.ndarray:
+    """What of `size` things is meant by `given`: all by None. ValueError, with `name`, for what are no indices."""
+    everything = np.arange(size)
+    try:
+        chosen = everything if given is None else everything[np.asarray(given)]
+    except Exception:  # it may be anything that NumPy asks for its elements
+        chosen = np.zeros((), int)
+    if chosen.ndim != 1 or not chosen.size:
+        raise ValueError(f"{name} must be a list of integers in [{-size}, {size}), got {brief(given)}")
+    return chosen
 
 
 def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:

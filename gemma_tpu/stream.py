@@ -257,6 +257,11 @@ class AsyncTextStream(AsyncIterator[str]):
         """How many tokens of the answer have been read."""
         return len(self._started._answer.tokens)
 
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """As the model was given them."""
+        return self._started._request.tokens
+
     def logprobs(self, start: int = 0) -> list[TokenLogprob]:
         """Of the tokens that have been read, from one on; empty unless they were asked for."""
         return self._started._request.logprobs[start : self.num_tokens]

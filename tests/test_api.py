@@ -106,6 +106,32 @@ def test_an_image_alone_is_a_list_of_one(model: gemma_tpu.Model, tmp_path: Path)
     np.testing.assert_array_equal(model.logits(tokens, PICTURE), model.logits(tokens, [[PICTURE]]))
 
 
+def test_many_images_are_encoded_a_few_at_a_time(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other requests go on between the calls."""
+    shades = [PIL.Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(0, 250, 28)]
+    alone = [model.encode_images(shade)[0] for shade in shades]
+    sizes, encode = [], model.engine.encode_images
+    monkeypatch.setattr(model.engine, "encode_images", lambda images: sizes.append(len(images)) or encode(images))
+    together = model.encode_images(shades)
+    assert sizes == [4, 4, 1]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_the_engine_is_told_who_asks(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients, submit = [], model.engine.submit
+
+    def noted(*args):
+        request = submit(*args)
+        clients.append(request.client)
+        return request
+
+    monkeypatch.setattr(model.engine, "submit", noted)
+    model.stream("Hello", client="ada", **FREE).close()
+    model.generate(["Hello", "you"], client=("charles", 1), n=2, **FREE)
+    model.generate("Hello", **FREE)
+    assert clients == ["ada", *[("charles", 1)] * 4, None]
+
+
 def test_pan_and_scan_shows_crops_too(model: gemma_tpu.Model) -> None:
     wide = PICTURE.resize((600, 256))
     answer = model.generate("Which?", images=wide, pan_and_scan=True, **FREE)

@@ -267,6 +267,11 @@ ENDS = sorted([SMALL.eos_id, SMALL.end_of_turn])
             {"max_new_tokens": 77, "suppress_tokens": [5, 9], "stop_strings": ["\n\n"]},
             {"temperature": 0.0, "max_new_tokens": 77, "forbidden_tokens": [5, 9], "stop": ["\n\n"]},
         ),
+        (
+            {"repetition_penalty": 1.1, "bad_words_ids": [[5, 6], [7], [10**6]]},
+            {"temperature": 0.0, "repetition_penalty": 1.1, "bad_words": [(5, 6), (7,)]},
+        ),
+        ({"bad_words_ids": [], "begin_suppress_tokens": []}, {"temperature": 0.0}),
     ],
 )
 def test_generation_config_is_the_default(place: Path, said: dict, options: dict) -> None:
@@ -287,13 +292,19 @@ def test_the_ends_of_a_config_count_where_there_is_no_generation_config(place: P
 
 def test_what_is_not_followed_is_said(place: Path) -> None:
     word = SMALL.id("▁red")
-    said = {"repetition_penalty": 1.1, "num_beams": 4, "bad_words_ids": [[5, 6]], "typical_p": 1.0, "length_penalty": 2}
-    said |= {"no_repeat_ngram_size": 0, "token_healing": True, "eos_token_id": [1, word, 5000]}
+    said = {"min_new_tokens": 5, "num_beams": 4, "bad_words_ids": [[*range(9)]], "typical_p": 1.0, "length_penalty": 2}
+    said |= {
+        "begin_suppress_tokens": [3],
+        "no_repeat_ngram_size": 0,
+        "token_healing": True,
+        "eos_token_id": [1, word, 5000],
+    }
     assets = write(place, tokenizer__model=MODEL, generation_config__json=said)
     tokenizer = assets.open_tokenizer()
     file = place / "generation_config.json"
     assert assets.notes(tokenizer) == [
-        f"{file}: not followed: bad_words_ids [[5, 6]], num_beams 4, repetition_penalty 1.1, token_healing True",
+        f"{file}: not followed: bad_words_ids [[0, 1, 2, 3, 4, 5, 6, 7, 8]], begin_suppress_tokens [3], "
+        "min_new_tokens 5, num_beams 4, token_healing True",
         f"{file}: eos_token_id {word} is the piece '▁red': it ends an answer",
         f"{file}: eos_token_id 5000 has no piece in {place / 'tokenizer.model'}: it ends no answer",
     ]

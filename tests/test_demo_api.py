@@ -68,6 +68,7 @@ def test_an_answer_is_told_what_was_said_before(client: TestClient, model: FakeM
     turns = [{"question": "What?", "pictures": [PICTURE], "answer": "A gem."}]
     answer = client.post("/answer", json=asked("Where?", turns=turns, pictures=[PICTURE]))
     assert outline(model.told[-1]) == [f"user: [{PICTURE}] What?", "assistant: A gem.", "user: Where?"]
+    assert model.asked["client"] == "testclient"  # its address
     first, *pieces, last = (json.loads(line) for line in answer.text.splitlines())
     assert first["forgotten"] == 0
     assert "".join(line["piece"] for line in pieces) == "Yes."

@@ -241,6 +241,28 @@ def test_stop_stops_the_engine_and_so_does_leaving(
     wait_for(lambda: not busy(model))
 
 
+def test_each_open_page_is_a_client(
+    visit: Visit, browser: Browser, server: str, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients, submit = [], model.engine.submit
+
+    def noted(*args):
+        request = submit(*args)
+        clients.append(request.client)
+        return request
+
+    monkeypatch.setattr(model.engine, "submit", noted)
+    other = Visit(browser, server, alone=True)
+    for one in (visit, other, visit):
+        one.go("text")
+        one.set("text", max_new_tokens=5)
+        one.ask("text", "hello")
+    other.close()
+    first, second, again = clients
+    assert first == again != second
+    assert None not in clients
+
+
 def test_clearing_stops_the_answer(visit: Visit, model: gemma_tpu.Model, gate: Gate) -> None:
     visit.go("text")
     visit.set("text", max_new_tokens=ENDLESS)

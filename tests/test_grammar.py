@@ -228,3 +228,35 @@ def test_a_panic_of_llguidance_fails_alone(model: gemma_tpu.Model, monkeypatch, 
             model.generate("Hello", grammar=GRAMMARS["choice"], max_new_tokens=9)
     assert free.finish().tokens == model.generate("Hello", **FREE).tokens
     assert model.generate("Hello", grammar=GRAMMARS["choice"], max_new_tokens=60).finish_reason == "stop"
+
+
+def chained(count: int, kind: str) -> Grammar:
+    if kind == "refs":
+        links = {f"a{i}": {"type": "array", "items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(count)}
+        return Grammar.json_schema({"$ref": "#/$defs/a0", "$defs": links | {f"a{count}": {"type": "string"}}})
+    name = "T" if kind == "terminals" else "r"
+    links = [f'{name}{i}: "x" {name}{i + 1}' for i in range(count)]
+    return Grammar.lark("\n".join([f"start: {name}0", *links, f'{name}{count}: "a"\n']))
+
+
+@pytest.mark.parametrize("kind", ["refs", "rules", "terminals"])
+def test_what_would_overflow_the_stack_is_refused(grammars: Grammars, kind: str) -> None:
+    """llguidance ends the process over a chain of some thousands."""
+    constraint(grammars, chained(900, kind)).mask()
+    for count in (1001, 20_000):
+        with pytest.raises(ValueError, match="rules and references, and at most 1,000 are followed"):
+            constraint(grammars, chained(count, kind))
+
+
+def test_what_would_take_long_is_refused(grammars: Grammars) -> None:
+    for grammar in (Grammar.regex("a?" * 5001), Grammar.json_schema({"type": "string", "pattern": "a{0,1}" * 5001})):
+        with pytest.raises(ValueError, match=r"5,00. repetitions, and at most 5,000"):
+            constraint(grammars, grammar)
+
+
+def test_warm_up_indexes_the_vocabulary() -> None:
+    with make_model() as model, mock.patch("llguidance.LLTokenizer", wraps=llguidance.LLTokenizer) as index:
+        model.warmup()
+        assert index.call_count == 1
+        model.generate("Hello", grammar=GRAMMARS["choice"], max_new_tokens=60)
+        assert index.call_count == 1

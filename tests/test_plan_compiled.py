@@ -15,7 +15,7 @@ from plan_samples import SMALL, compiled
 
 from gemma_tpu.engine import programs
 from gemma_tpu.memory import shard_bytes
-from gemma_tpu.ops.attention import PREFIX
+from gemma_tpu.ops.paged_attention import SHORTEST
 from gemma_tpu.ops.flash_attention import flash
 from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.plan import compiled as plan_compiled

@@ -89,7 +89,7 @@ def test_what_is_not_supported(site: Site, field: str) -> None:
     assert error["message"].startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize(("field", "value"), [("best_of", 3), ("echo", True), ("suffix", "end")])
+@pytest.mark.parametrize(("field", "value"), [("best_of", 3), ("suffix", "end")])
 def test_what_is_not_supported_of_completions(site: Site, field: str, value: Any) -> None:
     error = site.refused(400, COMPLETIONS, prompt="a", **{field: value})
     assert (error["param"], error["code"]) == (field, "unsupported_parameter")
@@ -98,7 +98,7 @@ def test_what_is_not_supported_of_completions(site: Site, field: str, value: Any
 def test_every_field_without_support_is_tried_here() -> None:
     marked = {name for name, field in ChatRequest.model_fields.items() if field.annotation is Any}
     others = {"add_generation_prompt", "chat_template_kwargs", "continue_final_message", "documents"}
-    others |= {"mm_processor_kwargs", "priority", "prompt_logprobs"}
+    others |= {"mm_processor_kwargs", "priority"}
     assert set(UNSUPPORTED) == marked - others
 
 

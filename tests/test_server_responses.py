@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.responses import response_create_params
 from server_site import HELLO, WAIT, Site, data_url, make_model, noise, serve
+from test_server_tools import FUNCTIONS as TOOLS
 
 import gemma_tpu
 from gemma_tpu.server.responses_schema import ResponsesRequest
@@ -51,6 +52,31 @@ ASKED: list[tuple[dict[str, Any], Any]] = [
         TURNS,
     ),
 ]
+
+
+CALL = {"type": "function_call", "call_id": "1", "name": "now", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "noon"}
+
+
+def test_logprobs(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
+    options: Any = {"model": "tiny", "input": "Hello", "max_output_tokens": 8, "top_logprobs": 2}
+    wanted = model.generate("Hello", max_new_tokens=8, logprobs=2)
+    include: Any = ["message.output_text.logprobs"]
+    answer = client.responses.create(include=include, **options)
+    found = answer.output[0].content[0].logprobs
+    assert [one.logprob for one in found] == pytest.approx([one.logprob for one in wanted.logprobs])
+    assert b"".join(bytes(one.bytes) for one in found).decode(errors="replace") == wanted.text
+    assert [[top.logprob for top in one.top_logprobs] for one in found] == [
+        pytest.approx([logprob for _, logprob in one.top]) for one in wanted.logprobs
+    ]
+    events = list(client.responses.create(include=include, stream=True, **options))
+    deltas = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    done = next(event for event in events if event.type == "response.output_text.done")
+    assert [one.logprob for one in done.logprobs] == pytest.approx([one.logprob for one in found])
+    assert [one.logprob for one in deltas] == pytest.approx([one.logprob for one in found][: len(deltas)])
+    bare = client.responses.create(include=include, **options | {"top_logprobs": openai.omit})
+    assert [one.top_logprobs for one in bare.output[0].content[0].logprobs] == [[]] * len(found)
+    assert client.responses.create(**options | {"top_logprobs": openai.omit}).output[0].content[0].logprobs == []
 
 
 @pytest.mark.parametrize(("asked", "prompt"), ASKED)
@@ -103,13 +129,24 @@ def test_every_field_of_the_api_is_known() -> None:
 @pytest.mark.parametrize(
     ("param", "asked"),
     [
-        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("tools[0].type", {"tools": [{"type": "web_search"}]}),
+        ("tools[0].name", {"tools": [{"type": "function"}]}),
+        ("tools", {"tools": [TOOLS[0]] * 2}),
+        ("tools", {"tools": [{**TOOLS[0], "strict": True}], "text": {"format": {"type": "json_object"}}}),
+        ("tool_choice", {"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}),
+        ("tool_choice", {"tool_choice": "required"}),
+        ("top_logprobs", {"top_logprobs": 21}),
+        ("include[0]", {"include": ["reasoning.encrypted_content"]}),
+        ("input[1].arguments", {"input": [*HELLO, CALL | {"arguments": "{"}, OUTPUT]}),
+        ("input[1]", {"input": [*HELLO, OUTPUT]}),
+        ("input[2]", {"input": [*HELLO, CALL, OUTPUT | {"call_id": "2"}]}),
+        ("input[0].call_id", {"input": [{"type": "function_call", "name": "now", "arguments": "{}"}]}),
         ("store", {"store": True}),
         ("previous_response_id", {"previous_response_id": "resp_1"}),
         ("wings", {"wings": 2}),
         ("max_output_tokens", {"max_output_tokens": 0}),
         ("input", {"input": 5}),
-        ("input[0].type", {"input": [{"type": "function_call", "role": "user", "content": "a"}]}),
+        ("input[0].type", {"input": [{"type": "reasoning", "role": "user", "content": "a"}]}),
         ("input[0].content[0]", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}),
         ("input[0].content[0].image_url", {"input": [{"role": "user", "content": [IMAGE | {"image_url": "/a"}]}]}),
         ("input[1]", {"input": [*HELLO, *HELLO]}),

@@ -116,6 +116,25 @@ def test_sigterm_lets_answers_finish(model: gemma_tpu.Model) -> None:
         wait_for(lambda: site.server.should_exit)
 
 
+def test_sigterm_lets_answers_of_the_page_finish(model: gemma_tpu.Model) -> None:
+    """They are the library's, not requests of the server."""
+    with serve(model) as site, held(model) as gate:
+        stream = model.stream("Hello", max_new_tokens=4)
+        tick, ticks = site.server.on_tick, []
+
+        async def counted(counter: int) -> bool:
+            ticks.append(counter)
+            return await tick(counter)
+
+        site.server.on_tick = counted
+        site.server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: len(ticks) >= 8)  # of 0.1 s each
+        assert not site.server.should_exit
+        gate.set()
+        assert stream.finish().finish_reason in ("stop", "length")
+        wait_for(lambda: site.server.should_exit)
+
+
 def test_the_end_of_its_patience(model: gemma_tpu.Model) -> None:
     with serve(model, Settings(drain_timeout=0)) as site, held(model), streaming(site) as lines:
         next(lines)

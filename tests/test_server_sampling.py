@@ -92,6 +92,61 @@ def test_where_an_answer_ends(site: Site, model: gemma_tpu.Model) -> None:
     assert ask(**ends, stop_token_ids=[tokens[3]]) == (0, "stop")
 
 
+@pytest.mark.parametrize("top", [0, 3])
+def test_logprobs_of_a_prompt(site: Site, model: gemma_tpu.Model, top: int) -> None:
+    """In vLLM's shape, against the logits of the whole prompt."""
+    text = "a word or two"
+    tokens = TOKENIZER.encode(text, bos=True)
+    logits = np.asarray(model.logits([tokens]), np.float64)[0]
+    shifted = logits - logits.max(-1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    def check(found: Any) -> None:
+        assert found[0] is None
+        for i, entries in enumerate(found[1:]):
+            order = np.argsort(-logprobs[i])
+            wanted = dict.fromkeys([tokens[i + 1], *order[:top].tolist()])
+            assert [int(token) for token in entries] == [*wanted]
+            for token, entry in ((int(token), entry) for token, entry in entries.items()):
+                assert entry["logprob"] == pytest.approx(logprobs[i, token], abs=1e-3)
+                assert entry["decoded_token"] == spelled(token)
+                place = order.tolist().index(token) + 1
+                assert entry["rank"] == (place if place <= top else None)
+        assert len(found) == len(tokens)
+
+    answer = site.ask(COMPLETIONS, prompt=[text, "b"], max_tokens=3, prompt_logprobs=top, n=2).json()
+    check(answer["choices"][0]["prompt_logprobs"])
+    check(answer["choices"][1]["prompt_logprobs"])
+    assert len(answer["choices"][2]["prompt_logprobs"]) == 2
+    chat = site.ask(prompt_logprobs=top).json()
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert "prompt_logprobs" not in site.ask().json()
+
+
+def test_echo(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
+    text, ids = "a word or two", TOKENIZER.encode("some tokens", bos=True)
+    asked: Any = {"model": "tiny", "max_tokens": 4, "echo": True, **DRAWN}
+    said = [generate(model, prompt, raw=prompt is text, max_new_tokens=4).text for prompt in (text, ids)]
+    answer = client.completions.create(prompt=text, **asked)
+    assert (answer.choices[0].text, answer.choices[0].logprobs) == (text + said[0], None)
+    assert client.completions.create(prompt=ids, **asked).choices[0].text == f"<bos>some tokens{said[1]}"
+    wanted = generate(model, text, raw=True, max_new_tokens=4, logprobs=2, prompt_logprobs=2)
+    scored = [*wanted.prompt_logprobs[1:], *wanted.logprobs]
+    (choice,) = client.completions.create(prompt=text, logprobs=2, **asked).choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == [spelled(t) for t in [*TOKENIZER.encode(text, bos=True), *wanted.tokens]]
+    assert choice.logprobs.token_logprobs[0] is choice.logprobs.top_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx([one.logprob for one in scored])
+    assert all(len(top) in (2, 3) for top in choice.logprobs.top_logprobs[1:])
+    chunks = list(client.completions.create(prompt=[text, "b"], logprobs=2, stream=True, **asked))
+    of_first = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == 0]
+    assert of_first[0].text == text
+    assert "".join(part.text for part in of_first) == choice.text
+    for name in ("tokens", "text_offset"):
+        streamed = [one for part in of_first for one in getattr(part.logprobs, name, [])]
+        assert streamed == getattr(choice.logprobs, name)
+
+
 def spelled(token: int) -> str:
     ((text, name),) = TOKENIZER.spell([token])
     return name or text.decode(errors="replace")
@@ -265,7 +320,9 @@ BAD_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type
         ("structured_outputs", "no next token", {"structured_outputs": {"regex": "[0-9]"}, "allowed_token_ids": [300]}),
         ("guided_choice", "no options", {"guided_choice": []}),
         ("structured_outputs", "leave one out", {"guided_regex": "a", "structured_outputs": {"regex": "a"}}),
-        ("tools", "do not go with response_format", {"tools": TOOLS, "response_format": {"type": "json_object"}}),
+        ("prompt_logprobs", "does not go with stream", {"prompt_logprobs": 1, "stream": True}),
+        ("prompt_logprobs", "less than or equal to 20", {"prompt_logprobs": 21}),
+        ("tools", "do not go with guided_regex", {"tools": TOOLS, "guided_regex": "a"}),
         ("tools", "objekt", {"tools": BAD_TOOLS, "tool_choice": "required"}),
     ],
 )

@@ -10,6 +10,7 @@ import openai
 import pytest
 from server_site import (
     CHAT,
+    HELLO,
     Site,
     error_of,
     events,
@@ -85,6 +86,38 @@ def test_pages_of_other_origins(site: Site, model: gemma_tpu.Model) -> None:
         assert allowing.http.options(CHAT, headers=asks).headers["access-control-allow-origin"] == other["origin"]
         assert allowing.ask(headers=other).headers["access-control-allow-origin"] == other["origin"]
         assert allowing.ask(headers={"origin": "http://example.org"}).status_code == 403
+
+
+ASKED = [
+    (CHAT, {}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 2}),
+    ("/v1/responses", {"input": "a", "max_output_tokens": 2}),
+    ("/v1/messages", {"messages": HELLO, "max_tokens": 2}),
+]
+
+
+def test_who_asks(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fair between keys or, without them, addresses."""
+    clients, submit = [], model.engine.submit
+
+    def noted(*args):
+        request = submit(*args)
+        clients.append(request.client)
+        return request
+
+    monkeypatch.setattr(model.engine, "submit", noted)
+    with serve(model, Settings(api_keys=("secret-1", "secret-2"))) as site:
+        for path, body in ASKED:
+            assert site.ask(path, KEY, **body).status_code == 200
+        for headers in ({"x-api-key": "secret-1"}, {"x-api-key": "secret-2"}):
+            assert site.ask(headers=headers).status_code == 200
+    assert len({*clients[:5]}) == 1
+    assert len({*clients}) == 2
+    assert "secret" not in str(clients)
+    clients.clear()
+    with serve(model) as site:
+        assert site.ask().status_code == site.ask(headers={"x-forwarded-for": "10.1.2.3"}).status_code == 200
+    assert clients == ["127.0.0.1", "10.1.2.3"]  # as a proxy on this machine says
 
 
 def test_where_keys_come_from(tmp_path: Path) -> None:

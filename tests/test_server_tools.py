@@ -24,6 +24,7 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "get_product", "description": "A product's name", "parameters": PID}},
     {"type": "function", "function": {"name": "now"}},
 ]
+FUNCTIONS: Any = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
 CLAUDE_TOOLS: Any = [
     {"name": "get_product", "description": "A product's name", "input_schema": PID},
     {"name": "now", "input_schema": {"type": "object"}},
@@ -203,6 +204,63 @@ def test_forced_calls(client: openai.OpenAI, seed: int) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
+STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+
+
+def test_strict_calls_follow_their_schemas(client: openai.OpenAI, script: Script) -> None:
+    choice = ask(client, script, f"I look.\n{WRITTEN[1]}", tools=[STRICT[0], TOOLS[1]])
+    assert (choice.message.content, called(choice.message)) == ("I look.", CALLED)
+    assert GEMMA3.text_grammar is not None
+    functions = [tool["function"] for tool in TOOLS]
+    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.text_grammar(functions, ["get_product"]))
+    assert "strict" not in script.prompts[0]
+    mixed = ask(client, script, WRITTEN[0], tools=[STRICT[0], TOOLS[1]])  # which is not held to anything
+    assert (mixed.message.content, called(mixed.message)) == (WRITTEN[0], [])
+    required = ask(client, script, WRITTEN[1], tools=STRICT, tool_choice="required")
+    assert called(required.message) == CALLED
+    none = ask(client, script, WRITTEN[1], tools=STRICT, tool_choice="none")
+    assert (none.message.content, script.asked[-1].grammar) == (WRITTEN[1], None)
+
+
+ANSWER = {
+    "type": "object",
+    "properties": {"name": {"enum": ["now", "then"]}, "steps": {"type": "array"}},
+    "required": ["name", "steps"],
+    "additionalProperties": False,
+}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "steps", "schema": ANSWER, "strict": True}}
+
+
+@pytest.mark.parametrize("tools", [TOOLS, STRICT])
+def test_calls_or_an_answer_of_a_form(client: openai.OpenAI, script: Script, tools: Any) -> None:
+    choice = ask(client, script, WRITTEN[1], tools=tools, response_format=FORMAT)
+    assert (choice.message.content, called(choice.message), choice.finish_reason) == (None, CALLED, "tool_calls")
+    assert GEMMA3.call_grammar is not None
+    functions = [tool["function"] for tool in TOOLS]
+    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(functions, answer=ANSWER))
+    answer = '{"name": "now", "steps": [{"name": "now", "parameters": {}}]}'
+    choice = ask(client, script, answer, tools=tools, response_format=FORMAT)
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (answer, None, "stop")
+    script.says.append(answer)
+    asked: Any = {"model": "tiny", "messages": [QUESTION], "tools": tools, "response_format": FORMAT}
+    chunks = client.chat.completions.create(stream=True, **asked)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
+    ask(client, script, WRITTEN[1], tools=tools, response_format=FORMAT, tool_choice="required")
+    assert script.asked[-1].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(functions))
+    ask(client, script, answer, tools=tools, response_format=FORMAT, tool_choice="none")
+    assert script.asked[-1].grammar == gemma_tpu.Grammar.json_schema(ANSWER)
+
+
+def test_a_random_model_calls_or_answers(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"name": {"enum": ["x", "no"]}}, "required": ["name"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}}}
+    asked: Any = {"model": "tiny", "messages": [QUESTION], "temperature": 1, "response_format": form}
+    answers = [client.chat.completions.create(tools=[TOOLS[1]], seed=seed, **asked) for seed in range(8)]
+    messages = [answer.choices[0].message for answer in answers]
+    assert all(called(message) or json.loads(message.content)["name"] in ("x", "no") for message in messages)
+    assert len({bool(message.tool_calls) for message in messages}) == 2
+
+
 def call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -225,7 +283,9 @@ RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"tools": [tool(name="a b")]}, "tools[0].function.name", "pattern"),
         ({"tools": [tool(x=1)]}, "tools[0].function.x", "not a field"),
-        ({"tools": [tool(strict=True)]}, "tools[0].function.strict", "not"),
+        ({"tools": [tool(strict=1)]}, "tools[0].function.strict", "boolean"),
+        ({"tools": TOOLS, "structured_outputs": {"choice": ["a"]}}, "tools", "structured_outputs"),
+        ({"tools": [tool(strict=True)], "response_format": {"type": "json_object"}}, "tools", "that no call follows"),
         ({"tools": [tool(parameters=5)]}, "tools[0].function.parameters", ""),
         ({"tools": TOOLS * 65}, "tools", "128"),
         ({"tools": TOOLS * 2}, "tools", "one name"),
@@ -256,6 +316,79 @@ def test_schemas_may_not_be_too_deep(site: Site) -> None:
         schema = {"items": schema}
     error = site.refused(400, tools=[tool(parameters=schema)])
     assert (error["param"], "nested more than" in error["message"]) == ("tools[0]", True)
+
+
+def called_of(output: Any) -> list[tuple[str, Any]]:
+    return [(item.name, json.loads(item.arguments)) for item in output if item.type == "function_call"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_responses(client: openai.OpenAI, script: Script, stream: bool) -> None:
+    script.says += [f"I look.\n{WRITTEN[1]}", "It is a lamp."]
+    asked: Any = {"model": "tiny", "tools": FUNCTIONS}
+    if stream:
+        with client.responses.stream(input="Which?", **asked) as events:
+            kinds = [event.type.removeprefix("response.") for event in events]
+            answer = events.get_final_response()
+        call = [
+            "output_item.added",
+            "function_call_arguments.delta",
+            "function_call_arguments.done",
+            "output_item.done",
+        ]
+        assert kinds[-9:] == [*call * 2, "completed"]
+        assert kinds[2:4] == ["output_item.added", "content_part.added"]
+        assert kinds[-12:-9] == ["output_text.done", "content_part.done", "output_item.done"]
+    else:
+        answer = client.responses.create(input="Which?", **asked)
+    assert [item.type for item in answer.output] == ["message", "function_call", "function_call"]
+    assert (answer.output_text, called_of(answer.output), answer.status) == ("I look.", CALLED, "completed")
+    ids = [item.id for item in answer.output] + [item.call_id for item in answer.output[1:]]
+    assert len({*ids}) == 5
+    assert INSTRUCTION in script.prompts[0]
+    assert script.asked[0].grammar is None
+    results: Any = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": item.name} for item in answer.output[1:]
+    ]
+    history: Any = [{"role": "user", "content": "Which?"}, *answer.output, *results]
+    assert client.responses.create(input=history, **asked).output_text == "It is a lamp."
+    turns = script.prompts[1].split("<start_of_turn>")
+    assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
+    told = "<tool_response>\nget_product\n</tool_response>\n<tool_response>\nnow\n</tool_response>"
+    assert turns[3] == f"user\n{told}<end_of_turn>\n"
+
+
+def test_how_responses_call(client: openai.OpenAI, script: Script) -> None:
+    script.says += [WRITTEN[1]] * 5
+    functions = [tool["function"] for tool in TOOLS]
+    asked: Any = {"model": "tiny", "input": "Which?", "tools": FUNCTIONS}
+    none = client.responses.create(tool_choice="none", **asked)
+    assert (none.output_text, called_of(none.output)) == (WRITTEN[1], [])
+    assert INSTRUCTION not in script.prompts[0]
+    client.responses.create(tool_choice={"type": "function", "name": "now"}, **asked)
+    one = client.responses.create(tool_choice="required", parallel_tool_calls=False, **asked)
+    assert called_of(one.output) == CALLED[:1]
+    client.responses.create(**asked | {"tools": [{**FUNCTIONS[0], "strict": True}, FUNCTIONS[1]]})
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "array"}}}
+    client.responses.create(text=form, **asked)
+    assert GEMMA3.call_grammar is not None
+    assert GEMMA3.text_grammar is not None
+    assert [params.grammar and params.grammar.source for params in script.asked] == [
+        None,
+        GEMMA3.call_grammar(functions[1:]),
+        GEMMA3.call_grammar(functions, parallel=False),
+        GEMMA3.text_grammar(functions, ["get_product"]),
+        GEMMA3.call_grammar(functions, answer={"type": "array"}),
+    ]
+
+
+def test_a_response_that_is_cut(client: openai.OpenAI, script: Script) -> None:
+    script.says.append(f"{WRITTEN[1]}\nAnd")
+    script.reason = "length"
+    answer = client.responses.create(model="tiny", input="Which?", tools=FUNCTIONS)
+    assert [item.type for item in answer.output] == ["function_call", "function_call", "message"]
+    assert [item.status for item in answer.output] == ["completed", "completed", "incomplete"]
+    assert answer.status == "incomplete"
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -311,6 +444,24 @@ def test_anthropics_forced_calls(claude: anthropic.Anthropic, script: Script, ch
     assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools[choice["type"] != "any" :]))
 
 
+def test_anthropics_strict_calls_and_formats(claude: anthropic.Anthropic, script: Script) -> None:
+    script.says += [WRITTEN[1], WRITTEN[0], '{"name": "now", "steps": []}']
+    asked: Any = {"model": "tiny", "max_tokens": 50, "messages": [QUESTION]}
+    strict: Any = [{**tool, "strict": True} for tool in CLAUDE_TOOLS]
+    uses = claude.messages.create(tools=strict, **asked).content
+    assert [(use.name, use.input) for use in uses] == CALLED
+    (block,) = claude.messages.create(tools=strict, **asked).content
+    assert block.text == WRITTEN[0]
+    tools = [{"name": tool["name"], "parameters": tool["input_schema"]} for tool in CLAUDE_TOOLS]
+    assert GEMMA3.text_grammar is not None
+    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.text_grammar(tools, ["get_product", "now"]))
+    form: Any = {"format": {"type": "json_schema", "schema": ANSWER}}
+    (block,) = claude.messages.create(tools=strict, output_config=form, **asked).content
+    assert block.text == '{"name": "now", "steps": []}'
+    assert GEMMA3.call_grammar is not None
+    assert script.asked[2].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools, answer=ANSWER))
+
+
 USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
 
 
@@ -353,4 +504,12 @@ def test_function_gemma(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "<start_function_declaration>declaration:get_product" in script.prompts[0]
         (choice,) = site.ask(messages=[QUESTION]).json()["choices"]
         assert choice["message"]["content"] == written
-        assert site.refused(400, CHAT, tools=TOOLS, tool_choice="required")["param"] == "tool_choice"
+        monkeypatch.undo()
+        for seed in range(3):  # of random weights
+            asked = {"messages": [QUESTION], "tools": TOOLS[1:], "tool_choice": "required", "max_tokens": 30}
+            (choice,) = site.ask(parallel_tool_calls=False, temperature=1, seed=seed, **asked).json()["choices"]
+            (one,) = choice["message"]["tool_calls"]
+            assert (one["function"]["name"], one["function"]["arguments"]) == ("now", "{}")
+        pattern = {"type": "object", "properties": {"x": {"type": "string", "pattern": "a"}}}
+        error = site.refused(400, CHAT, tools=[tool(parameters=pattern, strict=True)])
+        assert (error["param"], "not held to pattern" in error["message"]) == ("tools", True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import format_samples
+import jsonschema
+import llguidance
 import pytest
 
 from gemma_tpu.text.formats import GEMMA3
 from gemma_tpu.text.template import render_messages
-from gemma_tpu.text.tool_prompt import call_grammar
+from gemma_tpu.text.tool_prompt import call_grammar, text_grammar
+from gemma_tpu.text.written_calls import WrittenCalls
 
 TOKENIZER = format_samples.tokenizer()
 # ai.google.dev/gemma/docs/capabilities/function-calling, the second of its prompts, whose first line is broken in two.
@@ -155,11 +159,121 @@ TEXTS = [
 ]
 
 
+BYTES = llguidance.LLTokenizer("byte")
+
+
+def allows(grammar: str, text: str) -> bool:
+    matcher = llguidance.LLMatcher(BYTES, grammar)
+    tokens = BYTES.tokenize_str(text)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
 @pytest.mark.parametrize(("several", "one", "text"), TEXTS)
 def test_the_grammar_allows_calls_alone(several: bool, one: bool, text: str) -> None:
-    llguidance = pytest.importorskip("llguidance")
-    byte_tokens = llguidance.LLTokenizer("byte")
     for parallel, allowed in ((True, several), (False, one)):
-        matcher = llguidance.LLMatcher(byte_tokens, call_grammar([PRODUCT, {"name": "now"}], parallel=parallel))
-        tokens = byte_tokens.tokenize_str(text)
-        assert (matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()) == allowed
+        assert allows(call_grammar([PRODUCT, {"name": "now"}], parallel=parallel), text) == allowed
+
+
+@pytest.mark.parametrize(
+    ("allowed", "text"),
+    [
+        *((several, text) for several, _, text in TEXTS),
+        (True, '{"name": "now", "age": 3}'),  # begins as a call does
+        (True, '{"name": "Ada", "age": 36}'),
+        (False, '{"name": "Ada", "age": "36"}'),
+        (False, '{"name": "Ada", "age": 36}\n{"name": "now", "parameters": {}}'),
+        (False, '{"name": "now", "parameters": {}}\n{"name": "Ada", "age": 36}'),
+    ],
+)
+def test_the_grammar_allows_calls_or_an_answer(allowed: bool, text: str) -> None:
+    properties = {"name": {"type": "string"}, "age": {"type": "integer"}}
+    answer = {"type": "object", "properties": properties, "required": ["name", "age"], "additionalProperties": False}
+    assert allows(call_grammar([PRODUCT, {"name": "now"}], answer=answer), text) == allowed
+
+
+def test_references_within_the_schema_of_a_function() -> None:
+    tree = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}, "y": {"$ref": "#"}}, "required": ["x"]}
+    tool = {"name": "f", "parameters": {**tree, "additionalProperties": False, "$defs": {"n": {"type": "integer"}}}}
+    for grammar in (call_grammar([tool]), call_grammar([tool], answer={"type": "array"}), text_grammar([tool], ["f"])):
+        assert allows(grammar, '{"name": "f", "parameters": {"x": 1, "y": {"x": 2}}}')
+        assert not allows(grammar, '{"name": "f", "parameters": {"x": 1, "y": {"x": "2"}}}')
+
+
+STRICT = [PRODUCT, {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}]
+PARTS = [
+    '{"name": "',
+    "get_product_name_by_PID",
+    "now",
+    "other",
+    '", "parameters": ',
+    '", "arguments":\n  ',
+    '{"PID": "',
+]
+PARTS += [
+    '{"PID": 5}',
+    "a",
+    '"}',
+    "{}",
+    "}",
+    "\n",
+    " ",
+    "[",
+    "]",
+    ", ",
+    "```json\n",
+    "```",
+    '{"type": "function", "function": ',
+]
+PARTS += [
+    "now()",
+    '{"name": "now", "parameters": {}}',
+    '{"name":"now","arguments":{"a": 1}}',
+    "now(a=1)",
+    "It is {noon}.",
+]
+PARTS += ['get_product_name_by_PID(PID="x")', "'", '{"id": "1", ', '"', "\\"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_strict_calls_in_any_text_follow_their_schemas(seed: int) -> None:
+    """Whatever the grammar lets a model write, and however that is read."""
+    pick, written, found = random.Random(seed), "", 0
+    matcher = llguidance.LLMatcher(BYTES, text_grammar(STRICT, ["now", PRODUCT["name"]]))
+    for step in range(200):
+        part = pick.choice(PARTS)
+        tokens = BYTES.tokenize_str(part)
+        if (kept := matcher.try_consume_tokens(tokens)) < len(tokens):
+            matcher.rollback(kept)
+            continue
+        written += part
+        if step % 8:
+            continue
+        reader = WrittenCalls(STRICT, ["now", PRODUCT["name"]])
+        calls = [piece["function"] for piece in [*reader.push(written), *reader.flush()] if isinstance(piece, dict)]
+        for called in calls:
+            jsonschema.validate(
+                called["arguments"], next(t for t in STRICT if t["name"] == called["name"])["parameters"]
+            )
+        found = len(calls)
+    assert found
+    assert len(written) > 200
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed", "names"),
+    [
+        ('Text {"name": "Ada"} [x](y) `z`', True, []),
+        ('I look.\n{"name": "now", "parameters": {}}\nWait.', True, ["now"]),
+        ('```json\n{\n  "name": "now",\n  "arguments": {}\n}\n```', True, ["now"]),
+        ('[{"name": "now", "parameters": {}}, {"name": "now", "parameters": {}}]', True, ["now", "now"]),
+        ('{"name": "now", "parameters": {"a": 1}}', False, ["now"]),
+        ("now(a=1)", True, []),  # which is no call, since it is not held
+        ('{"name": "now", "id": "1", "parameters": {"a": 1}}', True, []),
+        ('{"name": "other", "parameters": {"a": 1}}', True, []),
+    ],
+)
+def test_what_a_strict_call_is(text: str, allowed: bool, names: list[str]) -> None:
+    assert allows(text_grammar(STRICT, ["now"]), text) == allowed
+    reader = WrittenCalls(STRICT, ["now"])
+    pieces = [*reader.push(text), *reader.flush()]
+    assert [piece["function"]["name"] for piece in pieces if isinstance(piece, dict)] == names

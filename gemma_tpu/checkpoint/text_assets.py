@@ -13,7 +13,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.options import MAX_STOP_TOKENS
+from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_STOP_TOKENS
 from gemma_tpu.text import GEMMA3, AddedToken, Format, Tokenizer, choose_format
 from gemma_tpu.text.recognition import writes_gemma3
 
@@ -24,7 +24,7 @@ _WITH_TEMPLATE = ("chat_template.json", "tokenizer_config.json")
 _GENERATION_CONFIG = "generation_config.json"
 # Defaults of transformers (5.23, configuration_utils.py) for settings that a file with do_sample leaves out.
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
-_OPTION_NAMES = {"max_new_tokens": "max_new_tokens", "stop_strings": "stop"}
+_OPTION_NAMES = {"max_new_tokens": "max_new_tokens", "stop_strings": "stop", "repetition_penalty": "repetition_penalty"}
 _ID_OPTION_NAMES = {"eos_token_id": "stop_tokens", "suppress_tokens": "forbidden_tokens"}
 # Settings without influence on which tokens are drawn. The context limits prompt and answer instead of max_length.
 _IRRELEVANT = {
@@ -108,6 +108,8 @@ class TextAssets:
         for name in ("stop_tokens", "forbidden_tokens"):
             if name in options:
                 options[name] = [token for token in options[name] if token in rows]
+        if "bad_words" in options:
+            options["bad_words"] = [word for word in options["bad_words"] if all(token in rows for token in word)]
         if tokenizer is not None and "stop_tokens" in options:
             options["stop_tokens"] = sorted({*options["stop_tokens"], tokenizer.eos_id, tokenizer.end_of_turn})
         if (count := len(options.get("stop_tokens", ()))) > MAX_STOP_TOKENS:
@@ -215,6 +217,8 @@ def _parse_generation_config(raw: Mapping[str, Any], path: str) -> GenerationCon
         options["temperature"] = 0.0
     options |= {option: settings[key] for key, option in _OPTION_NAMES.items() if key in settings}
     options |= {option: _ids(settings[key], key, path) for key, option in _ID_OPTION_NAMES.items() if key in settings}
+    if _can_be_kept_out(words := settings.get("bad_words_ids", [])):
+        options |= {"bad_words": [tuple(word) for word in settings.pop("bad_words_ids")]} if words else {}
     ignored = {
         key: value
         for key, value in settings.items()
@@ -223,6 +227,16 @@ def _parse_generation_config(raw: Mapping[str, Any], path: str) -> GenerationCon
         and not _is_neutral(value)
     }
     return GenerationConfig(path, options, ignored)
+
+
+def _can_be_kept_out(words: Any) -> bool:
+    """Whether these are sequences of tokens, no more and no longer than an answer can be kept from."""
+    if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
+        return False
+    ids = [token for word in words for token in word]
+    fits = all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids)
+    several = [word for word in words if len(word) > 1]
+    return fits and len(several) <= MAX_BAD_WORDS and all(len(word) <= MAX_BAD_WORD_LENGTH for word in several)
 
 
 def _is_neutral(value: Any) -> bool:

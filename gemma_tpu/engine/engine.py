@@ -78,8 +78,8 @@ class Engine(Worker):
     ) -> Request:
         """Queues an expanded prompt; iterate over the result for its tokens. ValueError for what cannot be run.
 
-        Requests of different clients take turns where they wait for batch rows.
-        `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing.
+        `constraint` is that of the `grammar` in `sampling_params`, of which the engine knows nothing. Requests of
+        different clients take turns where they wait for batch rows.
         """
         self.check_open()
         request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint, client)

@@ -72,7 +72,8 @@ class Constraint(Protocol):
 class Request:
     """One sequence on its way through the engine, and the caller's end of it. Iterating yields lists of new tokens.
 
-    `keys` are what the cache of the prompt depends on: its tokens, with the images' digests where they stand.
+    `keys` are what the cache of the prompt depends on: its tokens, with the images' digests where they stand. `client`
+    is who asks.
 
     Leaving the iteration early (break, an exception, a garbage-collected generator) cancels the work.
     """
@@ -84,11 +85,11 @@ class Request:
         sampling_params: SamplingParams,
         stop_watch: StopWatch | None = None,
         constraint: Constraint | None = None,
+        client: Hashable = None,
         *,
         num_soft_tokens: int = 0,
-        client: Hashable = None,
     ) -> None:
-        self.client, self.number = client, 0  # who asks, and the number of requests before it
+        self.number = 0  # of requests before it
         self.tokens = list(tokens)
         self.images = list(images)
         self.sampling_params = sampling_params
@@ -105,7 +106,7 @@ class Request:
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
-        self._stop_watch, self.constraint = stop_watch, constraint
+        self._stop_watch, self.constraint, self.client = stop_watch, constraint, client
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._notify: Callable[[], None] | None = None

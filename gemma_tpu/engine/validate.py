@@ -26,7 +26,7 @@ def make_request(
     sampling_params: SamplingParams,
     stop_watch: StopWatch | None,
     constraint: Constraint | None,
-    client: Hashable = None,
+    client: Hashable,
 ) -> Request:
     """ValueError for what cannot be run."""
     vocab_size = deployment.config.vocab_size
@@ -44,7 +44,7 @@ def make_request(
         raise ValueError(
             f"the prompt has {len(soft_tokens)} soft tokens, which are not those of images of {count} each at {starts}"
         )
-    return Request(tokens, images, sampling_params, stop_watch, constraint, num_soft_tokens=count, client=client)
+    return Request(tokens, images, sampling_params, stop_watch, constraint, client, num_soft_tokens=count)
 
 
 def _check_tokens(params: SamplingParams, vocab_size: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +13,7 @@ from gemma_tpu.api import Model
 from gemma_tpu.options import Completion, TokenLogprob
 from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
-from gemma_tpu.server.tools import Parts, ToolCall, ToolUse
+from gemma_tpu.server.tools import ToolCall, ToolUse
 from gemma_tpu.stream import AsyncTextStream
 
 
@@ -32,14 +33,13 @@ class Answers:
         n: int = 1,
         seed: int | None = None,
         use: ToolUse = ToolUse(),
+        client: Hashable = None,
     ) -> None:
         self._metrics, self._n, self.tokenizer = metrics, n, model.tokenizer
-        options = options | use.options(model)
+        options = options | use.options(model) | {"client": client}
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
-        self.parts = [
-            Parts(model.format.call_reader(use.tools) if use.tools else None, use.parallel) for _ in self._streams
-        ]
+        self.parts = [use.parts(model.format) for _ in self._streams]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._streams]
 
     async def start(self) -> None:
@@ -107,6 +107,13 @@ class Answers:
     @property
     def completions(self) -> list[Completion]:
         return [stream.completion for stream in self._streams]
+
+    def prompt(self, index: int) -> list[TokenLogprob]:
+        """The tokens of an answer's prompt; a log-probability that there is none of, or was not asked for, is NaN."""
+        stream = self._streams[index]
+        scored = stream.completion.prompt_logprobs or [None] * len(stream.prompt_tokens)
+        pairs = zip(stream.prompt_tokens, scored, strict=True)
+        return [one or TokenLogprob(token, math.nan) for token, one in pairs]
 
     def finish_reason(self, index: int) -> str:
         """In OpenAI's words."""

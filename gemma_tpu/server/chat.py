@@ -15,7 +15,7 @@ from gemma_tpu.options import Completion
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
 from gemma_tpu.server.images import read_messages
-from gemma_tpu.server.logprobs import chat_logprobs
+from gemma_tpu.server.logprobs import chat_logprobs, prompt_logprobs
 from gemma_tpu.server.schema import ChatRequest
 from gemma_tpu.server.tools import ToolCall
 
@@ -26,7 +26,8 @@ async def chat_completions(exchange: Exchange) -> Response:
     exchange.stack.enter_context(service.admit(model, n))
     options = body.options(model) | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens)}
     messages, options["pan_and_scan"] = await read_messages(service, body.messages)
-    answers = Answers(model, [messages], options, service.metrics, n=n, seed=body.seed, use=body.tool_use)
+    asked = {"n": n, "seed": body.seed, "use": body.tool_use, "client": exchange.client}
+    answers = Answers(model, [messages], options, service.metrics, **asked)
     await exchange.begin(answers, "messages", held_by=body.held_by)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -38,7 +39,10 @@ async def chat_completions(exchange: Exchange) -> Response:
         return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
     completions = await answers.finish()
     choices = [_choice(i, completion, answers, bool(body.logprobs)) for i, completion in enumerate(completions)]
-    return JSONResponse({**head, "choices": choices, "usage": answers.usage})
+    scored = {}
+    if body.prompt_logprobs is not None:
+        scored["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(0))
+    return JSONResponse({**head, "choices": choices, "usage": answers.usage, **scored})
 
 
 def _choice(index: int, completion: Completion, answers: Answers, with_logprobs: bool) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from gemma_tpu.options import TokenLogprob
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.endpoint import EventStream, Exchange
-from gemma_tpu.server.logprobs import completion_logprobs
+from gemma_tpu.server.logprobs import completion_logprobs, prompt_logprobs
 from gemma_tpu.server.schema import CompletionRequest
 
 
@@ -22,7 +24,7 @@ async def completions(exchange: Exchange) -> Response:
     model, n, prompts = service.model(body.model), body.n or 1, body.prompts
     exchange.stack.enter_context(service.admit(model, n * len(prompts), "prompt" if len(prompts) > 1 else "n"))
     options = body.options(model) | {"max_new_tokens": service.max_new_tokens(model, body.max_new_tokens), "raw": True}
-    answers = Answers(model, prompts, options, service.metrics, n=n, seed=body.seed)
+    answers = Answers(model, prompts, options, service.metrics, n=n, seed=body.seed, client=exchange.client)
     await exchange.begin(answers, "prompt", held_by=body.held_by)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -31,30 +33,52 @@ async def completions(exchange: Exchange) -> Response:
         "model": body.model or service.settings.model_names[0],
     }
     if body.stream:
-        return EventStream(exchange, _chunks(head, answers, body.include_usage))
-    done = await answers.finish()
+        return EventStream(exchange, _chunks(head, answers, body))
     choices = []
-    for i, completion in enumerate(done):
-        logprobs = None if body.logprobs is None else completion_logprobs(answers.tokenizer, completion.logprobs)
-        choices.append(_choice(i, completion.text, logprobs, completion.finish_reason))
+    for i, completion in enumerate(await answers.finish()):
+        text, before = _echo(body, answers, i)
+        tokens = [*before, *completion.logprobs]
+        logprobs = None if body.logprobs is None else completion_logprobs(answers.tokenizer, tokens)
+        choice = _choice(i, text + completion.text, logprobs, completion.finish_reason)
+        if body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(i))
+        choices.append(choice)
     return JSONResponse({**head, "choices": choices, "usage": answers.usage})
+
+
+def _echo(body: CompletionRequest, answers: Answers, index: int) -> tuple[str, list[TokenLogprob]]:
+    """What comes before an answer: its prompt and, if log-probabilities are asked for, the prompt's tokens."""
+    if not body.echo:
+        return "", []
+    prompt = body.prompts[index // (body.n or 1)]
+    text = prompt if isinstance(prompt, str) else answers.tokenizer.decode(prompt, skip_special=False)
+    scored = [] if body.logprobs is None else answers.prompt(index)
+    return text, [dataclasses.replace(one, top=one.top[: body.logprobs]) for one in scored]
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def _chunks(head: dict[str, Any], answers: Answers, include_usage: bool) -> AsyncGenerator[dict[str, Any]]:
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+async def _chunks(head: dict[str, Any], answers: Answers, body: CompletionRequest) -> AsyncGenerator[dict[str, Any]]:
+    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     offsets: dict[int, int] = {}  # characters of each answer's tokens, if their log-probabilities are asked for
+
+    def spelled(index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        logprobs = completion_logprobs(answers.tokenizer, tokens, offsets.get(index, 0))
+        offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+        return logprobs
+
+    for index in range(len(answers.completions)) if body.echo else ():
+        text, tokens = _echo(body, answers, index)
+        yield {**head, "choices": [_choice(index, text, spelled(index, tokens), None)], **usage}
     async with aclosing(answers.pieces()) as pieces:
         async for index, piece in pieces:
             reason = answers.completions[index].finish_reason if piece is None else None
-            logprobs = None
-            if tokens := answers.take_logprobs(index):
-                logprobs = completion_logprobs(answers.tokenizer, tokens, offsets.get(index, 0))
-                offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+            logprobs = spelled(index, answers.take_logprobs(index))
             choice = _choice(index, piece if isinstance(piece, str) else "", logprobs, reason)
             yield {**head, "choices": [choice], **usage}
-    if include_usage:
+    if body.include_usage:
         yield {**head, "choices": [], "usage": answers.usage}

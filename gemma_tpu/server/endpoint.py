@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -49,6 +49,11 @@ class Exchange:
         self.stack = contextlib.ExitStack()
         self.noted: dict[str, Any] = {}  # for the log; never what was said
         self._held_by = "tools"  # the field that holds the answers to a grammar
+
+    @property
+    def client(self) -> Hashable:
+        """See `Service.client`."""
+        return self.service.client(self.request)
 
     async def read(self, kind: type[RequestT]) -> RequestT:
         """The checked body. APIError for one that is wrong."""

@@ -39,7 +39,7 @@ async def messages(exchange: Exchange) -> Response:
     options = body.options() | {"max_new_tokens": service.max_new_tokens(model, body.max_tokens)}
     conversation, places, crops = await _conversation(exchange, body)
     options |= {"pan_and_scan": crops, "continue_final": body.continues}
-    answers = Answers(model, [conversation], options, service.metrics, use=body.tool_use)
+    answers = Answers(model, [conversation], options, service.metrics, use=body.tool_use, client=exchange.client)
     await exchange.begin(answers, "messages", places, held_by="output_config" if body.grammar else None)
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = body.model or service.settings.model_names[0]

@@ -115,7 +115,7 @@ class Tool(Strict):
     description: str | None = None
     input_schema: dict[str, Any]
     cache_control: dict[str, Any] | None = None
-    strict: only(False)
+    strict: bool | None = None
     input_examples: only([])
     defer_loading: only(False)
     allowed_callers: only(["direct"])
@@ -175,7 +175,9 @@ class CountRequest(Strict):
         forced, parallel = choice.type in ("any", "tool"), not choice.disable_parallel_tool_use
         held_by = "output_config" if self.grammar else None
         none = choice.type == "none"
-        self._use = tool_use(tools, forced=forced, only=choice.name, none=none, parallel=parallel, held_by=held_by)
+        strict = [tool.name for tool in self.tools or () if tool.strict]
+        held = {"strict": strict, "held_by": held_by, "answer": self.grammar}
+        self._use = tool_use(tools, forced=forced, only=choice.name, none=none, parallel=parallel, **held)
         return self
 
     @property

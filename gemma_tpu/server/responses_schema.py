@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.server.fields import Strict, either, only
 from gemma_tpu.server.grammar_fields import TextFormat
-from gemma_tpu.server.schema import Message
+from gemma_tpu.server.schema import MAX_TOOLS, Function, Message, tool_use
+from gemma_tpu.server.tools import ToolUse
 
 
 class ItemPart(Strict):
@@ -20,7 +23,7 @@ class ItemPart(Strict):
     detail: Literal["auto", "low", "high"] | None = None
     file_id: only()
     annotations: only([])
-    logprobs: only([])
+    logprobs: list[Any] | None = None  # of an earlier answer
     prompt_cache_breakpoint: only()
 
     @pydantic.model_validator(mode="after")
@@ -36,8 +39,8 @@ class ItemPart(Strict):
         return {"type": "image_url", "image_url": {"url": self.image_url, "detail": self.detail}}
 
 
-class Item(Strict):
-    """A message; those of earlier answers as they came, with `id` and `status`."""
+class MessageItem(Strict):
+    """Those of earlier answers are as they came, with `id` and `status`."""
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
@@ -45,6 +48,75 @@ class Item(Strict):
     id: str | None = None
     status: str | None = None
     phase: only()
+
+
+def _json_object(text: str) -> str:
+    try:
+        if isinstance(json.loads(text), dict):
+            return text
+    except (ValueError, RecursionError):
+        pass
+    raise PydanticCustomError("arguments", "is no JSON object")
+
+
+class CallItem(Strict):
+    """A call in an earlier answer."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: Annotated[str, AfterValidator(_json_object)]
+    id: str | None = None
+    status: str | None = None
+    caller: only({"type": "direct"})
+    namespace: only()
+
+    def as_call(self) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"type": "function", "id": self.call_id, "function": function}
+
+
+class OutputItem(Strict):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: either(str, list[ItemPart])
+    id: str | None = None
+    status: str | None = None
+    name: str | None = None
+    caller: only({"type": "direct"})
+    namespace: only()
+
+
+def _item_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if kind in ("function_call", "function_call_output") else "<message>"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[OutputItem, Tag("<function_call_output>")],
+    Discriminator(_item_kind),
+]
+
+
+class _Typed(Strict):
+    type: Literal["function"]
+
+
+class Tool(Function, _Typed):  # in this order, `type` is the first field, and the first error of another kind of tool
+    """A function of the client's own."""
+
+    allowed_callers: only(["direct"])
+    defer_loading: only(False)
+    output_schema: only()
+
+
+class ToolChoice(Strict):
+    type: Literal["function"]
+    name: str
 
 
 class StreamOptions(Strict):
@@ -58,6 +130,8 @@ class TextOptions(Strict):
 
 class ResponsesRequest(Strict):
     """POST /v1/responses. `seed`, `top_k` and `min_p` are other servers' fields. Nothing is stored."""
+
+    _use: ToolUse = pydantic.PrivateAttr(default_factory=ToolUse)
 
     model: str | None = None
     input: either(str, list[Item])
@@ -82,7 +156,7 @@ class ResponsesRequest(Strict):
     context_management: only()
     conversation: only()
     image: only()
-    include: only([])
+    include: list[Literal["message.output_text.logprobs"]] | None = None
     max_tool_calls: only()
     moderation: only()
     previous_response_id: only()
@@ -93,9 +167,34 @@ class ResponsesRequest(Strict):
     service_tier: only("auto", "default")
     store: only(False)
     text: TextOptions | None = None
-    tool_choice: only("none", "auto")
-    tools: only([])
-    top_logprobs: only(0)
+    tool_choice: either(Literal["none", "auto", "required"], ToolChoice) | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @pydantic.model_validator(mode="after")
+    def _tools_fit(self) -> ResponsesRequest:
+        choice, tools, grammar = self.tool_choice, self.tools or (), self.format.grammar
+        only = choice.name if isinstance(choice, ToolChoice) else None
+        self._use = tool_use(
+            [tool.told for tool in tools],
+            forced=choice == "required" or only is not None,
+            only=only,
+            none=choice == "none",
+            parallel=self.parallel_tool_calls,
+            strict=[tool.name for tool in tools if tool.strict],
+            held_by="text" if grammar else None,
+            answer=grammar,
+        )
+        return self
+
+    @property
+    def tool_use(self) -> ToolUse:
+        return self._use
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many likeliest tokens are told with the log-probability of each; None if that is not asked for."""
+        return self.top_logprobs or 0 if self.include or self.top_logprobs else None
 
     @property
     def format(self) -> TextFormat:
@@ -104,16 +203,29 @@ class ResponsesRequest(Strict):
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens` and `seed`."""
         given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        given["grammar"] = self.format.grammar
+        given |= {"grammar": self.format.grammar, "logprobs": self.logprobs}
         options = {name: value for name, value in given.items() if value is not None}
         return options | {"drop_oldest": self.truncation == "auto"}
 
-    def as_messages(self) -> list[Message]:
-        """The input as `gemma_tpu.server.images` takes it."""
+    def as_messages(self) -> tuple[list[Message], list[int]]:
+        """The input as `gemma_tpu.server.images` takes it, and the place of the item that each message is from.
+
+        Calls belong to the message of the assistant before them.
+        """
         if isinstance(self.input, str):
-            return [Message.model_validate({"role": "user", "content": self.input})]
+            return [Message.model_validate({"role": "user", "content": self.input})], [0]
+        made: list[tuple[int, dict[str, Any]]] = []
+        for i, item in enumerate(self.input):
+            if isinstance(item, CallItem):
+                if not made or made[-1][1]["role"] != "assistant":
+                    made.append((i, {"role": "assistant", "content": None}))
+                made[-1][1].setdefault("tool_calls", []).append(item.as_call())
+            elif isinstance(item, OutputItem):
+                made.append((i, {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}))
+            else:
+                made.append((i, {"role": item.role, "content": _content(item.content)}))
+        return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
 
-        def content(item: Item) -> str | list[dict[str, Any]]:
-            return item.content if isinstance(item.content, str) else [part.as_part() for part in item.content]
 
-        return [Message.model_validate({"role": item.role, "content": content(item)}) for item in self.input]
+def _content(content: str | list[ItemPart]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [part.as_part() for part in content]

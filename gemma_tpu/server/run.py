@@ -15,6 +15,7 @@ import uvicorn
 
 from gemma_tpu.server.service import Service
 
+_LAST_WORD = 0.5  # seconds for a page to show the end of an answer, which it looks for now and then
 _CLOSING = 2  # seconds for connections to close once the server has stopped
 
 
@@ -42,7 +43,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Ends after SIGTERM when no request is being answered, or when `drain_timeout` is over.
+    """Ends after SIGTERM when nobody is being answered, on the page too, or when `drain_timeout` is over.
 
     Until then /ready and new requests get 503. SIGINT and a second signal end it at once, and so does a model that
     failed to load, unless somebody can load it again (`reloads`).
@@ -52,7 +53,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSING)
         super().__init__(config)
         self._app, self._service = app, cast(Service, app.state.service)
-        self._reloads, self._last_call = reloads, math.inf
+        self._reloads, self._last_call, self._last_word = reloads, math.inf, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT or self._service.draining:
@@ -68,7 +69,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        drained = self._service.draining and not self._service.requests
+        if self._service.busy:
+            self._last_word = time.monotonic() + _LAST_WORD
+        drained = self._service.draining and time.monotonic() >= self._last_word
         failed = self._service.status.phase == "failed" and not self._reloads
         if drained or failed or time.monotonic() >= self._last_call:
             self.should_exit = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString
 
 import pydantic
@@ -87,12 +88,17 @@ class Message(Strict):
 
 
 class Function(Strict):
-    """With `strict`, arguments would have to follow the schema."""
+    """With `strict`, arguments follow the schema whenever it is called."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: only(False)
+    strict: bool | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the model is told."""
+        return self.model_dump(exclude_none=True, include={"name", "description", "parameters"})
 
 
 class Tool(Strict):
@@ -116,21 +122,34 @@ def tool_use(
     only: str | None,
     none: bool,
     parallel: bool | None,
+    strict: Sequence[str],
     held_by: str | None,
+    answer: Grammar | None,
 ) -> ToolUse:
     """What a request asks; `none`: that the model calls nothing, and is told of nothing to call.
 
-    `held_by`: the field that holds the answer to a grammar, in which there is no place for calls.
+    `held_by`: the field that holds the answer to a grammar. `answer`: that grammar, if it is a JSON schema.
     """
     names = [tool["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise PydanticCustomError("tools", "two of them have one name")
     if forced and (only not in names if only else not names):
         raise PydanticCustomError("tool_choice", "there is no such tool in tools")
-    if tools and not none and held_by:
+    if tools and not none and held_by and not answer:
         message = "do not go with {field}: leave one out, or set tool_choice to none"
         raise PydanticCustomError("tools", message, {"field": held_by})
-    return ToolUse(() if none else tools, forced, only, parallel is not False)
+    schema = json.loads(answer.source) if answer else None
+    if schema and strict and not (forced or none or _cannot_be_call(schema)):
+        message = "strict tools go with a {field} that no call follows: an object with additionalProperties: false"
+        raise PydanticCustomError("tools", message, {"field": held_by})
+    return ToolUse(() if none else tools, forced, only, parallel is not False, strict, schema)
+
+
+def _cannot_be_call(schema: Mapping[str, Any]) -> bool:
+    """Whether what follows a schema cannot be read as a call."""
+    properties = schema.get("properties", {})
+    closed = schema.get("type") == "object" and schema.get("additionalProperties") is False
+    return closed and not ("name" in properties and {"parameters", "arguments"} & properties.keys())
 
 
 class StreamOptions(Strict):
@@ -146,8 +165,15 @@ def _as_list(value: Any) -> Any:
 StopString = Annotated[str, StringConstraints(min_length=1)]
 _TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,8})$")]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
+# Named as in SamplingParams.
 _SAMPLING = ("temperature", "top_p", "min_p", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty")
-_SAMPLING += ("min_tokens", "ignore_eos", "allowed_token_ids", "bad_words")  # named as in SamplingParams
+_SAMPLING += (
+    "min_tokens",
+    "ignore_eos",
+    "allowed_token_ids",
+    "bad_words",
+    "prompt_logprobs",
+)  # named as in SamplingParams
 _GUIDED: tuple[LiteralString, ...] = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -181,7 +207,7 @@ class Sampling(Strict):
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOP_TOKENS // 2)] | None = None
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
-    prompt_logprobs: only()
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     structured_outputs: StructuredOutputs | None = None
     guided_json: held_to(SCHEMA, Grammar.json_schema)
     guided_regex: held_to(str, Grammar.regex)
@@ -193,6 +219,8 @@ class Sampling(Strict):
     def _streams(self) -> Sampling:
         if self.stream_options and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options goes with stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs does not go with stream: true")
         return self
 
     @property
@@ -283,11 +311,19 @@ class ChatRequest(Sampling):
 
     @pydantic.model_validator(mode="after")
     def _tools_fit(self) -> ChatRequest:
-        choice, tools = self.tool_choice, [tool.function.model_dump(exclude_none=True) for tool in self.tools or ()]
+        choice, functions = self.tool_choice, [tool.function for tool in self.tools or ()]
         only = choice.function.name if isinstance(choice, NamedTool) else None
         forced, none = choice == "required" or only is not None, choice == "none"
-        parallel = self.parallel_tool_calls
-        self._use = tool_use(tools, forced=forced, only=only, none=none, parallel=parallel, held_by=self.held_by)
+        self._use = tool_use(
+            [function.told for function in functions],
+            forced=forced,
+            only=only,
+            none=none,
+            parallel=self.parallel_tool_calls,
+            strict=[function.name for function in functions if function.strict],
+            held_by=self.held_by,
+            answer=self.response_format and self.response_format.grammar,
+        )
         return self
 
     @property
@@ -320,12 +356,15 @@ class CompletionRequest(Sampling):
         Discriminator(_prompt_kind),
     ]
     best_of: only(1)
-    echo: only(False)
+    echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     suffix: only("")
 
     def options(self, model: Model) -> dict[str, Any]:
-        return super().options(model) | ({} if self.logprobs is None else {"logprobs": self.logprobs})
+        options = super().options(model) | ({} if self.logprobs is None else {"logprobs": self.logprobs})
+        if self.echo and self.logprobs is not None:
+            options["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        return options
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -9,7 +9,7 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
@@ -67,6 +67,12 @@ class Service:
             return str(error)
         return ""
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is being answered; on the page too, whose answers are no requests of this server."""
+        model = self._loader.model
+        return bool(self.requests or (model and any(model.engine.occupancy()[:2])))
+
     def require_ready(self) -> Model:
         """The model. APIError, with status 503, if it is being loaded, has failed, or the server is about to end."""
         model, status = self._loader.model, self.status
@@ -120,6 +126,10 @@ class Service:
             raise APIError(
                 401, "needs a valid API key, in Authorization: Bearer KEY or X-Api-Key", code="invalid_api_key"
             )
+
+    def client(self, request: HTTPConnection) -> Hashable:
+        """Who asks, by the key or, without keys, by the address. Their requests take turns with those of others."""
+        return _digest(_given_key(request)) if self._digests else request.client and request.client.host
 
     def max_new_tokens(self, model: Model, asked: int | None, field: str = "max_tokens") -> int:
         """How long an answer may be. APIError if more is asked for, in `field`, than is allowed."""

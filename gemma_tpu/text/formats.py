@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gemma_tpu.text.function_grammar import function_call_grammar, function_text_grammar
 from gemma_tpu.text.functions import STOP, FunctionCalls, write_functions
 from gemma_tpu.text.safety import write_policy
 from gemma_tpu.text.template import Prompt, render_messages
-from gemma_tpu.text.tool_prompt import call_grammar, write_with_tools
+from gemma_tpu.text.tool_prompt import call_grammar, text_grammar, write_with_tools
 from gemma_tpu.text.tools import CallReader
 from gemma_tpu.text.translation import write_translation
 from gemma_tpu.text.written_calls import WrittenCalls
@@ -21,8 +22,9 @@ class Format:
 
     `write`: see `render_messages`; it takes the keywords `options` too. `stop`: a piece besides <end_of_turn> that ends
     an answer. `answers`: a classifier's token ids of "Yes" and "No", if config.json has them. `call_reader` makes what
-    finds calls in an answer, for tools as `read_tools` gives them; None where there are none. `call_grammar` makes the
-    grammar of an answer that calls some of them (see `tool_prompt.call_grammar`).
+    finds calls in an answer, for tools as `read_tools` gives them and the names of those that are strict; None where
+    there are no calls. `call_grammar` and `text_grammar` are as those of `tool_prompt`; ValueError for a schema that
+    they cannot hold calls to.
     """
 
     name: str
@@ -30,8 +32,9 @@ class Format:
     options: tuple[str, ...] = ()
     stop: str | None = None
     answers: tuple[int, int] | None = None
-    call_reader: Callable[[Sequence[Mapping[str, Any]]], CallReader | None] = lambda tools: None
+    call_reader: Callable[..., CallReader | None] = lambda tools, strict=(): None
     call_grammar: Callable[..., str] | None = None
+    text_grammar: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], str] | None = None
 
     def render(self, *args: Any, **options: Any) -> Prompt:
         """`render_messages` in this format."""
@@ -50,11 +53,20 @@ GEMMA3 = Format(
     "Gemma 3",
     write_with_tools,
     ("tools",),
-    call_reader=lambda tools: WrittenCalls(tools) if tools else None,
+    call_reader=lambda tools, strict=(): WrittenCalls(tools, strict) if tools else None,
     call_grammar=call_grammar,
+    text_grammar=text_grammar,
 )
 TRANSLATE_GEMMA = Format("TranslateGemma", write_translation, ("source_lang", "target_lang"))
-FUNCTION_GEMMA = Format("FunctionGemma", write_functions, ("tools",), STOP, call_reader=lambda _: FunctionCalls())
+FUNCTION_GEMMA = Format(
+    "FunctionGemma",
+    write_functions,
+    ("tools",),
+    STOP,
+    call_reader=lambda tools, strict=(): FunctionCalls(),
+    call_grammar=function_call_grammar,
+    text_grammar=function_text_grammar,
+)
 SHIELD_GEMMA = Format("ShieldGemma 2", write_policy)
 FORMATS = (GEMMA3, TRANSLATE_GEMMA, FUNCTION_GEMMA, SHIELD_GEMMA)
 OPTIONS = tuple(dict.fromkeys(option for known in FORMATS for option in known.options))

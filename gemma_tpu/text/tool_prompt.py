@@ -1,4 +1,4 @@
-"""Functions in Gemma 3's prompts, and the grammar of an answer that calls them.
+"""Functions in Gemma 3's prompts, and the grammars of answers that call them.
 
 The form is one of two that Google documents (ai.google.dev/gemma/docs/capabilities/function-calling): an instruction
 and JSON schemas before the first question, and calls as JSON. The model has no tokens for any of it. Responses are
@@ -11,8 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemma_tpu.grammar import JSON_SPACE
 from gemma_tpu.text.template import Messages, PromptBuilder, Turn, answer_text, check_turns, content_parts
 from gemma_tpu.text.tools import read_calls, read_responses, read_tools, require_responses
+from gemma_tpu.text.written_calls import json_call_begins
 
 _INSTRUCTION = """\
 You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the format of
@@ -22,7 +24,6 @@ You SHOULD NOT include any other text in the response if you call a function
 """
 # Of llguidance: spaces as `json.dumps` writes them, since a model could go on with others without end.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def write_with_tools(builder: PromptBuilder, messages: Messages, continue_final: bool, tools: Any = None) -> None:
@@ -90,18 +91,49 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) else value.item()
 
 
-def call_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -> str:
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]], *, parallel: bool = True, answer: Mapping[str, Any] | None = None
+) -> str:
     """A grammar in llguidance's Lark of answers that call one of `tools`, or several in a line each if `parallel`.
 
-    The calls are as `write_with_tools` asks for them; arguments follow the schema of their function.
+    The calls are as `write_with_tools` asks for them; arguments follow the schema of their function. With `answer`, a
+    schema, JSON that follows it is an answer too.
     """
     more = r' ("\n" call)*' if parallel else ""
-    rules = [f"start: call{more}", f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
+    rules = [f"start: calls{'' if answer is None else ' | answer'}", f"calls: call{more}"]
+    rules += [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
-        begin, schema = (
-            f'{{"name": {json.dumps(tool["name"])}, "parameters": ',
-            tool.get("parameters") or _NO_PARAMETERS,
-        )
-        rules.append(f'call_{i}: {json.dumps(begin)} arguments_{i} "}}"')
-        rules.append(f"arguments_{i}: %json {json.dumps({**schema, 'x-guidance': _SPACING}, default=_plain)}")
+        called = {"name": {"const": tool["name"]}, "parameters": {"$id": "urn:parameters", **_parameters(tool)}}
+        rules.append(f"call_{i}: {_json(_closed(called), _SPACING)}")
+    rules += [] if answer is None else [f"answer: {_json(answer, _SPACING)}"]
     return "\n".join(rules) + "\n"
+
+
+def text_grammar(tools: Sequence[Mapping[str, Any]], strict: Sequence[str]) -> str:
+    """A grammar of any text in which the arguments of calls of the functions named by `strict` follow their schemas.
+
+    Such a call is one that `WrittenCalls` finds with the same `strict`.
+    """
+    held = [tool for tool in tools if tool["name"] in strict]
+    calls = " | ".join(f"call_{i}" for i in range(len(held)))
+    rules = [f"start: ({calls})* TEXT", r"TEXT: /(.|\n)*/", r"SPACE: /[ \n\t]{1,20}/", r"END: /[ \n\t]{0,20}\}/"]
+    for i, tool in enumerate(held):
+        rules += [
+            rf"text_{i}[lazy]: /(.|\n)*{json_call_begins(tool['name'])}/",
+            f"call_{i}: text_{i} SPACE? parameters_{i} END",
+            f"parameters_{i}: {_json(_parameters(tool), {'whitespace_pattern': JSON_SPACE})}",
+        ]
+    return "\n".join(rules) + "\n"
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    return tool.get("parameters") or _closed({})
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an object with these properties, all of them and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': options}, default=_plain)}"

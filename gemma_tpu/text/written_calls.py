@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemma_tpu.text.tools import MAX_DEPTH, Call, call_of
 
@@ -40,11 +40,12 @@ class WrittenCalls:
     """Separates calls from the text around them, see `CallReader`.
 
     `tools`: functions as `gemma_tpu.text.tools.read_tools` gives them; others are not called. What is malformed or
-    truncated stays in the text.
+    truncated stays in the text. Those named by `strict` are called by JSON alone, which begins as `json_call_begins`
+    says.
     """
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
-        self._tools = {tool["name"]: _parameter_names(tool) for tool in tools}
+    def __init__(self, tools: Sequence[Mapping[str, Any]], strict: Sequence[str] = ()) -> None:
+        self._tools = {tool["name"]: _Tool.of(tool, strict) for tool in tools}
         self._held = ""  # begins with what may be a call
         self._enough = 0  # so many characters are read again
         self._line_begins = True  # where the held text does
@@ -93,16 +94,29 @@ class WrittenCalls:
         return found
 
 
-def _parameter_names(tool: Mapping[str, Any]) -> list[str]:
-    parameters = tool.get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return list(properties) if isinstance(properties, Mapping) else []
+def json_call_begins(name: str) -> str:
+    """A regular expression of a call's beginning as JSON, up to the arguments."""
+    space = r"[ \n\t]{0,20}"
+    parts = (r"\{", '"name"', ":", f'"{re.escape(name)}"', ",", '"(parameters|arguments)"', ":")
+    return space.join(parts)
+
+
+class _Tool(NamedTuple):
+    parameters: list[str]
+    begins: re.Pattern[str] | None  # of a call, if it is strict
+
+    @classmethod
+    def of(cls, tool: Mapping[str, Any], strict: Sequence[str]) -> _Tool:
+        parameters, name = tool.get("parameters"), tool["name"]
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        begins = re.compile(json_call_begins(name)) if name in strict else None
+        return cls(list(properties) if isinstance(properties, Mapping) else [], begins)
 
 
 class _Notation:
     """Reads calls at a place of a text; `at` is then behind them. ValueError where there is none, or `_Incomplete`."""
 
-    def __init__(self, text: str, at: int, tools: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, text: str, at: int, tools: Mapping[str, _Tool]) -> None:
         self.at = at
         self._text, self._tools = text, tools
         self._inside_fence: list[Call] = []
@@ -142,10 +156,10 @@ class _Notation:
         name = self._match(_NAME)
         if self.at == len(self._text) and any(known.startswith(name) for known in (*self._tools, _PRINT)):
             raise _Incomplete
-        if name not in self._tools or not self._take("("):
+        if name not in self._tools or self._tools[name].begins or not self._take("("):
             raise ValueError(f"{name!r} is no call")
         arguments: dict[str, Any] = {}
-        names = self._tools[name]
+        names = self._tools[name].parameters
         for i, (keyword, value) in enumerate(self._elements(")", self._argument)):
             key = keyword if keyword or i >= len(names) else names[i]
             if not key or key in arguments:
@@ -165,11 +179,13 @@ class _Notation:
         return None, self._value()
 
     def _json_call(self) -> Call:
-        given = self._object(_KEYS)
+        start, given = self.at, self._object(_KEYS)
         inner = given.get("function", given)
         name = inner.get("name") if isinstance(inner, dict) else None
         if not isinstance(name, str) or name not in self._tools:
             raise ValueError("an object that is no call")
+        if (begins := self._tools[name].begins) and not begins.match(self._text, start):
+            raise ValueError("a call in another form than a strict one")
         arguments = inner.get("parameters", inner.get("arguments", {}))
         if isinstance(arguments, str):  # as in OpenAI's API
             arguments = _Notation(arguments.strip(), 0, {})._whole_object()
