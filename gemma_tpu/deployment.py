@@ -172,6 +172,6 @@ class Deployment:
         if capacity is not None and not self.fits(capacity):
             raise ValueError(
                 f"{self.context:,} tokens × {self.rows} rows in {self.dtype} do not fit on {self.mesh.size} devices; "
-                f"each would hold\n{self.memory.table(capacity)}\nLoad with a smaller max_context or max_rows, "
-                "text_only, or on more devices (`gemma-tpu plan` says what fits)"
+                f"each would hold\n{self.memory.table(capacity)}\nLoad with smaller max_context, max_rows or "
+                "cache_tokens, text_only, or on more devices (`gemma-tpu plan` says what fits)"
             )

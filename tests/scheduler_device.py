@@ -179,7 +179,7 @@ class DeviceRow:
 class FakeDevice(Runner):
     """A runner without a device. It fails when the world says so: before a step, within it, or when tokens are read.
 
-    Pages and rings hold what was fed, and where: a token is drawn from the chain of all before it, which is to be there.
+    Pages and rings hold what was fed, and where: a token is drawn from all before it, which is to be there.
     """
 
     def __init__(self, world: World) -> None:
@@ -217,12 +217,14 @@ class FakeDevice(Runner):
         before: Entry = (-1, 0, 1)
         if position:
             before = self.pages[table[(position - 1) // size]][(position - 1) % size]
-            assert before is not None and before[0] == position - 1, "what comes before is not in its page"
+            assert before, "nothing comes before"
+            assert before[0] == position - 1, "what comes before is not in its page"
         spoiled = any(entry and entry[2] is None for page in table for entry in self.pages[page])
         for (window, slots), ring in zip(self.world.rings, row.rings, strict=True):
             for at in range(max(0, position - window + 1), looked):
                 entry = ring[at % slots]
-                assert entry is not None and entry[0] == at, "a ring has lost what is within the window"
+                assert entry, "a ring lacks what is within the window"
+                assert entry[0] == at, "a ring has lost what is within the window"
                 assert entry == self.pages[table[at // size]][at % size], "a ring has something else than the page"
             spoiled |= any(entry and entry[2] is None for entry in ring)
         state = None if spoiled else feed(before[2], key)

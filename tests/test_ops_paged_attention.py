@@ -39,7 +39,11 @@ def _pool(lengths: tuple[int, ...], groups: int, spread: int) -> tuple[np.ndarra
 def _expected(query: jax.Array, position: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
     slot = np.arange(LONGEST)
     key_pos = np.where(slot < np.array(lengths)[:, None], slot, -1)
-    return np.asarray(attend(query, jnp.asarray(KEYS), jnp.asarray(VALUES), attention_mask(jnp.asarray(position), jnp.asarray(key_pos))))
+    return np.asarray(
+        attend(
+            query, jnp.asarray(KEYS), jnp.asarray(VALUES), attention_mask(jnp.asarray(position), jnp.asarray(key_pos))
+        )
+    )
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (1, 8), (2, 2), (4, 2)])

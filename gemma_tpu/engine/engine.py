@@ -16,7 +16,7 @@ from gemma_tpu.distributed.processes import open_runner
 from gemma_tpu.engine.errors import require_finite
 from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
-from gemma_tpu.engine.scheduler import Scheduler
+from gemma_tpu.engine.scheduler import Occupancy, Scheduler
 from gemma_tpu.engine.step import Drawn, token_logprobs
 from gemma_tpu.engine.validate import check_logits, make_request, pad
 from gemma_tpu.engine.warmup import Progress, warmup_steps
@@ -95,11 +95,9 @@ class Engine(Worker):
             waiting = self._scheduler.waiting.order(self._scheduler.running)
         return waiting.index(request) if request in waiting else None
 
-    def occupancy(self) -> tuple[int, int, int]:
-        """Requests that have a batch row, requests that wait for one, and tokens in the cache for the former."""
+    def occupancy(self) -> Occupancy:
         with self._wake:
-            busy = [row for row in self._scheduler.rows if row.request]
-            return len(busy), len(self._scheduler.waiting), sum(len(row.keys) for row in busy)
+            return self._scheduler.occupancy()
 
     def warmup(self, progress: Progress | None = None) -> int:
         """Compiles every program there is, so that no request has to; returns how many calls that took.

@@ -190,7 +190,7 @@ class CacheMemory:
             held.maker = None
 
     def _give_back(self, held: Held, pages: Sequence[int]) -> None:
-        """What may not be finite is cleared before others have it: attention gives it a weight of 0, 0 times NaN is NaN."""
+        """What may not be finite is cleared before others have it: its weight is 0 there, and 0 times NaN is NaN."""
         if not held.checked:
             self._unchecked.update(pages)
         freed = self._unchecked.intersection(page for page in pages if not self.pool.shared(page))

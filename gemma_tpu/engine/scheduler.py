@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,21 @@ from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Decode, Drawn, Pr
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
 _STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
+
+
+class Occupancy(NamedTuple):
+    """Requests that have a batch row and that wait for one, and whose the pages of the cache are.
+
+    `needed` are those of running requests; `kept` those of others that may come again; `resumed` counts the requests
+    that had to give their pages to others, and went on later.
+    """
+
+    running: int
+    waiting: int
+    needed: int
+    kept: int
+    free: int
+    resumed: int
 
 
 @dataclasses.dataclass
@@ -55,7 +71,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         self.waiting = Queue()
         self.images = ImageIndex(self.dtype, self.image_batches, self.remembered_images)
-        self._turn = 0
+        self._turn = self._resumed = 0
         self._release: list[int] = []  # rows for the next step
 
     @property
@@ -71,6 +87,12 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether there is something to plan; tokens that have not been committed are the caller's to know."""
         return bool(self.waiting or self._release or self.running)
+
+    def occupancy(self) -> Occupancy:
+        pool = self.memory.pool
+        needed = sum(len(row.pages) for row in self.rows if row.request)
+        kept = pool.count - pool.num_free - needed
+        return Occupancy(len(self.running), len(self.waiting), needed, kept, pool.num_free, self._resumed)
 
     def plan(self) -> Step:
         """What the device does next; possibly nothing, until earlier steps have been committed."""
@@ -159,6 +181,7 @@ class Scheduler:
         elif row.lost:
             request, row.lost = self._vacate(row, resting=True), False
             self.waiting.resume(request)
+            self._resumed += 1
 
     @contextlib.contextmanager
     def _only(self, row: Row) -> Iterator[None]:

@@ -39,8 +39,8 @@ COPIES = ("copy", "store", "restore")
 class Copy:
     """Gives a row or a stored prefix the first `length` tokens of another, which has them in its rings yet.
 
-    `kind`, one of COPIES: "copy" is from row to row, "store" from a row to a place for prefixes, "restore" the other way. Pages are
-    copied from `source_pages` to `target_pages`; none if both are to hold the same ones.
+    `kind`, one of COPIES: "copy" is from row to row, "store" from a row to a place for prefixes, "restore" the other
+    way. Pages are copied from `source_pages` to `target_pages`; none if both are to hold the same ones.
     """
 
     kind: str

@@ -37,7 +37,7 @@ def paged_attention(
     longest: int,
     mesh: Mesh,
 ) -> Part:
-    """Of the first `length` tokens of each row, at most `longest`; a row of length 0 reads zeros, if it is joined with nothing.
+    """Of the first `length` tokens of each row, at most `longest`; a row of length 0 reads zeros if this is all.
 
     With several queries a row there is one row. The devices of the mesh's slots axis each have some of a page's slots.
     """

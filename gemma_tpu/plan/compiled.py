@@ -93,10 +93,17 @@ class Target:
 
 
 def deploy(
-    config: GemmaConfig, where: Slice, shape: tuple[int, int], rows: int, context: int, dtype: DTypeLike = "bfloat16"
+    config: GemmaConfig,
+    where: Slice,
+    shape: tuple[int, int],
+    rows: int,
+    context: int,
+    dtype: DTypeLike = "bfloat16",
+    cache_tokens: int | None = None,
 ) -> Target:
     """A model on the mesh (data, model) that `load` would make of a slice's chips."""
-    return Target(Deployment(config, mesh_for(config, where, shape), rows, context, dtype), where)
+    mesh = mesh_for(config, where, shape)
+    return Target(Deployment(config, mesh, rows, context, dtype, cache_tokens=cache_tokens), where)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ def make_plan(
     rows: int,
     context: int,
     dtype: str,
+    cache_tokens: int | None = None,
     images: int = 0,
     search: bool = True,
     progress: Progress = lambda _: None,
@@ -46,7 +47,9 @@ def make_plan(
     check_integer("images", images, 0)
     if not isinstance(dtype, str) or dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype must be bfloat16 or float32, got {brief(dtype)}")
-    choice = choose_mesh(config, where, rows, context, dtype)
+    if cache_tokens is not None:
+        check_integer("cache_tokens", cache_tokens, context)
+    choice = choose_mesh(config, where, rows, context, dtype, cache_tokens)
     first, *others = choice.candidates
     progress(f"compiling for {where.topology}")
     plan = _plan(model, first, choice.reason)
@@ -82,15 +85,17 @@ def smallest_plan(
     rows: int,
     context: int,
     dtype: str,
+    cache_tokens: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
     plan = None
     for where in slices(chip):
-        leanest = choose_mesh(config, where, rows, context, dtype).candidates[-1]
+        leanest = choose_mesh(config, where, rows, context, dtype, cache_tokens).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
-        plan = make_plan(model, config, where, rows=rows, context=context, dtype=dtype, search=False, progress=progress)
+        sizes = {"rows": rows, "context": context, "dtype": dtype, "cache_tokens": cache_tokens}
+        plan = make_plan(model, config, where, **sizes, search=False, progress=progress)
         if plan.fits:
             break
     assert plan

@@ -30,9 +30,12 @@ class MeshChoice:
     reason: str
 
 
-def choose_mesh(config: GemmaConfig, where: Slice, rows: int, context: int, dtype: DTypeLike) -> MeshChoice:
+def choose_mesh(
+    config: GemmaConfig, where: Slice, rows: int, context: int, dtype: DTypeLike, cache_tokens: int | None = None
+) -> MeshChoice:
     """The mesh whose decode step is shortest by its roofline, of those where weights and state fit."""
-    every = [deploy(config, where, shape, rows, context, dtype) for shape in mesh_shapes(where.num_chips, rows)]
+    wanted = rows, context, dtype, cache_tokens
+    every = [deploy(config, where, shape, *wanted) for shape in mesh_shapes(where.num_chips, rows)]
     timed = sorted(every, key=lambda one: decode_roofline(one).seconds)
     fitting = [one for one in timed if one.deployment.memory.resident <= where.chip.hbm]
     smallest = min(every, key=lambda one: one.deployment.memory.resident)
@@ -148,7 +151,8 @@ def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
     for where in slices(base.chip):
-        choice = choose_mesh(wanted.config, where, wanted.rows, wanted.context, wanted.dtype).candidates[-1]
+        sizes = wanted.rows, wanted.context, wanted.dtype, wanted.cache_tokens
+        choice = choose_mesh(wanted.config, where, *sizes).candidates[-1]
         if choice == base and fits(base, total_memory(base, compiled)):
             return Answer(where.name, True)
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:

@@ -104,11 +104,18 @@ class _OnRequest:
             return
         import jax
 
-        running, waiting, held = model.engine.occupancy()
-        usage = held / (model.deployment.rows * model.deployment.context)
-        yield self._gauge("num_requests_running", "Requests that have a batch row.", running)
-        yield self._gauge("num_requests_waiting", "Requests that wait for a batch row.", waiting)
-        yield self._gauge("kv_cache_usage_perc", "Of the cache's tokens, those of running requests; 1 is all.", usage)
+        found, pages = model.engine.occupancy(), model.deployment.pages
+        yield self._gauge("num_requests_running", "Requests that have a batch row.", found.running)
+        yield self._gauge("num_requests_waiting", "Requests that wait for a batch row.", found.waiting)
+        usage = "Of the cache's pages, those of running requests; 1 is all."
+        yield self._gauge("kv_cache_usage_perc", usage, found.needed / pages)
+        kept = "Of the cache's pages, those kept for prompts that begin alike."
+        yield self._gauge("kv_cache_kept_perc", kept, found.kept / pages)
+        resumed = CounterMetricFamily(
+            f"{PREFIX}:num_preemptions", "Requests that gave their pages to older ones.", labels=["model_name"]
+        )
+        resumed.add_metric(self._labels, found.resumed)
+        yield resumed
         compilations = CounterMetricFamily(f"{PREFIX}:compilations", "Programs compiled.", labels=["model_name"])
         compilations.add_metric(self._labels, _compilations.count)
         yield compilations

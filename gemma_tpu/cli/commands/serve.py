@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from gemma_tpu.cli.arguments import add_model_arguments, values
 
 HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
-_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "tokenizer", "text_only", "verify")
+_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "cache_tokens", "tokenizer", "text_only", "verify")
 _SETTINGS = ("lenient", "allow_image_urls", "image_folder", "max_body_bytes", "max_images", "max_pixels", "max_tokens")
 _SETTINGS = (*_SETTINGS, "max_queue", "request_timeout", "drain_timeout")
 
@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "docs/server.md shows every address with an example."
     add_model_arguments(parser)
     parser.add_argument("--max-rows", type=int, default=8, metavar="N", help="answers at once (default: 8)")
+    parser.add_argument(
+        "--cache-tokens",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="tokens of all answers and their prompts together (default: as many as all could need)",
+    )
     parser.add_argument(
         "--model-name",
         action="append",
