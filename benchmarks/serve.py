@@ -5,7 +5,7 @@
 
 The ways: `stream` and `whole` over HTTP, whose client is a process of its own; `single`, a stream for which each decode
 call makes one token; `engine`, without HTTP. The sampler (benchmarks/google_sampler.py) runs first, on the same device,
-with batches of as many prompts as are in flight. `host`: what planning steps, handing them to the device and delivering
+with batches of as many prompts as are in flight: one, or of a single prompt four. `host`: what planning steps, handing them to the device and delivering
 tokens took on the engine's thread, and the CPU time of the server's, both as shares of the time. While the device
 always has work, which it has under load, that is their share of a decode step. Random weights have no tokenizer: the
 demo's takes its place, with made-up pieces for the tokens that it lacks.
@@ -38,7 +38,7 @@ def google(args: argparse.Namespace, load: Load, config: Any) -> Iterator[dict[s
     asked = {"config": dataclasses.asdict(config), "dtype": args.dtype, "context": load.context, "new": load.max_tokens}
     asked |= {"checkpoint": args.checkpoint and str(Path(args.checkpoint).resolve())}
     tokens = [2, *range(300, 400)]
-    levels = [{"in_flight": n, "prompts": load.prompts(n, tokens)} for n in load.in_flight]
+    levels = [{"in_flight": n, "prompts": load.prompts(n, tokens)[: max(n, 4)]} for n in load.in_flight]
     command = [args.gemma, str(ROOT / "benchmarks" / "google_sampler.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
