@@ -5,10 +5,10 @@
 
 The ways: `stream` and `whole` over HTTP, whose client is a process of its own; `single`, a stream for which each decode
 call makes one token; `engine`, without HTTP. The sampler (benchmarks/google_sampler.py) runs first, on the same device,
-with batches of as many prompts as are in flight: one, or of a single prompt four. `host`: what planning steps, handing them to the device and delivering
-tokens took on the engine's thread, and the CPU time of the server's, both as shares of the time. While the device
-always has work, which it has under load, that is their share of a decode step. Random weights have no tokenizer: the
-demo's takes its place, with made-up pieces for the tokens that it lacks.
+with a batch of as many prompts as are in flight, or four times with one. `host`: what planning steps, handing them to
+the device and delivering tokens took on the engine's thread, and the CPU time of the server's, as shares of the time.
+While the device always has work, which it has under load, that is their share of a decode step. Random weights have no
+tokenizer: the demo's takes its place, with made-up pieces for the tokens that it lacks.
 """
 
 from __future__ import annotations

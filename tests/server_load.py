@@ -1,0 +1,319 @@
+"""Many requests of every kind at once, on a real server: each answer is the one it has alone, and nothing is left over.
+
+    python -m tests.server_load [--requests 2000] [--in-flight 32] [--checkpoint gemma3-demo] [--seed 0]
+
+First the server is asked each request of a pool one at a time. Then as many at once as are in flight are drawn from the
+pool, some as streams, some of which their clients leave. Exits with 1 if an answer differs from its solo answer, is not
+valid by its schema, a program was compiled, or rows, threads, arrays, files, memory or metrics are not as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+
+import gemma_tpu
+from benchmarks.soak import Held, picture
+from gemma_tpu.server import Settings, build_app
+from gemma_tpu.server.run import Server, listen
+
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+_LEAVE, _STREAM = 0.1, 0.5  # shares of requests
+_SETTLE = 30  # seconds
+_LONG = "You are a helpful assistant who answers in one short sentence and never repeats the question. " * 3
+_POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "name": {"enum": ["red", "blue", "green"]}}}
+_POINT |= {"required": ["x", "name"], "additionalProperties": False}
+_FORMAT: dict[str, Any] = {"name": "point", "schema": _POINT}
+_ADD = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
+_TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds numbers", "parameters": _ADD}}]
+_QUESTIONS = ("What is 12 + 30?", "Sort these numbers: 42, 7, 19, 3", "Multiply 6 by 7.", "Spell cat.", "Hello", "Why?")
+_PICTURES = 6
+_POOL = re.compile(r"thread (gemma-server-images|asyncio|uvloop)_\d+$")  # begun when first needed, and never many
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A request of the pool."""
+
+    kind: str
+    path: str
+    body: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        return self.body.get("n", 1)
+
+
+@dataclasses.dataclass
+class Said:
+    """An answer, whole or as far as it was read."""
+
+    text: str = ""
+    calls: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    reason: str | None = None
+    logprobs: list[tuple[str, float]] = dataclasses.field(default_factory=list)
+
+    def equals(self, other: Said) -> bool:
+        """Log-probabilities may differ by the order of sums."""
+        mine, others = ([value for _, value in said.logprobs] for said in (self, other))
+        tokens = [[token for token, _ in said.logprobs] for said in (self, other)]
+        same = (self.text, self.calls, self.reason, tokens[0]) == (other.text, other.calls, other.reason, tokens[1])
+        return same and all(abs(one - two) < 1e-3 for one, two in zip(mine, others, strict=True))
+
+
+def data_url(seed: int) -> str:
+    file = io.BytesIO()
+    picture(seed, 60 + 40 * seed, 90).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+KINDS = ("text", "images", "shared prefix", "n", "logprobs", "penalties", "tools", "schema", "completion")
+KINDS += ("responses", "anthropic")
+
+
+def make_item(r: random.Random, urls: list[str], kind: str) -> Item:
+    """One that gives the same answer whenever it is asked."""
+    question: Any = f"{r.choice(_QUESTIONS)} {r.randint(0, 99)}"
+    if kind in ("images", "responses", "anthropic") and r.random() < 0.7 and kind != "anthropic":
+        place = (lambda url: url) if kind == "responses" else (lambda url: {"url": url})
+        words = ("input_image", "input_text") if kind == "responses" else ("image_url", "text")
+        shown = [{"type": words[0], "image_url": place(url)} for url in r.sample(urls, r.choice([1, 1, 2]))]
+        question = [*shown, {"type": words[1], "text": question}]
+    messages = [{"role": "user", "content": question}]
+    longest = r.randint(1, 32)
+    if kind == "responses":
+        return Item(kind, RESPONSES, {"input": messages, "max_output_tokens": longest, "temperature": 0})
+    if kind == "anthropic":
+        return Item(kind, MESSAGES, {"model": "m", "max_tokens": longest, "temperature": 0, "messages": messages})
+    body: dict[str, Any] = {"max_tokens": longest, "seed": r.randrange(2**32)}
+    body |= r.choice([{"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8}])
+    if kind == "completion":
+        return Item(kind, COMPLETIONS, body | {"prompt": [2, *r.choices(range(300, 400), k=r.randint(1, 200))]})
+    if kind == "shared prefix":
+        turns = [("user", "Hello"), ("assistant", "Hello!"), ("user", "And?"), ("assistant", "Well.")]
+        before = [("system", _LONG), *turns[: r.choice([0, 2, 4])]]
+        messages = [*({"role": role, "content": text} for role, text in before), *messages]
+    penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.3, "logit_bias": {"300": 5}}
+    body |= {
+        "n": {"n": r.randint(2, 4)},
+        "logprobs": {"logprobs": True, "top_logprobs": r.randint(0, 5)},
+        "penalties": dict(r.sample(sorted(penalties.items()), 2)) | {"stop": ["7", "e"], "min_tokens": 1},
+        "tools": {"tools": _TOOLS, "tool_choice": r.choice(["auto", "required"]), "max_tokens": 60},
+        "schema": {"response_format": {"type": "json_schema", "json_schema": _FORMAT}, "max_tokens": 60},
+    }.get(kind, {})
+    return Item(kind, CHAT, body | {"messages": messages})
+
+
+def read(event: dict[str, Any], answers: list[Said]) -> None:
+    """Adds what an event of a stream says, or a whole response."""
+    kind = event.get("type", event.get("object"))
+    if event.get("error"):
+        raise AssertionError(event["error"])
+    for choice in event.get("choices", ()):
+        said, part = answers[choice["index"]], choice.get("message") or choice.get("delta") or choice
+        said.text += part.get("content") or part.get("text") or ""
+        called = [call["function"] for call in part.get("tool_calls", ())]
+        said.calls += [(function["name"], function["arguments"]) for function in called]
+        said.reason = said.reason or choice["finish_reason"]
+        if choice.get("logprobs"):
+            said.logprobs += [(entry["token"], entry["logprob"]) for entry in choice["logprobs"]["content"]]
+    (said, *_) = answers
+    if kind == "response.output_text.delta":
+        said.text += event["delta"]
+    elif kind in ("response", "response.completed", "response.incomplete"):
+        response = event.get("response", event)
+        text, said.reason = response["output"][0]["content"][0]["text"], response["status"]
+        assert said.text in (text, "")  # "": of a response that is no stream
+        said.text = text
+    elif kind == "content_block_delta":
+        said.text += event["delta"]["text"]
+    elif kind in ("message", "message_delta"):
+        said.text += "".join(block["text"] for block in event.get("content", ()))
+        said.reason = event.get("delta", event)["stop_reason"]
+
+
+class Client:
+    """Asks a server, and notes what is wrong with its answers."""
+
+    def __init__(self, http: httpx.AsyncClient, items: list[Item]) -> None:
+        self._http, self._items = http, items
+        self.solo: list[list[Said]] = []
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.wrong: list[str] = []
+        self.asked = 0  # answers
+
+    async def ask_alone(self) -> None:
+        """Each choice of several in a request of its own."""
+        for item in self._items:
+            answers = []
+            for i in range(item.n):
+                body = item.body if item.n == 1 else item.body | {"n": 1, "seed": (item.body["seed"] + i) % 2**32}
+                answers += await self._ask(Item(item.kind, item.path, body), stream=False)
+            self.solo.append(answers)
+
+    async def ask_at_once(self, requests: int, in_flight: int, seed: int) -> None:
+        left, r = iter(range(requests)), random.Random(seed)
+
+        async def visit() -> None:
+            for _ in left:
+                await self._compare(r.randrange(len(self._items)), r.random(), r.randrange(6))
+
+        await asyncio.gather(*(visit() for _ in range(in_flight)))
+
+    async def _compare(self, index: int, dice: float, events: int) -> None:
+        item, wanted = self._items[index], self.solo[index]
+        self.counts[item.kind] += 1
+        leaves = dice < _LEAVE
+        self.counts["left"] += leaves
+        answers = await self._ask(item, stream=dice < _STREAM, events=events if leaves else None)
+        for said, alone in zip(answers, wanted, strict=True):
+            if not (alone.text.startswith(said.text) if leaves else said.equals(alone)):
+                self.wrong.append(f"{item.kind}: {said} is not as alone: {alone}; asked: {str(item.body)[:300]}")
+            if item.kind == "schema" and said.reason == "stop":
+                self._check(said.text, _FORMAT["schema"])
+            for _, arguments in said.calls if item.body.get("tool_choice") == "required" else ():
+                self._check(arguments, _ADD)
+
+    def _check(self, text: str, schema: dict[str, Any]) -> None:
+        self.counts["checked by a schema"] += 1
+        try:
+            jsonschema.validate(json.loads(text), schema)
+        except (ValueError, jsonschema.ValidationError) as error:
+            self.wrong.append(f"{text!r} is not valid: {error}")
+
+    async def _ask(self, item: Item, *, stream: bool, events: int | None = None) -> list[Said]:
+        """Leaves after so many events."""
+        answers = [Said() for _ in range(item.n)]
+        self.asked += item.n
+        async with self._http.stream("POST", item.path, json=item.body | {"stream": stream}) as response:
+            if not stream:
+                await response.aread()
+                read(response.raise_for_status().json(), answers)
+                return answers
+            async for line in response.raise_for_status().aiter_lines():
+                if line.startswith("data: {"):
+                    if events == 0:
+                        break
+                    events = None if events is None else events - 1
+                    read(json.loads(line.removeprefix("data: ")), answers)
+        return answers
+
+
+def metrics(app: Any) -> dict[str, float]:
+    lines = app.state.service.metrics.text().decode().splitlines()
+    found: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        if not line.startswith("#"):
+            found[re.split("[{ ]", line.removeprefix("gemma_tpu:"))[0]] += float(line.rpartition(" ")[2])
+    return found
+
+
+@contextlib.contextmanager
+def served(model: gemma_tpu.Model) -> Iterator[tuple[Any, str]]:
+    app = build_app(model, Settings(model_names=("m",), max_queue=1000))
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield app, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def settle(model: gemma_tpu.Model, app: Any) -> list[str]:
+    """What has not ended by itself."""
+    end = time.monotonic() + _SETTLE
+    while time.monotonic() < end:
+        held = {"rows": model.engine.occupancy(), "requests": app.state.service.requests}
+        held |= {"answers": app.state.service._answers}
+        if held == {"rows": (0, 0, 0), "requests": 0, "answers": 0}:
+            return []
+        time.sleep(0.05)
+    return [f"still busy: {held}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", default="gemma3-demo")
+    for flag, default in (("--requests", 2000), ("--in-flight", 32), ("--pool", 220), ("--max-rows", 8), ("--seed", 0)):
+        parser.add_argument(flag, type=int, default=default)
+    args = parser.parse_args()
+    r, begin = random.Random(args.seed), time.perf_counter()
+    urls = [data_url(i) for i in range(_PICTURES)]
+    items = [make_item(r, urls, KINDS[i % len(KINDS)]) for i in range(args.pool)]
+    options = {"dtype": "float32", "max_context": 1024, "max_rows": args.max_rows, "progress": False}
+    with gemma_tpu.load(args.checkpoint, **options) as model, served(model) as (app, url):
+        model.warmup()
+
+        @contextlib.asynccontextmanager
+        async def client() -> AsyncIterator[Client]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, limits=limits) as http:
+                yield Client(http, items)
+
+        async def alone() -> Client:
+            async with client() as asking:
+                await asking.ask_alone()
+                solo = time.perf_counter() - begin
+                print(f"{asking.asked} answers one at a time, {solo:.0f} s after the start", flush=True)
+                await asking.ask_at_once(args.requests // 10, args.in_flight, args.seed + 1)  # allocators have enough
+                return asking
+
+        async def at_once(before: Client) -> Client:
+            async with client() as asking:
+                asking.solo, asking.wrong, asking.asked = before.solo, before.wrong, before.asked
+                await asking.ask_at_once(args.requests, args.in_flight, args.seed)
+                return asking
+
+        compiled = metrics(app)["compilations_total"]
+        done = asyncio.run(alone())
+        done.wrong += settle(model, app)
+        before, start = Held.now(), time.perf_counter()
+        done = asyncio.run(at_once(done))
+        seconds = time.perf_counter() - start
+        wrong, found = done.wrong + settle(model, app), metrics(app)
+        after = Held.now()
+        wrong += [left for left in after.left_over(before) if not _POOL.match(left)]
+    if found["compilations_total"] != compiled:
+        wrong.append(f"{found['compilations_total'] - compiled:.0f} programs were compiled")
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    wrong += [f"metric {name}: {found[name]}" for name in names if found[name]]
+    if found["request_success_total"] != done.asked:
+        wrong.append(f"metrics have {found['request_success_total']:.0f} answers of {done.asked}")
+    print(", ".join(f"{count} {what}" for what, count in sorted(done.counts.items())))
+    print(
+        f"{args.requests} requests, {args.in_flight} in flight, {seconds:.0f} s; threads {before.threads.total()} → ",
+        end="",
+    )
+    print(
+        f"{after.threads.total()}, arrays {before.arrays} → {after.arrays}, files {before.files} → {after.files}, ",
+        end="",
+    )
+    print(f"memory {before.resident >> 20} → {after.resident >> 20} MiB, compilations since warm-up ", end="")
+    print(f"{found['compilations_total'] - compiled:.0f}")
+    for what, count in collections.Counter(wrong).most_common(20):
+        print(f"WRONG ({count}×): {what}")
+    print(f"{len(wrong)} wrong" if wrong else "every answer as alone, nothing left over")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
