@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import collections
 import contextlib
 import dataclasses
-import io
 import json
 import random
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -29,35 +28,14 @@ import httpx
 import jsonschema
 
 import gemma_tpu
-from benchmarks.soak import Held, picture
+from benchmarks.soak import Held
 from gemma_tpu.server import Settings, build_app
 from gemma_tpu.server.run import Server, listen
+from tests.server_requests import ADD, POINT, Item, make_pool
 
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 _LEAVE, _STREAM = 0.1, 0.5  # shares of requests
 _SETTLE = 30  # seconds
-_LONG = "You are a helpful assistant who answers in one short sentence and never repeats the question. " * 3
-_POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "name": {"enum": ["red", "blue", "green"]}}}
-_POINT |= {"required": ["x", "name"], "additionalProperties": False}
-_FORMAT: dict[str, Any] = {"name": "point", "schema": _POINT}
-_ADD = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
-_TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds numbers", "parameters": _ADD}}]
-_QUESTIONS = ("What is 12 + 30?", "Sort these numbers: 42, 7, 19, 3", "Multiply 6 by 7.", "Spell cat.", "Hello", "Why?")
-_PICTURES = 6
 _POOL = re.compile(r"thread (gemma-server-images|asyncio|uvloop)_\d+$")  # begun when first needed, and never many
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A request of the pool."""
-
-    kind: str
-    path: str
-    body: dict[str, Any]
-
-    @property
-    def n(self) -> int:
-        return self.body.get("n", 1)
 
 
 @dataclasses.dataclass
@@ -75,49 +53,6 @@ class Said:
         tokens = [[token for token, _ in said.logprobs] for said in (self, other)]
         same = (self.text, self.calls, self.reason, tokens[0]) == (other.text, other.calls, other.reason, tokens[1])
         return same and all(abs(one - two) < 1e-3 for one, two in zip(mine, others, strict=True))
-
-
-def data_url(seed: int) -> str:
-    file = io.BytesIO()
-    picture(seed, 60 + 40 * seed, 90).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-KINDS = ("text", "images", "shared prefix", "n", "logprobs", "penalties", "tools", "schema", "completion")
-KINDS += ("responses", "anthropic")
-
-
-def make_item(r: random.Random, urls: list[str], kind: str) -> Item:
-    """One that gives the same answer whenever it is asked."""
-    question: Any = f"{r.choice(_QUESTIONS)} {r.randint(0, 99)}"
-    if kind in ("images", "responses", "anthropic") and r.random() < 0.7 and kind != "anthropic":
-        place = (lambda url: url) if kind == "responses" else (lambda url: {"url": url})
-        words = ("input_image", "input_text") if kind == "responses" else ("image_url", "text")
-        shown = [{"type": words[0], "image_url": place(url)} for url in r.sample(urls, r.choice([1, 1, 2]))]
-        question = [*shown, {"type": words[1], "text": question}]
-    messages = [{"role": "user", "content": question}]
-    longest = r.randint(1, 32)
-    if kind == "responses":
-        return Item(kind, RESPONSES, {"input": messages, "max_output_tokens": longest, "temperature": 0})
-    if kind == "anthropic":
-        return Item(kind, MESSAGES, {"model": "m", "max_tokens": longest, "temperature": 0, "messages": messages})
-    body: dict[str, Any] = {"max_tokens": longest, "seed": r.randrange(2**32)}
-    body |= r.choice([{"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8}])
-    if kind == "completion":
-        return Item(kind, COMPLETIONS, body | {"prompt": [2, *r.choices(range(300, 400), k=r.randint(1, 200))]})
-    if kind == "shared prefix":
-        turns = [("user", "Hello"), ("assistant", "Hello!"), ("user", "And?"), ("assistant", "Well.")]
-        before = [("system", _LONG), *turns[: r.choice([0, 2, 4])]]
-        messages = [*({"role": role, "content": text} for role, text in before), *messages]
-    penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.3, "logit_bias": {"300": 5}}
-    body |= {
-        "n": {"n": r.randint(2, 4)},
-        "logprobs": {"logprobs": True, "top_logprobs": r.randint(0, 5)},
-        "penalties": dict(r.sample(sorted(penalties.items()), 2)) | {"stop": ["7", "e"], "min_tokens": 1},
-        "tools": {"tools": _TOOLS, "tool_choice": r.choice(["auto", "required"]), "max_tokens": 60},
-        "schema": {"response_format": {"type": "json_schema", "json_schema": _FORMAT}, "max_tokens": 60},
-    }.get(kind, {})
-    return Item(kind, CHAT, body | {"messages": messages})
 
 
 def read(event: dict[str, Any], answers: list[Said]) -> None:
@@ -186,9 +121,9 @@ class Client:
             if not (alone.text.startswith(said.text) if leaves else said.equals(alone)):
                 self.wrong.append(f"{item.kind}: {said} is not as alone: {alone}; asked: {str(item.body)[:300]}")
             if item.kind == "schema" and said.reason == "stop":
-                self._check(said.text, _FORMAT["schema"])
+                self._check(said.text, POINT)
             for _, arguments in said.calls if item.body.get("tool_choice") == "required" else ():
-                self._check(arguments, _ADD)
+                self._check(arguments, ADD)
 
     def _check(self, text: str, schema: dict[str, Any]) -> None:
         self.counts["checked by a schema"] += 1
@@ -256,11 +191,13 @@ def main() -> int:
     for flag, default in (("--requests", 2000), ("--in-flight", 32), ("--pool", 220), ("--max-rows", 8), ("--seed", 0)):
         parser.add_argument(flag, type=int, default=default)
     args = parser.parse_args()
-    r, begin = random.Random(args.seed), time.perf_counter()
-    urls = [data_url(i) for i in range(_PICTURES)]
-    items = [make_item(r, urls, KINDS[i % len(KINDS)]) for i in range(args.pool)]
+    begin, items = time.perf_counter(), make_pool(args.pool, args.seed)
     options = {"dtype": "float32", "max_context": 1024, "max_rows": args.max_rows, "progress": False}
-    with gemma_tpu.load(args.checkpoint, **options) as model, served(model) as (app, url):
+    with (
+        tempfile.TemporaryDirectory() as tempfile.tempdir,  # of its own, so that nobody else's files are counted
+        gemma_tpu.load(args.checkpoint, **options) as model,
+        served(model) as (app, url),
+    ):
         model.warmup()
 
         @contextlib.asynccontextmanager
