@@ -31,7 +31,7 @@ import gemma_tpu
 from benchmarks.soak import Held
 from gemma_tpu.server import Settings, build_app
 from gemma_tpu.server.run import Server, listen
-from tests.server_requests import ADD, POINT, Item, make_pool
+from tests.server_requests import ADD, POINT, Item, make_pool, next_turn
 
 _LEAVE, _STREAM = 0.1, 0.5  # shares of requests
 _SETTLE = 30  # seconds
@@ -86,28 +86,46 @@ def read(event: dict[str, Any], answers: list[Said]) -> None:
 class Client:
     """Asks a server, and notes what is wrong with its answers."""
 
-    def __init__(self, http: httpx.AsyncClient, items: list[Item]) -> None:
-        self._http, self._items = http, items
+    def __init__(self, url: str, items: list[Item]) -> None:
+        self._url, self._items = url, items
         self.solo: list[list[Said]] = []
+        self._next: dict[int, int] = {}  # the item that is the next turn of another
         self.counts: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
         self.asked = 0  # answers
 
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        options: Any = {"base_url": self._url, "timeout": None, "trust_env": False}
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None), **options) as self._http:
+            yield
+
     async def ask_alone(self) -> None:
-        """Each choice of several in a request of its own."""
+        """Each choice of several in a request of its own; next turns when no row remembers what they go on from."""
         for item in self._items:
-            answers = []
-            for i in range(item.n):
-                body = item.body if item.n == 1 else item.body | {"n": 1, "seed": (item.body["seed"] + i) % 2**32}
-                answers += await self._ask(Item(item.kind, item.path, body), stream=False)
-            self.solo.append(answers)
+            self.solo.append(await self._ask_each(item))
+        for i, (item, (said, *_)) in enumerate(zip(list(self._items), list(self.solo), strict=True)):
+            if item.kind == "completion" or (item.kind == "text" and said.text):
+                self._next[i] = len(self._items)
+                self._items.append(next_turn(item, said.text))
+                self.solo.append(await self._ask_each(self._items[-1]))
+
+    async def _ask_each(self, item: Item) -> list[Said]:
+        answers = []
+        for i in range(item.n):
+            body = item.body if item.n == 1 else item.body | {"n": 1, "seed": (item.body["seed"] + i) % 2**32}
+            answers += await self._ask(Item(item.kind, item.path, body), stream=False)
+        return answers
 
     async def ask_at_once(self, requests: int, in_flight: int, seed: int) -> None:
         left, r = iter(range(requests)), random.Random(seed)
 
         async def visit() -> None:
             for _ in left:
-                await self._compare(r.randrange(len(self._items)), r.random(), r.randrange(6))
+                index = r.randrange(len(self._items))
+                await self._compare(index, r.random(), r.randrange(6))
+                if index in self._next:  # its row may remember it
+                    await self._compare(self._next[index], 1, 0)
 
         await asyncio.gather(*(visit() for _ in range(in_flight)))
 
@@ -200,42 +218,35 @@ def main() -> int:
     ):
         model.warmup()
 
-        @contextlib.asynccontextmanager
-        async def client() -> AsyncIterator[Client]:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, limits=limits) as http:
-                yield Client(http, items)
+        asking = Client(url, items)
 
-        async def alone() -> Client:
-            async with client() as asking:
+        async def prepare() -> None:
+            async with asking.connected():
                 await asking.ask_alone()
-                solo = time.perf_counter() - begin
-                print(f"{asking.asked} answers one at a time, {solo:.0f} s after the start", flush=True)
+                print(f"{asking.asked} answers one at a time, {time.perf_counter() - begin:.0f} s", flush=True)
                 await asking.ask_at_once(args.requests // 10, args.in_flight, args.seed + 1)  # allocators have enough
-                return asking
+                asking.counts.clear()
 
-        async def at_once(before: Client) -> Client:
-            async with client() as asking:
-                asking.solo, asking.wrong, asking.asked = before.solo, before.wrong, before.asked
+        async def at_once() -> None:
+            async with asking.connected():
                 await asking.ask_at_once(args.requests, args.in_flight, args.seed)
-                return asking
 
         compiled = metrics(app)["compilations_total"]
-        done = asyncio.run(alone())
-        done.wrong += settle(model, app)
-        before, start = Held.now(), time.perf_counter()
-        done = asyncio.run(at_once(done))
+        asyncio.run(prepare())
+        asking.wrong += settle(model, app)
+        before, start, hits = Held.now(), time.perf_counter(), metrics(app)["prefix_cache_hits_total"]
+        asyncio.run(at_once())
         seconds = time.perf_counter() - start
-        wrong, found = done.wrong + settle(model, app), metrics(app)
+        wrong, found = asking.wrong + settle(model, app), metrics(app)
         after = Held.now()
         wrong += [left for left in after.left_over(before) if not _POOL.match(left)]
     if found["compilations_total"] != compiled:
         wrong.append(f"{found['compilations_total'] - compiled:.0f} programs were compiled")
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     wrong += [f"metric {name}: {found[name]}" for name in names if found[name]]
-    if found["request_success_total"] != done.asked:
-        wrong.append(f"metrics have {found['request_success_total']:.0f} answers of {done.asked}")
-    print(", ".join(f"{count} {what}" for what, count in sorted(done.counts.items())))
+    if found["request_success_total"] != asking.asked:
+        wrong.append(f"metrics have {found['request_success_total']:.0f} answers of {asking.asked}")
+    print(", ".join(f"{count} {what}" for what, count in sorted(asking.counts.items())))
     print(
         f"{args.requests} requests, {args.in_flight} in flight, {seconds:.0f} s; threads {before.threads.total()} → ",
         end="",
@@ -245,7 +256,9 @@ def main() -> int:
         end="",
     )
     print(f"memory {before.resident >> 20} → {after.resident >> 20} MiB, compilations since warm-up ", end="")
-    print(f"{found['compilations_total'] - compiled:.0f}")
+    print(
+        f"{found['compilations_total'] - compiled:.0f}, {found['prefix_cache_hits_total'] - hits:.0f} tokens from the cache"
+    )
     for what, count in collections.Counter(wrong).most_common(20):
         print(f"WRONG ({count}×): {what}")
     print(f"{len(wrong)} wrong" if wrong else "every answer as alone, nothing left over")

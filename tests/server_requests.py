@@ -61,7 +61,8 @@ def make_item(r: random.Random, urls: list[str], kind: str) -> Item:
     body: dict[str, Any] = {"max_tokens": longest, "seed": r.randrange(2**32)}
     body |= r.choice([{"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8}])
     if kind == "completion":
-        return Item(kind, COMPLETIONS, body | {"prompt": [2, *r.choices(range(300, 400), k=r.randint(1, 200))]})
+        body |= {"max_tokens": r.choice([1, longest]), "prompt": [2, *r.choices(range(300, 400), k=r.randint(1, 200))]}
+        return Item(kind, COMPLETIONS, body)
     if kind == "shared prefix":
         turns = [("user", "Hello"), ("assistant", "Hello!"), ("user", "And?"), ("assistant", "Well.")]
         before = [("system", _LONG), *turns[: r.choice([0, 2, 4])]]
@@ -75,6 +76,14 @@ def make_item(r: random.Random, urls: list[str], kind: str) -> Item:
         "schema": {"response_format": {"type": "json_schema", "json_schema": _FORMAT}, "max_tokens": 60},
     }.get(kind, {})
     return Item(kind, CHAT, body | {"messages": messages})
+
+
+def next_turn(item: Item, answer: str) -> Item:
+    """Goes on from an item and its answer. A completion of one token leaves just its prompt in the cache."""
+    if item.path == COMPLETIONS:
+        return Item("next turn", COMPLETIONS, item.body | {"max_tokens": 9, "prompt": [*item.body["prompt"], 310, 320]})
+    turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": "Why?"}]
+    return Item("next turn", CHAT, item.body | {"messages": [*item.body["messages"], *turns]})
 
 
 def make_pool(count: int, seed: int) -> list[Item]:
