@@ -255,10 +255,9 @@ def main() -> int:
         f"{after.threads.total()}, arrays {before.arrays} → {after.arrays}, files {before.files} → {after.files}, ",
         end="",
     )
-    print(f"memory {before.resident >> 20} → {after.resident >> 20} MiB, compilations since warm-up ", end="")
-    print(
-        f"{found['compilations_total'] - compiled:.0f}, {found['prefix_cache_hits_total'] - hits:.0f} tokens from the cache"
-    )
+    print(f"memory {before.resident >> 20} → {after.resident >> 20} MiB, ", end="")
+    print(f"{found['compilations_total'] - compiled:.0f} compilations since warm-up, ", end="")
+    print(f"{found['prefix_cache_hits_total'] - hits:.0f} tokens from the cache")
     for what, count in collections.Counter(wrong).most_common(20):
         print(f"WRONG ({count}×): {what}")
     print(f"{len(wrong)} wrong" if wrong else "every answer as alone, nothing left over")
