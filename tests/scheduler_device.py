@@ -61,7 +61,7 @@ class FakeConstraint:
     def __init__(self, world: World) -> None:
         self.state, self.random = 7, world.random
         self.last = frozenset(self.random.sample(range(VOCABULARY), 2))
-        self.fails = self.random.random() < 0.03
+        self.fails = self.random.random() < world.failing_masks
 
     def mask(self) -> np.ndarray:
         if self.fails and self.random.random() < 0.3:
@@ -99,7 +99,7 @@ class Checked(Request):
     def assign(self, cached_tokens: int) -> None:
         assert self.number > self.world.last_assigned, "a request was overtaken"
         self.world.last_assigned = self.number
-        if not self.world.broken_images:  # whose requests leave a row before it is used
+        if not (self.world.broken_images or self.world.failing_masks):  # whose requests may leave a row unused
             assert cached_tokens == self.world.reusable(self), "not all that could be was reused"
         self.world.counts["reused tokens"] += cached_tokens
         super().assign(cached_tokens)

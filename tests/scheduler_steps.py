@@ -35,7 +35,7 @@ class World:
         self.sizes = sorted(r.sample([4, 5, 8, 12, 16, 24], r.randint(1, 3)))
         self.steps_per_call, self.eos = r.choice([1, 2, 4, 8]), (1, 2)
         self.failure_rate = r.choice([0, 0, 0.01])
-        self.broken_images = r.choice([0, 0.02])  # their share
+        self.broken_images, self.failing_masks = r.choice([0, 0.02]), r.choice([0, 0.03])  # their share
         self.failing: Exception | None = None
         self.open: set[Checked] = set()
         self.past: collections.deque[Checked] = collections.deque(maxlen=8)

@@ -15,6 +15,7 @@ from test_programs import _record
 
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig, gemma3_layers
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine import draw as drawing
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import encode_images, image_ids, number_soft_tokens
@@ -93,7 +94,7 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
     ]
     pixels = np.stack([to_pixels(picture, VISION.image_size) for picture in pictures])
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(programs, "sample", lambda logits, *_: _record(seen, logits))
+    monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     jax.clear_caches()
     engine = _engine(params, chunks=(64, CHUNK))
     try:
