@@ -86,7 +86,7 @@ def reference() -> None:
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     request = json.loads(sys.stdin.readline())
-    tokenizer, model = theirs.set_special_ids(request), theirs.build(request)
+    tokenizer, model = theirs.set_special_ids(request), theirs.build_model(request)
     params = theirs.gm.ckpts.load_params(request["checkpoint"])
     params = theirs.jax.tree.map(lambda x: theirs.jnp.asarray(x, theirs.jnp.float32), params)
     sampler = theirs.gm.text.Sampler(

@@ -42,6 +42,7 @@ pytest_plugins = ("hub_fixtures", "page_fixtures")
 _LONGEST = (
     "test_distributed",
     "test_plan_compiled",
+    "test_server_faults",
     "test_demo_reconnect",
     "test_programs",
     "test_demo_checkpoint",

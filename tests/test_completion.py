@@ -59,6 +59,7 @@ def test_bash(capsys: pytest.CaptureFixture) -> None:
         (["info", "model-a", "--top"], []),
         (["verify", "model-a", "--against", ""], ["gemma", "transformers"]),
         (["bench", "--model", ""], sorted(CONFIGS)),
+        (["bench", "serve", "mod"], everything),
         (["chat", "model-a", "--dtype", ""], ["auto", "bfloat16", "float32"]),
     ):
         assert complete(text, *words) == expected, words

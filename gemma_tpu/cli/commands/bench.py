@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 
+from gemma_tpu.cli import bench_serve
 from gemma_tpu.cli.arguments import add_distributed_arguments, add_dtype_argument, add_shared, values
 
 HELP = "Measure speed as a caller sees it."
@@ -16,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gemma_tpu.config import CONFIGS
 
     parser.epilog = "All programs are compiled before anything is measured."
-    source = parser.add_mutually_exclusive_group(required=True)
+    load = parser.add_subparsers(title="load on a server").add_parser(
+        "serve", help=bench_serve.HELP, description=bench_serve.HELP
+    )
+    bench_serve.add_arguments(load)
+    load.set_defaults(main=bench_serve.main)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=tuple(CONFIGS), help="random weights of this size")
     source.add_argument(
         "--checkpoint", metavar="CHECKPOINT", help="weights of a checkpoint: a directory, name or hub id"
@@ -43,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
     from gemma_tpu.config import CONFIGS
     from gemma_tpu.devices import available_devices
 
+    if not (args.model or args.checkpoint):
+        raise ValueError("bench needs --model or --checkpoint, or is bench serve")
     devices = available_devices()
     results = []
     source = CONFIGS[args.model] if args.model else args.checkpoint
