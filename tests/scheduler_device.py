@@ -99,7 +99,6 @@ class Checked(Request):
         return next((i + 1 for i, token in enumerate(tokens) if token in self.watched), None)
 
     def assign(self, cached_tokens: int) -> None:
-<<<<<<< HEAD
         if not self.assigned:
             self.assigned, last = True, self.world.last_assigned
             assert self.number > last.get(self.client, -1), "a request was overtaken by one of the same client"
@@ -109,12 +108,6 @@ class Checked(Request):
         self.row = None
         if self.world.ample:
             assert cached_tokens >= self.world.resting(self), "a row that the prompt begins with was not gone on with"
-=======
-        assert self.number > self.world.last_assigned, "a request was overtaken"
-        self.world.last_assigned = self.number
-        if not (self.world.broken_images or self.world.failing_masks):  # whose requests may leave a row unused
-            assert cached_tokens == self.world.reusable(self), "not all that could be was reused"
->>>>>>> w-load
         self.world.counts["reused tokens"] += cached_tokens
         super().assign(cached_tokens)
 
