@@ -303,7 +303,8 @@ class FakeDevice(Runner):
         assert T in self.world.sizes
         assert len(chunk.images) == images_of_chunk(B, T, SOFT)
         assert chunk.fresh == (not chunk.start.any())
-        assert max(self.world.sizes) >= B * T and (chunk.fresh or B == 1)
+        assert max(self.world.sizes) >= B * T
+        assert chunk.fresh or B == 1
         numbers = range(self.world.rows) if chunk.rows is None else chunk.rows.tolist()
         columns = [chunk.start, chunk.count, chunk.tokens, chunk.soft_index]
         each = zip(range(B), numbers, *(x.tolist() for x in columns), strict=True)

@@ -66,7 +66,8 @@ def test_a_part_of_what_a_row_holds_is_copied_while_its_rings_have_it() -> None:
     memory = CacheMemory(3, 60, 4, rings=[(64, 64)], places=1)
     row = answered(memory, TEXT[:50])  # more than a window would have been lost
     found = memory.begin(request([*TEXT[:38], 1, 2]), 0)
-    assert found is not None and found is not row
+    assert found is not None
+    assert found is not row
     assert found.keys == TEXT[:38]
     (copy,) = memory.take_operations()
     assert isinstance(copy, Copy)
