@@ -20,7 +20,8 @@ from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.masks import Queries, by_head
 from gemma_tpu.sharding import partition
 
-SHORTEST = 8192  # tokens of the pool that a decode step reads at least
+SHORTEST = 8192  # tokens of the pool that a decode step reads at least on each device
+_SHORTEST_ON_GPU = 65_536  # where each choice of what to read costs more than to read so many
 _COPY = 3  # what a page costs that is copied before it is read: it is read, written and read again
 Pool = Float[Array, "A K S H"]
 
@@ -44,6 +45,7 @@ def paged_attention(
     arguments = (query, key, value, position, row, start, length)
     dims = ("BTK.H", "AKSH", "AKSH", "BT", "A", "A", "B")
     specs = [partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True)]
+    least = _SHORTEST_ON_GPU if mesh.devices.flat[0].platform == "gpu" else SHORTEST
     rows_split, slots_split = bool(specs[0][0]), bool(specs[1][2])
 
     def look(
@@ -60,7 +62,7 @@ def paged_attention(
         held = jnp.where(here >= 0, length[jnp.maximum(here, 0)], 0)
         key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
         if query.shape[1] == 1:
-            return _one_query(by_head(query), key, value, position, here, key_pos)
+            return _one_query(by_head(query), key, value, position, here, key_pos, least=least)
         return _one_row(query, key, value, position, here, start, key_pos, longest=longest)
 
     part = on_devices(look, arguments, dims, mesh)
@@ -100,13 +102,18 @@ def _one_query(
     position: Int[Array, "B one"],
     row: jax.Array,
     key_pos: jax.Array,
+    *,
+    least: int,
 ) -> Part:
-    """The pool is read where it lies, up to its last page in use; if few pages are, these are copied instead."""
+    """The pool is read where it lies, up to its last page in use; if few pages are, these are copied instead.
+
+    `least`: tokens that are always read.
+    """
     pages, slots = key.shape[0], key.shape[2]
     used = row >= 0
     count, end = jnp.sum(used), jnp.max(jnp.where(used, jnp.arange(1, pages + 1), 0))
-    least = max(1, SHORTEST // slots)
-    sizes = [size for i in range(pages.bit_length()) if (size := least << i) < pages] + [pages]
+    shortest = max(1, least // slots)
+    sizes = [size for i in range(pages.bit_length()) if (size := shortest << i) < pages] + [pages]
     few = [size for size in sizes[::2] if size * _COPY < pages]
     look = functools.partial(_by_page, query, position)
     operands = (key, value, row, key_pos)
