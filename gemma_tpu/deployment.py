@@ -40,7 +40,8 @@ class Deployment:
     `rows`: batch rows, the requests that run at once. `context`: tokens that prompt and answer of each may have.
     `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
     suit the platform. `cache_tokens`: what all rows and stored prefixes together may have in the layers that see the
-    whole context; by default as many as the rows could need. `cache` is the class of the cache.
+    whole context; by default as many as the rows could need. `stored_prefixes`: prefixes of prompts that are kept
+    beside the rows when the rings of these have gone on. `cache` is the class of the cache.
     """
 
     config: GemmaConfig
@@ -50,6 +51,7 @@ class Deployment:
     dtype: DTypeLike
     chunks: Sequence[int] | None = None
     cache_tokens: int | None = None
+    stored_prefixes: int = 0
     cache: type = KVCache
 
     def __post_init__(self) -> None:
@@ -108,12 +110,6 @@ class Deployment:
         longest = -(-self.context // self.page)
         wanted = self.rows * longest if self.cache_tokens is None else -(-self.cache_tokens // self.page)
         return max(longest, -(-wanted // self.page_groups)) * self.page_groups
-
-    @property
-    def stored_prefixes(self) -> int:
-        """Prefixes of prompts that are kept beside the rows; without rings, pages alone are enough."""
-        ringed = any(layer.window is not None and layer.window < self.context for layer in self.config.layers)
-        return -(-self.rows // 2) if ringed else 0
 
     @property
     def rings(self) -> list[tuple[int, int]]:

@@ -48,6 +48,7 @@ def load(
     max_context: int | None = None,
     max_rows: int = 8,
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     verify: bool = True,
@@ -69,6 +70,8 @@ def load(
       cache_tokens: what requests together may have in the cache of the layers that see the whole context, at least
         max_context; by default as much as all of them could need. Fewer let long and short ones share the memory: when
         there are none left, the newest request waits, and goes on where it was.
+      stored_prefixes: prefixes of prompts that are kept when the sliding windows have passed them, each at the cost of
+        a row's rings: for system prompts that many share, and for going back in a long conversation.
       tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
@@ -78,7 +81,10 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows, cache_tokens)
+    config, mesh = (
+        as_config(config),
+        check_deployment(mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes),
+    )
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
@@ -92,7 +98,7 @@ def load(
         here = functools.partial(_read, checkpoint, deployment, progress)
         return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
-    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, tokenizer)
+    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer)
 
 
 def from_params(
@@ -105,6 +111,7 @@ def from_params(
     max_context: int | None = None,
     max_rows: int = 8,
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     progress: bool | Any = False,
@@ -116,8 +123,8 @@ def from_params(
         FrozenDict, an NNX state or module (tunix's Gemma3), MaxText's tree. A trainer's state may be around it. LoRA
         parameters in it are merged.
       lora_alpha: of qwix's LoRA parameters, as tunix trains them: their tree does not hold it.
-      config, mesh, dtype, max_context, max_rows, cache_tokens, tokenizer, text_only, progress: as of `load`. There is
-        no tokenizer unless one is given.
+      config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer, text_only, progress: as of
+        `load`. There is no tokenizer unless one is given.
 
     The arrays are copied through host memory, a few at a time, and stay the caller's: a device that holds them needs
     room for both. For one process; several load the same checkpoint instead.
@@ -126,11 +133,14 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    config, mesh = as_config(config), check_deployment(mesh, dtype, max_context, max_rows, cache_tokens)
+    config, mesh = (
+        as_config(config),
+        check_deployment(mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes),
+    )
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
     read = functools.partial(_read, checkpoint, progress=progress)
-    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, tokenizer)
+    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer)
 
 
 def _check_others(tokenizer: Any, progress: Any) -> None:
@@ -140,7 +150,7 @@ def _check_others(tokenizer: Any, progress: Any) -> None:
 
 
 def check_deployment(
-    mesh: Any, dtype: Any, max_context: Any, max_rows: Any, cache_tokens: Any = None
+    mesh: Any, dtype: Any, max_context: Any, max_rows: Any, cache_tokens: Any = None, stored_prefixes: Any = 0
 ) -> Mesh | tuple[int, int] | None:
     """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
     if max_context is not None:
@@ -148,6 +158,7 @@ def check_deployment(
     check_integer("max_rows", max_rows, 1, _MOST_ROWS)
     if cache_tokens is not None:
         check_integer("cache_tokens", cache_tokens, 2, 2**31 - 1)
+    check_integer("stored_prefixes", stored_prefixes, 0, _MOST_ROWS)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
     if isinstance(mesh, Mesh):
@@ -171,10 +182,13 @@ def _deploy(
     max_context: int | None,
     max_rows: int,
     cache_tokens: int | None,
+    stored_prefixes: int,
     tokenizer: Tokenizer | str | Path | bytes | None,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
-    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, max_context, max_rows, cache_tokens)
+    deployment, dtype_reason = deploy(
+        checkpoint.config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes
+    )
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
     return Model(deployment, read(deployment), tokenizer, **how)
@@ -187,6 +201,7 @@ def deploy(
     max_context: int | None,
     max_rows: int,
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
 ) -> tuple[Deployment, str]:
     """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
 
@@ -205,7 +220,8 @@ def deploy(
         mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    one = functools.partial(Deployment, config, mesh, max_rows, max_context, cache_tokens=cache_tokens)
+    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    one = functools.partial(Deployment, config, mesh, max_rows, max_context, **cache)
     capacity = device_capacity(mesh)
     chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))
     deployment = one(chosen)

@@ -348,6 +348,10 @@ class FakeDevice(Runner):
         assert decode.masks is None or decode.steps == 1, "a mask for more than one step"
         assert constrained <= set(decode.masks or {}) <= set(decode.rows), "a row without its mask"
         tokens = np.full((self.world.steps_per_call, 1 if decode.alone else len(self.rows)), NO_TOKEN)
+        for row in [] if decode.alone else self.rows:  # those that rest are written to as well
+            for (_, slots), ring in zip(self.world.rings, row.rings, strict=True):
+                if not row.remaining:
+                    ring[row.length % slots] = (-1, 0, 1)
         for number in decode.rows:
             row = self.rows[number]
             table = self._table(decode.pages, 0 if decode.alone else number)

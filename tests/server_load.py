@@ -195,9 +195,9 @@ def settle(model: gemma_tpu.Model, app: Any) -> list[str]:
     """What has not ended by itself."""
     end = time.monotonic() + _SETTLE
     while time.monotonic() < end:
-        held = {"rows": model.engine.occupancy(), "requests": app.state.service.requests}
+        held = {"rows": model.engine.occupancy()[:2], "requests": app.state.service.requests}
         held |= {"answers": app.state.service._answers}
-        if held == {"rows": (0, 0, 0), "requests": 0, "answers": 0}:
+        if held == {"rows": (0, 0), "requests": 0, "answers": 0}:
             return []
         time.sleep(0.05)
     return [f"still busy: {held}"]

@@ -242,7 +242,7 @@ def test_after_a_stop_the_next_turn_is_read_from_the_cache(model: gemma_tpu.Mode
     others = [token for token in range(TOKENIZER.vocab_size) if token != one]
 
     stream = gemma_tpu.TextStream
-    for stop in (stream.close, stream.cancel, lambda first: threading.Thread(target=first.close).start()):
+    for i, stop in enumerate((stream.close, stream.cancel, lambda one: threading.Thread(target=one.close).start())):
         chat = model.chat(max_new_tokens=100, stop_tokens=(), forbidden_tokens=others)
         with gated(model.engine):
             first = chat.stream("Hello")
@@ -252,7 +252,7 @@ def test_after_a_stop_the_next_turn_is_read_from_the_cache(model: gemma_tpu.Mode
         assert first.completion.finish_reason == "cancelled"
         assert first.completion.text == "1" * len(first.completion.tokens)
         assert len(first.completion.tokens) < 100
-        usage = chat.send("And now?", max_new_tokens=2).usage
+        usage = chat.send(f"And {i} now?", max_new_tokens=2).usage
         assert usage.cached_tokens == first.completion.usage.prompt_tokens + len(first.completion.tokens) - 1
 
 

@@ -161,8 +161,9 @@ def test_a_needle_is_found_at_any_depth() -> None:
 @pytest.mark.parametrize(("name", "less"), [("gemma3-27b", 6.2), ("gemma3-12b", 6.0), ("gemma3-4b", 6.8)])
 def test_memory_grows_with_the_global_layers_alone(name: str, less: float) -> None:
     config = CONFIGS[name]
-    long, less_long = (Deployment(config, mesh_of(1, 1, config), 1, n, "bfloat16") for n in (CONTEXT, CONTEXT - 1))
-    growth = long.memory.state - less_long.memory.state
+    long, less_long = (Deployment(config, mesh_of(1, 1, config), 1, n, "bfloat16") for n in (CONTEXT, CONTEXT - 128))
+    assert long.page == 128
+    growth = (long.memory.state - less_long.memory.state) / 128
     per_layer = 2 * config.num_kv_heads * config.head_dim * 2
     assert growth == per_layer * sum(layer.window is None for layer in config.layers)
     assert per_layer * config.num_layers / growth == pytest.approx(less, abs=0.05)

@@ -98,7 +98,7 @@ def test_the_mesh_is_the_fastest_that_fits_and_says_why() -> None:
 def test_a_cache_on_a_tpu_is_whole_registers_on_every_chip() -> None:
     one = deploy(CONFIGS["gemma3-1b"], parse_slice("v5e-8"), (1, 8), 1, 1)
     caches = [one.replace(context=context).deployment.abstract_state.cache for context in (1, 8192, 10_001)]
-    assert [cache.layers[5][0].shape[2] for cache in caches] == [1024, 8192, 10_240]
+    assert [cache.layers[5][0].shape[::2] for cache in caches] == [(1, 1024), (8, 1024), (10, 1024)]
 
 
 def test_more_chips_than_heads_of_the_vision_tower_still_split_it() -> None:

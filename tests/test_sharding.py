@@ -47,8 +47,8 @@ def test_no_chip_keeps_what_another_has(name: str) -> None:
 def test_a_context_that_the_devices_do_not_divide_is_split_all_the_same() -> None:
     config = CONFIGS["gemma3-1b"]  # one kv head: eight devices share the length of its cache
     state = Deployment(config, make_mesh(config, (1, 8)), 1, 1001, "bfloat16").abstract_state
-    slots = {keys.sharding.shard_shape(keys.shape)[2] for keys, _ in state.cache.layers}
-    assert slots == {512 // 8, 1008 // 8}
+    shards = {keys.sharding.shard_shape(keys.shape)[::2] for keys, _ in state.cache.layers}
+    assert shards == {(1, 512 // 8), (1024 // 64, 64 // 8)}
 
 
 @pytest.mark.parametrize("name", ["gemma3-12b", "gemma3-27b"])

@@ -128,8 +128,8 @@ class KVCache:
             table = pages.table(len(length), self.longest, slots)
             page = jnp.take_along_axis(table, (length // slots)[:, None], axis=1, mode="clip")[:, 0]
             row = jnp.where(page < first, page, first + row)
-        split = self.mesh.shape["slots"] > 1
-        return self._with(layer, store_one(old, row, length % slots, key, value, split=split))
+        where = {"split": self.mesh.shape["slots"] > 1, "inside": self.windows[layer] is not None}
+        return self._with(layer, store_one(old, row, length % slots, key, value, **where))
 
     def attend(
         self,

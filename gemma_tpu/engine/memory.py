@@ -140,7 +140,8 @@ class CacheMemory:
 
     def chunk_target(self, row: Row, end: int) -> int:
         """How far a chunk up to `end` may go without passing over a prefix that is to be stored."""
-        passed = [at for at in row.stores if len(row.keys) < at < end and not intact(self._rings, end, at)]
+        written = end + 1  # rows that rest are written to as well
+        passed = [at for at in row.stores if len(row.keys) < at < end and not intact(self._rings, written, at)]
         return min([end, *passed])
 
     def _store(self, row: Row, length: int) -> None:

@@ -21,8 +21,8 @@ class Held:
 
     @property
     def written(self) -> int:
-        """Positions of its rings that may have been written by the next call of the device."""
-        return len(self.keys)
+        """Positions of its rings that have been written: rows that rest are written to as well, behind their end."""
+        return len(self.keys) + 1
 
 
 def common(a: Sequence[Key], b: Sequence[Key]) -> int:

@@ -187,9 +187,14 @@ def copy_rings(
     kind: str,
 ) -> State:
     """What a row needs after `length` tokens: from row to row ("copy"), to a stored prefix ("store"), or back
-    ("restore")."""
-    cache = getattr(state.cache, f"{kind}_rings")(source, target, length)
-    return _pin(dataclasses.replace(state, cache=cache), deployment)
+    ("restore").
+
+    A row that rests is written to behind its last token: so it has to be known where that is.
+    """
+    cache, lengths = getattr(state.cache, f"{kind}_rings")(source, target, length), state.length
+    if kind != "store":
+        lengths = lengths.at[target].set(length)
+    return _pin(dataclasses.replace(state, cache=cache, length=lengths), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))

@@ -76,7 +76,7 @@ class Row(Held):
     @property
     def written(self) -> int:
         ahead = self.ahead if self.decoding or self.halted else 0
-        return len(self.keys) + ahead + 1  # rows that rest are written to as well
+        return len(self.keys) + ahead + 1
 
     def begin(self, request: Request) -> None:
         self.request = request

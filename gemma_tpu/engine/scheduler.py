@@ -223,7 +223,7 @@ class Scheduler:
         shown = [placed.image for row in rows for placed in row.images_until(ends[row.index])]
         prefill = make_prefill(rows, ends, *shape, self.num_soft_tokens, self.memory.pool)
         for row in rows:
-            self.memory.keep_ends(row, ends[row.index])
+            self.memory.keep_ends(row, ends[row.index] + 1)
             row.keys, row.served = row.prompt_keys[: ends[row.index]], self._turn
         return (prefill,), shown
 
@@ -304,7 +304,9 @@ class Scheduler:
         if not rows:
             return None
         # A row's first token is worth a call of its own: its caller is waiting for it.
-        steps = self.steps_per_call if all(row.dispatched for row in rows) else 1
+        # And while prompts are prefilled, a call of one step lets the next chunk begin soon.
+        waiting = any(row.prefilling for row in self.rows)
+        steps = 1 if waiting or not all(row.dispatched for row in rows) else self.steps_per_call
         if any(row.constrained for row in decoding):  # a mask is good for one step, and the next should not wait long
             steps = 1 if any(row.constrained for row in rows) else min(steps, _STEPS_BESIDE)
         masks = {row.index: row.mask for row in rows if row.mask is not None}

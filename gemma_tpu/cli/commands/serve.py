@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from gemma_tpu.cli.arguments import add_model_arguments, values
 
 HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
-_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "cache_tokens", "tokenizer", "text_only", "verify")
+_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "cache_tokens", "stored_prefixes", "tokenizer")
+_MODEL = (*_MODEL, "text_only", "verify")
 _SETTINGS = ("lenient", "allow_image_urls", "image_folder", "max_body_bytes", "max_images", "max_pixels", "max_tokens")
 _SETTINGS = (*_SETTINGS, "max_queue", "request_timeout", "drain_timeout")
 
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         default=argparse.SUPPRESS,
         help="tokens of all answers and their prompts together (default: as many as all could need)",
+    )
+    parser.add_argument(
+        "--stored-prefixes",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="prefixes of prompts to keep when the sliding windows have passed them (default: 0)",
     )
     parser.add_argument(
         "--model-name",
