@@ -85,7 +85,7 @@ class KVCache:
 
         rings = [None if window is None else min(window, longest * shape.page) for window in windows]
         layers = [zeros(shape.pages, shape.page) if slots is None else zeros(shape.rows, slots) for slots in rings]
-        stored = [zeros(shape.stored, slots) for slots in rings if slots is not None]
+        stored = [zeros(shape.stored, slots) for slots in rings if slots is not None and shape.stored]
         return cls(tuple(layers), tuple(stored), tuple(windows), longest, mesh)
 
     def shardings(self) -> KVCache:
