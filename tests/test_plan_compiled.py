@@ -46,7 +46,9 @@ def test_arguments_are_what_shapes_and_shardings_say(sample) -> None:
     target, found = compiled(*sample)
     memory = target.deployment.memory
     expected = memory.weights + memory.state
-    assert found["decode"].arguments == pytest.approx(expected + found["decode"].inputs, rel=0.012)  # small ones are padded
+    assert found["decode"].arguments == pytest.approx(
+        expected + found["decode"].inputs, rel=0.012
+    )  # small ones are padded
     if "encode" in found:
         exact = memory.vision + found["encode"].inputs
         assert exact <= found["encode"].arguments < 1.15 * exact  # the patches' kernel, of 3 colours, is padded to 8

@@ -92,7 +92,7 @@ class Engine(Worker):
     def waiting_before(self, request: Request) -> int | None:
         """How many requests are given a row before this one; None if it does not wait for one (any more)."""
         with self._wake:
-            waiting = self._scheduler.waiting.order(self._scheduler.running)
+            waiting = list(self._scheduler.waiting.order(self._scheduler.running))
         return waiting.index(request) if request in waiting else None
 
     def occupancy(self) -> Occupancy:

@@ -197,7 +197,7 @@ class Scheduler:
             row = self.memory.begin(request, self.num_soft_tokens)
             if row is None:  # no room: it is the first to be given some
                 return
-            self.waiting.remove(request)
+            self.waiting.take(request)
             row.halted = row.lost = False
             request.assign(len(row.keys))
 
