@@ -40,7 +40,7 @@ TPU. Made by `python -m docs.tpu plans.jsonl > docs/tpu.md` with {versions}.
 
 Every plan is for {context:,} tokens × {rows} rows, with the vision tower where there is one. Memory is of each chip:
 weights, caches, remembered soft tokens, and what the largest of the toolkit's programs has beside them. Times are
-predictions: of a decode step of all rows, and of a prefill call of {rows} × 1,024 tokens after a full context. The
+predictions: of a decode step of all rows, and of a prefill call of 1,024 tokens of a row after a full context. The
 first figure is the roofline, from peak rates; the second the compiler's, from its estimate of cycles plus the
 roofline's time of collectives and of the attention kernels. Loads that run beside the work have no estimate, so the
 second can be below the first; no run can be. `gemma-tpu plan` makes such a plan for any other context, number of rows
