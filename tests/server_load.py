@@ -206,11 +206,20 @@ def settle(model: gemma_tpu.Model, app: Any) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default="gemma3-demo")
-    for flag, default in (("--requests", 2000), ("--in-flight", 32), ("--pool", 220), ("--max-rows", 8), ("--seed", 0)):
+    for flag, default in (
+        ("--requests", 2000),
+        ("--in-flight", 32),
+        ("--pool", 220),
+        ("--max-rows", 8),
+        ("--seed", 0),
+        ("--stored-prefixes", 0),
+    ):
         parser.add_argument(flag, type=int, default=default)
+    parser.add_argument("--cache-tokens", type=int)
     args = parser.parse_args()
     begin, items = time.perf_counter(), make_pool(args.pool, args.seed)
     options = {"dtype": "float32", "max_context": 1024, "max_rows": args.max_rows, "progress": False}
+    options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     with (
         tempfile.TemporaryDirectory() as tempfile.tempdir,  # of its own, so that nobody else's files are counted
         gemma_tpu.load(args.checkpoint, **options) as model,
