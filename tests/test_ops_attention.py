@@ -89,6 +89,6 @@ def test_parts_of_the_keys_join_to_the_whole() -> None:
     for cut in (1, 64, 200, 255):
         halves = [Keys(key[:, :, s], value[:, :, s], key_pos[:, s]) for s in (slice(cut), slice(cut, None))]
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "heads", "slots"))
-        own, cached = halves
-        found = np.asarray(attention_ops.attention(query, query_pos, own=own, cached=cached, window=None, mesh=mesh))
+        parts = [attention_ops.attend_part(query, query_pos, keys, window=None, mesh=mesh) for keys in halves]
+        found = np.asarray(attention_ops.finish(attention_ops.join(*parts), query))
         np.testing.assert_allclose(found[seeing], expected[seeing], atol=1e-5)

@@ -1,8 +1,8 @@
 """Attention of the decoder, in parts that are joined afterwards: no matrix of all queries × all keys is ever made.
 
-`attention` is the entry; it chooses by platform between a kernel and plain JAX. A part holds what softmax needs of the
-keys it has seen: their weighted values, the sum of their weights, and the largest score, against which the weights are
-taken (online softmax: Milakov and Gimelshein, arXiv 1805.02867; in attention: FlashAttention, arXiv 2205.14135).
+`attend_part` is the entry; it chooses by platform between a kernel and plain JAX. A part holds what softmax needs of
+the keys it has seen: their weighted values, the sum of their weights, and the largest score, against which the weights
+are taken (online softmax: Milakov and Gimelshein, arXiv 1805.02867; in attention: FlashAttention, arXiv 2205.14135).
 Letters: see gemma_tpu.config; Q: the G × T queries of a kv head.
 """
 
@@ -37,24 +37,6 @@ class Keys(NamedTuple):
     image: Int[Array, "B S"] | None = None
 
 
-def attention(
-    query: Queries,
-    position: Int[Array, "B T"],
-    *,
-    own: Keys | None,
-    cached: Keys | None,
-    window: int | None,
-    mesh: Mesh,
-) -> Queries:
-    """Softmax attention under the mask of `attention_mask`, to the queries' `own` tokens and to `cached` ones.
-
-    The devices of the mesh's slots axis each have some of the cached tokens, and all of the others.
-    """
-    look = functools.partial(attend_part, query, position, window=window, mesh=mesh)
-    parts = [look(keys, length=length) for keys, length in ((own, "T"), (cached, "S")) if keys is not None]
-    return finish(functools.reduce(join, parts), query)
-
-
 class Part(NamedTuple):
     """Attention to some of the keys. `peak` is their largest score; `weighted` and `total` are relative to it.
 
@@ -83,8 +65,9 @@ def finish(part: Part, query: Queries) -> Queries:
 def attend_part(
     query: Queries, position: Int[Array, "B T"], keys: Keys, *, window: int | None, mesh: Mesh, length: str = "S"
 ) -> Part:
-    """Attention to one set of keys; `length`, the letter of their dimension, says whether it is split over devices.
+    """Softmax attention under the mask of `attention_mask`, to one set of keys.
 
+    `length`, the letter of their dimension, says whether it is split over devices: "S" is, "T" is not.
     Each device looks at its own heads and slots; what those that share a cache's slots found is then joined.
     """
     key, value, key_pos, image = keys
