@@ -374,7 +374,7 @@ class Model:
                 scored = self.engine.prompt_logprobs(rendered.tokens, [placed.image for placed in inputs], top)
                 for request in requests:
                     request.prompt_logprobs = scored
-        except BaseException:
+        except BaseException:  # Ctrl-C too: those that were submitted have no reader yet who would cancel them
             for request in requests:
                 request.cancel()
             raise

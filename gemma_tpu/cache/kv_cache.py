@@ -178,11 +178,10 @@ class KVCache:
         """Zeros in place of the keys and values of a row's rings and of pages: 0 times NaN would be NaN."""
 
         def emptied(x: jax.Array, gone: Bool[Array, "first"]) -> jax.Array:
+            # No slice: a cache that is split over rows stays where it is.
             return jnp.where(gone[:, None, None, None], jnp.zeros((), x.dtype), x)
 
-        # No slice: a cache that is split over rows stays where it is.
-        ring = lambda x: emptied(x, jnp.arange(x.shape[0]) == row)  # noqa: E731
-        return self._map(rings=ring, pools=lambda x: emptied(x, pages))
+        return self._map(rings=lambda x: emptied(x, jnp.arange(x.shape[0]) == row), pools=lambda x: emptied(x, pages))
 
     def copy_pages(self, source: Int[Array, "count"], target: Int[Array, "count"], tokens: Int[Array, ""]) -> KVCache:
         """The first `tokens` of successive pages, to others; a target past the end is none.
