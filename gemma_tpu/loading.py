@@ -212,7 +212,10 @@ def deploy(
     if not 2 <= max_context <= config.max_context:
         raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
     if cache_tokens is not None and cache_tokens < max_context:
-        raise ValueError(f"cache_tokens must be at least max_context, {max_context}, got {cache_tokens}")
+        raise ValueError(
+            f"cache_tokens must be at least max_context, {max_context}, got {cache_tokens}: one request may need as "
+            "many. Give more, or a smaller max_context"
+        )
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:

@@ -12,6 +12,7 @@ from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, is_greedy, prompt,
 
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.loading import deploy
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import param_sharding
 
@@ -107,6 +108,11 @@ def test_a_long_prompt_stops_nobody() -> None:
         assert short.clock.first < long.clock.first
     finally:
         engine.close()
+
+
+def test_a_cache_holds_one_request_at_least() -> None:
+    with pytest.raises(ValueError, match="at least max_context, 64, got 63.* or a smaller max_context"):
+        deploy(MULTIMODAL, mesh_of(1, 1), "float32", 64, 1, 63)
 
 
 def test_clients_take_turns() -> None:
