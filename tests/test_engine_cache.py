@@ -111,7 +111,7 @@ def test_a_long_prompt_stops_nobody() -> None:
 
 
 def test_a_cache_holds_one_request_at_least() -> None:
-    with pytest.raises(ValueError, match="at least max_context, 64, got 63.* or a smaller max_context"):
+    with pytest.raises(ValueError, match=r"at least max_context, 64, got 63.* or a smaller max_context"):
         deploy(MULTIMODAL, mesh_of(1, 1), "float32", 64, 1, 63)
 
 
