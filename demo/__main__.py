@@ -59,6 +59,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
+    parser.add_argument("--draft", metavar="CHECKPOINT", help="a smaller Gemma 3 that guesses tokens for this one")
+    parser.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="tokens to guess at each step (default: 4 with --draft, else 0); without --draft, from the text so far",
+    )
     parser.add_argument("--tokenizer", help="a SentencePiece model, if none lies beside the weights")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
@@ -170,6 +177,8 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             adapter=arguments.adapter,
             max_context=arguments.max_context,
             max_rows=arguments.max_rows,
+            draft=arguments.draft,
+            draft_tokens=arguments.draft_tokens,
             tokenizer=arguments.tokenizer,
             text_only=arguments.text_only,
             verify=not arguments.no_verify,

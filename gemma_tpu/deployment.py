@@ -20,12 +20,14 @@ from gemma_tpu.cache.kv_cache import CacheShape, KVCache
 from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
-from gemma_tpu.model import param_shapes
+from gemma_tpu.model import as_draft, param_shapes
+from gemma_tpu.ops.attention import FEW
 from gemma_tpu.ops.rows import min_rows
 from gemma_tpu.sharding import param_sharding
 
 STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
 IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
+MAX_DRAFT_TOKENS = FEW - 1  # of a decode step, which also has the token before them
 REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
@@ -41,7 +43,9 @@ class Deployment:
     `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
     suit the platform. `cache_tokens`: what all rows and stored prefixes together may have in the layers that see the
     whole context; by default as many as the rows could need. `stored_prefixes`: prefixes of prompts that are kept
-    beside the rows when the rings of these have gone on. `cache` is the class of the cache.
+    beside the rows when the rings of these have gone on. `draft_tokens`: tokens that are guessed ahead at each decode
+    step (gemma_tpu.engine.speculation), by a model of the config `draft`, or without one from the text so far. `cache`
+    is the class of the cache.
     """
 
     config: GemmaConfig
@@ -52,6 +56,8 @@ class Deployment:
     chunks: Sequence[int] | None = None
     cache_tokens: int | None = None
     stored_prefixes: int = 0
+    draft_tokens: int = 0
+    draft: GemmaConfig | None = None
     cache: type = KVCache
 
     def __post_init__(self) -> None:
@@ -94,9 +100,14 @@ class Deployment:
 
     @property
     def page(self) -> int:
-        """Tokens of a page of the cache: an eighth of a short context, and on a TPU whole registers on each device."""
-        unit, short = self.mesh.shape["slots"] * (_REGISTER if self.platform == "tpu" else 1), self.context // 8
-        return -(-max(1, min(_PAGE, 1 << max(0, short.bit_length() - 1))) // unit) * unit
+        """Tokens of a page of the cache: an eighth of a short context."""
+        short = self.context // 8
+        return self._in_units(max(1, min(_PAGE, 1 << max(0, short.bit_length() - 1))))
+
+    def _in_units(self, slots: int) -> int:
+        """At least so many slots of a cache: the devices that share it divide them, on a TPU into whole registers."""
+        unit = self.mesh.shape["slots"] * (_REGISTER if self.platform == "tpu" else 1)
+        return -(-slots // unit) * unit
 
     @property
     def page_groups(self) -> int:
@@ -119,6 +130,11 @@ class Deployment:
         return [(window, min(window, most)) for window in sorted(windows)]
 
     @property
+    def looks_up(self) -> bool:
+        """Whether tokens are guessed from the text so far."""
+        return self.draft_tokens > 0 and self.draft is None
+
+    @property
     def min_rows(self) -> int:
         """Rows that a decode step is padded to on each device."""
         return min_rows(self.mesh)
@@ -126,17 +142,26 @@ class Deployment:
     @functools.cached_property
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtype and shardings of every parameter, as `load` makes them."""
+        draft = as_draft(self._abstract_params(self.draft)) if self.draft else {}
+        return self._abstract_params(self.config) | draft
+
+    def _abstract_params(self, config: GemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             name: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=param_sharding(name, x.shape, self.mesh))
-            for name, x in param_shapes(self.config).items()
+            for name, x in param_shapes(config).items()
         }
 
     def empty_state(self) -> State:
-        config = self.config
-        sizes = self.rows, self.context, self.pages, self.page, self.stored_prefixes
+        draft = None
+        if self.draft:  # its rings have room for guesses that turn out to be wrong
+            draft = self._empty_cache(self.draft, slack=self._in_units(self.draft_tokens))
+        text = jnp.zeros((self.rows, self.context), jnp.int32) if self.looks_up else None
+        return State.empty(self._empty_cache(self.config), self.rows, self.config.vocab_size, draft, text)
+
+    def _empty_cache(self, config: GemmaConfig, slack: int = 0) -> Any:
+        sizes = self.rows, self.context, self.pages, self.page, self.stored_prefixes, slack
         shape = CacheShape(*sizes, config.num_kv_heads, config.head_dim)
-        cache = self.cache.init([layer.window for layer in config.layers], shape, self.dtype, self.mesh)
-        return State.empty(cache, self.rows, config.vocab_size)
+        return self.cache.init([layer.window for layer in config.layers], shape, self.dtype, self.mesh)
 
     @functools.cached_property
     def abstract_state(self) -> State:
@@ -147,8 +172,9 @@ class Deployment:
     @functools.cached_property
     def memory(self) -> Memory:
         """Bytes on each device of what stays there: weights, state, remembered soft tokens."""
-        params, cache = self.abstract_params, self.abstract_state.cache
-        rest = dataclasses.replace(self.abstract_state, cache=None)
+        params, cache = self._abstract_params(self.config), self.abstract_state.cache
+        draft = self._abstract_params(self.draft) if self.draft else {}, self.abstract_state.draft
+        rest = dataclasses.replace(self.abstract_state, cache=None, draft=None)
         soft_token = self.config.embed_dim * jnp.dtype(self.dtype).itemsize
         return Memory(
             weights=shard_bytes({name: x for name, x in params.items() if not name.startswith("vision.")}),
@@ -157,6 +183,7 @@ class Deployment:
             local_cache=cache.nbytes(windowed=True),
             rows=shard_bytes(rest),
             images=(REMEMBERED_IMAGES + 1) * self.num_soft_tokens * soft_token,  # and a blank one
+            draft=shard_bytes(draft),
         )
 
     def fits(self, capacity: int | None) -> bool:
@@ -169,5 +196,5 @@ class Deployment:
             raise ValueError(
                 f"{self.context:,} tokens × {self.rows} rows in {self.dtype} do not fit on {self.mesh.size} devices; "
                 f"each would hold\n{self.memory.table(capacity)}\nLoad with smaller max_context, max_rows or "
-                "cache_tokens, text_only, or on more devices (`gemma-tpu plan` says what fits)"
+                "cache_tokens, text_only, without a draft model, or on more devices (`gemma-tpu plan` says what fits)"
             )

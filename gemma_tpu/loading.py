@@ -27,15 +27,17 @@ from gemma_tpu.checkpoint import (
 )
 from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
-from gemma_tpu.deployment import Deployment
+from gemma_tpu.deployment import MAX_DRAFT_TOKENS, Deployment
 from gemma_tpu.devices import choose_dtype, device_capacity
 from gemma_tpu.distributed.processes import everywhere, require_same
-from gemma_tpu.model import Params
+from gemma_tpu.model import Params, as_draft
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
 
 _MOST_ROWS = 1 << 16  # no device has room for them
+_DRAFT_TOKENS = 4
+_PADDED_VOCABULARY = 64  # tokens without a piece, which some checkpoints have more of than others
 
 
 def load(
@@ -49,6 +51,8 @@ def load(
     max_rows: int = 8,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft: str | Path | None = None,
+    draft_tokens: int | None = None,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     verify: bool = True,
@@ -72,6 +76,11 @@ def load(
         there are none left, the newest request waits, and goes on where it was.
       stored_prefixes: prefixes of prompts that are kept when the sliding windows have passed them, each at the cost of
         a row's rings: for system prompts that many share, and for going back in a long conversation.
+      draft: a smaller Gemma 3 that guesses tokens, as `source`; it sees no images. The model looks at several in one
+        step and keeps those that it would have written itself: the same answer, sampled or not, in fewer steps.
+      draft_tokens: tokens to guess at each step, by default 4 if there is a draft model, else none; at most 15. Without
+        a draft model they are what followed where the text so far was like its end (prompt lookup): for answers that
+        repeat what was said, as in editing, summaries and code.
       tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
@@ -81,24 +90,23 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    config, mesh = (
-        as_config(config),
-        check_deployment(mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes),
-    )
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, _guesses(draft_tokens, draft is not None)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
     base, checkpoint = _open(as_path("source", source), config, adapter, text_only, progress, verify)
+    small = None if draft is None else _open(as_path("draft", draft), None, None, True, progress, verify)[1]
 
     def read(deployment: Deployment) -> Params:
         mesh, there = deployment.mesh, (source, base, adapter)
         require_same(lambda: sample_digests(checkpoint), mesh, _open_there, sample_digests, *there, False)
-        read_there = functools.partial(_read, deployment=deployment, progress=False)
-        here = functools.partial(_read, checkpoint, deployment, progress)
+        read_there = functools.partial(_read_there, deployment=deployment, draft=draft, verify=verify)
+        here = functools.partial(_read, checkpoint, deployment, progress, small)
         return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
-    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer)
+    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer, small)
 
 
 def from_params(
@@ -112,6 +120,7 @@ def from_params(
     max_rows: int = 8,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft_tokens: int | None = None,
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     progress: bool | Any = False,
@@ -123,8 +132,8 @@ def from_params(
         FrozenDict, an NNX state or module (tunix's Gemma3), MaxText's tree. A trainer's state may be around it. LoRA
         parameters in it are merged.
       lora_alpha: of qwix's LoRA parameters, as tunix trains them: their tree does not hold it.
-      config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer, text_only, progress: as of
-        `load`. There is no tokenizer unless one is given.
+      config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, tokenizer, text_only,
+        progress: as of `load`. There is no tokenizer unless one is given.
 
     The arrays are copied through host memory, a few at a time, and stay the caller's: a device that holds them needs
     room for both. For one process; several load the same checkpoint instead.
@@ -133,14 +142,20 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    config, mesh = (
-        as_config(config),
-        check_deployment(mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes),
-    )
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, _guesses(draft_tokens, False)
+    config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
     read = functools.partial(_read, checkpoint, progress=progress)
-    return _deploy(checkpoint, read, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, tokenizer)
+    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer)
+
+
+def _guesses(draft_tokens: int | None, draft: bool) -> int:
+    """The number of tokens that is meant. ValueError if there can be no such."""
+    if draft_tokens is None:
+        return _DRAFT_TOKENS if draft else 0
+    check_integer("draft_tokens", draft_tokens, 1 if draft else 0, MAX_DRAFT_TOKENS)
+    return draft_tokens
 
 
 def _check_others(tokenizer: Any, progress: Any) -> None:
@@ -150,7 +165,13 @@ def _check_others(tokenizer: Any, progress: Any) -> None:
 
 
 def check_deployment(
-    mesh: Any, dtype: Any, max_context: Any, max_rows: Any, cache_tokens: Any = None, stored_prefixes: Any = 0
+    mesh: Any,
+    dtype: Any,
+    max_context: Any,
+    max_rows: Any,
+    cache_tokens: Any = None,
+    stored_prefixes: Any = 0,
+    draft_tokens: Any = 0,
 ) -> Mesh | tuple[int, int] | None:
     """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
     if max_context is not None:
@@ -159,6 +180,7 @@ def check_deployment(
     if cache_tokens is not None:
         check_integer("cache_tokens", cache_tokens, 2, 2**31 - 1)
     check_integer("stored_prefixes", stored_prefixes, 0, _MOST_ROWS)
+    check_integer("draft_tokens", draft_tokens, 0, MAX_DRAFT_TOKENS)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
     if isinstance(mesh, Mesh):
@@ -183,12 +205,13 @@ def _deploy(
     max_rows: int,
     cache_tokens: int | None,
     stored_prefixes: int,
+    draft_tokens: int,
     tokenizer: Tokenizer | str | Path | bytes | None,
+    draft: Checkpoint | None = None,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
-    deployment, dtype_reason = deploy(
-        checkpoint.config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes
-    )
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, draft and draft.config
+    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
     return Model(deployment, read(deployment), tokenizer, **how)
@@ -202,6 +225,8 @@ def deploy(
     max_rows: int,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft_tokens: int = 0,
+    draft: GemmaConfig | None = None,
 ) -> tuple[Deployment, str]:
     """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
 
@@ -223,8 +248,14 @@ def deploy(
         mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    one = functools.partial(Deployment, config, mesh, max_rows, max_context, **cache)
+    if draft and abs(draft.vocab_size - config.vocab_size) > _PADDED_VOCABULARY:
+        raise ValueError(
+            f"draft: its vocabulary has {draft.vocab_size:,} tokens, and the model's {config.vocab_size:,}: a draft "
+            "model must have the same, such as a smaller one of the same family"
+        )
+    more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    more |= {"draft_tokens": draft_tokens, "draft": draft}
+    one = functools.partial(Deployment, config, mesh, max_rows, max_context, **more)
     capacity = device_capacity(mesh)
     chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))
     deployment = one(chosen)
@@ -274,14 +305,23 @@ def _open_there(
         return use(_open(source, base, adapter, base.vision is None, False, verify)[1])
 
 
-def _read(checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any) -> Params:
-    return load_params(
+def _read_there(checkpoint: Checkpoint, deployment: Deployment, draft: str | Path | None, verify: bool) -> Params:
+    """What another process has of a checkpoint and that of the draft model."""
+    read = functools.partial(_read, checkpoint, deployment, False)
+    return _open_there(read, draft, deployment.draft, None, verify) if draft and deployment.draft else read()
+
+
+def _read(
+    checkpoint: Checkpoint, deployment: Deployment, progress: bool | Any, draft: Checkpoint | None = None
+) -> Params:
+    params = load_params(
         checkpoint,
         checkpoint.config,
         dtype=deployment.dtype,
         sharding=lambda name, shape: param_sharding(name, shape, deployment.mesh),
         progress=progress,
     )
+    return params if draft is None else {**params, **as_draft(_read(draft, deployment, progress))}
 
 
 def resolve_dtype(

@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 class Memory:
     """Bytes on one device. What stays is known exactly; activations and code are 0 until a compiler has given them.
 
-    `rows` are the controls of the batch rows; `images` the soft tokens that are remembered; `activations` what the
-    program that needs most has beside weights and state; `code` the programs themselves.
+    `rows` are the controls of the batch rows; `images` the soft tokens that are remembered; `draft` weights and cache
+    of a draft model; `activations` what the program that needs most has beside weights and state; `code` the programs
+    themselves.
     """
 
     weights: int
@@ -24,6 +25,7 @@ class Memory:
     local_cache: int
     rows: int
     images: int
+    draft: int = 0
     activations: int = 0
     code: int = 0
 
@@ -34,7 +36,7 @@ class Memory:
     @property
     def resident(self) -> int:
         """What stays whatever runs."""
-        return self.weights + self.vision + self.state + self.images
+        return self.weights + self.vision + self.state + self.images + self.draft
 
     @property
     def total(self) -> int:
@@ -49,6 +51,7 @@ class Memory:
             ("cache, local rings", self.local_cache),
             ("settings of the rows", self.rows),
             ("soft tokens remembered", self.images),
+            ("draft model", self.draft),
             ("activations", self.activations),
             ("programs", self.code),
         ]

@@ -148,12 +148,17 @@ class TokenLogprob:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Token counts; `image_tokens` and `cached_tokens` (left by an earlier turn) are part of the prompt."""
+    """Token counts; `image_tokens` and `cached_tokens` (left by an earlier turn) are part of the prompt.
+
+    `draft_tokens` were guessed ahead, and `accepted_tokens` of them were right: so many decode steps fewer.
+    """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int
     completion_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -249,14 +249,14 @@ class FakeDevice(Runner):
             raise self.world.failing
         for call, argument in calls:
             call(argument)
-        tokens = self._decode(step.decode) if step.decode else None
+        drawn = self._decode(step.decode) if step.decode else None
         assert not set(step.forget) & {digest for chunk in step.prefill for digest in chunk.images}
         self.images -= set(step.forget)
         remembered = self.world.scheduler.remembered_images
         assert len(self.images) <= max(remembered, sum(len(chunk.images) for chunk in step.prefill))
-        if tokens is None:
+        if drawn is None:
             return Drawn(Unreadable(self.world.failing) if how == "tokens" else np.zeros(1)) if step.prefill else None
-        return Drawn(Unreadable(self.world.failing) if how == "tokens" else tokens)
+        return Drawn(Unreadable(self.world.failing)) if how == "tokens" else drawn
 
     def _before(self, one: Clear | Copy) -> None:
         self._copy(one) if isinstance(one, Copy) else self._clear(one)
@@ -336,9 +336,12 @@ class FakeDevice(Runner):
         row.length = activate.length
         request.row = activate.row
         row.last, row.remaining, row.seed = activate.last, activate.remaining, int(activate.numbers["seed"][0])
+        text = [*request.tokens, *request.generated]
+        assert activate.text is None if not self.world.keep_text else activate.text.tolist() == text
+        assert activate.numbers["ahead"][0] == (request.constraint is None)
         row.stop, row.constrained = frozenset(activate.stop.tolist()), request.constraint is not None
 
-    def _decode(self, decode: Decode) -> np.ndarray:
+    def _decode(self, decode: Decode) -> Drawn:
         assert len(set(decode.rows)) == len(decode.rows)
         assert not decode.alone or len(decode.rows) == 1
         assert 0 < decode.steps <= self.world.steps_per_call
@@ -347,7 +350,9 @@ class FakeDevice(Runner):
             assert not row.remaining or row.constrained or i in decode.rows, "a row waits for nothing"
         assert decode.masks is None or decode.steps == 1, "a mask for more than one step"
         assert constrained <= set(decode.masks or {}) <= set(decode.rows), "a row without its mask"
-        tokens = np.full((self.world.steps_per_call, 1 if decode.alone else len(self.rows)), NO_TOKEN)
+        most = 1 + self.world.draft_tokens
+        tokens = np.full((self.world.steps_per_call * most, 1 if decode.alone else len(self.rows)), NO_TOKEN)
+        guesses = np.zeros((2, tokens.shape[1]), int)
         for row in [] if decode.alone else self.rows:  # those that rest are written to as well
             for (_, slots), ring in zip(self.world.rings, row.rings, strict=True):
                 if not row.remaining:
@@ -356,11 +361,13 @@ class FakeDevice(Runner):
             row = self.rows[number]
             table = self._table(decode.pages, 0 if decode.alone else number)
             mask = int(decode.masks[number][0]) if number in (decode.masks or {}) else 0
-            for i in range(decode.steps):
-                if not row.remaining:
-                    break
-                tokens[i, 0 if decode.alone else number] = self._one(number, table, mask)
-        return tokens
+            made, column = 0, 0 if decode.alone else number
+            for _ in range(decode.steps):  # of one token, and some that were guessed right
+                for right in range(self.world.random.randint(1, 1 if row.constrained else most)):
+                    if row.remaining:
+                        tokens[made, column] = self._one(number, table, mask)
+                        made, guesses[1, column] = made + 1, guesses[1, column] + (right > 0)
+        return Drawn(tokens, guesses=guesses)
 
     def _one(self, number: int, table: list[int], mask: int) -> int:
         row = self.rows[number]

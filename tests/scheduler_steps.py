@@ -35,6 +35,7 @@ class World:
         self.rows, self.context = r.randint(1, 5), r.choice([24, 40, 64])
         self.sizes = sorted(r.sample([4, 5, 8, 12, 16, 24], r.randint(1, 3)))
         self.steps_per_call, self.eos = r.choice([1, 2, 4, 8]), (1, 2)
+        self.draft_tokens, self.keep_text = r.choice([0, 0, 1, 4]), r.random() < 0.5
         self.failure_rate = r.choice([0, 0, 0.01])
         self.broken_images, self.failing_masks = r.choice([0, 0.02]), r.choice([0, 0.03])  # their share
         self.failing: Exception | None = None
@@ -68,6 +69,8 @@ class World:
             dtype=np.dtype(np.float32),
             image_batches=r.choice([(4, 1), (1,)]),
             remembered_images=r.choice([8, 64]),
+            draft_tokens=self.draft_tokens,
+            keep_text=self.keep_text,
         )
         self.device = FakeDevice(self)
         self.loop = Loop(self.scheduler, self.device)

@@ -18,7 +18,7 @@ PAGE = 8
 
 
 def _empty(config: GemmaConfig, mesh: Mesh, rows: int, context: int, dtype: str) -> KVCache:
-    sizes = CacheShape(rows, context, rows * context // PAGE, PAGE, 2, config.num_kv_heads, config.head_dim)
+    sizes = CacheShape(rows, context, rows * context // PAGE, PAGE, 2, 0, config.num_kv_heads, config.head_dim)
     return KVCache.init([layer.window for layer in config.layers], sizes, jnp.dtype(dtype), mesh)
 
 

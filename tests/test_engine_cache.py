@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import pytest
-from small_models import gated, mesh_of, placed, random_params
+from small_models import DRAFT, gated, make_engine, mesh_of, placed
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, is_greedy, prompt, run
 
-from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.loading import deploy
 from gemma_tpu.options import SamplingParams
-from gemma_tpu.sharding import param_sharding
 
 
 def make(
-    rows: int, cache_tokens: int | None, stored: int, sides: tuple[int, int] = (1, 1), together: bool = True
+    rows: int,
+    cache_tokens: int | None,
+    stored: int,
+    sides: tuple[int, int] = (1, 1),
+    together: bool = True,
+    **more: Any,
 ) -> Engine:
-    mesh = mesh_of(*sides)
-    options = {"cache_tokens": cache_tokens, "stored_prefixes": stored}
-    deployment = Deployment(MULTIMODAL, mesh, rows, CONTEXT, "float32", (8, 16), **options)
-    params = {
-        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
-        for name, value in random_params(MULTIMODAL).items()
-    }
-    return Engine(deployment, params, steps_per_call=4, batch_always=together)
+    options = {"max_rows": rows, "max_context": CONTEXT, "cache_tokens": cache_tokens, "stored_prefixes": stored}
+    return make_engine(MULTIMODAL, mesh_of(*sides), batch_always=together, **options, **more)
 
 
-@pytest.mark.parametrize(("sides", "together"), [((1, 1), False), ((1, 1), True), ((2, 4), True)])
-def test_what_has_no_room_goes_on_later_with_the_same_answer(sides: tuple[int, int], together: bool) -> None:
+KINDS: list[tuple[tuple[int, int], bool, dict[str, Any]]] = [
+    ((1, 1), False, {}),
+    ((1, 1), True, {}),
+    ((2, 4), True, {}),
+    ((1, 1), False, {"draft_tokens": 3, "draft": DRAFT}),
+    ((2, 4), True, {"draft_tokens": 2}),
+]
+
+
+@pytest.mark.parametrize(("sides", "together", "more"), KINDS)
+def test_what_has_no_room_goes_on_later_with_the_same_answer(
+    sides: tuple[int, int], together: bool, more: dict[str, Any]
+) -> None:
     """Four answers that need three times the pages there are: greedy ones, and sampled ones against those alone."""
-    engine = make(4, CONTEXT, 0, sides, together)
+    engine = make(4, CONTEXT, 0, sides, together, **more)
     asked = [prompt(30 + i, seed=i) for i in range(4)]
     sampled = SamplingParams(max_new_tokens=60, stop_tokens=(), temperature=1.0, seed=5)
     greedy = SamplingParams(max_new_tokens=60, stop_tokens=())
@@ -54,10 +62,10 @@ def test_what_has_no_room_goes_on_later_with_the_same_answer(sides: tuple[int, i
         engine.close()
 
 
-@pytest.mark.parametrize(("sides", "together"), [((1, 1), False), ((1, 1), True), ((2, 4), True)])
-def test_a_prefix_is_found_again_past_the_window(sides: tuple[int, int], together: bool) -> None:
+@pytest.mark.parametrize(("sides", "together", "more"), KINDS)
+def test_a_prefix_is_found_again_past_the_window(sides: tuple[int, int], together: bool, more: dict[str, Any]) -> None:
     """Of a row that decodes, of one that has gone on, with a picture in it; and what parts from it inside a page."""
-    engine = make(4, None, 4, sides, together)
+    engine = make(4, None, 4, sides, together, **more)
     system, (picture,) = prompt(45, 20), images(1)
     assert len(system) > 5 * 8
 

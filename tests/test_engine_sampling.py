@@ -9,7 +9,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 from plain_answers import plain_answer
-from small_models import TEXT, make_engine, mesh_of, random_params
+from small_models import DRAFT, TEXT, make_engine, mesh_of, random_params
 
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.forward import forward
@@ -21,12 +21,20 @@ CONTEXT = 64
 EOS = (5, 17)
 
 
-@pytest.fixture(scope="module", params=[False, True, (2, 4)], ids=["rows alone", "rows together", "8 devices"])
+ENGINES: dict[str, dict[str, Any]] = {
+    "rows alone": {"batch_always": False},
+    "rows together": {},
+    "8 devices": {"sides": (2, 4)},
+    "rows alone, guesses from the text": {"batch_always": False, "draft_tokens": 3},
+    "8 devices, guesses from the text": {"sides": (2, 4), "draft_tokens": 4},
+    "rows together, a draft model": {"draft_tokens": 3, "draft": DRAFT},
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES)
 def engine(request):
-    sides = request.param if isinstance(request.param, tuple) else (1, 1)
-    engine = make_engine(
-        TEXT, mesh_of(*sides), max_context=CONTEXT, batch_always=request.param is not False, eos_tokens=EOS
-    )
+    options = {"sides": (1, 1), "batch_always": True} | request.param
+    engine = make_engine(TEXT, mesh_of(*options.pop("sides")), max_context=CONTEXT, eos_tokens=EOS, **options)
     engine.warmup()
     yield engine
     engine.close()

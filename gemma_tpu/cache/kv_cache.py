@@ -34,6 +34,7 @@ Rings = tuple[tuple[Any, Any], ...]  # keys and values [R or places, K, S, H] of
 class CacheShape:
     """`rows` of up to `context` tokens, which share `pages` of `page` tokens; room for the rings of `stored` prefixes.
 
+    `slack`: slots of a ring beyond its window, so that a row can go back by as many tokens and still see the window.
     The devices that share a cache divide the slots of a page evenly.
     """
 
@@ -42,6 +43,7 @@ class CacheShape:
     pages: int
     page: int
     stored: int
+    slack: int
     num_kv_heads: int
     head_dim: int
 
@@ -83,7 +85,8 @@ class KVCache:
             layer = count, shape.num_kv_heads, slots, shape.head_dim
             return jnp.zeros(layer, dtype), jnp.zeros(layer, dtype)
 
-        rings = [None if window is None else min(window, longest * shape.page) for window in windows]
+        most = longest * shape.page
+        rings = [None if window is None else min(window + shape.slack, most) for window in windows]
         layers = [zeros(shape.pages, shape.page) if slots is None else zeros(shape.rows, slots) for slots in rings]
         stored = [zeros(shape.stored, slots) for slots in rings if slots is not None and shape.stored]
         return cls(tuple(layers), tuple(stored), tuple(windows), longest, mesh)
@@ -145,7 +148,7 @@ class KVCache:
         """Attention to the first `length` cached tokens (None: to none) of each row, and to the `own` tokens at hand.
 
         The queries belong to `rows` of the cache, None for all of them in order, and stand at `position`. Where several
-        of them look at cached tokens, they are of one row.
+        of them look at cached tokens, they are few, or of one row.
         """
         parts = []
         if own is not None:

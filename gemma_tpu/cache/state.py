@@ -6,6 +6,7 @@ R: rows of the cache; V: vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 class RowParams:
     """What the caller of a row asked for. `stop` is padded with NO_TOKEN; `logprobs` below 0 asks for none.
 
-    `more`: whether it asks for more than allowed tokens and sampling.
+    `more`: whether it asks for more than allowed tokens and sampling. `ahead`: whether tokens after the next may be
+    guessed.
     """
 
     sampling: Sampling
@@ -31,6 +33,7 @@ class RowParams:
     adjustments: Adjustments
     logprobs: Leaf  # int32[R]
     more: Leaf  # bool[R]
+    ahead: Leaf  # bool[R]
 
     @classmethod
     def neutral(cls, rows: int, vocab_size: int) -> RowParams:
@@ -51,7 +54,8 @@ class RowParams:
             min_length=full(0),
             allowed=full(True, vocab_size, dtype="?"),
         )
-        return cls(sampling, full(NO_TOKEN, MAX_STOP_TOKENS), adjustments, full(-1), full(False, dtype="?"))
+        off = full(False, dtype="?")
+        return cls(sampling, full(NO_TOKEN, MAX_STOP_TOKENS), adjustments, full(-1), off, off)
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +64,8 @@ class State:
     """The one value that every program takes and returns.
 
     `length`: tokens in the cache. `last`: the token to feed next, at position `length`. `remaining`: tokens a row may
-    still produce; a row with 0 rests.
+    still produce; a row with 0 rests. `draft` is the cache of a draft model, `text` the tokens in which a row looks for
+    what may come next: both are None unless a deployment has them.
     """
 
     cache: Any  # a KVCache, or another class with its methods
@@ -69,27 +74,28 @@ class State:
     remaining: Leaf  # int32[R]
     row_params: RowParams
     history: History
+    draft: Any = None
+    text: Leaf | None = None  # int32[R, context]
 
     @classmethod
-    def empty(cls, cache: Any, rows: int, vocab_size: int) -> State:
-        """All rows at rest beside an empty `cache`."""
+    def empty(cls, cache: Any, rows: int, vocab_size: int, draft: Any = None, text: Leaf | None = None) -> State:
+        """All rows at rest beside empty caches."""
 
         length, last, remaining = (jnp.zeros(rows, jnp.int32) for _ in range(3))
         history = History(
             counts=jnp.zeros((rows, vocab_size), jnp.int16),
             recent=jnp.full((rows, MAX_BAD_WORD_LENGTH - 1), NO_TOKEN, jnp.int32),
         )
-        return cls(cache, length, last, remaining, RowParams.neutral(rows, vocab_size), history)
+        return cls(cache, length, last, remaining, RowParams.neutral(rows, vocab_size), history, draft, text)
 
     def shardings(self, mesh: Mesh) -> State:
-        """The cache's own; the few numbers per row are on every device."""
-        shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), self)
-        return dataclasses.replace(shardings, cache=self.cache.shardings())
+        """The caches' own; the few numbers per row are on every device."""
+        rest = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), self._rest())
+        return rest._with_caches(lambda cache: cache.shardings(), self)
 
     def take(self, rows: Int[Array, "B"]) -> State:
         """The state of these rows alone."""
-        taken = jax.tree.map(lambda x: x[rows], dataclasses.replace(self, cache=None))
-        return dataclasses.replace(taken, cache=self.cache.take(rows))
+        return jax.tree.map(lambda x: x[rows], self._rest())._with_caches(lambda cache: cache.take(rows), self)
 
     def put(self, rows: Int[Array, "B"], taken: State) -> State:
         """This state with what a decode call changes of `rows` as it is in `taken`."""
@@ -101,4 +107,17 @@ class State:
             remaining=self.remaining.at[rows].set(taken.remaining),
             row_params=self.row_params,
             history=dataclasses.replace(self.history, recent=recent),
+            draft=None if self.draft is None else self.draft.put(rows, taken.draft),
+            text=None if self.text is None else self.text.at[rows].set(taken.text),
         )
+
+    def map_caches(self, change: Callable[[Any], Any]) -> State:
+        """With its cache changed, and the draft model's in the same way."""
+        return self._with_caches(change, self)
+
+    def _rest(self) -> State:
+        return dataclasses.replace(self, cache=None, draft=None)
+
+    def _with_caches(self, change: Callable[[Any], Any], of: State) -> State:
+        draft = None if of.draft is None else change(of.draft)
+        return dataclasses.replace(self, cache=change(of.cache), draft=draft)

@@ -34,6 +34,17 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "a directory, a gs:// path, a name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
     },
     "--adapter": {"metavar": "DIR", "help": "a LoRA adapter to merge into the weights"},
+    "--draft": {
+        "metavar": "CHECKPOINT",
+        "default": argparse.SUPPRESS,
+        "help": "a smaller Gemma 3 that guesses tokens, of which the model keeps those that it would have written",
+    },
+    "--draft-tokens": {
+        "type": int,
+        "metavar": "N",
+        "default": argparse.SUPPRESS,
+        "help": "tokens to guess at each step (default: 4 with --draft, else 0); without --draft, from the text so far",
+    },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--mesh": {
         "type": mesh_shape,
@@ -113,9 +124,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
     )
-    add_shared(parser, "--adapter", "--tokenizer", "--no-verify")
+    add_shared(parser, "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     add_distributed_arguments(parser)
+
+
+MODEL_OPTIONS = ("mesh", "dtype", "adapter", "max_context", "draft", "draft_tokens", "tokenizer", "text_only", "verify")
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -123,7 +137,7 @@ def load_model(args: argparse.Namespace) -> Model:
     import gemma_tpu
 
     progress = standard_streams.is_terminal(sys.stderr)
-    options = values(args, "mesh", "dtype", "adapter", "max_context", "tokenizer", "text_only", "verify")
+    options = values(args, *MODEL_OPTIONS)
     model = gemma_tpu.load(args.checkpoint, max_rows=1, progress=progress, **options)
     if progress and model.dtype_reason:
         print(f"gemma-tpu: {model.dtype}, as {model.dtype_reason}", file=sys.stderr)

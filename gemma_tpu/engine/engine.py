@@ -63,6 +63,8 @@ class Engine(Worker):
             dtype=np.dtype(deployment.dtype),
             image_batches=IMAGE_BATCHES,
             remembered_images=REMEMBERED_IMAGES,
+            draft_tokens=deployment.draft_tokens,
+            keep_text=deployment.looks_up,
         )
         super().__init__(scheduler)
         self._start(open_runner(deployment, params, self._abort, max_steps=steps_per_call))

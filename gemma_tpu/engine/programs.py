@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
-from gemma_tpu.model import Params, text_model, vision_model
+from gemma_tpu.model import Params, Transformer, draft_params, text_model, vision_model
 from gemma_tpu.ops.attention import Keys
 from gemma_tpu.ops.logits import last_tokens, unpack
 from gemma_tpu.ops.logprobs import log_probs
@@ -35,15 +36,15 @@ _SCORED = 64  # positions whose logits `score` has at once: 67 MB over the vocab
 @functools.partial(jax.jit, static_argnums=0)
 def init_state(deployment: Deployment) -> State:
     """An empty state, made in place on the mesh."""
-    return _pin(deployment.empty_state(), deployment)
+    return pin(deployment.empty_state(), deployment)
 
 
-def _pin(state: State, deployment: Deployment) -> State:
+def pin(state: State, deployment: Deployment) -> State:
     """Keeps the shardings of what a program took, so that its buffers can be reused."""
     return jax.tree.map(jax.lax.with_sharding_constraint, state, state.shardings(deployment.mesh))
 
 
-def _on_all(x: jax.Array, deployment: Deployment) -> jax.Array:
+def on_all(x: jax.Array, deployment: Deployment) -> jax.Array:
     """`x` whole on every device."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(deployment.mesh, PartitionSpec()))
 
@@ -61,20 +62,20 @@ def encode(
     """Soft tokens of each image, as separate arrays that are whole on every device."""
     attend = functools.partial(patch_attention, mesh=deployment.mesh)
     soft_tokens = vision_model(deployment.config, params)(pixels, attend=attend)
-    return tuple(_on_all(image, deployment) for image in soft_tokens)
+    return tuple(on_all(image, deployment) for image in soft_tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))
 def stack(images: tuple[Float[Array, "soft D"], ...], *, deployment: Deployment) -> Float[Array, "I soft D"]:
     """One array of several images' soft tokens, for `prefill`."""
-    return _on_all(jnp.stack(images), deployment)
+    return on_all(jnp.stack(images), deployment)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def blank_image(deployment: Deployment) -> Float[Array, "soft D"]:
     """Soft tokens of no image, to fill `stack` up to a known size."""
     shape = deployment.num_soft_tokens, deployment.config.embed_dim
-    return _on_all(jnp.zeros(shape, deployment.dtype), deployment)
+    return on_all(jnp.zeros(shape, deployment.dtype), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "fresh"), donate_argnames=("state",))
@@ -104,20 +105,30 @@ def prefill(
     positions = start[:, None] + token
     key_pos = jnp.where(token < count[:, None], positions, -1)
     image = jnp.zeros((B, T), jnp.int32) if soft_tokens is None else image_ids(soft_index, soft_tokens.shape[1])
-    before = cache = state.cache
 
-    def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        nonlocal cache
-        cache = cache.write(layer, row_ids, key, value, start, count, pages)
-        own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), key_pos, image)
-        cached = None if fresh else start
-        return before.attend(layer, query, positions, length=cached, pages=pages, rows=rows, own=own)
+    def read(model: Transformer, x: jax.Array, before: Any) -> Any:
+        """The cache `before`, with the chunk."""
+        cache = before
+
+        def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            nonlocal cache
+            cache = cache.write(layer, row_ids, key, value, start, count, pages)
+            own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), key_pos, image)
+            cached = None if fresh else start
+            return before.attend(layer, query, positions, length=cached, pages=pages, rows=rows, own=own)
+
+        model(x, positions, attend_layer, mesh=deployment.mesh)
+        return cache
 
     model = text_model(deployment.config, params)
-    x = model.embed(tokens, soft_tokens, soft_index, mesh=deployment.mesh)
-    model(x, positions, attend_layer, mesh=deployment.mesh)
+    cache = read(model, model.embed(tokens, soft_tokens, soft_index, mesh=deployment.mesh), state.cache)
+    draft = None
+    if deployment.draft:  # which sees no images
+        small = text_model(deployment.draft, draft_params(params))
+        draft = read(small, small.embed(tokens, mesh=deployment.mesh), state.draft)
     length = state.length.at[row_ids].set(jnp.where(count > 0, start + count, state.length[row_ids]))
-    return _pin(dataclasses.replace(state, cache=cache, length=length), deployment), _on_all(count, deployment)
+    state = dataclasses.replace(state, cache=cache, length=length, draft=draft)
+    return pin(state, deployment), on_all(count, deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -129,12 +140,13 @@ def activate(
     remaining: Int[Array, ""],
     row_params: RowParams,
     recent: Int[Array, "recent"],
+    text: Int[Array, "context"] | None = None,
     *,
     deployment: Deployment,
 ) -> State:
     """Lets a row of `length` cached tokens decode up to `remaining` more (0: rests).
 
-    `row_params` are of one row, with bits for `allowed` (`gemma_tpu.ops.logits.unpack`).
+    `row_params` are of one row, with bits for `allowed` (`gemma_tpu.ops.logits.unpack`). `text` is that of `State`.
     """
     allowed = unpack(row_params.adjustments.allowed, deployment.config.vocab_size)
     adjustments = dataclasses.replace(row_params.adjustments, allowed=allowed)
@@ -146,21 +158,24 @@ def activate(
         last=state.last.at[row].set(last),
         remaining=state.remaining.at[row].set(remaining),
         row_params=jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), state.row_params, row_params),
+        draft=state.draft,
+        text=None if state.text is None else state.text.at[row].set(text),
     )
-    return _pin(state, deployment)
+    return pin(state, deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def release(state: State, row: Int[Array, ""], *, deployment: Deployment) -> State:
     """Puts a row to rest where it stands."""
-    return _pin(dataclasses.replace(state, remaining=state.remaining.at[row].set(0)), deployment)
+    return pin(dataclasses.replace(state, remaining=state.remaining.at[row].set(0)), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def clear(state: State, row: Int[Array, ""], pages: Bool[Array, "A"], *, deployment: Deployment) -> State:
     """Empties a row, and pages."""
     numbers = {name: getattr(state, name).at[row].set(0) for name in ("length", "last", "remaining")}
-    return _pin(dataclasses.replace(state, cache=state.cache.clear(row, pages), **numbers), deployment)
+    state = state.map_caches(lambda cache: cache.clear(row, pages))
+    return pin(dataclasses.replace(state, **numbers), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -173,7 +188,7 @@ def copy_pages(
     deployment: Deployment,
 ) -> State:
     """The first `tokens` of successive pages, to others; a target past the end is none."""
-    return _pin(dataclasses.replace(state, cache=state.cache.copy_pages(source, target, tokens)), deployment)
+    return pin(state.map_caches(lambda cache: cache.copy_pages(source, target, tokens)), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "kind"), donate_argnames=("state",))
@@ -191,17 +206,16 @@ def copy_rings(
 
     A row that rests is written to behind its last token: so it has to be known where that is.
     """
-    cache, lengths = getattr(state.cache, f"{kind}_rings")(source, target, length), state.length
-    if kind != "store":
-        lengths = lengths.at[target].set(length)
-    return _pin(dataclasses.replace(state, cache=cache, length=lengths), deployment)
+    state = state.map_caches(lambda cache: getattr(cache, f"{kind}_rings")(source, target, length))
+    lengths = state.length if kind == "store" else state.length.at[target].set(length)
+    return pin(dataclasses.replace(state, length=lengths), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
 def set_counts(state: State, row: Int[Array, ""], counts: Int16[Array, "V"], *, deployment: Deployment) -> State:
     """What a row with penalties has said, see `gemma_tpu.ops.logits.History`."""
     history = dataclasses.replace(state.history, counts=state.history.counts.at[row].set(counts))
-    return _pin(dataclasses.replace(state, history=history), deployment)
+    return pin(dataclasses.replace(state, history=history), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -210,7 +224,7 @@ def allow(state: State, given: Bool[Array, "R"], bits: UInt8[Array, "R bytes"], 
     asked = state.row_params.adjustments
     allowed = jnp.where(given[:, None], unpack(bits, asked.allowed.shape[1]), asked.allowed)
     params = dataclasses.replace(state.row_params, adjustments=dataclasses.replace(asked, allowed=allowed))
-    return _pin(dataclasses.replace(state, row_params=params), deployment)
+    return pin(dataclasses.replace(state, row_params=params), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",), donate_argnames=("state",))
@@ -222,7 +236,7 @@ def count_tokens(
     most = jnp.iinfo(jnp.int16).max - 2 * tokens.shape[0]  # a token said more often is not counted further
     more = jnp.where(history.counts[picked, tokens] < most, 2, 0).astype(jnp.int16)
     counts = history.counts.at[picked, jnp.where(tokens < 0, history.counts.shape[1], tokens)].add(more, mode="drop")
-    return _pin(dataclasses.replace(state, history=dataclasses.replace(history, counts=counts)), deployment)
+    return pin(dataclasses.replace(state, history=dataclasses.replace(history, counts=counts)), deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
@@ -265,10 +279,10 @@ def decode(
 
         x = model.embed(pad(row.last[:, None]), mesh=deployment.mesh)
         x = model(x, pad(position), attend_layer, mesh=deployment.mesh)
-        logits = unpad(model.embedder.decode(x))[:, 0]
-        good = finite(logits)
+        logits = unpad(model.embedder.decode(x))
+        good = finite(logits)[:, 0]
         new = draw(logits, active, row, drawn.tokens)
-        token = new.tokens
+        token = new.tokens[:, 0]
         stopped = jnp.any(token[:, None] == row_params.stop, axis=-1) | ~good
         row = State(
             cache=cache,
@@ -292,7 +306,7 @@ def decode(
     if rows is not None:
         picked = state.put(rows, picked)
     # The host reads what was drawn, and can read only what its own devices hold.
-    return _pin(picked, deployment), jax.tree.map(lambda x: _on_all(x, deployment), drawn)
+    return pin(picked, deployment), jax.tree.map(lambda x: on_all(x, deployment), drawn)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))
@@ -308,7 +322,7 @@ def whole_sequences(
     """Final hidden states of whole sequences by the plain path, without a cache; whole on every device."""
     soft_tokens = jnp.stack(images) if images else None
     x = hidden_states(deployment.config, params, tokens, lengths, soft_tokens, soft_index)
-    return _on_all(x, deployment)
+    return on_all(x, deployment)
 
 
 @functools.partial(jax.jit, static_argnames=("deployment", "whole"))
@@ -321,8 +335,8 @@ def head(
     """
     model = text_model(deployment.config, params)
     logits = model.embedder.decode(jnp.take_along_axis(x, at[:, :, None], axis=1))
-    good = _on_all(jnp.all(finite(logits), axis=1), deployment)
-    return _on_all(logits, deployment) if whole else logits, good
+    good = on_all(jnp.all(finite(logits), axis=1), deployment)
+    return on_all(logits, deployment) if whole else logits, good
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))
@@ -341,5 +355,5 @@ def score(
 
     parts = x.reshape(-1, at_once, x.shape[2]), tokens.reshape(-1, at_once)
     found = jax.lax.map(lambda one: part(*one), parts)
-    scores, top_tokens, top = (_on_all(array.reshape(-1, *array.shape[2:]), deployment) for array in found)
+    scores, top_tokens, top = (on_all(array.reshape(-1, *array.shape[2:]), deployment) for array in found)
     return scores, top_tokens, top

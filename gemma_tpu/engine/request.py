@@ -103,6 +103,7 @@ class Request:
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.cached_tokens = 0
         self.image_tokens = num_soft_tokens * len(images)
+        self.draft_tokens = self.accepted_tokens = 0
         self.clock = _Clock(time.perf_counter())
         self.cancelled = False
         self.pid = os.getpid()
@@ -156,6 +157,11 @@ class Request:
         if math.isnan(self.clock.prefilled):
             self.clock.prefilled = time.perf_counter()
 
+    def count_guesses(self, made: int, accepted: int) -> None:
+        """How many tokens were guessed in a decode call, and how many of them stood."""
+        self.draft_tokens += made
+        self.accepted_tokens += accepted
+
     def push(self, tokens: list[int], logprobs: Sequence[TokenLogprob] = ()) -> bool:
         """Hands tokens to the reader, up to the one that completes a stop string; whether one did."""
         count = self._stop_watch(tokens) if self._stop_watch else None
@@ -184,7 +190,8 @@ class Request:
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.tokens), self.image_tokens, self.cached_tokens, len(self.generated))
+        counts = len(self.tokens), self.image_tokens, self.cached_tokens, len(self.generated)
+        return Usage(*counts, self.draft_tokens, self.accepted_tokens)
 
     @property
     def timings(self) -> Timings:

@@ -29,7 +29,7 @@ def row_params(activate: Activate, vocab_size: int) -> RowParams:
         lists["bad_words"][0, i, -len(word) :] = word
     single = {field.name: numbers[field.name] for field in dataclasses.fields(Adjustments) if field.name in numbers}
     stop, adjustments = _filled(activate.stop, MAX_STOP_TOKENS), Adjustments(**single, **lists)
-    return RowParams(sampling, stop, adjustments, numbers["logprobs"], numbers["more"])
+    return RowParams(sampling, stop, adjustments, numbers["logprobs"], numbers["more"], numbers["ahead"])
 
 
 def recent_tokens(activate: Activate) -> Int[np.ndarray, "recent"]:

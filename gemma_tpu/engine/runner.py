@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import programs
+from gemma_tpu.engine import programs, speculation
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
 from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
 from gemma_tpu.engine.step import Activate, Clear, Copy, Decode, Drawn, Encode, Prefill, Step
@@ -188,7 +188,12 @@ class Runner:
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
         params = row_params(row, self._deployment.config.vocab_size)
-        self._state = programs.activate(self._state, *numbers, params, recent_tokens(row), **self._static)
+        text = None
+        if self._deployment.looks_up:
+            text = np.zeros(self._deployment.context, np.int32)
+            if row.text is not None:
+                text[: len(row.text)] = row.text
+        self._state = programs.activate(self._state, *numbers, params, recent_tokens(row), text, **self._static)
         if row.history:
             counts = token_counts(row.history, self._deployment.config.vocab_size)
             self._state = programs.set_counts(self._state, np.int32(row.row), counts, **self._static)
@@ -203,10 +208,11 @@ class Runner:
             masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)
             self._state = programs.allow(self._state, *masks, **self._static)
         args = (self._text_params, self._state, rows, steps, Pages(*decode.pages))
-        self._state, drawn = programs.decode(*args, max_steps=self._max_steps, **self._static)
+        program = speculation.decode if self._deployment.draft_tokens else programs.decode
+        self._state, drawn = program(*args, max_steps=self._max_steps, **self._static)
         if decode.count:
             self._state = programs.count_tokens(self._state, rows, drawn.tokens, **self._static)
-        drawn = drawn if decode.logprobs else Drawn(drawn.tokens)
+        drawn = drawn if decode.logprobs else Drawn(drawn.tokens, guesses=drawn.guesses)
         for array in jax.tree.leaves(drawn):
             array.copy_to_host_async()
         return drawn

@@ -53,7 +53,7 @@ class Scheduler:
     `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call. `batch_always`:
     whether each call runs on several rows; otherwise one that is for a single row runs on that row. `eos_tokens` end an
     answer whose request names no stop tokens. `dtype`: that of the weights. `image_batches` and `remembered_images`:
-    see `ImageIndex`.
+    see `ImageIndex`. `draft_tokens`: tokens that are guessed at each decode step; `keep_text`: whether from the text.
     """
 
     memory: CacheMemory
@@ -67,6 +67,8 @@ class Scheduler:
     dtype: np.dtype
     image_batches: Sequence[int]
     remembered_images: int
+    draft_tokens: int = 0
+    keep_text: bool = False
 
     def __post_init__(self) -> None:
         self.waiting = Queue()
@@ -122,7 +124,9 @@ class Scheduler:
         for index in decode.rows:
             row, column = self.rows[index], 0 if decode.alone else index
             row.unread -= 1
-            row.ahead -= decode.steps
+            row.ahead -= self._most_tokens(decode.steps)
+            if row.request and drawn.guesses is not None:
+                row.request.count_guesses(*drawn.guesses[:, column].tolist())
             new = [token for token in columns[column] if token != NO_TOKEN]
             wanted = row.request.sampling_params.logprobs if row.request and new else None
             self._deliver(row, new, [] if wanted is None else token_logprobs(drawn, column, new, wanted))
@@ -257,14 +261,18 @@ class Scheduler:
         for row in sorted(self.rows, key=lambda row: row.request.number if row.request else 0):
             if not (row.decoding or self._prefilled(row)):
                 continue
-            most = len(row.keys) + row.ahead + self.steps_per_call
+            most = len(row.keys) + row.ahead + self._most_tokens(self.steps_per_call)
             if row.decoding:
                 most = min(most, len(row.keys) + row.remaining)
             while row.request and not row.lost and not self.memory.extend(row, min(most, self.context)):
                 self._give_up_newest(row)
         for row in self.rows:
             if row.decoding or self._prefilled(row):
-                self.memory.keep_ends(row, row.written + self.steps_per_call)
+                self.memory.keep_ends(row, row.written + self._most_tokens(self.steps_per_call))
+
+    def _most_tokens(self, steps: int) -> int:
+        """Of a row in so many decode steps."""
+        return steps * (1 + self.draft_tokens)
 
     def _prefilled(self, row: Row) -> bool:
         return row.prefilling and len(row.keys) >= row.prefill_target
@@ -293,7 +301,9 @@ class Scheduler:
                     numbers = row.index, row.prefill_target, row.prompt[-1], remaining
                     asked = request.sampling_params, self._stop_tokens(request)
                     row.mask = request.constraint.mask() if request.constraint else None
-                    activated.append(activate(*numbers, *asked, request.tokens, request.generated, request.seed))
+                    text = request.tokens, request.generated, request.seed
+                    how = {"constrained": row.constrained, "keep_text": self.keep_text}
+                    activated.append(activate(*numbers, *asked, *text, **how))
                     row.decoding, row.dispatched = True, False
                     row.last_key, row.remaining = row.prompt_keys[-1], remaining
         return tuple(activated)
@@ -313,7 +323,7 @@ class Scheduler:
         for row in rows:
             row.dispatched, row.mask = True, None
             row.unread += 1
-            row.ahead += steps
+            row.ahead += self._most_tokens(steps)
         asked = [row.occupant.sampling_params for row in rows]
         alone = not self.batch_always and len(rows) == 1
         return Decode(

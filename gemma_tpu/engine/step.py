@@ -91,6 +91,7 @@ class Activate:
     `numbers`: fields of `gemma_tpu.cache.state.RowParams` and of its parts that are one number.
     Lists are as long as what was asked for, and sets of tokens are ids: fewer bytes than a mask of them all. `allowed`
     None is all. `recent`: the end of the answer, if it was begun. `history` is None for a row without penalties.
+    `text`: prompt and answer, None unless tokens are guessed from them.
     """
 
     row: int
@@ -106,6 +107,7 @@ class Activate:
     bad_words: Sequence[tuple[int, ...]]
     recent: Int[np.ndarray, "recent"]
     history: History | None
+    text: Int[np.ndarray, "text"] | None = None
 
 
 _SAMPLING = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
@@ -122,10 +124,14 @@ def activate(
     prompt: Sequence[int] = (),
     answer: Sequence[int] = (),
     seed: int = 0,
+    *,
+    constrained: bool = False,
+    keep_text: bool = False,
 ) -> Activate:
     """With what `params` asks for as arrays; raises what is wrong with it. `answer` may have been begun.
 
-    `seed` is in the place of one that `params` may not have.
+    `seed` is in the place of one that `params` may not have. `constrained`: whether the host has a say in each token.
+    `keep_text`: whether tokens are guessed from the text.
     """
     numbers: dict[str, np.ndarray] = {
         name: np.array([getattr(params, name)], kind) for name, kind in (_SAMPLING | _PENALTIES).items()
@@ -133,6 +139,7 @@ def activate(
     numbers["seed"] = np.array([seed], np.uint32)
     more = params.penalized or params.logit_bias or params.bad_words or params.min_tokens
     numbers["more"] = np.array([bool(more) or params.logprobs is not None])
+    numbers["ahead"] = ~numbers["more"] & (not constrained)
     numbers["logprobs"] = np.array([-1 if params.logprobs is None else params.logprobs], np.int32)
     numbers["min_length"] = np.array([len(prompt) + params.min_tokens if params.min_tokens else 0], np.int32)
     sequences = [tuple(word) for word in params.bad_words if not isinstance(word, str)]
@@ -154,6 +161,7 @@ def activate(
         bad_words=[word for word in sequences if len(word) > 1],
         recent=_ids(answer)[-(MAX_BAD_WORD_LENGTH - 1) :],
         history=history,
+        text=_ids([*prompt, *answer]) if keep_text else None,
     )
 
 
@@ -163,8 +171,9 @@ def _ids(tokens: Sequence[int]) -> Int[np.ndarray, "tokens"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decode:
-    """Up to `steps` tokens for each of `rows`. `alone`: the program runs on this one row, not on the whole batch.
+    """Up to `steps` steps, of a token or more, for each of `rows`.
 
+    `alone`: the program runs on this one row, not on the whole batch.
     `count`: whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read. `masks`: for
     each row that is held to a grammar, bits of the tokens that may come next; None if there is no such row.
     """
@@ -179,12 +188,16 @@ class Decode:
 
 
 class Drawn(NamedTuple):
-    """What comes of a decode call, as arrays of jax or NumPy: `tokens`, and their `gemma_tpu.ops.logprobs` if read."""
+    """What comes of a decode call, as arrays of jax or NumPy: `tokens`, and their `gemma_tpu.ops.logprobs` if read.
+
+    `guesses`: how many tokens were guessed for each row, and how many of them stood; None where none ever are.
+    """
 
     tokens: Any  # int32[steps, B]
     logprobs: Any = None  # float32[steps, B]
     top_tokens: Any = None  # int32[steps, B, top]
     top_logprobs: Any = None  # float32[steps, B, top]
+    guesses: Any = None  # int32[2, B]
 
 
 def token_logprobs(drawn: Drawn, column: int, tokens: Sequence[int], top: int) -> list[TokenLogprob]:

@@ -15,7 +15,7 @@ from gemma_tpu.model.linear import Weight
 from gemma_tpu.model.transformer import Transformer
 from gemma_tpu.model.vision import VisionTower
 
-_VISION = "vision."
+_VISION, _DRAFT = "vision.", "draft."
 
 Params = Mapping[str, Weight]  # "layers.0.attention.qkv" → array or quantised weight, as in `param_shapes`
 
@@ -38,6 +38,16 @@ def param_shapes(config: GemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     if config.vision:
         skeletons.append(_vision_skeleton(config.vision, config.embed_dim))
     return {name: leaf for _, entries in skeletons for name, (_, leaf) in entries.items()}
+
+
+def as_draft(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A draft model's, under the names that they have beside those of the model for which it guesses."""
+    return {_DRAFT + name: value for name, value in params.items()}
+
+
+def draft_params(params: Params) -> Params:
+    """Of those of a model and its draft model, the latter's, under the names that they have alone."""
+    return {name.removeprefix(_DRAFT): value for name, value in params.items() if name.startswith(_DRAFT)}
 
 
 def init_params(config: GemmaConfig, seed: int = 0) -> dict[str, jax.Array]:

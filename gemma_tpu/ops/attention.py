@@ -23,6 +23,7 @@ from gemma_tpu.ops.masks import MASKED, Queries, by_head, sees
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
+FEW = 16  # queries of a row, at most, whose scores are small
 
 
 class Keys(NamedTuple):
@@ -105,7 +106,7 @@ def on_devices(look: Callable[..., Part], arguments: Sequence[jax.Array], dims: 
 def look_at(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
     """Attention to the keys at hand. The arguments as of `attend_part`."""
     rows = by_head(query)
-    if query.shape[1] == 1:  # whose scores are small
+    if query.shape[1] <= FEW:
         return look_at_all(rows, key, *rest, window=window)
     blocks = functools.partial(_blocks, window=window)
     if not fits(rows.shape[2], key.shape[2]):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.ops.attention import Part, look_at, look_at_all, on_devices
+from gemma_tpu.ops.attention import FEW, Part, look_at, look_at_all, on_devices
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.masks import Queries, by_head
 from gemma_tpu.sharding import partition
@@ -40,7 +40,8 @@ def paged_attention(
 ) -> Part:
     """Of the first `length` tokens of each row, at most `longest`; a row of length 0 reads zeros if this is all.
 
-    With several queries a row there is one row. The devices of the mesh's slots axis each have some of a page's slots.
+    With more than FEW queries a row there is one row. The devices of the mesh's slots axis each have some of a page's
+    slots.
     """
     arguments = (query, key, value, position, row, start, length)
     dims = ("BTK.H", "AKSH", "AKSH", "BT", "A", "A", "B")
@@ -61,8 +62,8 @@ def paged_attention(
         key_pos = start[:, None] + slot
         held = jnp.where(here >= 0, length[jnp.maximum(here, 0)], 0)
         key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
-        if query.shape[1] == 1:
-            return _one_query(by_head(query), key, value, position, here, key_pos, least=least)
+        if query.shape[1] <= FEW:
+            return _few_queries(by_head(query), key, value, position, here, key_pos, least=least)
         return _one_row(query, key, value, position, here, start, key_pos, longest=longest)
 
     part = on_devices(look, arguments, dims, mesh)
@@ -95,11 +96,11 @@ def _one_row(
     return look_at(query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None)
 
 
-def _one_query(
-    query: Float[Array, "B K G H"],
+def _few_queries(
+    query: Float[Array, "B K Q H"],
     key: jax.Array,
     value: jax.Array,
-    position: Int[Array, "B one"],
+    position: Int[Array, "B T"],
     row: jax.Array,
     key_pos: jax.Array,
     *,

@@ -18,11 +18,16 @@ def min_rows(mesh: Mesh) -> int:
     return _MIN_ROWS.get(mesh.devices.flat[0].platform, 1)
 
 
-def row_padding(rows: int, mesh: Mesh) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """Adds rows up to `min_rows` on each device of the data axis, and removes them; no row changes devices."""
+def row_padding(
+    rows: int, mesh: Mesh, tokens: int = 1
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """Adds rows of `tokens` up to `min_rows` tokens on each device of the data axis, and removes them.
+
+    No row changes devices.
+    """
     groups = mesh.shape["data"] if rows % mesh.shape["data"] == 0 else 1
     own = rows // groups
-    added = max(0, min_rows(mesh) - own)
+    added = max(0, -(-min_rows(mesh) // tokens) - own)
 
     def pad(x: jax.Array) -> jax.Array:
         grouped = x.reshape(groups, own, *x.shape[1:])

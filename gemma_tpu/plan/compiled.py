@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment
-from gemma_tpu.engine import programs
+from gemma_tpu.engine import programs, speculation
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.environment import LIBTPU_ALONE
 from gemma_tpu.memory import Memory, shard_bytes
@@ -213,7 +213,8 @@ def _pages(deployment: Deployment) -> Pages:
 def _lower_decode(deployment: Deployment) -> tuple[Any, int]:
     text, steps, pages = deployment.text, _on_all(deployment, (deployment.rows,)), _pages(deployment)
     arguments = text.abstract_params, text.abstract_state, None, steps, pages
-    return programs.decode.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps, pages])
+    program = speculation.decode if deployment.draft_tokens else programs.decode
+    return program.lower(*arguments, deployment=text, max_steps=STEPS_PER_CALL), shard_bytes([steps, pages])
 
 
 def _lower_prefill(deployment: Deployment) -> tuple[Any, int]:

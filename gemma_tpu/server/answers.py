@@ -131,10 +131,16 @@ class Answers:
         completions = self.completions
         prompts = [completion.usage for completion in completions[:: self._n]]
         prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
-        completion_tokens = sum(completion.usage.completion_tokens for completion in completions)
+        answers = [completion.usage for completion in completions]
+        completion_tokens, guessed, right = (
+            sum(getattr(usage, name) for usage in answers)
+            for name in ("completion_tokens", "draft_tokens", "accepted_tokens")
+        )
+        details = {"accepted_prediction_tokens": right, "rejected_prediction_tokens": guessed - right}
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+            **({"completion_tokens_details": details} if guessed else {}),
         }

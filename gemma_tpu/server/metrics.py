@@ -41,6 +41,8 @@ class Metrics:
         self._generation_tokens = counter("generation_tokens", "Tokens written.")
         self._cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self._cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.")
+        self._accepted_tokens = counter("spec_decode_num_accepted_tokens", "Of these, the ones that were right.")
         names = ["model_name", "finished_reason"]
         self._success = Counter(
             f"{PREFIX}:request_success", "Answers by how they ended.", names, registry=self.registry
@@ -76,6 +78,8 @@ class Metrics:
         self._generation_tokens.inc(usage.completion_tokens)
         self._cache_queries.inc(usage.prompt_tokens)
         self._cache_hits.inc(usage.cached_tokens)
+        self._draft_tokens.inc(usage.draft_tokens)
+        self._accepted_tokens.inc(usage.accepted_tokens)
         self._request_prompt.observe(usage.prompt_tokens)
         self._request_generation.observe(usage.completion_tokens)
         if reason == "cancelled":  # whose times say when its client left

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from gemma_tpu.cli.arguments import add_model_arguments, values
+from gemma_tpu.cli.arguments import MODEL_OPTIONS, add_model_arguments, values
 
 HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
-_MODEL = ("mesh", "dtype", "adapter", "max_context", "max_rows", "cache_tokens", "stored_prefixes", "tokenizer")
-_MODEL = (*_MODEL, "text_only", "verify")
+_MODEL = (*MODEL_OPTIONS, "max_rows", "cache_tokens", "stored_prefixes")
 _SETTINGS = ("lenient", "allow_image_urls", "image_folder", "max_body_bytes", "max_images", "max_pixels", "max_tokens")
 _SETTINGS = (*_SETTINGS, "max_queue", "request_timeout", "drain_timeout")
 
