@@ -3,10 +3,10 @@
     python benchmarks/speculation.py --checkpoint checkpoints/gemma3-demo
     python benchmarks/speculation.py --model gemma3-4b --draft gemma3-1b --rows 1 8
 
-Each line is a median of several runs of `rows` answers at once: `accepted` of the guesses were right, `tokens/step` came
-of a decode step, whose cost is `step` times that without guesses; `speed-up` is of tokens/s. A draft model with random
-weights guesses nothing right, and random weights repeat themselves: of these, `step` alone tells something. The prompts
-ask for text that they have in them, which suits guesses from the text.
+Each line is a median of several runs of `rows` answers at once: `accepted` of the guesses were right, a decode step made
+`tokens/step` and cost `step` times one without guesses; `speed-up` is of tokens/s. A draft model with random weights
+guesses nothing right, and random weights repeat themselves: of these, `step` alone tells something. The prompts ask for
+text that they have in them, which suits guesses from the text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,9 @@ def models(args: argparse.Namespace, rows: int) -> list[tuple[str, Any]]:
     return [(way, lambda options=options: make(options)) for way, options in ways]
 
 
-def measure(model: gemma_tpu.Model, rows: int, tokens: int, repeats: int, params: SamplingParams) -> dict[str, float]:
-    if model.tokenizer:
-        prompts = [model.tokenizer.encode(f"{i}. {_TEXT}", bos=True) for i in range(rows)]
-    else:
-        prompts = [np.random.default_rng(i).integers(4, 200_000, 64).tolist() for i in range(rows)]
+def measure(
+    model: gemma_tpu.Model, prompts: Sequence[Sequence[int]], tokens: int, repeats: int, params: SamplingParams
+) -> dict[str, float]:
     runs = []
     for seed in range(repeats + 1):
         begin = time.perf_counter()
@@ -67,7 +66,9 @@ def measure(model: gemma_tpu.Model, rows: int, tokens: int, repeats: int, params
         )
         steps = max(one.completion_tokens - one.accepted_tokens for one in usage)
         runs.append((written / seconds, right / max(guessed, 1), written / (written - right), seconds / steps))
-    return dict(zip(("rate", "accepted", "tokens", "step"), map(statistics.median, zip(*runs[1:])), strict=True))
+    return dict(
+        zip(("rate", "accepted", "tokens", "step"), map(statistics.median, zip(*runs[1:], strict=True)), strict=True)
+    )
 
 
 def main() -> None:
@@ -87,9 +88,13 @@ def main() -> None:
         plain: dict[float, dict[str, float]] = {}
         for way, make in models(args, rows):
             with make() as model:
+                if args.model:  # which has no tokenizer
+                    prompts = [np.random.default_rng(i).integers(4, 200_000, 64).tolist() for i in range(rows)]
+                else:
+                    prompts = [model.tokenizer.encode(f"{i}. {_TEXT}", bos=True) for i in range(rows)]
                 model.warmup()
                 for params in (SamplingParams(), sampled):
-                    found = measure(model, rows, args.tokens, args.repeats, params)
+                    found = measure(model, prompts, args.tokens, args.repeats, params)
                     base = plain.setdefault(params.temperature, found)
                     step, gain = found["step"] / base["step"], found["rate"] / base["rate"]
                     print(
