@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import pytest
@@ -12,6 +12,7 @@ from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, is_greedy, prompt,
 
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.step import Drawn, Step
 from gemma_tpu.loading import deploy
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import param_sharding
@@ -78,6 +79,73 @@ def test_a_prefix_is_found_again_past_the_window(sides: tuple[int, int], togethe
             running = engine.submit(tokens, placed(tokens, [picture]), NO_STOP)
             next(iter(running))
         ask([10, 11, 13], len(system) + 2)
+    finally:
+        engine.close()
+
+
+class Counted:
+    """Counts the tokens that an engine prefills; `then` is called after each chunk with the sum."""
+
+    def __init__(self, engine: Engine, then: Callable[[int], None] = lambda count: None) -> None:
+        self.tokens, self._run, self._then = 0, engine._runner.run, then
+        engine._runner.run = self.run
+
+    def run(self, step: Step) -> Drawn | None:
+        self.tokens += sum(int(chunk.count.sum()) for chunk in step.prefill)
+        drawn = self._run(step)
+        self._then(self.tokens)
+        return drawn
+
+
+@pytest.mark.parametrize("stored", [0, 2])
+@pytest.mark.parametrize(("sides", "together"), [((1, 1), False), ((1, 1), True), ((2, 4), True)])
+def test_what_prompts_begin_with_alike_is_prefilled_once(sides: tuple[int, int], together: bool, stored: int) -> None:
+    """Asked at once, with a picture, twelve windows long: the same one four times, three that part, and another."""
+    engine = make(8, None, stored, sides, together)
+    (picture,), (another,) = images(1), images(2)
+    alike = prompt(100, 20)
+    asked = [(tokens, picture) for tokens in [alike] * 4 + [alike[:60] + prompt(20, seed=i) for i in range(3)]]
+    asked.append((alike, another))
+    counted = Counted(engine)
+    try:
+        with engine._wake:  # which the engine needs to begin any
+            requests = [engine.submit(tokens, placed(tokens, [shown]), NO_STOP) for tokens, shown in asked]
+        for request, (tokens, shown) in zip(requests, asked, strict=True):
+            assert is_greedy(tokens, run(request), [shown])
+        assert [request.usage.cached_tokens for request in requests] == [0, 99, 99, 99, 60, 60, 60, 0]
+        assert counted.tokens == 99 + 3 * 19 + 99
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_others_go_on_for_one_that_they_waited_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves after 48 tokens of its prompt: the next one has these, and the others wait for that one."""
+    engine = make(4, None, 0)
+    tokens, pictures = prompt(100, 48), images(1, 1, 1)
+
+    def fail() -> None:
+        raise MemoryError("no room for the pixels")
+
+    def cancel(count: int) -> None:
+        if how == "cancelled" and count == 48:
+            requests[0].cancel()
+
+    if how == "failed":
+        monkeypatch.setattr(pictures[0], "prepare", fail)
+    counted = Counted(engine, cancel)
+    try:
+        with engine._wake:
+            requests = [engine.submit(tokens, placed(tokens, [picture]), NO_STOP) for picture in pictures]
+        if how == "failed":
+            with pytest.raises(MemoryError):
+                run(requests[0])
+        else:
+            assert run(requests[0]) == []
+        for request in requests[1:]:
+            assert is_greedy(tokens, run(request), pictures[:1])
+        assert [request.usage.cached_tokens for request in requests] == [0, 48, 99]
+        assert counted.tokens == 99
     finally:
         engine.close()
 
