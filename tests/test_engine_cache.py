@@ -97,8 +97,7 @@ class Counted:
         return drawn
 
 
-@pytest.mark.parametrize("stored", [0, 2])
-@pytest.mark.parametrize(("sides", "together"), [((1, 1), False), ((1, 1), True), ((2, 4), True)])
+@pytest.mark.parametrize(("sides", "together", "stored"), [((1, 1), False, 0), ((1, 1), True, 2), ((2, 4), True, 0)])
 def test_what_prompts_begin_with_alike_is_prefilled_once(sides: tuple[int, int], together: bool, stored: int) -> None:
     """Asked at once, with a picture, twelve windows long: the same one four times, three that part, and another."""
     engine = make(8, None, stored, sides, together)

@@ -50,7 +50,7 @@ class Engine(Worker):
             groups=deployment.page_groups,
             rings=deployment.rings,
             places=deployment.stored_prefixes,
-            least_awaited=deployment.prefill_sizes[0],  # a call of these is one in any case, of several prompts perhaps
+            least_awaited=deployment.prefill_sizes[0],  # prompts as short as that share a call
         )
         scheduler = Scheduler(
             memory=memory,
