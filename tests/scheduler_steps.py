@@ -123,7 +123,7 @@ class World:
         if dice < 0.12:
             if len(self.open) < 4 * self.rows:
                 self.submit()
-                while self.random.random() < 0.4:
+                while self.past and self.random.random() < 0.4:
                     self.submit(self.past[-1])
         elif dice < 0.15 and self.open:
             self.random.choice(sorted(self.open, key=lambda request: request.number)).cancel()
