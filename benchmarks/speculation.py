@@ -3,10 +3,10 @@
     python benchmarks/speculation.py --checkpoint checkpoints/gemma3-demo
     python benchmarks/speculation.py --model gemma3-4b --draft gemma3-1b --rows 1 8
 
-Each line is a median of several runs of `rows` answers at once: `accepted` of the guesses were right, a decode step made
-`tokens/step` and cost `step` times one without guesses; `speed-up` is of tokens/s. A draft model with random weights
-guesses nothing right, and random weights repeat themselves: of these, `step` alone tells something. The prompts ask for
-text that they have in them, which suits guesses from the text.
+Each line is a median of several runs of `rows` answers at once: `accepted` of the guesses were right, a step made
+`tokens/step` tokens and cost `step` times one without guesses; `speed-up` is of tokens/s. A draft model with random
+weights guesses nothing right, and random weights repeat themselves: of these, `step` alone tells something. The prompts
+ask for text that they have in them, which suits guesses from the text.
 """
 
 from __future__ import annotations

@@ -182,6 +182,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             tokenizer=arguments.tokenizer,
             text_only=arguments.text_only,
             verify=not arguments.no_verify,
+            compile_ahead=True,
             progress=progress,
         )
 

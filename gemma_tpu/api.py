@@ -22,6 +22,7 @@ from gemma_tpu.classify import Verdict, classify
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.constraint import Grammars
 from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
+from gemma_tpu.engine.ahead import Ahead
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import Constraint, ImageInput, Request
 from gemma_tpu.engine.row_params import allowed_bits
@@ -59,6 +60,7 @@ class Model:
         dtype_reason: str = "",
         defaults: SamplingParams | None = None,
         format: Format = GEMMA3,
+        ahead: Ahead | None = None,
     ) -> None:
         self.deployment, self.params = deployment, params
         self.dtype_reason = dtype_reason  # why `load` has chosen it; "" where the caller did
@@ -76,7 +78,7 @@ class Model:
             self._never_written += tokenizer.ids_without_piece(deployment.config.vocab_size)
         self.end_tokens = ends  # of answers for which no other `stop_tokens` are asked
         self._grammars = None if tokenizer is None else Grammars(tokenizer, ends)
-        self.engine = Engine(deployment, params, eos_tokens=ends)
+        self.engine = Engine(deployment, params, eos_tokens=ends, ahead=ahead)
         self._num_soft_tokens = deployment.num_soft_tokens
         weakref.finalize(self, self.engine.let_go).atexit = False  # at exit, an engine lets go by itself
 

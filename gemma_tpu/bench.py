@@ -58,7 +58,12 @@ def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | Non
 
 
 def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) -> list[Measurement]:
-    """Prefill of `prompt` tokens, decode of `rows` rows after it, and an image to its first token."""
+    """Prefill of `prompt` tokens, decode of `rows` rows after it, both together, and an image to its first token.
+
+    Rows begin one after another, and those that have begun decode between the chunks of the others' prompts. So decode
+    is what all rows would make in the time of the last one to begin: rows × (tokens - 1) / (last end - last first
+    token). Both together are rows × tokens / (last end - submission).
+    """
     rng = np.random.default_rng(0)
     results = []
 
@@ -72,14 +77,15 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
 
     first = statistics.median(ask(1, 1)[0].timings.first_token for _ in range(repeats))
     results.append(Measurement(f"{prompt} tokens to first token", first * 1e3, "ms"))
-    rates = []
+    decode, whole = [], []
     for _ in range(repeats):
-        requests = ask(rows, tokens)
-        # From the first token of the first row to the last of the last, so a late start of a row counts against us.
-        begin = min(request.clock.first for request in requests)
-        end = max(request.clock.finished for request in requests)
-        rates.append(sum(len(request.generated) - 1 for request in requests) / (end - begin))
-    results.append(Measurement(f"decode, {rows} row{'s' * (rows > 1)}", statistics.median(rates), "tokens/s"))
+        clocks = [request.clock for request in ask(rows, tokens)]
+        end = max(clock.finished for clock in clocks)
+        decode.append(rows * (tokens - 1) / (end - max(clock.first for clock in clocks)))
+        whole.append(rows * tokens / (end - min(clock.submitted for clock in clocks)))
+    many = f"{rows} row{'s' * (rows > 1)}"
+    results.append(Measurement(f"decode, {many}", statistics.median(decode), "tokens/s"))
+    results.append(Measurement(f"prompts and answers, {many}", statistics.median(whole), "tokens/s"))
     if model.config.vision and _image_tokens(model.config) < model.engine.deployment.context:
         times = []
         for _ in range(repeats):

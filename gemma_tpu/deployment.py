@@ -139,6 +139,15 @@ class Deployment:
         """Rows that a decode step is padded to on each device."""
         return min_rows(self.mesh)
 
+    @property
+    def batch_always(self) -> bool:
+        """Whether each decode call runs on all rows; otherwise one that is for a single row runs on that row.
+
+        On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
+        they cost as much as the others.
+        """
+        return self.rows == 1 or self.platform != "cpu"
+
     @functools.cached_property
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtype and shardings of every parameter, as `load` makes them."""

@@ -30,6 +30,7 @@ from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.deployment import MAX_DRAFT_TOKENS, Deployment
 from gemma_tpu.devices import choose_dtype, device_capacity
 from gemma_tpu.distributed.processes import everywhere, require_same
+from gemma_tpu.engine.ahead import compiling_ahead
 from gemma_tpu.model import Params, as_draft
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
@@ -56,6 +57,7 @@ def load(
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     verify: bool = True,
+    compile_ahead: bool = False,
     progress: bool | Any = True,
 ) -> Model:
     """Loads a checkpoint onto a mesh.
@@ -85,6 +87,8 @@ def load(
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
         `download` have written, and Hugging Face's cache. Each process does so with the files on its own disks.
+      compile_ahead: compiles every program on another thread meanwhile, so that `Model.warmup` has less to do. Of
+        several processes none does.
       progress: a progress bar, or a function of (bytes done, bytes in all).
 
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
@@ -95,6 +99,7 @@ def load(
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
+    check_flag("compile_ahead", compile_ahead)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
     base, checkpoint = _open(as_path("source", source), config, adapter, text_only, progress, verify)
     small = None if draft is None else _open(as_path("draft", draft), None, None, True, progress, verify)[1]
@@ -106,7 +111,7 @@ def load(
         here = functools.partial(_read, checkpoint, deployment, progress, small)
         return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
-    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer, small)
+    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer, small, compile_ahead)
 
 
 def from_params(
@@ -208,13 +213,15 @@ def _deploy(
     draft_tokens: int,
     tokenizer: Tokenizer | str | Path | bytes | None,
     draft: Checkpoint | None = None,
+    compile_ahead: bool = False,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
     sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, draft and draft.config
     deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
-    return Model(deployment, read(deployment), tokenizer, **how)
+    with compiling_ahead(deployment, compile_ahead) as ahead:
+        return Model(deployment, read(deployment), tokenizer, ahead=ahead, **how)
 
 
 def deploy(

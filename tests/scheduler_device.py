@@ -281,9 +281,10 @@ class FakeDevice(Runner):
         rows = [row.rings for row in self.rows]
         source = (self.stored if copy.kind == "restore" else rows)[copy.source]
         target = (self.stored if copy.kind == "store" else rows)[copy.target]
-        for i, ((_, slots), ring) in enumerate(zip(self.world.rings, source, strict=True)):
+        for i, ((window, slots), ring) in enumerate(zip(self.world.rings, source, strict=True)):
             last = [copy.length - 1 - (copy.length - 1 - slot) % slots for slot in range(slots)]
-            target[i] = [entry if at >= 0 else None for entry, at in zip(ring, last, strict=True)]
+            first = max(0, copy.length - window + 1)
+            target[i] = [entry if at >= first else None for entry, at in zip(ring, last, strict=True)]
         if copy.kind != "store":
             assert not self.rows[copy.target].remaining, "a row was written over while it decodes"
             self.rows[copy.target].length = copy.length

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import random
 import time
@@ -54,9 +55,10 @@ class World:
         windows = r.choice([[], [4], [4, 6], [1000]])
         self.rings = [(window, min(window, longest * self.page)) for window in windows]
         self.least_ring = min([slots for _, slots in self.rings], default=0)
-        memory = CacheMemory(
-            self.rows, self.pages, self.page, self.groups, self.rings, self.places, least_shared=r.choice([1, 4, 32])
-        )
+        self.least_awaited, least = r.choice([1, 4, 32]), r.choice([1, 4, 32])
+        self.least_awaited = max(self.least_awaited, least)
+        sizes = self.rows, self.pages, self.page, self.groups, self.rings, self.places
+        memory = CacheMemory(*sizes, least_shared=least, least_awaited=self.least_awaited)
         self.scheduler = Scheduler(
             memory=memory,
             context=self.context,
@@ -106,12 +108,26 @@ class World:
             if row.free and not row.unread:
                 assert len(row.pages) == memory.pool.needed(len(row.keys)), "a free row keeps pages for nothing"
 
+    def check_waiting(self) -> None:
+        """Of rows that prefill, the last to begin with it is not far from where it parts from the others."""
+        rows = [row for row in self.scheduler.rows if row.prefilling and not row.leader]
+        for a, b in itertools.combinations(rows, 2):
+            some, others = (row.occupant.content + row.occupant.generated for row in (a, b))
+            alike = [x == y for x, y in zip(some[:-1], others[:-1], strict=False)]
+            common = [*alike, False].index(False)
+            inside = [placed.start for placed in a.occupant.shown if placed.start < common < placed.start + SOFT]
+            common = min([common, *inside])
+            done = max(len(a.keys), len(b.keys))
+            assert common <= done + self.least_awaited, "two rows prefill the same"
+
     def operate(self) -> None:
         """One random operation."""
         dice = self.random.random()
         if dice < 0.12:
             if len(self.open) < 4 * self.rows:
                 self.submit()
+                while self.past and self.random.random() < 0.4:
+                    self.submit(self.past[-1])
         elif dice < 0.15 and self.open:
             self.random.choice(sorted(self.open, key=lambda request: request.number)).cancel()
         elif dice < 0.16:
@@ -133,6 +149,9 @@ class World:
             self.loop.turn(contextlib.nullcontext())
         except (TypeError, jax.errors.JaxRuntimeError) as error:
             self.recover(error)
+        waiting = [row for row in self.scheduler.rows if self.scheduler.memory.followers(row)]
+        self.counts["prompts waited for"] += len(waiting)
+        self.check_waiting()
 
     def recover(self, error: Exception) -> None:
         self.failing = error
@@ -154,8 +173,11 @@ class World:
         assert digests == [image.digest for image in images]
         assert set(digests) <= self.device.images
 
-    def submit(self) -> None:
-        tokens, images = self.prompt()
+    def submit(self, like: Checked | None = None) -> None:
+        """One of its own, or one that is or begins like another."""
+        tokens, images = (like.tokens, like.shown) if like else self.prompt()
+        if like and self.random.random() < 0.6:
+            tokens, images = self.prompt(like)
         if len(tokens) >= self.context:
             return
         r = self.random
@@ -168,11 +190,11 @@ class World:
         self.scheduler.waiting.append(request)
         self.counts["requests"] += 1
 
-    def prompt(self) -> tuple[list[int], list[PlacedImage]]:
+    def prompt(self, before: Checked | None = None) -> tuple[list[int], list[PlacedImage]]:
         """One of its own, or one that goes on from another: from its answer, or from somewhere in its prompt."""
         r, tokens, images = self.random, [], []
-        if self.past and r.random() < 0.6:
-            before = r.choice(self.past)
+        if before or (self.past and r.random() < 0.6):
+            before = before or r.choice(self.past)
             tokens, images = [*before.tokens, *before.generated], list(before.shown)
             if r.random() < 0.3:
                 cut = r.randrange(len(before.tokens)) + 1

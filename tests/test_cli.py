@@ -274,7 +274,7 @@ def test_bench(checkpoint: Path, capsys) -> None:
     report = json.loads(said.out)
     assert (report["model"], report["context"]) == (str(checkpoint), 64)
     assert [(one["rows"], one["unit"]) for one in report["results"]] == [
-        (1, unit) for unit in ("s", "ms", "tokens/s", "ms")
+        (1, unit) for unit in ("s", "ms", "tokens/s", "tokens/s", "ms")
     ]
     assert all(one["value"] > 0 for one in report["results"])
     assert len(said.err.splitlines()) == len(report["results"])  # while it measures
@@ -330,7 +330,7 @@ def test_bench_leaves_an_image_out_that_the_context_does_not_hold() -> None:
     shape = {"rows": [1], "prompt": 9, "tokens": 4, "repeats": 1, "mesh": (1, 8)}
     with pytest.warns(UserWarning, match="no image is measured: that takes a context of 26 tokens, not 25"):
         found = [one.what for _, one in bench.bench(CONFIG, context=25, **shape)]
-    assert len(found) == 3
+    assert len(found) == 4
     assert not any("image" in what for what in found)
     assert "image" in [one.what for _, one in bench.bench(CONFIG, context=26, **shape)][-1]
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
-from small_models import DRAFT, gated, make_engine, mesh_of, placed
+from small_models import DRAFT, TEXT, gated, make_engine, mesh_of, placed, random_params
 from test_engine import CONTEXT, MULTIMODAL, NO_STOP, images, is_greedy, prompt, run
 
+from gemma_tpu.config import gemma3_layers
 from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.step import Drawn, Step
 from gemma_tpu.loading import deploy
 from gemma_tpu.options import SamplingParams
 
@@ -90,6 +95,72 @@ def test_a_prefix_is_found_again_past_the_window(sides: tuple[int, int], togethe
         engine.close()
 
 
+class Counted:
+    """Counts the tokens that an engine prefills; `then` is called after each chunk with the sum."""
+
+    def __init__(self, engine: Engine, then: Callable[[int], None] = lambda count: None) -> None:
+        self.tokens, self._run, self._then = 0, engine._runner.run, then
+        engine._runner.run = self.run
+
+    def run(self, step: Step) -> Drawn | None:
+        self.tokens += sum(int(chunk.count.sum()) for chunk in step.prefill)
+        drawn = self._run(step)
+        self._then(self.tokens)
+        return drawn
+
+
+@pytest.mark.parametrize(("sides", "together", "stored"), [((1, 1), False, 0), ((1, 1), True, 2), ((2, 4), True, 0)])
+def test_what_prompts_begin_with_alike_is_prefilled_once(sides: tuple[int, int], together: bool, stored: int) -> None:
+    """Asked at once, with a picture, twelve windows long: the same one four times, three that part, and another."""
+    engine = make(8, None, stored, sides, together)
+    (picture,), (another,) = images(1), images(2)
+    alike = prompt(100, 20)
+    asked = [(tokens, picture) for tokens in [alike] * 4 + [alike[:60] + prompt(20, seed=i) for i in range(3)]]
+    asked.append((alike, another))
+    counted = Counted(engine)
+    try:
+        with engine._wake:  # which the engine needs to begin any
+            requests = [engine.submit(tokens, placed(tokens, [shown]), NO_STOP) for tokens, shown in asked]
+        for request, (tokens, shown) in zip(requests, asked, strict=True):
+            assert is_greedy(tokens, run(request), [shown])
+        assert [request.usage.cached_tokens for request in requests] == [0, 99, 99, 99, 60, 60, 60, 0]
+        assert counted.tokens == 99 + 3 * 19 + 99
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_others_go_on_for_one_that_they_waited_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves after 48 tokens of its prompt: the next one has these, and the others wait for that one."""
+    engine = make(4, None, 0)
+    tokens, pictures = prompt(100, 48), images(1, 1, 1)
+
+    def fail() -> None:
+        raise MemoryError("no room for the pixels")
+
+    def cancel(count: int) -> None:
+        if how == "cancelled" and count == 48:
+            requests[0].cancel()
+
+    if how == "failed":
+        monkeypatch.setattr(pictures[0], "prepare", fail)
+    counted = Counted(engine, cancel)
+    try:
+        with engine._wake:
+            requests = [engine.submit(tokens, placed(tokens, [picture]), NO_STOP) for picture in pictures]
+        if how == "failed":
+            with pytest.raises(MemoryError):
+                run(requests[0])
+        else:
+            assert run(requests[0]) == []
+        for request in requests[1:]:
+            assert is_greedy(tokens, run(request), pictures[:1])
+        assert [request.usage.cached_tokens for request in requests] == [0, 48, 99]
+        assert counted.tokens == 99
+    finally:
+        engine.close()
+
+
 def test_a_long_prompt_stops_nobody() -> None:
     """While it is read in chunks of 16 tokens, each chunk is followed by a step of the others."""
     engine = make(3, None, 0)
@@ -139,3 +210,36 @@ def test_clients_take_turns() -> None:
         assert places == [begun.index(request) for request in asked]
     finally:
         engine.close()
+
+
+def test_what_was_not_finite_behind_a_prefix_spoils_no_other() -> None:
+    """A prompt with a token whose embedding is NaN, cancelled while it is read; then one that begins like it.
+
+    The two part inside a page, and NaN is in the same page, in others, and in the rings.
+    """
+    poison, params = 13, dict(random_params(TEXT))
+    params["embedder.head"] = table = params["embedder.table"]
+    params["embedder.table"] = table.at[poison].set(np.nan)
+    config = dataclasses.replace(TEXT, tied_head=False, layers=gemma3_layers(7, window=64)[4:6])
+    tokens = [token for token in prompt(60) if token != poison]
+    bad = [*tokens[:35], poison, *tokens[20:50]]
+    engine = make_engine(config, params=params, max_rows=1, max_context=CONTEXT)
+    engine.warmup()
+    step = engine._runner.run
+
+    def watch(one: Step) -> Drawn | None:
+        if one.prefill and one.prefill[0].start[0] > 30:
+            spoilt.cancel()
+        return step(one)
+
+    most = SamplingParams(max_new_tokens=20, stop_tokens=(), forbidden_tokens=[poison])
+    try:
+        with mock.patch.object(engine._runner, "run", watch):
+            spoilt = engine.submit(bad, (), most)
+            assert run(spoilt) == []
+        request = engine.submit(tokens[:40], (), most)
+        answer = run(request)
+        assert request.cached_tokens == 35
+    finally:
+        engine.close()
+    assert is_greedy(tokens[:40], answer, config=dataclasses.replace(config, tied_head=True), forbidden=[poison])

@@ -33,6 +33,12 @@ def answered(memory: CacheMemory, tokens: list[int], answer: int = 0) -> Row:
     return row
 
 
+def begun(memory: CacheMemory, *prompts: list[int]) -> list[Row]:
+    """The rows of requests that come at once."""
+    rows = [memory.begin(request(tokens, i), 0) for i, tokens in enumerate(prompts)]
+    return [row for row in rows if row is not None]
+
+
 def test_common_beginnings() -> None:
     assert common([], [1]) == 0
     assert common([1, 2, 3], [1, 2, 3, 4]) == common([1, 2, 3, 4], [1, 2, 3]) == 3
@@ -94,6 +100,44 @@ def test_what_rings_forget_is_stored_when_two_prompts_part_there() -> None:
     (copy,) = memory.take_operations()
     assert isinstance(copy, Copy)
     assert (copy.kind, copy.length, len(copy.source_pages)) == ("restore", 40, 10)
+
+
+def test_a_prompt_that_begins_like_another_waits_for_it() -> None:
+    """Only if that saves enough, and until the two part: the rings are about to go on from there."""
+    memory = CacheMemory(4, 200, 4, rings=[(8, 8)], least_awaited=35)
+    leader, follower, same, other = begun(memory, TEXT[:60], [*TEXT[:40], 1, 2, 3], TEXT[:60], [*TEXT[:35], 3, 2, 1])
+    assert memory.followers(leader) == [follower, same]
+    assert not memory.followers(follower)
+    assert not other.leader
+    assert memory.chunk_target(leader, 50) == 40
+    leader.keys = leader.prompt_keys[:39]
+    assert not memory.follow(0)
+    leader.keys = leader.prompt_keys[:40]
+    assert memory.follow(0) == [follower]
+    (copy,) = memory.take_operations()
+    assert isinstance(copy, Copy)
+    assert (copy.kind, copy.source, copy.target, copy.length) == ("copy", leader.index, follower.index, 40)
+    assert (list(copy.source_pages), list(copy.target_pages)) == (leader.pages[:10], follower.pages[:10])
+    assert follower.keys == TEXT[:40]
+    assert memory.followers(leader) == [same]
+
+
+def test_who_waited_for_one_that_has_left_takes_what_it_had() -> None:
+    memory = CacheMemory(4, 200, 4, rings=[(8, 8)])
+    first, second, *others = rows = begun(memory, *[TEXT[:60]] * 4)
+    assert memory.followers(first) == [second, *others]
+    first.keys, first.request = first.prompt_keys[:45], None
+    assert memory.follow(0) == [second, *others], "each has what it had"
+    assert second.keys == TEXT[:45]
+    assert not any(map(memory.followers, rows)), "14 more are not worth it"
+
+
+def test_the_next_one_is_waited_for_when_the_first_has_left() -> None:
+    memory = CacheMemory(4, 200, 4, rings=[(8, 8)])
+    first, second, *others = begun(memory, *[TEXT[:60]] * 4)
+    first.request = None
+    assert memory.follow(0) == []
+    assert memory.followers(second) == others
 
 
 def test_what_is_not_used_gives_way_oldest_first() -> None:

@@ -63,6 +63,22 @@ def test_a_plan_as_a_table(capsys) -> None:
     sizes = {line[:26].strip(): float(line.split()[-2]) for line in lines if line.endswith(" GiB")}
     parts = [size for name, size in sizes.items() if name != "capacity"]
     assert sum(parts) == pytest.approx(sizes["capacity"], abs=0.06)  # each rounded to 0.01
+    at = next(i for i, line in enumerate(lines) if line.startswith("predicted time"))
+    times = [line for line in lines[at:] if " ms " in line]
+    assert any(len(line.split("  ")[1]) > 36 for line in times), "no long name"
+    assert {line.rindex(" ms") + 3 for line in times} == {lines[at].index("compiler") + len("compiler")}
+
+
+def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
+    programs = list(compiled("v5e:2x2", (1, 4), 4)[1].values())
+    monkeypatch.setattr(planner, "compile_programs", lambda target: programs)
+    plans = []
+    for count in (0, 3):
+        assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", "--stored-prefixes", str(count)]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    keys_and_values = 2 * SMALL.num_kv_heads * 512 * SMALL.head_dim * 2  # of the one layer with a window, in bytes
+    assert plans[1]["memory"]["local_cache"] - plans[0]["memory"]["local_cache"] == 3 * keys_and_values / 4
+    assert [plan["stored_prefixes"] for plan in plans] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +89,7 @@ def test_a_plan_as_a_table(capsys) -> None:
         (["gemma3-1b", *ARGUMENTS, "--images", "2"], "vision tower"),
         (["gemma3-1b", "--topology", "v5e-1", "--context", "40000"], "32768"),
         (["gemma3-1b", "--topology", "v5e-1", "--rows", "0"], "--rows"),
+        (["gemma3-1b", "--topology", "v5e-1", "--stored-prefixes", "-1"], "--stored-prefixes must be at least 0"),
         (["gemma9-1b", "--topology", "v5e-1"], "gemma9-1b"),
         (["gemma3-1b", "--topology", ""], "'': the chips known are"),
         (["gemma3-1b", "--chips", ""], "'': the chips known are"),

@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import scheduler_steps
+
+from gemma_tpu.engine.memory import CacheMemory
+from gemma_tpu.engine.request import Request
+from gemma_tpu.engine.scheduler import Scheduler
+from gemma_tpu.options import SamplingParams
 
 STEPS = int(os.environ.get("SCHEDULER_STEPS", "500000"))
 
@@ -17,7 +23,9 @@ def check(counts: dict[str, int]) -> None:
     ends = ("stop", "length", "cancelled", "error NotFiniteError", "error MemoryError")
     ends += ("error ZeroDivisionError", "error ArithmeticError")
     failures = ("error TypeError", "error JaxRuntimeError")
-    assert all(counts[what] for what in ("reused tokens", *ends, *failures)), counts  # otherwise it shows little
+    assert all(counts[what] for what in ("reused tokens", "prompts waited for", *ends, *failures)), (
+        counts
+    )  # otherwise it shows little
     assert sum(counts[what] for what in (*ends, *failures)) == counts["requests"]
 
 
@@ -27,6 +35,28 @@ def test_every_answer_is_that_of_its_request_alone() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     check(json.loads(done.stdout.splitlines()[0]))
+
+
+def test_who_waits_for_a_longer_prompt_is_not_later_for_it() -> None:
+    """The chunks of prompts of 200, 60 and 100 tokens: the second begins with 40 tokens of the first."""
+    scheduler = Scheduler(
+        memory=CacheMemory(3, 300, 4, rings=[(8, 8)]),
+        context=256,
+        prefill_sizes=(16, 48),
+        prefill_rows=1,
+        num_soft_tokens=0,
+        steps_per_call=1,
+        batch_always=True,
+        eos_tokens=(),
+        dtype=np.dtype(np.float32),
+        image_batches=(1,),
+        remembered_images=1,
+    )
+    for tokens in (range(200), [*range(40), *range(900, 920)], range(300, 400)):
+        scheduler.waiting.append(Request(list(tokens), [], SamplingParams()))
+    planned = [scheduler.plan().prefill for _ in range(4)]
+    chunks = [(chunk.rows.tolist(), int(chunk.start[0]), int(chunk.count[0])) for (chunk,) in planned]
+    assert chunks == [([0], 0, 40), ([1], 40, 19), ([2], 0, 48), ([0], 40, 48)]
 
 
 def test_planning_needs_no_jax() -> None:

@@ -200,15 +200,15 @@ class KVCache:
 
     def copy_rings(self, source: Int[Array, ""], target: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
         """For a row, what the rings of another hold of the window before `length`, and zeros."""
-        return self._with_rings(_copied(self._rings(), source, self._rings(), target, length))
+        return self._with_rings(self._copied(self._rings(), source, self._rings(), target, length))
 
     def store_rings(self, row: Int[Array, ""], place: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
         """The same, from a row to one of the places for stored prefixes."""
-        return dataclasses.replace(self, stored=_copied(self._rings(), row, self.stored, place, length))
+        return dataclasses.replace(self, stored=self._copied(self._rings(), row, self.stored, place, length))
 
     def restore_rings(self, place: Int[Array, ""], row: Int[Array, ""], length: Int[Array, ""]) -> KVCache:
         """The same, from such a place to a row."""
-        return self._with_rings(_copied(self.stored, place, self._rings(), row, length))
+        return self._with_rings(self._copied(self.stored, place, self._rings(), row, length))
 
     def take(self, rows: Int[Array, "B"]) -> KVCache:
         """A cache of these rows alone, with all pages."""
@@ -246,6 +246,20 @@ class KVCache:
         changed = [layer if window is None else next(others) for layer, window in layers]
         return dataclasses.replace(self, layers=tuple(changed))
 
+    def _copied(
+        self, source: Rings, at: Int[Array, ""], target: Rings, to: Int[Array, ""], length: Int[Array, ""]
+    ) -> Rings:
+        """Rings `target` in which row `to` has what a row of `length` tokens needs of row `at` of `source`."""
+
+        def copied(window: int, old: jax.Array, new: jax.Array) -> jax.Array:
+            position = slot_positions(length[None], new.shape[2])[0]
+            needed = (position >= 0) & (position > length - window)
+            return old.at[to].set(jnp.where(needed[None, :, None], new[at], 0), mode="drop")
+
+        windows = [window for window in self.windows if window is not None]
+        layers = zip(windows, target, source, strict=True)
+        return tuple((copied(window, old[0], new[0]), copied(window, old[1], new[1])) for window, old, new in layers)
+
     def _map(self, rings: Change = lambda x: x, pools: Change = lambda x: x) -> KVCache:
         """With every array of the layers changed."""
         layers = zip(self.layers, self.windows, strict=True)
@@ -254,16 +268,6 @@ class KVCache:
 
     def _with(self, layer: int, new: Layer) -> KVCache:
         return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))
-
-
-def _copied(source: Rings, at: Int[Array, ""], target: Rings, to: Int[Array, ""], length: Int[Array, ""]) -> Rings:
-    """Rings `target` in which row `to` has what a row of `length` tokens needs of row `at` of `source`."""
-
-    def copied(old: jax.Array, new: jax.Array) -> jax.Array:
-        held = slot_positions(length[None], new.shape[2])[0] >= 0
-        return old.at[to].set(jnp.where(held[None, :, None], new[at], 0), mode="drop")
-
-    return jax.tree.map(copied, target, source)
 
 
 def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:

@@ -19,7 +19,7 @@ from gemma_tpu.options import MAX_LOGPROBS, NO_TOKEN
 def nothing_drawn(steps: int, rows: int, vocab_size: int) -> Drawn:
     """Room for what so many steps draw."""
     top = steps, rows, min(MAX_LOGPROBS, vocab_size)
-    return Drawn(jnp.full(top[:2], NO_TOKEN), jnp.zeros(top[:2]), jnp.zeros(top, jnp.int32), jnp.zeros(top))
+    return Drawn(jnp.full(top[:2], NO_TOKEN, jnp.int32), jnp.zeros(top[:2]), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
 def sampled(

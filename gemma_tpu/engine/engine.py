@@ -13,6 +13,7 @@ import numpy as np
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
+from gemma_tpu.engine.ahead import Ahead
 from gemma_tpu.engine.errors import require_finite
 from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
@@ -37,12 +38,11 @@ class Engine(Worker):
         eos_tokens: Sequence[int] = (),
         steps_per_call: int = STEPS_PER_CALL,
         batch_always: bool | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.deployment = deployment
-        # On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
-        # they cost as much as the others, so there one row is run alone: `batch_always` False.
-        together = deployment.platform != "cpu" if batch_always is None else batch_always
-        self._batch_always = together or deployment.rows == 1
+        self._batch_always = deployment.batch_always if batch_always is None else batch_always or deployment.rows == 1
+        self._ahead = ahead
         memory = CacheMemory(
             rows=deployment.rows,
             pages=deployment.pages,
@@ -50,6 +50,7 @@ class Engine(Worker):
             groups=deployment.page_groups,
             rings=deployment.rings,
             places=deployment.stored_prefixes,
+            least_awaited=deployment.prefill_sizes[0],  # prompts as short as that share a call
         )
         scheduler = Scheduler(
             memory=memory,
@@ -110,10 +111,18 @@ class Engine(Worker):
         for done, (label, step) in enumerate(steps):
             if progress:
                 progress(label, done, len(steps))
+            if self._ahead:
+                self._ahead.wait(done)
             self._call(lambda step=step: (self._runner.run(step), self._runner.wait()))
         if progress:
             progress("ready", len(steps), len(steps))
         return len(steps)
+
+    def close(self) -> None:
+        """See `Worker.close`."""
+        if self._ahead:
+            self._ahead.stop()
+        super().close()
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""

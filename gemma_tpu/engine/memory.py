@@ -3,6 +3,9 @@
 A prompt begins with as much as possible of what some row or stored prefix holds. What a row holds to its end is gone on
 with where it is; a part of it is copied, as far as the rings still have it. Rings forget: so where a prompt's end, or
 the place where two prompts part, is going to leave them, it is stored, and found when it comes again.
+
+A prompt that begins like one which is being prefilled waits until that has come to where the two part, and then begins
+with a copy, at once: the rings go on in the same step.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gemma_tpu.cache.pool import PagePool
-from gemma_tpu.engine.prefixes import Held, Key, before_image, common, intact
+from gemma_tpu.engine.prefixes import Held, Key, intact, reusable
 from gemma_tpu.engine.request import Request
 from gemma_tpu.engine.rows import Row
 from gemma_tpu.engine.step import Clear, Copy
@@ -29,7 +32,8 @@ class Stored(Held):
 class CacheMemory:
     """`rows`: how many. `pages`, `page`, `groups`: see `PagePool`. `rings`: window and slots of each kind.
 
-    `places`: for stored prefixes. `turn` is the scheduler's, to tell what has not been used for longest.
+    `places`: for stored prefixes. `least_shared`: tokens that are worth a copy; more than `least_awaited` are worth
+    waiting for. `turn` is the scheduler's, to tell what has not been used for longest.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class CacheMemory:
         rings: Sequence[tuple[int, int]] = (),
         places: int = 0,
         least_shared: int = LEAST_SHARED,
+        least_awaited: int = LEAST_SHARED,
     ) -> None:
-        self._sizes, self._rings, self._least = (rows, pages, page, groups, places), rings, least_shared
+        self._sizes, self._rings = (rows, pages, page, groups, places), rings
+        self._least, self._least_awaited = least_shared, max(least_shared, least_awaited)
         self.turn = 0
         self.reset()
 
@@ -71,21 +77,69 @@ class CacheMemory:
         Its `keys` are what is cached of the prompt.
         """
         keys = [*request.keys, *request.generated]
-        images = [placed.start for placed in request.images]
-        shared = [
-            (before_image(min(common(held.keys, keys), len(keys) - 1), images, num_soft_tokens), held)
-            for held in [*self.rows, *self.stored]
-        ]
+        shared = self._shared(request, keys, num_soft_tokens)
         longest = max(length for length, _ in shared)
         usable = [(length, held) for length, held in shared if self._usable(held, length)]
         cached, source = max(usable, key=lambda one: (one[0], self._goes_on(one[1], one[0])), default=(0, None))
         if (row := self._claim(request, keys, cached, source) or self._claim(request, keys, 0, None)) is None:
             return None
+        self._choose_leader(row, num_soft_tokens)
         # The prompt's end, for another answer; where it went on from what was there, for another question; and where it
         # parts from others.
-        ends = {row.prefill_target, len(row.keys), longest}
+        ends = {row.prefill_target, len(row.keys), longest, row.shared}
         row.stores = sorted(end for end in ends if self._least <= end <= row.prefill_target) if self.stored else []
         return row
+
+    def _shared(self, request: Request, keys: Sequence[Key], num_soft_tokens: int) -> list[tuple[int, Held]]:
+        """How many tokens a prompt could begin with of what each row and stored prefix holds."""
+        images = [placed.start for placed in request.images]
+        return [(reusable(held.keys, keys, images, num_soft_tokens), held) for held in [*self.rows, *self.stored]]
+
+    def _choose_leader(self, row: Row, num_soft_tokens: int) -> None:
+        """Has a row wait for the one that is about to hold most of its prompt, if that is worth it.
+
+        Nobody waits for a row that waits itself, and who no longer waits never does again: all come to their ends.
+        """
+        images = [placed.start for placed in row.occupant.images]
+        row.leader, row.shared = None, 0
+        for one in self.rows:
+            if one is row or not one.prefilling or one.leader:
+                continue
+            length = reusable(one.prompt_keys[: one.prefill_target], row.prompt_keys, images, num_soft_tokens)
+            if length > max(len(one.keys), len(row.keys) + self._least_awaited, row.shared):
+                row.leader, row.shared = one.request, length
+
+    def followers(self, row: Row) -> list[Row]:
+        """Rows that wait for this one."""
+        return [one for one in self.rows if one.prefilling and one.leader and one.leader is row.request]
+
+    def follow(self, num_soft_tokens: int) -> list[Row]:
+        """Gives the rows that wait for others what these have prefilled; returns those that were given something.
+
+        One whose leader has left takes what there is, and looks for another.
+        """
+        given = []
+        waiting = [row for row in self.rows if row.prefilling and row.leader]
+        for row in sorted(waiting, key=lambda row: row.occupant.number):
+            leaders = [one for one in self.rows if one.prefilling and one.request is row.leader]
+            if any(len(leader.keys) < row.shared for leader in leaders):
+                continue
+            shared = self._shared(row.occupant, row.prompt_keys, num_soft_tokens)
+            more = [one for one in shared if one[0] >= len(row.keys) + self._least]
+            usable = [(length, held) for length, held in more if intact(self._rings, held.written, length)]
+            if usable:
+                self._copy(*max(usable, key=lambda one: one[0]), row)
+                given.append(row)
+            self._choose_leader(row, num_soft_tokens)
+        return given
+
+    def _copy(self, length: int, source: Held, row: Row) -> None:
+        """The first `length` tokens of `source`, to a row that has pages for them and holds the beginning of them."""
+        first, end = len(row.keys) // self.pool.size, self.pool.needed(length)
+        pages = tuple(source.pages[first:end]), tuple(row.pages[first:end])
+        self._operations.append(Copy(_kind(source), source.index, row.index, length, *pages))
+        row.keys, source.last_used = row.prompt_keys[:length], self.turn
+        row.stores = [end for end in row.stores if end >= length]  # its rings have not had the others
 
     def _usable(self, held: Held, length: int) -> bool:
         if not length or not intact(self._rings, held.written, length):
@@ -102,8 +156,11 @@ class CacheMemory:
         candidates = [source] if isinstance(source, Row) and self._goes_on(source, length) else free
         for row in sorted(candidates, key=lambda row: row is source):  # what it holds besides is not lost, if possible
             kept = row.pages[: self.pool.needed(length)] if row is source else []
+            goes_back = row is source and length < len(row.keys)
+            # What follows in its page and rings has a weight of 0, and may not be finite: it is left behind.
+            dirty = goes_back and not row.checked
             # Another may hold the page of which a part is about to be written over.
-            part = bool(kept) and length < len(row.keys) and length % self.pool.size > 0 and self.pool.shared(kept[-1])
+            part = goes_back and length % self.pool.size > 0 and (dirty or self.pool.shared(kept[-1]))
             more = self.pool.needed(len(keys)) + part - len(kept)
             if row is source:
                 more -= sum(not self.pool.shared(page) for page in row.pages[len(kept) :])
@@ -117,13 +174,13 @@ class CacheMemory:
         else:
             self.drop(row)
         row.pages = kept
-        if source is not None and (part or row is not source):
-            count = self.pool.needed(length) - len(kept) + part
-            row.pages = [*kept[: len(kept) - part], *self.pool.take(self.group(row), count)]
-            pages = (old or source.pages)[len(row.pages) - count : len(row.pages)], row.pages[-count:]
-            kind = "copy" if isinstance(source, Row) else "restore"
-            self._operations.append(Copy(kind, source.index, row.index, length, *map(tuple, pages)))
-            self.pool.give_back(kept[-1:] if part else [])
+        if source is not None and (dirty or part or row is not source):
+            first, end = len(kept) - part, self.pool.needed(length)
+            row.pages = [*kept[:first], *self.pool.take(self.group(row), end - first)]
+            pages = (old or source.pages)[first:end], row.pages[first:]
+            self._operations.append(Copy(_kind(source), source.index, row.index, length, *map(tuple, pages)))
+            if part:
+                self._give_back(row, kept[-1:])
             source.last_used = self.turn
         row.keys = list(keys[:length])
         row.pages = row.pages + self.pool.take(self.group(row), self.pool.needed(len(keys)) - len(row.pages))
@@ -139,9 +196,10 @@ class CacheMemory:
             self._store(row, end)
 
     def chunk_target(self, row: Row, end: int) -> int:
-        """How far a chunk up to `end` may go without passing over a prefix that is to be stored."""
+        """How far a chunk up to `end` may go without passing over a prefix that is to be stored, or waited for."""
         written = end + 1  # rows that rest are written to as well
-        passed = [at for at in row.stores if len(row.keys) < at < end and not intact(self._rings, written, at)]
+        wanted = [*row.stores, *(one.shared for one in self.followers(row))]
+        passed = [at for at in wanted if len(row.keys) < at < end and not intact(self._rings, written, at)]
         return min([end, *passed])
 
     def _store(self, row: Row, length: int) -> None:
@@ -223,3 +281,8 @@ class CacheMemory:
             if self.pool.free(group) < count:
                 self.drop(held)
         return True
+
+
+def _kind(source: Held) -> str:
+    """Of a copy from there to a row."""
+    return "copy" if isinstance(source, Row) else "restore"

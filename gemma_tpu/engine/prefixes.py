@@ -44,3 +44,8 @@ def intact(rings: Iterable[tuple[int, int]], written: int, length: int) -> bool:
 def before_image(length: int, images: Iterable[int], num_soft_tokens: int) -> int:
     """The largest number of tokens up to `length` that splits no image; `images`: where these begin."""
     return min([length, *(start for start in images if start < length < start + num_soft_tokens)])
+
+
+def reusable(held: Sequence[Key], keys: Sequence[Key], images: Iterable[int], num_soft_tokens: int) -> int:
+    """How many tokens a prompt of `keys` can begin with of what is held: not its last one, and no part of an image."""
+    return before_image(min(common(held, keys), len(keys) - 1), images, num_soft_tokens)

@@ -149,8 +149,13 @@ class Request:
     def assign(self, cached_tokens: int) -> None:
         """It has a batch row, whose cache holds so many of its tokens already; perhaps not for the first time."""
         if math.isnan(self.clock.assigned):
-            self.cached_tokens = cached_tokens
+            self.reuse(cached_tokens)
             self.clock.assigned = time.perf_counter()
+
+    def reuse(self, cached_tokens: int) -> None:
+        """Its row holds so many tokens of the prompt that it has not prefilled."""
+        if math.isnan(self.clock.prefilled):
+            self.cached_tokens = cached_tokens
 
     def prefilled(self) -> None:
         """Its prompt is in the cache, as far as the host is concerned."""

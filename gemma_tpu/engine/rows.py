@@ -40,6 +40,9 @@ class Row(Held):
     A row that the device stopped (stop token, length) is known to be as read. One that the host stopped (`halted`)
     goes on in the calls under way, and is free only when their tokens have been read.
 
+    A row that has a `leader`, a request whose prompt begins alike, does not prefill before that one's row holds the
+    first `shared` tokens.
+
     A row that is held to a grammar decodes one step when it has a `mask`. The next comes when the token has been read.
     """
 
@@ -47,6 +50,8 @@ class Row(Held):
     prompt: list[int] = dataclasses.field(default_factory=list)  # what is to be fed before it decodes, with
     prompt_keys: list[Key] = dataclasses.field(default_factory=list)  # what was written before it lost its row
     stores: list[int] = dataclasses.field(default_factory=list)  # prefixes to be stored before the rings lose them
+    leader: Request | None = None
+    shared: int = 0
     served: int = 0  # the turn in which it was prefilled last
     decoding: bool = False
     last_key: Key = 0  # of the token to be fed next
@@ -82,6 +87,7 @@ class Row(Held):
         self.request = request
         self.prompt = [*request.tokens, *request.generated]
         self.prompt_keys = [*request.keys, *request.generated]
+        self.leader, self.shared = None, 0
 
     def images_until(self, end: int) -> list[PlacedImage[ImageInput]]:
         """The images that a chunk from the end of what is cached up to `end` holds."""

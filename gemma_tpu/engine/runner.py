@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,10 +46,10 @@ class Runner:
     def reset(self) -> None:
         """An empty state in the place of the old one, and no image known."""
         self._free_state()
-        self._state = programs.init_state(self._deployment.text)
+        self._state = self._call(programs.init_state, self._deployment.text)
         self._soft_tokens: dict[bytes, jax.Array] = {}
         if self._deployment.config.vision:
-            self._blank = programs.blank_image(self._deployment)
+            self._blank = self._call(programs.blank_image, self._deployment)
 
     @in_32_bits
     def run(self, step: Step) -> Drawn | None:
@@ -57,7 +58,7 @@ class Runner:
         After a step that prefills and does not decode, the tokens are those of no row: they come when it is done.
         """
         for row in step.release:
-            self._state = programs.release(self._state, np.int32(row), **self._static)
+            self._state = self._call(programs.release, self._state, np.int32(row), **self._static)
         for one in step.before:
             self._change_hands(one)
         for images in step.encode:
@@ -151,16 +152,19 @@ class Runner:
 
     # The calls of a step.
 
+    def _call(self, program: Any, *args: Any, **static: Any) -> Any:
+        return program(*args, **static)
+
     def _encode(self, images: Encode) -> None:
-        encoded = programs.encode(self._vision_params, images.pixels, deployment=self._deployment)
+        encoded = self._call(programs.encode, self._vision_params, images.pixels, deployment=self._deployment)
         self._soft_tokens |= zip(images.digests, encoded, strict=True)
 
     def _prefill(self, chunk: Prefill) -> None:
         shown = tuple(self._blank if digest is None else self._soft_tokens[digest] for digest in chunk.images)
-        soft = programs.stack(shown, **self._static) if shown else None
+        soft = self._call(programs.stack, shown, **self._static) if shown else None
         args = (self._text_params, self._state, chunk.rows, chunk.tokens, chunk.start, chunk.count)
         more = soft, chunk.soft_index, Pages(*chunk.pages)
-        self._state, self._done = programs.prefill(*args, *more, fresh=chunk.fresh, **self._static)
+        self._state, self._done = self._call(programs.prefill, *args, *more, fresh=chunk.fresh, **self._static)
         self._done.copy_to_host_async()
 
     def _change_hands(self, one: Clear | Copy) -> None:
@@ -170,7 +174,7 @@ class Runner:
         row = self._deployment.rows if clear.row is None else clear.row
         pages = np.zeros(self._deployment.pages, bool)
         pages[list(clear.pages)] = True
-        self._state = programs.clear(self._state, np.int32(row), pages, **self._static)
+        self._state = self._call(programs.clear, self._state, np.int32(row), pages, **self._static)
 
     def _copy(self, copy: Copy) -> None:
         size = self._deployment.page
@@ -181,9 +185,9 @@ class Runner:
             some = copy.source_pages[i : i + PAGES_OF_COPY], copy.target_pages[i : i + PAGES_OF_COPY]
             source[: len(some[0])], target[: len(some[1])] = some
             left = np.int32(copy.length - (first + i) * size)
-            self._state = programs.copy_pages(self._state, source, target, left, **self._static)
+            self._state = self._call(programs.copy_pages, self._state, source, target, left, **self._static)
         ends = np.int32(copy.source), np.int32(copy.target), np.int32(copy.length)
-        self._state = programs.copy_rings(self._state, *ends, kind=copy.kind, **self._static)
+        self._state = self._call(programs.copy_rings, self._state, *ends, kind=copy.kind, **self._static)
 
     def _activate(self, row: Activate) -> None:
         numbers = (np.int32(value) for value in (row.row, row.length, row.last, row.remaining))
@@ -193,10 +197,11 @@ class Runner:
             text = np.zeros(self._deployment.context, np.int32)
             if row.text is not None:
                 text[: len(row.text)] = row.text
-        self._state = programs.activate(self._state, *numbers, params, recent_tokens(row), text, **self._static)
+        args = self._state, *numbers, params, recent_tokens(row)
+        self._state = self._call(programs.activate, *args, text, **self._static)
         if row.history:
             counts = token_counts(row.history, self._deployment.config.vocab_size)
-            self._state = programs.set_counts(self._state, np.int32(row.row), counts, **self._static)
+            self._state = self._call(programs.set_counts, self._state, np.int32(row.row), counts, **self._static)
 
     def _decode(self, decode: Decode) -> Drawn:
         rows, steps = None, np.zeros(self._deployment.rows, np.int32)
@@ -206,12 +211,12 @@ class Runner:
             steps = steps[rows]
         if decode.masks is not None:
             masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)
-            self._state = programs.allow(self._state, *masks, **self._static)
+            self._state = self._call(programs.allow, self._state, *masks, **self._static)
         args = (self._text_params, self._state, rows, steps, Pages(*decode.pages))
         program = speculation.decode if self._deployment.draft_tokens else programs.decode
-        self._state, drawn = program(*args, max_steps=self._max_steps, **self._static)
+        self._state, drawn = self._call(program, *args, max_steps=self._max_steps, **self._static)
         if decode.count:
-            self._state = programs.count_tokens(self._state, rows, drawn.tokens, **self._static)
+            self._state = self._call(programs.count_tokens, self._state, rows, drawn.tokens, **self._static)
         drawn = drawn if decode.logprobs else Drawn(drawn.tokens, guesses=drawn.guesses)
         for array in jax.tree.leaves(drawn):
             array.copy_to_host_async()

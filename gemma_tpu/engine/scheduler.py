@@ -104,6 +104,8 @@ class Scheduler:
         self._assign_waiting()
         prefill, shown = self._prefill()
         before = self.memory.take_operations()
+        for row in self.memory.follow(self.num_soft_tokens):
+            row.occupant.reuse(len(row.keys))
         self._make_room()
         after = self.memory.take_operations()
         started, decode = self._activate(), self._decode()
@@ -235,17 +237,21 @@ class Scheduler:
         """The rows of the next prefill call.
 
         In turn, the one that has least left, so that a short prompt need not wait for a long one, and the one that has
-        waited longest, so that a long one comes to its end.
+        waited longest, so that a long one comes to its end. Who waits for another's prompt counts with that one.
         """
-        rows = [row for row in self.rows if row.prefilling and len(row.keys) < row.prefill_target]
+        rows = [row for row in self.rows if row.prefilling and not row.leader and len(row.keys) < row.prefill_target]
         if not rows:
             return []
         short = [row for row in rows if self._is_short(row)]
         if len(short) > 1 and self.batch_always and self.prefill_rows > 1:
             return sorted(short, key=lambda row: row.occupant.number)[: self.prefill_rows]
         if self._turn % 2:
-            return [min(rows, key=lambda row: (row.prefill_target - len(row.keys), row.occupant.number))]
+            return [min(rows, key=lambda row: (self._left(row), row.occupant.number))]
         return [min(rows, key=lambda row: (row.served, row.occupant.number))]
+
+    def _left(self, row: Row) -> int:
+        """Tokens to prefill before this row or one that waits for it is done."""
+        return min(one.prefill_target for one in (row, *self.memory.followers(row))) - len(row.keys)
 
     def _is_short(self, row: Row) -> bool:
         """Whether it is begun and done with by the shortest call."""

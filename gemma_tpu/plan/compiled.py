@@ -100,10 +100,12 @@ def deploy(
     context: int,
     dtype: DTypeLike = "bfloat16",
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
 ) -> Target:
     """A model on the mesh (data, model) that `load` would make of a slice's chips."""
     mesh = mesh_for(config, where, shape)
-    return Target(Deployment(config, mesh, rows, context, dtype, cache_tokens=cache_tokens), where)
+    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    return Target(Deployment(config, mesh, rows, context, dtype, **cache), where)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ def make_plan(
     context: int,
     dtype: str,
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
     images: int = 0,
     search: bool = True,
     progress: Progress = lambda _: None,
@@ -49,7 +50,8 @@ def make_plan(
         raise ValueError(f"dtype must be bfloat16 or float32, got {brief(dtype)}")
     if cache_tokens is not None:
         check_integer("cache_tokens", cache_tokens, context)
-    choice = choose_mesh(config, where, rows, context, dtype, cache_tokens)
+    check_integer("stored_prefixes", stored_prefixes, 0)
+    choice = choose_mesh(config, where, rows, context, dtype, cache_tokens, stored_prefixes)
     first, *others = choice.candidates
     progress(f"compiling for {where.topology}")
     plan = _plan(model, first, choice.reason)
@@ -86,15 +88,16 @@ def smallest_plan(
     context: int,
     dtype: str,
     cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
     progress: Progress = lambda _: None,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
-    plan = None
+    plan, sizes = None, {"rows": rows, "context": context, "dtype": dtype}
+    sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     for where in slices(chip):
-        leanest = choose_mesh(config, where, rows, context, dtype, cache_tokens).candidates[-1]
+        leanest = choose_mesh(config, where, **sizes).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
-        sizes = {"rows": rows, "context": context, "dtype": dtype, "cache_tokens": cache_tokens}
         plan = make_plan(model, config, where, **sizes, search=False, progress=progress)
         if plan.fits:
             break

@@ -64,19 +64,20 @@ def versions() -> dict[str, str]:
 def text(plan: Plan) -> str:
     where = plan.target.where
     data, model = plan.target.mesh_shape
+    width = max(len(what) for what in (*(speed.what for speed in plan.speeds), *plan.would_fit))
     lines = [
         f"{plan.model} on {describe_slice(where)}, {load(plan.target.deployment)}",
         f"mesh: data {data} × model {model}{f' (load it with mesh=({data}, {model}))' * (data > 1)}; {plan.reason}",
         f"memory of each chip: {verdict(plan)}",
         plan.memory.table(where.chip.hbm),
-        f"{'predicted time':38} {'roofline':>10} {'compiler':>10}  bound by",
+        f"{'predicted time':{width + 2}} {'roofline':>10} {'compiler':>10}  bound by",
     ]
     for speed in plan.speeds:
         times = f"{duration(speed.roofline.seconds):>10} {duration(speed.compiler):>10}"
-        lines.append(f"  {speed.what:36} {times}  {speed.roofline.bound}")
+        lines.append(f"  {speed.what:{width}} {times}  {speed.roofline.bound}")
     if plan.would_fit:
         lines.append("what would fit")
-        lines += [f"  {question:36} {answer}" for question, answer in plan.would_fit.items()]
+        lines += [f"  {question:{width}} {answer}" for question, answer in plan.would_fit.items()]
     compiled = ", ".join(f"{program.name} {program.seconds:.0f} s" for program in plan.programs)
     lines += [f"compiled: {compiled}; {', '.join(f'{name} {value}' for name, value in versions().items())}"]
     return "\n".join([*lines, _PREDICTIONS])
@@ -84,9 +85,9 @@ def text(plan: Plan) -> str:
 
 def load(one: Deployment) -> str:
     """What is asked of a slice."""
-    return (
-        f"{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {'with' if one.config.vision else 'no'} images"
-    )
+    images, stored = "with" if one.config.vision else "no", one.stored_prefixes
+    prefixes = f", {stored} stored prefix{'es' * (stored > 1)}" if stored else ""
+    return f"{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}"
 
 
 def rows_text(rows: int) -> str:
@@ -141,6 +142,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "mesh": {"data": target.mesh_shape[0], "model": target.mesh_shape[1], "reason": plan.reason},
         "context": one.context,
         "rows": one.rows,
+        "stored_prefixes": one.stored_prefixes,
         "dtype": str(one.dtype),
         "images": bool(one.config.vision),
         "fits": plan.fits,

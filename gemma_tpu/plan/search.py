@@ -31,10 +31,16 @@ class MeshChoice:
 
 
 def choose_mesh(
-    config: GemmaConfig, where: Slice, rows: int, context: int, dtype: DTypeLike, cache_tokens: int | None = None
+    config: GemmaConfig,
+    where: Slice,
+    rows: int,
+    context: int,
+    dtype: DTypeLike,
+    cache_tokens: int | None = None,
+    stored_prefixes: int = 0,
 ) -> MeshChoice:
     """The mesh whose decode step is shortest by its roofline, of those where weights and state fit."""
-    wanted = rows, context, dtype, cache_tokens
+    wanted = rows, context, dtype, cache_tokens, stored_prefixes
     every = [deploy(config, where, shape, *wanted) for shape in mesh_shapes(where.num_chips, rows)]
     timed = sorted(every, key=lambda one: decode_roofline(one).seconds)
     fitting = [one for one in timed if one.deployment.memory.resident <= where.chip.hbm]
@@ -151,7 +157,7 @@ def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
     for where in slices(base.chip):
-        sizes = wanted.rows, wanted.context, wanted.dtype, wanted.cache_tokens
+        sizes = wanted.rows, wanted.context, wanted.dtype, wanted.cache_tokens, wanted.stored_prefixes
         choice = choose_mesh(wanted.config, where, *sizes).candidates[-1]
         if choice == base and fits(base, total_memory(base, compiled)):
             return Answer(where.name, True)

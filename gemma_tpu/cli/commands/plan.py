@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-tokens", type=int, metavar="N", help="tokens that they share (default: as many as all could need)"
     )
+    parser.add_argument(
+        "--stored-prefixes", type=int, default=0, metavar="N", help="prefixes of prompts to keep besides (default: 0)"
+    )
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
@@ -65,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--rows must be at least 1, got {args.rows}")
     if args.cache_tokens is not None and args.cache_tokens < args.context:
         raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
+    if args.stored_prefixes < 0:
+        raise ValueError(f"--stored-prefixes must be at least 0, got {args.stored_prefixes}")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.images is not None and args.images < 0:
@@ -81,8 +86,8 @@ def main(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, vision=None)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and a TPU that is here stays free
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for devices that are not here
-    options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "cache_tokens": args.cache_tokens}
-    options["progress"] = _progress
+    options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
+    options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     for where in places:
         if isinstance(where, Slice):
             topology_devices(where)  # so that one that there is not is said before another is compiled for

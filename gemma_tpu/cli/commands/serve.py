@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, progress):
     import gemma_tpu
 
-    return gemma_tpu.load(args.checkpoint, progress=progress, **values(args, *_MODEL))
+    return gemma_tpu.load(args.checkpoint, progress=progress, compile_ahead=True, **values(args, *_MODEL))
 
 
 def _origin(value: str) -> str:

@@ -1,0 +1,128 @@
+"""Programs that are compiled from shapes while weights are read: warm-up then compiles nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.monitoring
+import pytest
+from small_models import TEXT, VISION, mesh_of, random_params
+from test_engine import NO_STOP, prompt, run
+
+import gemma_tpu
+from gemma_tpu.checkpoint import save_params
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine import ahead as engine_ahead
+from gemma_tpu.engine.ahead import Ahead
+from gemma_tpu.engine.engine import Engine
+from gemma_tpu.engine.step import Step
+from gemma_tpu.engine.warmup import warmup_steps
+from gemma_tpu.sharding import param_sharding
+
+MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The names of the threads that compile, once for each program."""
+    found: list[str] = []
+
+    def listen(name: str, *_, **__) -> None:
+        if "backend_compile" in name:
+            found.append(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(("context", "sides", "together"), [(72, (1, 1), False), (76, (2, 4), True)])
+def test_warm_up_finds_what_was_compiled_ahead(context: int, sides: tuple[int, int], together: bool) -> None:
+    """The contexts are those of no other test, whose programs would be found."""
+    mesh = mesh_of(*sides)
+    deployment = Deployment(MULTIMODAL, mesh, 4, context, "float32", (8, 16), stored_prefixes=2)
+    options = {"steps_per_call": 4, "batch_always": together}
+    with compiled() as ahead_of_weights:
+        ahead = Ahead(deployment, **options)
+        for number in range(len(warmup_steps(deployment, together))):
+            ahead.wait(number)
+    assert len(ahead_of_weights) > 15
+    assert set(ahead_of_weights) == {"gemma-compile"}
+    params = {
+        name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+        for name, value in random_params(MULTIMODAL).items()
+    }
+    with compiled() as later:
+        engine = Engine(deployment, params, ahead=ahead, **options)
+        try:
+            engine.warmup()
+            assert len(run(engine.submit(prompt(30), (), NO_STOP))) == 20
+        finally:
+            engine.close()
+    assert later == []
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_params(random_params(TEXT), TEXT, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_weights_are_read_meanwhile(checkpoint: Path, monkeypatch) -> None:
+    """Reading ends when one program is compiled, the others when warm-up has begun: it waits for them."""
+    warming, run_step = threading.Event(), engine_ahead._Compiler.run
+
+    def run_later(self: engine_ahead._Compiler, step: Step) -> None:
+        warming.wait()
+        run_step(self, step)
+
+    def progress(done: int, total: int) -> None:
+        while not during:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(engine_ahead._Compiler, "run", run_later)
+    with compiled() as during:
+        model = gemma_tpu.load(checkpoint, max_context=80, compile_ahead=True, progress=progress)
+    assert "gemma-compile" in during
+    with model, compiled() as after:
+        model.warmup(lambda *_: warming.set())
+    assert set(after) == {"gemma-compile"}
+
+
+def test_nothing_more_is_compiled_for_weights_that_cannot_be_read(checkpoint: Path, monkeypatch) -> None:
+    step = threading.Event()
+    begun: list[int] = []
+
+    def run_step(self, _) -> None:
+        begun.append(1)
+        step.wait()
+
+    def progress(done: int, total: int) -> None:
+        raise OSError("no disk")
+
+    monkeypatch.setattr(engine_ahead._Compiler, "run", run_step)
+    threads = set(threading.enumerate())
+    with pytest.raises(OSError, match="no disk"):
+        gemma_tpu.load(checkpoint, max_context=88, compile_ahead=True, progress=progress)
+    (thread,) = set(threading.enumerate()) - threads
+    step.set()
+    thread.join(60)
+    assert len(begun) <= 1
+
+
+def test_what_cannot_be_compiled_is_said_by_warm_up(checkpoint: Path, monkeypatch) -> None:
+    fail = mock.Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room"))
+    monkeypatch.setattr(engine_ahead._Compiler, "run", fail)
+    with gemma_tpu.load(checkpoint, max_context=96, compile_ahead=True, progress=False) as model:
+        monkeypatch.setattr(model.engine._runner, "run", fail)
+        with pytest.raises(RuntimeError, match="no room for weights, caches and programs"):
+            model.warmup()
