@@ -23,7 +23,7 @@ from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, Transformer, draft_params, text_model, vision_model
-from gemma_tpu.ops.attention import Keys
+from gemma_tpu.ops.attention import own_keys
 from gemma_tpu.ops.logits import last_tokens, unpack
 from gemma_tpu.ops.logprobs import log_probs
 from gemma_tpu.ops.patch_attention import patch_attention
@@ -113,7 +113,7 @@ def prefill(
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             nonlocal cache
             cache = cache.write(layer, row_ids, key, value, start, count, pages)
-            own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), key_pos, image)
+            own = own_keys(key, value, key_pos, image)
             cached = None if fresh else start
             return before.attend(layer, query, positions, length=cached, pages=pages, rows=rows, own=own)
 

@@ -23,7 +23,7 @@ from gemma_tpu.engine.draw import draw, nothing_drawn, sampled
 from gemma_tpu.engine.programs import finite, on_all, pin
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, draft_params, text_model
-from gemma_tpu.ops.attention import Keys
+from gemma_tpu.ops.attention import own_keys
 from gemma_tpu.ops.logits import last_tokens
 from gemma_tpu.ops.rows import row_padding
 from gemma_tpu.options import NO_TOKEN
@@ -139,9 +139,7 @@ def decode(
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             key, value = unpad(key), unpad(value)
             new_keys.append((key, value))
-            # 0 times NaN is NaN: a wrong guess may not spoil what comes before it.
-            seen = jnp.where(jnp.isfinite(value), value, 0)
-            own = Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(seen, 1, 2), own_position)
+            own = own_keys(key, value, own_position)
             return pad(row.cache.attend(layer, unpad(query), position, length=held, pages=pages, own=own))
 
         x = model(model.embed(pad(fed), mesh=mesh), pad(position), attend_layer, mesh=mesh)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.flash_attention import fits, flash
-from gemma_tpu.ops.masks import MASKED, Queries, by_head, sees
+from gemma_tpu.ops.masks import MASKED, KeyValues, Queries, by_head, sees
 from gemma_tpu.sharding import partition
 
 BLOCK = 1024  # keys looked at in one go
@@ -36,6 +36,13 @@ class Keys(NamedTuple):
     value: Float[Array, "B K S H"]
     position: Int[Array, "B S"]
     image: Int[Array, "B S"] | None = None
+
+
+def own_keys(key: KeyValues, value: KeyValues, position: Int[Array, "B T"], image: jax.Array | None = None) -> Keys:
+    """Those of the tokens at hand. What is not finite is to spoil only tokens that see it, and 0 times NaN is NaN."""
+    good = jnp.isfinite(value)
+    key, value = jnp.where(good, key, jnp.nan), jnp.where(good, value, 0)
+    return Keys(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), position, image)
 
 
 class Part(NamedTuple):
