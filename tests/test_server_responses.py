@@ -103,6 +103,16 @@ def test_an_answer(client: openai.OpenAI, model: gemma_tpu.Model, asked: dict[st
     ]
 
 
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"min_p": 0.5}, {"repetition_penalty": 3.0}, {"top_k": -1}])
+def test_fields_of_other_servers(client: openai.OpenAI, model: gemma_tpu.Model, options: dict[str, Any]) -> None:
+    drawn = {"max_new_tokens": 24, "temperature": 1.0, "seed": 5}
+    wanted = model.generate("Hello", **drawn, **{name: max(value, 0) for name, value in options.items()})
+    assert (wanted.text == model.generate("Hello", **drawn, top_k=0).text) == (options == {"top_k": -1})
+    body = {"seed": 5, "chat_template_kwargs": {"enable_thinking": False}, **options}
+    asked: Any = {"model": "tiny", "input": "Hello", "max_output_tokens": 24, "temperature": 1.0}
+    assert client.responses.create(**asked, extra_body=body).output_text == wanted.text
+
+
 def test_the_clients_own_stream(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
     wanted = model.generate("Hello", max_new_tokens=12)
     with client.responses.stream(model="tiny", input="Hello", max_output_tokens=12) as stream:

@@ -182,6 +182,14 @@ def test_tool_choice(client: openai.OpenAI, script: Script) -> None:
     assert called(one.message) == CALLED[:1]
 
 
+def test_tokens_of_tools(site: Site, client: openai.OpenAI, script: Script) -> None:
+    script.says.append("a")
+    usage = client.chat.completions.create(model="tiny", messages=[QUESTION], tools=TOOLS).usage
+    assert usage is not None
+    assert site.ask("/tokenize", messages=[QUESTION], tools=TOOLS).json()["count"] == usage.prompt_tokens
+    assert site.refused(400, "/tokenize", prompt="a", tools=TOOLS)["param"] == "tools"
+
+
 FORCED: list[Any] = ["required", {"type": "function", "function": {"name": "now"}}]
 
 

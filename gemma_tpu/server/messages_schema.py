@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from gemma_tpu.grammar import Grammar
 from gemma_tpu.server.fields import Strict, either, only
 from gemma_tpu.server.grammar_fields import TextFormat
-from gemma_tpu.server.schema import MAX_TOOLS, Message, StopString, tool_use
+from gemma_tpu.server.schema import Message, StopString
+from gemma_tpu.server.tool_fields import MAX_TOOLS, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 

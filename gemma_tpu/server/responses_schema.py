@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.server.fields import Strict, either, only
 from gemma_tpu.server.grammar_fields import TextFormat
-from gemma_tpu.server.schema import MAX_TOOLS, Function, Message, tool_use
+from gemma_tpu.server.schema import Message
+from gemma_tpu.server.tool_fields import MAX_TOOLS, Function, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 
@@ -129,7 +130,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Strict):
-    """POST /v1/responses. `seed`, `top_k` and `min_p` are other servers' fields. Nothing is stored."""
+    """POST /v1/responses. Nothing is stored."""
 
     _use: ToolUse = pydantic.PrivateAttr(default_factory=ToolUse)
 
@@ -139,9 +140,6 @@ class ResponsesRequest(Strict):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -170,6 +168,12 @@ class ResponsesRequest(Strict):
     tool_choice: either(Literal["none", "auto", "required"], ToolChoice) | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    # Of other servers.
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    chat_template_kwargs: only({}, {"enable_thinking": False})
 
     @pydantic.model_validator(mode="after")
     def _tools_fit(self) -> ResponsesRequest:
@@ -202,7 +206,8 @@ class ResponsesRequest(Strict):
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens` and `seed`."""
-        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+        given["top_k"] = None if self.top_k is None else max(self.top_k, 0)
         given |= {"grammar": self.format.grammar, "logprobs": self.logprobs}
         options = {name: value for name, value in given.items() if value is not None}
         return options | {"drop_oldest": self.truncation == "auto"}
