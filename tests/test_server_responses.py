@@ -38,6 +38,7 @@ def client(site: Site) -> Iterator[openai.OpenAI]:
 TEXT = {"type": "input_text", "text": "What is it?"}
 IMAGE = {"type": "input_image", "image_url": data_url(noise(50, 30)), "detail": "auto"}
 PICTURE = {"type": "image", "image": noise(50, 30)}
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Which?"}]}
 SAID = {"type": "output_text", "text": "said", "annotations": []}
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "said"}, {"role": "user", "content": "b"}]
 ASKED: list[tuple[dict[str, Any], Any]] = [
@@ -48,7 +49,14 @@ ASKED: list[tuple[dict[str, Any], Any]] = [
         [{"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}],
     ),
     (
-        {"input": [TURNS[0], {"type": "message", "id": "msg_1", "role": "assistant", "content": [SAID]}, TURNS[2]]},
+        {
+            "input": [
+                TURNS[0],
+                THOUGHT,
+                {"type": "message", "id": "1", "role": "assistant", "content": [SAID]},
+                TURNS[2],
+            ]
+        },
         TURNS,
     ),
 ]
@@ -156,7 +164,8 @@ def test_every_field_of_the_api_is_known() -> None:
         ("wings", {"wings": 2}),
         ("max_output_tokens", {"max_output_tokens": 0}),
         ("input", {"input": 5}),
-        ("input[0].type", {"input": [{"type": "reasoning", "role": "user", "content": "a"}]}),
+        ("input[0].type", {"input": [{"type": "web_search_call", "role": "user", "content": "a"}]}),
+        ("input[0].role", {"input": [{"type": "reasoning", "role": "user"}]}),
         ("input[0].content[0]", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}),
         ("input[0].content[0].image_url", {"input": [{"role": "user", "content": [IMAGE | {"image_url": "/a"}]}]}),
         ("input[1]", {"input": [*HELLO, *HELLO]}),

@@ -126,6 +126,7 @@ USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
         ("tool_choice: ", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool"}}),
         ("tool_choice: there is no such", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool", "name": "f"}}),
         ("messages[0]: ", {"messages": [{"role": "user", "content": [USE]}]}),
+        ("messages[0]: ", {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}]}),
         ("messages[0]: ", {"messages": [{"role": "user", "content": [
             {"type": "text", "text": "a"}, {"type": "tool_result", "tool_use_id": "1"}]}]}),
         ("messages[1]: no response to now", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}]}),

@@ -90,15 +90,27 @@ class OutputItem(Strict):
     namespace: only()
 
 
+class ReasoningItem(Strict):
+    """Of an earlier answer, perhaps another model's. Not shown to the model."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[dict[str, Any]] | None = None
+    content: list[dict[str, Any]] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
 def _item_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in ("function_call", "function_call_output") else "<message>"
+    return f"<{kind}>" if kind in ("function_call", "function_call_output", "reasoning") else "<message>"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[OutputItem, Tag("<function_call_output>")],
+    | Annotated[OutputItem, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")],
     Discriminator(_item_kind),
 ]
 
@@ -227,7 +239,7 @@ class ResponsesRequest(Strict):
                 made[-1][1].setdefault("tool_calls", []).append(item.as_call())
             elif isinstance(item, OutputItem):
                 made.append((i, {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}))
-            else:
+            elif isinstance(item, MessageItem):
                 made.append((i, {"role": item.role, "content": _content(item.content)}))
         return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
 
