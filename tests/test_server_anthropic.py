@@ -33,7 +33,8 @@ def site(model: gemma_tpu.Model) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def client(site: Site) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=site.url, api_key="secret", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "secret", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with anthropic.Anthropic(base_url=site.url, **asked) as client:
         yield client
 
 

@@ -31,7 +31,8 @@ def site(model: gemma_tpu.Model) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def client(site: Site) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with openai.OpenAI(base_url=f"{site.url}/v1", **asked) as client:
         yield client
 
 

@@ -40,7 +40,8 @@ def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.fixture(scope="module")
 def claude(site: Site) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=site.url, api_key="none", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with anthropic.Anthropic(base_url=site.url, **asked) as client:
         yield client
 
 
