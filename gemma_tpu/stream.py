@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gemma_tpu.engine.errors import check_process
 from gemma_tpu.engine.request import Request, StopWatch
-from gemma_tpu.options import Completion, TokenLogprob
+from gemma_tpu.options import Completion, TokenLogprob, Usage
 from gemma_tpu.text import Call, Detokenizer, MakeReader, StopStrings, Thoughts, Tokenizer
 
 
@@ -143,12 +143,16 @@ class TextStream(Iterator[str]):
         return self.completion
 
     @property
+    def usage(self) -> Usage:
+        """Of the answer so far."""
+        return dataclasses.replace(self._request.usage, completion_tokens=len(self._answer.tokens))
+
+    @property
     def completion(self) -> Completion:
         """The answer so far; whole once the iteration has ended."""
         answer = self._answer
         reason = "stop" if answer.stopped else self._request.finish_reason or "cancelled"
-        usage = dataclasses.replace(self._request.usage, completion_tokens=len(answer.tokens))
-        text, timings = answer.text, self._request.timings
+        text, timings, usage = answer.text, self._request.timings, self.usage
         calls = [piece for piece in self._pieces_of(self._begun + text) if isinstance(piece, dict)]
         tokens = list(answer.tokens)
         logprobs = self._request.logprobs[: len(tokens)], self._request.prompt_logprobs
@@ -253,9 +257,18 @@ class AsyncTextStream(AsyncIterator[str]):
         return self._started.completion
 
     @property
+    def usage(self) -> Usage:
+        """Of the answer so far."""
+        return self._started.usage
+
+    @property
     def num_tokens(self) -> int:
         """How many tokens of the answer have been read."""
         return len(self._started._answer.tokens)
+
+    def tokens(self, start: int = 0) -> list[int]:
+        """Those that have been read, from one on."""
+        return self._started._answer.tokens[start:]
 
     @property
     def prompt_tokens(self) -> list[int]:

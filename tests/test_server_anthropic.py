@@ -33,12 +33,17 @@ def site(model: gemma_tpu.Model) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def client(site: Site) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=site.url, api_key="secret", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "secret", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with anthropic.Anthropic(base_url=site.url, **asked) as client:
         yield client
 
 
 SOURCE = dict(zip(("type", "media_type", "data"), ("base64", "image/png", data_url(noise(50, 30))[22:]), strict=True))
 TEXT = {"type": "text", "text": "a"}
+THOUGHTS = [
+    {"type": "thinking", "thinking": "Which?", "signature": "x"},
+    {"type": "redacted_thinking", "data": "x"},
+]
 SYSTEM = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
 ASKED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"messages": HELLO}, HELLO),
@@ -49,6 +54,10 @@ ASKED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         [{"role": "user", "content": [{"type": "image", "image": noise(50, 30)}, TEXT]}],
     ),
     ({"messages": [*HELLO, {"role": "assistant", "content": "It"}]}, [*HELLO, {"role": "assistant", "content": "It"}]),
+    (
+        {"messages": [*HELLO, {"role": "assistant", "content": [*THOUGHTS, {"type": "text", "text": "It"}]}, *HELLO]},
+        [*HELLO, {"role": "assistant", "content": "It"}, *HELLO],
+    ),
 ]
 
 

@@ -63,4 +63,5 @@ def test_metrics(model: gemma_tpu.Model) -> None:
     assert found["gemma_tpu:generation_tokens_total"] > written
     assert found["gemma_tpu:time_to_first_token_seconds_count"] == 3
     assert found["gemma_tpu:e2e_request_latency_seconds_count"] == 3
+    assert found["gemma_tpu:request_inference_time_seconds_count"] == 3
     assert found["gemma_tpu:num_requests_running"] == found["gemma_tpu:num_requests_waiting"] == 0

@@ -153,6 +153,65 @@ def test_usage_says_how_much_was_cached(client: openai.OpenAI, model: gemma_tpu.
     assert usage.prompt_tokens_details.cached_tokens == 0
 
 
+def test_usage_in_every_chunk(client: openai.OpenAI) -> None:
+    """vLLM's `continuous_usage_stats`."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    asked: Any = {"model": "tiny", "max_tokens": 12, "stream": True, **DRAWN, "extra_body": {"ignore_eos": True}}
+    for chunks in (
+        list(client.chat.completions.create(messages=HELLO, stream_options=options, **asked)),
+        list(client.completions.create(prompt="Hello", stream_options=options, **asked)),
+    ):
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        assert (counts[0] < 12, counts[-1]) == (True, 12)
+        totals = {chunk.usage.total_tokens - chunk.usage.completion_tokens for chunk in chunks}
+        assert totals == {chunks[0].usage.prompt_tokens}
+    options["include_usage"] = False
+    chunks = client.chat.completions.create(messages=HELLO, stream_options=options, **asked)
+    assert not any(chunk.usage for chunk in chunks)
+
+
+def test_the_tokens_of_an_answer(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
+    """vLLM's `return_token_ids`."""
+    wanted = [model.generate("Hello", max_new_tokens=12, temperature=1.0, seed=5 + i).tokens for i in range(2)]
+    asked: Any = {"model": "tiny", "max_tokens": 12, "n": 2, **DRAWN, "extra_body": {"return_token_ids": True}}
+    answer = client.chat.completions.create(messages=HELLO, **asked)
+    assert [choice.token_ids for choice in answer.choices] == wanted
+    prompt = answer.prompt_token_ids
+    assert len(prompt) == answer.usage.prompt_tokens
+    first, *rest = client.chat.completions.create(messages=HELLO, stream=True, **asked)
+    assert first.prompt_token_ids == prompt
+    assert not any(hasattr(chunk, "prompt_token_ids") for chunk in rest)
+    assert tokens_of([first, *rest]) == wanted
+    plain = client.completions.create(prompt=prompt, **asked)
+    assert [choice.token_ids for choice in plain.choices] == wanted
+    assert [choice.prompt_token_ids for choice in plain.choices] == [prompt] * 2
+    for echo in (False, True):
+        chunks = list(client.completions.create(prompt=prompt, stream=True, echo=echo, **asked))
+        assert tokens_of(chunks) == wanted
+        told = [chunk.choices[0] for chunk in chunks if hasattr(chunk.choices[0], "prompt_token_ids")]
+        assert [(choice.index, choice.prompt_token_ids) for choice in told] == [(0, prompt), (1, prompt)]
+
+
+def tokens_of(chunks: Any) -> list[list[int]]:
+    tokens: list[list[int]] = [[], []]
+    for chunk in chunks:
+        tokens[chunk.choices[0].index] += chunk.choices[0].token_ids
+    return tokens
+
+
+@pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}])
+def test_the_last_message_is_continued(
+    client: openai.OpenAI, site: Site, model: gemma_tpu.Model, more: dict[str, Any]
+) -> None:
+    begun: Any = [*HELLO, {"role": "assistant", "content": "It is a"}]
+    wanted = model.generate(begun, max_new_tokens=12, continue_final=True)
+    body = {"continue_final_message": True, **more}
+    answer = client.chat.completions.create(model="tiny", messages=begun, max_tokens=12, extra_body=body)
+    assert answer.choices[0].message.content == wanted.text
+    assert site.ask("/tokenize", messages=begun, **body).json()["count"] == wanted.usage.prompt_tokens
+
+
 def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
     said = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4).choices[0].message
     more: Any = [*HELLO, said.model_dump(), {"role": "user", "content": "And then?"}]
@@ -201,8 +260,9 @@ def test_what_means_nothing_is_accepted(client: openai.OpenAI) -> None:
         "user": "somebody",
         "verbosity": "medium",
     }
-    answer = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2, **neutral)
-    assert len(answer.choices) == 1
+    thinks_not = {"chat_template_kwargs": {"enable_thinking": False}}
+    asked: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 2, "extra_body": thinks_not}
+    assert len(client.chat.completions.create(**asked, **neutral).choices) == 1
 
 
 def test_models(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
@@ -227,3 +287,4 @@ def test_tokens_there_and_back(site: Site) -> None:
     asked = site.ask("/tokenize", messages=CONVERSATIONS[2]).json()
     answer = site.ask(messages=CONVERSATIONS[2]).json()
     assert asked["count"] == answer["usage"]["prompt_tokens"]
+    assert asked["token_strs"] is None

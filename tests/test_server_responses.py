@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.responses import response_create_params
 from server_site import HELLO, WAIT, Site, data_url, make_model, noise, serve
-from test_server_tools import FUNCTIONS as TOOLS
+from test_server_tools_responses import FUNCTIONS as TOOLS
 
 import gemma_tpu
 from gemma_tpu.server.responses_schema import ResponsesRequest
@@ -31,13 +31,15 @@ def site(model: gemma_tpu.Model) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def client(site: Site) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with openai.OpenAI(base_url=f"{site.url}/v1", **asked) as client:
         yield client
 
 
 TEXT = {"type": "input_text", "text": "What is it?"}
 IMAGE = {"type": "input_image", "image_url": data_url(noise(50, 30)), "detail": "auto"}
 PICTURE = {"type": "image", "image": noise(50, 30)}
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Which?"}]}
 SAID = {"type": "output_text", "text": "said", "annotations": []}
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "said"}, {"role": "user", "content": "b"}]
 ASKED: list[tuple[dict[str, Any], Any]] = [
@@ -48,7 +50,14 @@ ASKED: list[tuple[dict[str, Any], Any]] = [
         [{"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}],
     ),
     (
-        {"input": [TURNS[0], {"type": "message", "id": "msg_1", "role": "assistant", "content": [SAID]}, TURNS[2]]},
+        {
+            "input": [
+                TURNS[0],
+                THOUGHT,
+                {"type": "message", "id": "1", "role": "assistant", "content": [SAID]},
+                TURNS[2],
+            ]
+        },
         TURNS,
     ),
 ]
@@ -103,6 +112,16 @@ def test_an_answer(client: openai.OpenAI, model: gemma_tpu.Model, asked: dict[st
     ]
 
 
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"min_p": 0.5}, {"repetition_penalty": 3.0}, {"top_k": -1}])
+def test_fields_of_other_servers(client: openai.OpenAI, model: gemma_tpu.Model, options: dict[str, Any]) -> None:
+    drawn = {"max_new_tokens": 24, "temperature": 1.0, "seed": 5}
+    wanted = model.generate("Hello", **drawn, **{name: max(value, 0) for name, value in options.items()})
+    assert (wanted.text == model.generate("Hello", **drawn, top_k=0).text) == (options == {"top_k": -1})
+    body = {"seed": 5, "chat_template_kwargs": {"enable_thinking": False}, **options}
+    asked: Any = {"model": "tiny", "input": "Hello", "max_output_tokens": 24, "temperature": 1.0}
+    assert client.responses.create(**asked, extra_body=body).output_text == wanted.text
+
+
 def test_the_clients_own_stream(client: openai.OpenAI, model: gemma_tpu.Model) -> None:
     wanted = model.generate("Hello", max_new_tokens=12)
     with client.responses.stream(model="tiny", input="Hello", max_output_tokens=12) as stream:
@@ -146,7 +165,8 @@ def test_every_field_of_the_api_is_known() -> None:
         ("wings", {"wings": 2}),
         ("max_output_tokens", {"max_output_tokens": 0}),
         ("input", {"input": 5}),
-        ("input[0].type", {"input": [{"type": "reasoning", "role": "user", "content": "a"}]}),
+        ("input[0].type", {"input": [{"type": "web_search_call", "role": "user", "content": "a"}]}),
+        ("input[0].role", {"input": [{"type": "reasoning", "role": "user"}]}),
         ("input[0].content[0]", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}),
         ("input[0].content[0].image_url", {"input": [{"role": "user", "content": [IMAGE | {"image_url": "/a"}]}]}),
         ("input[1]", {"input": [*HELLO, *HELLO]}),

@@ -236,6 +236,8 @@ def test_a_response_format(client: openai.OpenAI, seed: int) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "lamp", "schema": SCHEMA}}
     text = client.chat.completions.create(**asked, response_format=schema).choices[0].message.content
     jsonschema.validate(json.loads(text or ""), SCHEMA)
+    llama_cpps = {"response_format": {"type": "json_object", "schema": SCHEMA}}
+    assert client.chat.completions.create(**asked, extra_body=llama_cpps).choices[0].message.content == text
     stream = client.chat.completions.create(**asked, response_format=schema, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
     begun = client.chat.completions.create(**CHAT, response_format={"type": "json_object"}).choices[0]
@@ -310,6 +312,7 @@ BAD_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type
         ("top_logprobs", "less than", {"logprobs": True, "top_logprobs": 21}),
         ("response_format", "goes with", {"response_format": {"type": "json_schema"}}),
         ("response_format.type", "json_object", {"response_format": {"type": "xml"}}),
+        ("response_format", "goes with", {"response_format": {"type": "text", "schema": SCHEMA}}),
         ("response_format.json_schema.schema", "dictionary", {"response_format": schema_format(5)}),
         ("response_format", "objekt", {"response_format": schema_format({"type": "objekt"})}),
         ("response_format.json_schema.schema", "at most", {"response_format": schema_format({"title": "a" * 2**17})}),

@@ -1,70 +1,20 @@
-"""Tools through OpenAI's and Anthropic's own clients, on a model that says what each test has written for it."""
+"""Tools in chats, through OpenAI's own client."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import format_samples
 import openai
 import pytest
-from server_site import CHAT, HELLO, WAIT, Site, serve
-from small_models import make_deployment, random_params
-from test_api import CONFIG, TOKENIZER
+from server_site import CHAT, WAIT, Site, serve
+from test_api import TOKENIZER
+from tool_script import ANSWER, CALLED, INSTRUCTION, QUESTION, TOOLS, WRITTEN, Script, make, script_of
 
 import gemma_tpu
-from gemma_tpu.engine.request import Request
-from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3, Format, Tokenizer
-
-PID: dict[str, Any] = {"type": "object", "properties": {"PID": {"type": "string"}}, "required": ["PID"]}
-TOOLS: Any = [
-    {"type": "function", "function": {"name": "get_product", "description": "A product's name", "parameters": PID}},
-    {"type": "function", "function": {"name": "now"}},
-]
-FUNCTIONS: Any = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
-CLAUDE_TOOLS: Any = [
-    {"name": "get_product", "description": "A product's name", "input_schema": PID},
-    {"name": "now", "input_schema": {"type": "object"}},
-]
-INSTRUCTION = "You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the"
-PATH = "/v1/messages"
-QUESTION: Any = {"role": "user", "content": "What is product 807ZPKBL9V?"}
-# Google's documented forms, and a code block: the calls are get_product(PID="807ZPKBL9V") and now().
-WRITTEN = [
-    '[get_product(PID="807ZPKBL9V"), now()]',
-    '{"name": "get_product", "parameters": {"PID": "807ZPKBL9V"}}\n{"name": "now", "parameters": {}}',
-    "```tool_code\nprint(get_product(PID='807ZPKBL9V'))\nnow()\n```",
-]
-CALLED = [("get_product", {"PID": "807ZPKBL9V"}), ("now", {})]
-
-
-class Script:
-    """What the model says next, three tokens at a time, and the prompts that it was given."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.says: list[str] = []
-        self.prompts: list[str] = []
-        self.asked: list[gemma_tpu.SamplingParams] = []
-        self.reason = "stop"
-        self._tokenizer = tokenizer
-
-    def submit(self, tokens: list[int], _: object, sampling_params: gemma_tpu.SamplingParams, *__: object) -> Request:
-        self.prompts.append(self._tokenizer.decode(tokens, skip_special=False))
-        self.asked.append(sampling_params)
-        request = Request(tokens, [], sampling_params)
-        written = self._tokenizer.encode(self.says.pop(0), control=True)
-        for i in range(0, len(written), 3):
-            request.push(written[i : i + 3])
-        request.finish(self.reason)
-        return request
-
-
-def make(tokenizer: Tokenizer, format: Format) -> gemma_tpu.Model:
-    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, max_context=4096)
-    return gemma_tpu.Model(make_deployment(config, max_context=4096), random_params(config), tokenizer, format=format)
+from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +31,13 @@ def site(model: gemma_tpu.Model) -> Iterator[Site]:
 
 @pytest.fixture
 def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
-    script = Script(TOKENIZER)
-    monkeypatch.setattr(model.engine, "submit", script.submit)
-    return script
+    return script_of(model, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def client(site: Site) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, timeout=WAIT) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def claude(site: Site) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=site.url, api_key="none", max_retries=0, timeout=WAIT) as client:
+    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
+    with openai.OpenAI(base_url=f"{site.url}/v1", **asked) as client:
         yield client
 
 
@@ -182,6 +125,14 @@ def test_tool_choice(client: openai.OpenAI, script: Script) -> None:
     assert called(one.message) == CALLED[:1]
 
 
+def test_tokens_of_tools(site: Site, client: openai.OpenAI, script: Script) -> None:
+    script.says.append("a")
+    usage = client.chat.completions.create(model="tiny", messages=[QUESTION], tools=TOOLS).usage
+    assert usage is not None
+    assert site.ask("/tokenize", messages=[QUESTION], tools=TOOLS).json()["count"] == usage.prompt_tokens
+    assert site.refused(400, "/tokenize", prompt="a", tools=TOOLS)["param"] == "tools"
+
+
 FORCED: list[Any] = ["required", {"type": "function", "function": {"name": "now"}}]
 
 
@@ -222,12 +173,6 @@ def test_strict_calls_follow_their_schemas(client: openai.OpenAI, script: Script
     assert (none.message.content, script.asked[-1].grammar) == (WRITTEN[1], None)
 
 
-ANSWER = {
-    "type": "object",
-    "properties": {"name": {"enum": ["now", "then"]}, "steps": {"type": "array"}},
-    "required": ["name", "steps"],
-    "additionalProperties": False,
-}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "steps", "schema": ANSWER, "strict": True}}
 
 
@@ -316,178 +261,6 @@ def test_schemas_may_not_be_too_deep(site: Site) -> None:
         schema = {"items": schema}
     error = site.refused(400, tools=[tool(parameters=schema)])
     assert (error["param"], "nested more than" in error["message"]) == ("tools[0]", True)
-
-
-def called_of(output: Any) -> list[tuple[str, Any]]:
-    return [(item.name, json.loads(item.arguments)) for item in output if item.type == "function_call"]
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_responses(client: openai.OpenAI, script: Script, stream: bool) -> None:
-    script.says += [f"I look.\n{WRITTEN[1]}", "It is a lamp."]
-    asked: Any = {"model": "tiny", "tools": FUNCTIONS}
-    if stream:
-        with client.responses.stream(input="Which?", **asked) as events:
-            kinds = [event.type.removeprefix("response.") for event in events]
-            answer = events.get_final_response()
-        call = [
-            "output_item.added",
-            "function_call_arguments.delta",
-            "function_call_arguments.done",
-            "output_item.done",
-        ]
-        assert kinds[-9:] == [*call * 2, "completed"]
-        assert kinds[2:4] == ["output_item.added", "content_part.added"]
-        assert kinds[-12:-9] == ["output_text.done", "content_part.done", "output_item.done"]
-    else:
-        answer = client.responses.create(input="Which?", **asked)
-    assert [item.type for item in answer.output] == ["message", "function_call", "function_call"]
-    assert (answer.output_text, called_of(answer.output), answer.status) == ("I look.", CALLED, "completed")
-    ids = [item.id for item in answer.output] + [item.call_id for item in answer.output[1:]]
-    assert len({*ids}) == 5
-    assert INSTRUCTION in script.prompts[0]
-    assert script.asked[0].grammar is None
-    results: Any = [
-        {"type": "function_call_output", "call_id": item.call_id, "output": item.name} for item in answer.output[1:]
-    ]
-    history: Any = [{"role": "user", "content": "Which?"}, *answer.output, *results]
-    assert client.responses.create(input=history, **asked).output_text == "It is a lamp."
-    turns = script.prompts[1].split("<start_of_turn>")
-    assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
-    told = "<tool_response>\nget_product\n</tool_response>\n<tool_response>\nnow\n</tool_response>"
-    assert turns[3] == f"user\n{told}<end_of_turn>\n"
-
-
-def test_how_responses_call(client: openai.OpenAI, script: Script) -> None:
-    script.says += [WRITTEN[1]] * 5
-    functions = [tool["function"] for tool in TOOLS]
-    asked: Any = {"model": "tiny", "input": "Which?", "tools": FUNCTIONS}
-    none = client.responses.create(tool_choice="none", **asked)
-    assert (none.output_text, called_of(none.output)) == (WRITTEN[1], [])
-    assert INSTRUCTION not in script.prompts[0]
-    client.responses.create(tool_choice={"type": "function", "name": "now"}, **asked)
-    one = client.responses.create(tool_choice="required", parallel_tool_calls=False, **asked)
-    assert called_of(one.output) == CALLED[:1]
-    client.responses.create(**asked | {"tools": [{**FUNCTIONS[0], "strict": True}, FUNCTIONS[1]]})
-    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "array"}}}
-    client.responses.create(text=form, **asked)
-    assert GEMMA3.call_grammar is not None
-    assert GEMMA3.text_grammar is not None
-    assert [params.grammar and params.grammar.source for params in script.asked] == [
-        None,
-        GEMMA3.call_grammar(functions[1:]),
-        GEMMA3.call_grammar(functions, parallel=False),
-        GEMMA3.text_grammar(functions, ["get_product"]),
-        GEMMA3.call_grammar(functions, answer={"type": "array"}),
-    ]
-
-
-def test_a_response_that_is_cut(client: openai.OpenAI, script: Script) -> None:
-    script.says.append(f"{WRITTEN[1]}\nAnd")
-    script.reason = "length"
-    answer = client.responses.create(model="tiny", input="Which?", tools=FUNCTIONS)
-    assert [item.type for item in answer.output] == ["function_call", "function_call", "message"]
-    assert [item.status for item in answer.output] == ["completed", "completed", "incomplete"]
-    assert answer.status == "incomplete"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_anthropic(claude: anthropic.Anthropic, script: Script, stream: bool) -> None:
-    script.says += [f"I look.\n{WRITTEN[1]}", "It is a lamp."]
-    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS}
-    if stream:
-        with claude.messages.stream(messages=[QUESTION], **asked) as events:
-            kinds = [event.type for event in events]
-            answer = events.get_final_message()
-        assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 3
-    else:
-        answer = claude.messages.create(messages=[QUESTION], **asked)
-    text, *uses = answer.content
-    assert (text.type, text.text) == ("text", "I look.")
-    assert [(use.name, use.input) for use in uses] == CALLED
-    assert len({use.id for use in uses}) == 2
-    assert answer.stop_reason == "tool_use"
-    assert INSTRUCTION in script.prompts[0]
-    results = [{"type": "tool_result", "tool_use_id": use.id, "content": f"of {i}"} for i, use in enumerate(uses)]
-    history: Any = [
-        QUESTION,
-        {"role": "assistant", "content": [block.model_dump(exclude_none=True) for block in answer.content]},
-        {"role": "user", "content": [*results, {"type": "text", "text": "Sure?"}]},
-    ]
-    last = claude.messages.create(messages=history, **asked)
-    assert (last.content[0].text, last.stop_reason) == ("It is a lamp.", "end_turn")
-    turns = script.prompts[1].split("<start_of_turn>")
-    assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
-    told = "<tool_response>\nof 0\n</tool_response>\n<tool_response>\nof 1\n</tool_response>"
-    assert turns[3] == f"user\n{told}\nSure?<end_of_turn>\n"
-    counted = claude.messages.count_tokens(model="tiny", messages=history, tools=CLAUDE_TOOLS)
-    assert counted.input_tokens == last.usage.input_tokens
-
-
-def test_anthropics_tool_choice(claude: anthropic.Anthropic, script: Script) -> None:
-    script.says += [WRITTEN[0]] * 2
-    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS, "messages": [QUESTION]}
-    (block,) = claude.messages.create(tool_choice={"type": "none"}, **asked).content
-    assert block.text == WRITTEN[0]
-    (block,) = claude.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **asked).content
-    assert (block.name, block.input) == CALLED[0]
-    assert [params.grammar for params in script.asked] == [None] * 2
-
-
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "now"}])
-def test_anthropics_forced_calls(claude: anthropic.Anthropic, script: Script, choice: Any) -> None:
-    script.says += [WRITTEN[0]]
-    asked: Any = {"model": "tiny", "max_tokens": 50, "tools": CLAUDE_TOOLS, "messages": [QUESTION]}
-    claude.messages.create(tool_choice=choice, **asked)
-    tools = [{"name": tool["name"], "parameters": tool["input_schema"]} for tool in CLAUDE_TOOLS]
-    assert GEMMA3.call_grammar is not None
-    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools[choice["type"] != "any" :]))
-
-
-def test_anthropics_strict_calls_and_formats(claude: anthropic.Anthropic, script: Script) -> None:
-    script.says += [WRITTEN[1], WRITTEN[0], '{"name": "now", "steps": []}']
-    asked: Any = {"model": "tiny", "max_tokens": 50, "messages": [QUESTION]}
-    strict: Any = [{**tool, "strict": True} for tool in CLAUDE_TOOLS]
-    uses = claude.messages.create(tools=strict, **asked).content
-    assert [(use.name, use.input) for use in uses] == CALLED
-    (block,) = claude.messages.create(tools=strict, **asked).content
-    assert block.text == WRITTEN[0]
-    tools = [{"name": tool["name"], "parameters": tool["input_schema"]} for tool in CLAUDE_TOOLS]
-    assert GEMMA3.text_grammar is not None
-    assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.text_grammar(tools, ["get_product", "now"]))
-    form: Any = {"format": {"type": "json_schema", "schema": ANSWER}}
-    (block,) = claude.messages.create(tools=strict, output_config=form, **asked).content
-    assert block.text == '{"name": "now", "steps": []}'
-    assert GEMMA3.call_grammar is not None
-    assert script.asked[2].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools, answer=ANSWER))
-
-
-USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
-
-
-@pytest.mark.parametrize(
-    ("said", "asked"),
-    [
-        ("tools[0].input_schema: ", {"tools": [{"name": "f"}]}),
-        ("tools[0].type: ", {"tools": [{"type": "web_search_20250305", "name": "web_search", "input_schema": {}}]}),
-        ("tool_choice: ", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool"}}),
-        ("tool_choice: there is no such", {"tools": CLAUDE_TOOLS, "tool_choice": {"type": "tool", "name": "f"}}),
-        ("messages[0]: ", {"messages": [{"role": "user", "content": [USE]}]}),
-        ("messages[0]: ", {"messages": [{"role": "user", "content": [
-            {"type": "text", "text": "a"}, {"type": "tool_result", "tool_use_id": "1"}]}]}),
-        ("messages[1]: no response to now", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}]}),
-        ("messages[2]: ", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "2", "content": "x"}]}]}),
-        ("messages[2].content[1].source: ", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {
-            "role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}, {"type": "image",
-            "source": {"type": "url", "url": "http://127.0.0.1/a.png"}}]}]}),
-    ],
-)  # fmt: skip
-def test_what_anthropics_clients_are_told(site: Site, script: Script, said: str, asked: dict[str, Any]) -> None:
-    response = site.http.post(PATH, json={"max_tokens": 4, "messages": HELLO, **asked})
-    assert response.status_code == 400
-    assert response.json()["error"]["message"].startswith(said)
-    assert not script.prompts
 
 
 def test_function_gemma(monkeypatch: pytest.MonkeyPatch) -> None:

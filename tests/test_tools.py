@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from test_api import TOKENIZER
-from test_server_tools import CALLED, INSTRUCTION, TOOLS, WRITTEN, Script, make
+from tool_script import CALLED, INSTRUCTION, TOOLS, WRITTEN, Script, make
 
 import gemma_tpu
 from gemma_tpu.text import GEMMA3

@@ -13,6 +13,7 @@ from gemma_tpu.api import Model
 from gemma_tpu.options import Completion, TokenLogprob
 from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
+from gemma_tpu.server.schema import Sampling
 from gemma_tpu.server.tools import ToolCall, ToolUse
 from gemma_tpu.stream import AsyncTextStream
 
@@ -40,6 +41,7 @@ class Answers:
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
         self.parts = [use.parts(model.format) for _ in self._streams]
+        self._tokens: list[list[int]] = [[] for _ in self._streams]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._streams]
 
     async def start(self) -> None:
@@ -53,14 +55,15 @@ class Answers:
 
     async def pieces(self) -> AsyncGenerator[tuple[int, str | ToolCall | None]]:
         """The answer's number with a piece of its text, a call or, at its end, None. For `contextlib.aclosing`."""
-        pieces: asyncio.Queue[tuple[int, str | Exception | None, list[TokenLogprob]]] = asyncio.Queue()
+        pieces: asyncio.Queue[tuple[int, str | Exception | None, list[int], list[TokenLogprob]]] = asyncio.Queue()
         tasks = [asyncio.create_task(self._read(i, stream, pieces)) for i, stream in enumerate(self._streams)]
         try:
             left = len(tasks)
             while left:
-                index, piece, logprobs = await pieces.get()
+                index, piece, tokens, logprobs = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
+                self._tokens[index] += tokens
                 self._logprobs[index] += logprobs
                 parts = self.parts[index]
                 for part in parts.flush() if piece is None else parts.push(piece):
@@ -72,6 +75,11 @@ class Answers:
             for task in tasks:
                 task.cancel()
             self._cancel()
+
+    def take_tokens(self, index: int) -> list[int]:
+        """Those that `pieces` has come to since the last call."""
+        taken, self._tokens[index] = self._tokens[index], []
+        return taken
 
     def take_logprobs(self, index: int) -> list[TokenLogprob]:
         """Those, if asked for, of the tokens that `pieces` has come to since the last call."""
@@ -96,17 +104,20 @@ class Answers:
                 count, now = stream.num_tokens, time.perf_counter()
                 if seen:  # the first token's time is counted apart
                     self._metrics.tokens(count - seen, now - last)
-                pieces.put_nowait((index, piece, stream.logprobs(seen)))
+                pieces.put_nowait((index, piece, stream.tokens(seen), stream.logprobs(seen)))
                 seen, last = count, now
-            pieces.put_nowait((index, None, stream.logprobs(seen)))
+            pieces.put_nowait((index, None, stream.tokens(seen), stream.logprobs(seen)))
         except Exception as error:
-            pieces.put_nowait((index, error, []))
+            pieces.put_nowait((index, error, [], []))
         finally:
             self._metrics.finished(stream.completion)
 
     @property
     def completions(self) -> list[Completion]:
         return [stream.completion for stream in self._streams]
+
+    def prompt_tokens(self, index: int) -> list[int]:
+        return self._streams[index].prompt_tokens
 
     def prompt(self, index: int) -> list[TokenLogprob]:
         """The tokens of an answer's prompt; a log-probability that there is none of, or was not asked for, is NaN."""
@@ -125,15 +136,20 @@ class Answers:
         """The one that ended the first answer."""
         return self._streams[0].stop_string
 
+    def chunk_usage(self, body: Sampling) -> dict[str, Any]:
+        """What a chunk says of usage: nothing, null where only the last chunk has it, or what there is so far."""
+        if not body.include_usage:
+            return {}
+        return {"usage": self.usage if body.usage_in_chunks else None}
+
     @property
     def usage(self) -> dict[str, Any]:
-        """In OpenAI's shape. A prompt counts once, however many answers it has."""
-        completions = self.completions
-        prompts = [completion.usage for completion in completions[:: self._n]]
+        """So far, in OpenAI's shape. A prompt counts once, however many answers it has."""
+        usages = [stream.usage for stream in self._streams]
+        prompts = usages[:: self._n]
         prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
-        answers = [completion.usage for completion in completions]
         completion_tokens, guessed, right = (
-            sum(getattr(usage, name) for usage in answers)
+            sum(getattr(usage, name) for usage in usages)
             for name in ("completion_tokens", "draft_tokens", "accepted_tokens")
         )
         details = {"accepted_prediction_tokens": right, "rejected_prediction_tokens": guessed - right}

@@ -36,22 +36,24 @@ async def chat_completions(exchange: Exchange) -> Response:
         "model": body.model or service.settings.model_names[0],
     }
     if body.stream:
-        return EventStream(exchange, _chunks(head, answers, n, body.include_usage))
+        return EventStream(exchange, _chunks(head, answers, n, body))
     completions = await answers.finish()
-    choices = [_choice(i, completion, answers, bool(body.logprobs)) for i, completion in enumerate(completions)]
-    scored = {}
+    choices = [_choice(i, completion, answers, body) for i, completion in enumerate(completions)]
+    of_prompt: dict[str, Any] = {"prompt_token_ids": answers.prompt_tokens(0)} if body.return_token_ids else {}
     if body.prompt_logprobs is not None:
-        scored["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(0))
-    return JSONResponse({**head, "choices": choices, "usage": answers.usage, **scored})
+        of_prompt["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(0))
+    return JSONResponse({**head, "choices": choices, "usage": answers.usage, **of_prompt})
 
 
-def _choice(index: int, completion: Completion, answers: Answers, with_logprobs: bool) -> dict[str, Any]:
+def _choice(index: int, completion: Completion, answers: Answers, body: ChatRequest) -> dict[str, Any]:
     calls, text = answers.parts[index].calls, answers.parts[index].text
     message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
     message |= {"tool_calls": [_call(call) for call in calls]} if calls else {}
     message |= _thinking(completion)
-    logprobs = chat_logprobs(answers.tokenizer, completion.logprobs) if with_logprobs else None
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answers.finish_reason(index)}
+    logprobs = chat_logprobs(answers.tokenizer, completion.logprobs) if body.logprobs else None
+    tokens = {"token_ids": completion.tokens} if body.return_token_ids else {}
+    reason = answers.finish_reason(index)
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason, **tokens}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -62,19 +64,18 @@ def _thinking(completion: Completion) -> dict[str, str]:
     return {"reasoning_content": completion.thinking} if completion.thinking else {}
 
 
-async def _chunks(
-    head: dict[str, Any], answers: Answers, n: int, include_usage: bool
-) -> AsyncGenerator[dict[str, Any]]:
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
-
+async def _chunks(head: dict[str, Any], answers: Answers, n: int, body: ChatRequest) -> AsyncGenerator[dict[str, Any]]:
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         tokens = answers.take_logprobs(index)
         logprobs = chat_logprobs(answers.tokenizer, tokens) if tokens else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return {**head, "choices": [choice], **usage}
+        if body.return_token_ids:
+            choice["token_ids"] = answers.take_tokens(index)
+        return {**head, "choices": [choice], **answers.chunk_usage(body)}
 
     for i in range(n):
-        yield chunk(i, {"role": "assistant", "content": ""})
+        prompt = {"prompt_token_ids": answers.prompt_tokens(0)} if body.return_token_ids and not i else {}
+        yield chunk(i, {"role": "assistant", "content": ""}) | prompt
     async with aclosing(answers.pieces()) as pieces:
         async for index, piece in pieces:
             if piece is None:
@@ -84,5 +85,5 @@ async def _chunks(
                 yield chunk(index, {"tool_calls": [{"index": number, **_call(piece)}]})
             else:
                 yield chunk(index, {"content": piece})
-    if include_usage:
+    if body.include_usage:
         yield {**head, "choices": [], "usage": answers.usage}

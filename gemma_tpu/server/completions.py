@@ -40,6 +40,8 @@ async def completions(exchange: Exchange) -> Response:
         tokens = [*before, *completion.logprobs]
         logprobs = None if body.logprobs is None else completion_logprobs(answers.tokenizer, tokens)
         choice = _choice(i, text + completion.text, logprobs, completion.finish_reason)
+        if body.return_token_ids:
+            choice |= {"token_ids": completion.tokens, "prompt_token_ids": answers.prompt_tokens(i)}
         if body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(answers.tokenizer, answers.prompt(i))
         choices.append(choice)
@@ -61,7 +63,6 @@ def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str 
 
 
 async def _chunks(head: dict[str, Any], answers: Answers, body: CompletionRequest) -> AsyncGenerator[dict[str, Any]]:
-    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     offsets: dict[int, int] = {}  # characters of each answer's tokens, if their log-probabilities are asked for
 
     def spelled(index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -71,14 +72,21 @@ async def _chunks(head: dict[str, Any], answers: Answers, body: CompletionReques
         offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
         return logprobs
 
-    for index in range(len(answers.completions)) if body.echo else ():
-        text, tokens = _echo(body, answers, index)
-        yield {**head, "choices": [_choice(index, text, spelled(index, tokens), None)], **usage}
+    untold = set(range(len(answers.completions)))  # answers of which there was no chunk yet
+
+    def chunk(index: int, text: str, tokens: Sequence[TokenLogprob], reason: str | None = None) -> dict[str, Any]:
+        choice = _choice(index, text, spelled(index, tokens), reason)
+        if body.return_token_ids:
+            choice |= {"prompt_token_ids": answers.prompt_tokens(index)} if index in untold else {}
+            choice["token_ids"] = answers.take_tokens(index)
+        untold.discard(index)
+        return {**head, "choices": [choice], **answers.chunk_usage(body)}
+
+    for index in sorted(untold) if body.echo else ():
+        yield chunk(index, *_echo(body, answers, index))
     async with aclosing(answers.pieces()) as pieces:
         async for index, piece in pieces:
             reason = answers.completions[index].finish_reason if piece is None else None
-            logprobs = spelled(index, answers.take_logprobs(index))
-            choice = _choice(index, piece if isinstance(piece, str) else "", logprobs, reason)
-            yield {**head, "choices": [choice], **usage}
+            yield chunk(index, piece if isinstance(piece, str) else "", answers.take_logprobs(index), reason)
     if body.include_usage:
         yield {**head, "choices": [], "usage": answers.usage}

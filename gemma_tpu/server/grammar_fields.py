@@ -53,20 +53,23 @@ def _grammar(kind: str, schema: Grammar | None) -> Grammar | None:
 
 
 class ResponseFormat(Strict):
-    """Of chats and completions."""
+    """Of chats and completions. A `schema` of a json_object is a field of llama.cpp's server, and of others."""
 
     type: _Kind
     json_schema: NamedSchema | None = None
+    schema_: held_to(dict[str, Any], Grammar.json_schema, alias="schema")
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> ResponseFormat:
         if (self.json_schema is None) == (self.type == "json_schema"):
             raise PydanticCustomError("format", 'type "json_schema" goes with json_schema, and no other')
+        if self.schema_ and self.type != "json_object":
+            raise PydanticCustomError("format", 'schema goes with type "json_object", and no other')
         return self
 
     @property
     def grammar(self) -> Grammar | None:
-        return _grammar(self.type, self.json_schema and self.json_schema.schema_)
+        return _grammar(self.type, self.json_schema.schema_ if self.json_schema else self.schema_)
 
 
 class TextFormat(NamedSchema):

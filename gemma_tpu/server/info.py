@@ -58,17 +58,19 @@ async def tokenize(exchange: Exchange) -> Response:
     def work() -> list[int]:
         if body.prompt is not None:
             return model.tokenizer.encode(body.prompt, bos=body.add_special_tokens, control=True)
-        return prompt_tokens(model, *as_messages(body.messages or [], service.settings))
+        messages, crops = as_messages(body.messages or [], service.settings)
+        tools = [tool.function.told for tool in body.tools or ()]
+        return prompt_tokens(model, messages, crops, bool(body.continue_final_message), tools)
 
     try:
         tokens = await asyncio.get_running_loop().run_in_executor(service.image_threads, work)
     except ValueError as error:
         raise refused(error, "prompt" if body.messages is None else "messages") from error
-    answer = {"count": len(tokens), "max_model_len": model.deployment.context, "tokens": tokens}
+    strings = None
     if body.return_token_strs:
         strings = [name or text.decode(errors="replace") for text, name in model.tokenizer.spell(tokens)]
-        answer["token_strs"] = strings
-    return JSONResponse(answer)
+    counts = {"count": len(tokens), "max_model_len": model.deployment.context}
+    return JSONResponse({**counts, "tokens": tokens, "token_strs": strings})
 
 
 async def detokenize(exchange: Exchange) -> Response:

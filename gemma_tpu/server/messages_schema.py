@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from gemma_tpu.grammar import Grammar
 from gemma_tpu.server.fields import Strict, either, only
 from gemma_tpu.server.grammar_fields import TextFormat
-from gemma_tpu.server.schema import MAX_TOOLS, Message, StopString, tool_use
+from gemma_tpu.server.schema import Message, StopString
+from gemma_tpu.server.tool_fields import MAX_TOOLS, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 
@@ -73,16 +74,30 @@ class ToolResultBlock(Strict):
         return _text(self.content)
 
 
+class ThinkingBlock(Strict):
+    """Of an earlier answer, perhaps another model's. Not shown to the model, as in Anthropic's API."""
+
+    type: Literal["thinking", "redacted_thinking"]
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+
+
+_TAGS = {"image": "<image>", "tool_use": "<tool_use>", "tool_result": "<tool_result>"}
+_TAGS |= {"thinking": "<thinking>", "redacted_thinking": "<thinking>"}
+
+
 def _block_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in ("image", "tool_use", "tool_result") else "<text>"
+    return _TAGS.get(kind, "<text>") if isinstance(kind, str) else "<text>"
 
 
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ImageBlock, Tag("<image>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
-    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")],
     Discriminator(_block_kind),
 ]
 
@@ -93,7 +108,8 @@ class Turn(Strict):
 
     @pydantic.model_validator(mode="after")
     def _blocks_of_the_role(self) -> Turn:
-        wrong, blocks = ToolResultBlock if self.role == "assistant" else ToolUseBlock, self.content
+        wrong = ToolResultBlock if self.role == "assistant" else ToolUseBlock | ThinkingBlock
+        blocks = self.content
         if isinstance(blocks, list):
             if any(isinstance(block, wrong) for block in blocks):
                 raise PydanticCustomError("block", f"a block of another role than {self.role}")
@@ -210,7 +226,7 @@ def _as_openai(turn: Turn) -> list[dict[str, Any]]:
         elif isinstance(block, ToolUseBlock):
             function = {"name": block.name, "arguments": json.dumps(block.input)}
             calls.append({"id": block.id, "type": "function", "function": function})
-        else:
+        elif isinstance(block, ToolResultBlock):
             results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text})
     said = {"role": turn.role, "content": parts or None, **({"tool_calls": calls} if calls else {})}
     return [*results, said] if parts or calls or not results else results

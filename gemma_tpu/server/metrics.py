@@ -54,6 +54,7 @@ class Metrics:
         self._queue = histogram("request_queue_time_seconds", "Waiting for a batch row.", _REQUEST)
         self._prefill = histogram("request_prefill_time_seconds", "From a batch row to the prompt's end.", _REQUEST)
         self._decode = histogram("request_decode_time_seconds", "From the first token to the last.", _REQUEST)
+        self._inference = histogram("request_inference_time_seconds", "From a batch row to the end.", _REQUEST)
         self._request_prompt = histogram("request_prompt_tokens", "Prompt tokens of an answer.", _COUNTS)
         self._request_generation = histogram("request_generation_tokens", "Tokens of an answer.", _COUNTS)
         self.registry.register(_OnRequest(model, self._labels))  # pyright: ignore[reportArgumentType]
@@ -92,6 +93,7 @@ class Metrics:
             (self._queue, timings.queue),
             (self._prefill, timings.prefill),
             (self._decode, timings.decode),
+            (self._inference, timings.prefill + timings.decode),
         ):
             if not math.isnan(seconds):  # a time that an empty answer does not have
                 histogram.observe(seconds)

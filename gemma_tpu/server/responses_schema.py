@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.server.fields import Strict, either, only
 from gemma_tpu.server.grammar_fields import TextFormat
-from gemma_tpu.server.schema import MAX_TOOLS, Function, Message, tool_use
+from gemma_tpu.server.schema import Message
+from gemma_tpu.server.tool_fields import MAX_TOOLS, Function, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 
@@ -89,15 +90,27 @@ class OutputItem(Strict):
     namespace: only()
 
 
+class ReasoningItem(Strict):
+    """Of an earlier answer, perhaps another model's. Not shown to the model."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[dict[str, Any]] | None = None
+    content: list[dict[str, Any]] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
 def _item_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in ("function_call", "function_call_output") else "<message>"
+    return f"<{kind}>" if kind in ("function_call", "function_call_output", "reasoning") else "<message>"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[OutputItem, Tag("<function_call_output>")],
+    | Annotated[OutputItem, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")],
     Discriminator(_item_kind),
 ]
 
@@ -129,7 +142,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Strict):
-    """POST /v1/responses. `seed`, `top_k` and `min_p` are other servers' fields. Nothing is stored."""
+    """POST /v1/responses. Nothing is stored."""
 
     _use: ToolUse = pydantic.PrivateAttr(default_factory=ToolUse)
 
@@ -139,9 +152,6 @@ class ResponsesRequest(Strict):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -170,6 +180,12 @@ class ResponsesRequest(Strict):
     tool_choice: either(Literal["none", "auto", "required"], ToolChoice) | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    # Of other servers.
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    chat_template_kwargs: only({}, {"enable_thinking": False})
 
     @pydantic.model_validator(mode="after")
     def _tools_fit(self) -> ResponsesRequest:
@@ -202,7 +218,8 @@ class ResponsesRequest(Strict):
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Model.stream`, but for `max_new_tokens` and `seed`."""
-        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+        given["top_k"] = None if self.top_k is None else max(self.top_k, 0)
         given |= {"grammar": self.format.grammar, "logprobs": self.logprobs}
         options = {name: value for name, value in given.items() if value is not None}
         return options | {"drop_oldest": self.truncation == "auto"}
@@ -222,7 +239,7 @@ class ResponsesRequest(Strict):
                 made[-1][1].setdefault("tool_calls", []).append(item.as_call())
             elif isinstance(item, OutputItem):
                 made.append((i, {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}))
-            else:
+            elif isinstance(item, MessageItem):
                 made.append((i, {"role": item.role, "content": _content(item.content)}))
         return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, LiteralString
 
 import pydantic
@@ -15,10 +14,10 @@ from gemma_tpu.grammar import Grammar
 from gemma_tpu.options import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS
 from gemma_tpu.server.fields import UNSUPPORTED, Strict, either, only
 from gemma_tpu.server.grammar_fields import SCHEMA, ResponseFormat, StructuredOutputs, held_to
+from gemma_tpu.server.tool_fields import MAX_TOOLS, NamedTool, Tool, tool_use
 from gemma_tpu.server.tools import ToolUse
 
 _MAX_CHOICES = 128
-MAX_TOOLS = 128
 
 
 class ImageURL(Strict):
@@ -87,75 +86,12 @@ class Message(Strict):
         return {name: value for name, value in fields.items() if value}
 
 
-class Function(Strict):
-    """With `strict`, arguments follow the schema whenever it is called."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What the model is told."""
-        return self.model_dump(exclude_none=True, include={"name", "description", "parameters"})
-
-
-class Tool(Strict):
-    type: Literal["function"]
-    function: Function
-
-
-class NamedFunction(Strict):
-    name: str
-
-
-class NamedTool(Strict):
-    type: Literal["function"]
-    function: NamedFunction
-
-
-def tool_use(
-    tools: Sequence[dict[str, Any]],
-    *,
-    forced: bool,
-    only: str | None,
-    none: bool,
-    parallel: bool | None,
-    strict: Sequence[str],
-    held_by: str | None,
-    answer: Grammar | None,
-) -> ToolUse:
-    """What a request asks; `none`: that the model calls nothing, and is told of nothing to call.
-
-    `held_by`: the field that holds the answer to a grammar. `answer`: that grammar, if it is a JSON schema.
-    """
-    names = [tool["name"] for tool in tools]
-    if len(set(names)) < len(names):
-        raise PydanticCustomError("tools", "two of them have one name")
-    if forced and (only not in names if only else not names):
-        raise PydanticCustomError("tool_choice", "there is no such tool in tools")
-    if tools and not none and held_by and not answer:
-        message = "do not go with {field}: leave one out, or set tool_choice to none"
-        raise PydanticCustomError("tools", message, {"field": held_by})
-    schema = json.loads(answer.source) if answer else None
-    if schema and strict and not (forced or none or _cannot_be_call(schema)):
-        message = "strict tools go with a {field} that no call follows: an object with additionalProperties: false"
-        raise PydanticCustomError("tools", message, {"field": held_by})
-    return ToolUse(() if none else tools, forced, only, parallel is not False, strict, schema)
-
-
-def _cannot_be_call(schema: Mapping[str, Any]) -> bool:
-    """Whether what follows a schema cannot be read as a call."""
-    properties = schema.get("properties", {})
-    closed = schema.get("type") == "object" and schema.get("additionalProperties") is False
-    return closed and not ("name" in properties and {"parameters", "arguments"} & properties.keys())
-
-
 class StreamOptions(Strict):
+    """`continuous_usage_stats` is vLLM's: with `include_usage`, each chunk says how many tokens there are so far."""
+
     include_usage: bool | None = None
     include_obfuscation: only(False)
-    continuous_usage_stats: only(False)
+    continuous_usage_stats: bool | None = None
 
 
 def _as_list(value: Any) -> Any:
@@ -167,13 +103,7 @@ _TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,8})$")]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 # Named as in SamplingParams.
 _SAMPLING = ("temperature", "top_p", "min_p", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty")
-_SAMPLING += (
-    "min_tokens",
-    "ignore_eos",
-    "allowed_token_ids",
-    "bad_words",
-    "prompt_logprobs",
-)  # named as in SamplingParams
+_SAMPLING += ("min_tokens", "ignore_eos", "allowed_token_ids", "bad_words", "prompt_logprobs")
 _GUIDED: tuple[LiteralString, ...] = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -208,6 +138,7 @@ class Sampling(Strict):
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: held_to(SCHEMA, Grammar.json_schema)
     guided_regex: held_to(str, Grammar.regex)
@@ -259,6 +190,20 @@ class Sampling(Strict):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def usage_in_chunks(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+def _check_prompt_end(messages: Sequence[Message], add_generation_prompt: bool | None, continued: bool | None) -> None:
+    """A prompt ends where an answer begins or, if it is `continued`, within the assistant's last message."""
+    if continued and (not messages or messages[-1].role != "assistant" or messages[-1].tool_calls):
+        message = "goes with messages of which the last is a text of the assistant's"
+        raise PydanticCustomError("continue_final_message", message)
+    if add_generation_prompt is not None and add_generation_prompt == bool(continued):
+        message = "is true unless continue_final_message is: leave it out"
+        raise PydanticCustomError("add_generation_prompt", message)
+
 
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
@@ -289,10 +234,10 @@ class ChatRequest(Sampling):
     verbosity: only("medium")
     web_search_options: only()
     # Of other servers.
-    add_generation_prompt: only(True)
-    continue_final_message: only(False)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template: only()
-    chat_template_kwargs: only({})
+    chat_template_kwargs: only({}, {"enable_thinking": False})
     documents: only([])
     mm_processor_kwargs: only()
 
@@ -334,8 +279,14 @@ class ChatRequest(Sampling):
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
+    @pydantic.model_validator(mode="after")
+    def _prompt_fits(self) -> ChatRequest:
+        _check_prompt_end(self.messages, self.add_generation_prompt, self.continue_final_message)
+        return self
+
     def options(self, model: Model) -> dict[str, Any]:
-        return super().options(model) | ({"logprobs": self.top_logprobs or 0} if self.logprobs else {})
+        logprobs = {"logprobs": self.top_logprobs or 0} if self.logprobs else {}
+        return super().options(model) | logprobs | {"continue_final": bool(self.continue_final_message)}
 
 
 def _prompt_kind(value: Any) -> str:
@@ -379,12 +330,18 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)
     add_special_tokens: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     return_token_strs: bool | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise PydanticCustomError("prompt", "give either prompt or messages")
+        if self.prompt is not None and self.tools:
+            raise PydanticCustomError("tools", "goes with messages")
+        _check_prompt_end(self.messages or (), self.add_generation_prompt, self.continue_final_message)
         return self
 
 

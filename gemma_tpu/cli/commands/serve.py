@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -13,9 +14,6 @@ from urllib.parse import urlsplit
 from gemma_tpu.cli.arguments import MODEL_OPTIONS, add_model_arguments, values
 
 HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
-_MODEL = (*MODEL_OPTIONS, "max_rows", "cache_tokens", "stored_prefixes")
-_SETTINGS = ("lenient", "allow_image_urls", "image_folder", "max_body_bytes", "max_images", "max_pixels", "max_tokens")
-_SETTINGS = (*_SETTINGS, "max_queue", "request_timeout", "drain_timeout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +84,9 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("--no-auth contradicts the API keys that are given")
     if not (keys or args.no_auth or is_loopback(args.host)):
         raise ValueError(f"--host {args.host}: give --api-keys, or --no-auth if everyone who reaches it may ask")
-    settings = Settings(
-        model_names=tuple(names),
-        api_keys=keys,
-        any_host=args.no_auth,
-        allow_origins=tuple(args.allow_origin),
-        **values(args, *_SETTINGS),
-    )
+    given = values(args, *(field.name for field in dataclasses.fields(Settings)))
+    given |= {"model_names": tuple(names), "api_keys": keys, "any_host": args.no_auth}
+    settings = Settings(**given, allow_origins=tuple(args.allow_origin))
     if settings.image_folder is not None and not os.path.isdir(settings.image_folder):
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
     with contextlib.ExitStack() as stack:
@@ -128,7 +122,8 @@ def main(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, progress):
     import gemma_tpu
 
-    return gemma_tpu.load(args.checkpoint, progress=progress, compile_ahead=True, **values(args, *_MODEL))
+    options = values(args, *MODEL_OPTIONS, "max_rows", "cache_tokens", "stored_prefixes")
+    return gemma_tpu.load(args.checkpoint, progress=progress, compile_ahead=True, **options)
 
 
 def _origin(value: str) -> str:
