@@ -136,7 +136,7 @@ def test_prefixes_are_copied_stored_and_brought_back_without_what_comes_after(de
     cache, window = _filled(TEXT, 3, 32, devices), TEXT.layers[LOCAL].window
     assert window == 8
     for length in (5, 8, 21):
-        held = {at % window for at in range(max(0, length - window), length)}
+        held = {at % window for at in range(max(0, length - window + 1), length)}  # what the next token sees
         behind = [slot not in held for slot in range(window)]
         spoilt = cache._map(rings=lambda x, behind=behind: jnp.where(jnp.array(behind)[:, None], jnp.nan, x))
         copied = spoilt.copy_rings(jnp.int32(1), jnp.int32(0), jnp.int32(length))
