@@ -237,17 +237,20 @@ class Scheduler:
         """The rows of the next prefill call.
 
         In turn, the one that has least left, so that a short prompt need not wait for a long one, and the one that has
-        waited longest, so that a long one comes to its end. Who waits for another's prompt counts with that one.
+        waited longest, so that a long one comes to its end. Who waits for another's prompt counts with that one. Those
+        that one call of the shortest size is enough for are read together.
         """
         rows = [row for row in self.rows if row.prefilling and not row.leader and len(row.keys) < row.prefill_target]
         if not rows:
             return []
-        short = [row for row in rows if self._is_short(row)]
-        if len(short) > 1 and self.batch_always and self.prefill_rows > 1:
-            return sorted(short, key=lambda row: row.occupant.number)[: self.prefill_rows]
         if self._turn % 2:
-            return [min(rows, key=lambda row: (self._left(row), row.occupant.number))]
-        return [min(rows, key=lambda row: (row.served, row.occupant.number))]
+            first = min(rows, key=lambda row: (self._left(row), row.occupant.number))
+        else:
+            first = min(rows, key=lambda row: (row.served, row.occupant.number))
+        if not (self._is_short(first) and self.batch_always):
+            return [first]
+        short = [row for row in rows if self._is_short(row)]
+        return sorted(short, key=lambda row: (row is not first, row.occupant.number))[: self.prefill_rows]
 
     def _left(self, row: Row) -> int:
         """Tokens to prefill before this row or one that waits for it is done."""
@@ -267,9 +270,8 @@ class Scheduler:
         for row in sorted(self.rows, key=lambda row: row.request.number if row.request else 0):
             if not (row.decoding or self._prefilled(row)):
                 continue
-            most = len(row.keys) + row.ahead + self._most_tokens(self.steps_per_call)
-            if row.decoding:
-                most = min(most, len(row.keys) + row.remaining)
+            remaining = row.remaining if row.decoding else self._remaining(row.occupant)
+            most = len(row.keys) + min(row.ahead + self._most_tokens(self.steps_per_call), remaining)
             while row.request and not row.lost and not self.memory.extend(row, min(most, self.context)):
                 self._give_up_newest(row)
         for row in self.rows:
@@ -302,8 +304,7 @@ class Scheduler:
             if self._prefilled(row):
                 with self._only(row):
                     request = row.occupant
-                    most = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
-                    remaining = most - len(request.generated)
+                    remaining = self._remaining(request)
                     numbers = row.index, row.prefill_target, row.prompt[-1], remaining
                     asked = request.sampling_params, self._stop_tokens(request)
                     row.mask = request.constraint.mask() if request.constraint else None
@@ -341,6 +342,11 @@ class Scheduler:
             logprobs=any(params.logprobs is not None for params in asked),
             masks=masks or None,
         )
+
+    def _remaining(self, request: Request) -> int:
+        """Tokens that a request may still produce when it begins to decode."""
+        most = min(request.sampling_params.max_new_tokens, self.context - len(request.tokens))
+        return most - len(request.generated)
 
     def _stop_tokens(self, request: Request) -> Sequence[int]:
         asked = request.sampling_params
