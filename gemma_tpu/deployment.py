@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 _PAGE, _REGISTER = 128, 128  # tokens of a page; keys in a register of a TPU, of which its kernel takes whole ones
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
+
+
+class Calls(NamedTuple):
+    """Which there are: `together`, that prefill several short prompts; `alone`, that decode a single row by itself."""
+
+    together: bool
+    alone: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +146,19 @@ class Deployment:
         """Rows that a decode step is padded to on each device."""
         return min_rows(self.mesh)
 
-    @property
-    def batch_always(self) -> bool:
-        """Whether each decode call runs on all rows; otherwise one that is for a single row runs on that row.
+    def calls(self, batch_always: bool | None = None) -> Calls:
+        """`batch_always` says it for all calls; by default they are what suits the platform.
 
-        On an accelerator the rows that rest come almost for free, and fewer programs are fewer to compile. On a CPU
-        they cost as much as the others.
+        On an accelerator a few rows that rest come almost for free, and fewer programs are fewer to compile. Many have
+        rings as large as the weights: on an H100, a lone answer of 4B beside 63 such rows has less than half its speed.
+        On a CPU each row costs as much as the others.
         """
-        return self.rows == 1 or self.platform != "cpu"
+        if self.rows == 1:
+            return Calls(together=True, alone=False)
+        if batch_always is not None:
+            return Calls(together=batch_always, alone=not batch_always)
+        many = self.platform == "gpu" and self.memory.local_cache > self.memory.weights // 4
+        return Calls(together=self.platform != "cpu", alone=self.platform == "cpu" or many)
 
     @functools.cached_property
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:

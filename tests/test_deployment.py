@@ -74,6 +74,17 @@ def test_prefill_sizes_hold_an_image_and_no_more_than_the_context(context, chunk
     assert _deployment(config=config, context=context, chunks=chunks).prefill_sizes == sizes
 
 
+def test_a_row_decodes_alone_where_those_that_rest_cost_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = _deployment(rows=4), _deployment(rows=256)
+    assert few.memory.local_cache < few.memory.weights // 4 < many.memory.local_cache
+    for platform, expected in (("cpu", [True, True]), ("gpu", [False, True]), ("tpu", [False, False])):
+        monkeypatch.setattr(Deployment, "platform", platform)
+        assert [one.calls().alone for one in (few, many)] == expected
+        assert few.calls().together == (platform != "cpu")
+        assert few.calls(batch_always=False) == (False, True)
+        assert not dataclasses.replace(few, rows=1).calls(batch_always=False).alone
+
+
 def test_images_that_a_chunk_has_room_for() -> None:
     assert images_of_chunk(3, 10, _deployment().num_soft_tokens) == 3 * (10 // VISION.num_soft_tokens)
     assert images_of_chunk(3, 10, _deployment(config=TEXT).num_soft_tokens) == 0

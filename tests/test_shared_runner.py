@@ -9,6 +9,7 @@ import pytest
 from small_models import TEXT, VISION, make_deployment
 from test_distributed import GLOO, group_of_two
 
+from gemma_tpu.deployment import Calls
 from gemma_tpu.distributed.channel import pack, unpack
 from gemma_tpu.distributed.shared_runner import LeadingRunner
 from gemma_tpu.engine.runner import Runner
@@ -34,7 +35,12 @@ def test_every_call_that_changes_a_device_is_made_by_all_processes() -> None:
 def test_a_step_is_small_and_comes_as_it_was_sent() -> None:
     """Pixels in the dtype of the weights, forbidden tokens as ids and not as a mask over the vocabulary."""
     deployment = make_deployment(dataclasses.replace(TEXT, vision=VISION, vocab_size=262_144), chunks=(8, 16))
-    steps = [step for _, step in warmup_steps(dataclasses.replace(deployment, dtype="bfloat16"), batch_always=False)]
+    steps = [
+        step
+        for _, step in warmup_steps(
+            dataclasses.replace(deployment, dtype="bfloat16"), Calls(together=False, alone=True)
+        )
+    ]
     for step in steps:
         (found,) = unpack(packed := pack(step))
         for name, part in vars(step).items():

@@ -45,8 +45,7 @@ class Ahead:
         self, deployment: Deployment, *, steps_per_call: int = STEPS_PER_CALL, batch_always: bool | None = None
     ) -> None:
         compiler = _Compiler(deployment, cast(Params, deployment.abstract_params), max_steps=steps_per_call)
-        together = deployment.batch_always if batch_always is None else batch_always
-        steps = [step for _, step in warmup_steps(deployment, together)]
+        steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
         self._compiled = [threading.Event() for _ in steps]
         self._stopped = False
         threading.Thread(target=self._run, args=(compiler, steps), name="gemma-compile").start()

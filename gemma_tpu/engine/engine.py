@@ -41,8 +41,7 @@ class Engine(Worker):
         ahead: Ahead | None = None,
     ) -> None:
         self.deployment = deployment
-        self._batch_always = deployment.batch_always if batch_always is None else batch_always or deployment.rows == 1
-        self._ahead = ahead
+        self._calls, self._ahead = deployment.calls(batch_always), ahead
         memory = CacheMemory(
             rows=deployment.rows,
             pages=deployment.pages,
@@ -59,7 +58,8 @@ class Engine(Worker):
             prefill_rows=deployment.prefill_rows,
             num_soft_tokens=deployment.num_soft_tokens,
             steps_per_call=steps_per_call,
-            batch_always=self._batch_always,
+            together=self._calls.together,
+            alone=self._calls.alone,
             eos_tokens=tuple(eos_tokens),
             dtype=np.dtype(deployment.dtype),
             image_batches=IMAGE_BATCHES,
@@ -107,7 +107,7 @@ class Engine(Worker):
 
         `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
         """
-        steps = warmup_steps(self.deployment, self._batch_always)
+        steps = warmup_steps(self.deployment, self._calls)
         for done, (label, step) in enumerate(steps):
             if progress:
                 progress(label, done, len(steps))

@@ -50,10 +50,10 @@ class Scheduler:
 
     `memory`: the batch rows and what they hold. `context`: most tokens of prompt and answer. `prefill_sizes`: tokens of
     a prefill call, ascending. `prefill_rows`: rows of a call of the shortest size, which begins several prompts.
-    `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call. `batch_always`:
-    whether each call runs on several rows; otherwise one that is for a single row runs on that row. `eos_tokens` end an
-    answer whose request names no stop tokens. `dtype`: that of the weights. `image_batches` and `remembered_images`:
-    see `ImageIndex`. `draft_tokens`: tokens that are guessed at each decode step; `keep_text`: whether from the text.
+    `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call. `together`
+    and `alone`: see `gemma_tpu.deployment.Calls`. `eos_tokens` end an answer whose request names no stop tokens.
+    `dtype`: that of the weights. `image_batches` and `remembered_images`: see `ImageIndex`. `draft_tokens`: tokens that
+    are guessed at each decode step; `keep_text`: whether from the text.
     """
 
     memory: CacheMemory
@@ -62,7 +62,8 @@ class Scheduler:
     prefill_rows: int
     num_soft_tokens: int
     steps_per_call: int
-    batch_always: bool
+    together: bool
+    alone: bool
     eos_tokens: Sequence[int]
     dtype: np.dtype
     image_batches: Sequence[int]
@@ -247,7 +248,7 @@ class Scheduler:
             first = min(rows, key=lambda row: (self._left(row), row.occupant.number))
         else:
             first = min(rows, key=lambda row: (row.served, row.occupant.number))
-        if not (self._is_short(first) and self.batch_always):
+        if not (self._is_short(first) and self.together):
             return [first]
         short = [row for row in rows if self._is_short(row)]
         return sorted(short, key=lambda row: (row is not first, row.occupant.number))[: self.prefill_rows]
@@ -332,7 +333,7 @@ class Scheduler:
             row.unread += 1
             row.ahead += self._most_tokens(steps)
         asked = [row.occupant.sampling_params for row in rows]
-        alone = not self.batch_always and len(rows) == 1
+        alone = self.alone and len(rows) == 1
         return Decode(
             rows=tuple(row.index for row in rows),
             steps=steps,

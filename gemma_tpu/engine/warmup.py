@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
+from gemma_tpu.deployment import IMAGE_BATCHES, Calls, Deployment
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.engine.step import COPIES, Clear, Copy, Decode, Encode, PageOwners, Prefill, Step, activate
 from gemma_tpu.options import SamplingParams
@@ -14,8 +14,8 @@ from gemma_tpu.options import SamplingParams
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 
 
-def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, Step]]:
-    """Each with what it compiles, in words. `batch_always`: see `gemma_tpu.engine.scheduler.Scheduler`."""
+def warmup_steps(deployment: Deployment, calls: Calls) -> list[tuple[str, Step]]:
+    """Each with what it compiles, in words."""
     steps = []
     if vision := deployment.config.vision:
         side = vision.image_size
@@ -24,7 +24,7 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
             pixels = np.zeros((batch, side, side, 3), deployment.dtype)
             steps.append((f"{batch} images", Step(encode=(Encode(digests, pixels),), forget=digests)))
     shapes = [(1, size, fresh) for size in deployment.prefill_sizes for fresh in (True, False)]
-    if batch_always and deployment.prefill_rows > 1:
+    if calls.together and deployment.prefill_rows > 1:
         shapes.append((deployment.prefill_rows, deployment.prefill_sizes[0], True))
     for B, size, fresh in shapes:
         steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
@@ -37,7 +37,7 @@ def warmup_steps(deployment: Deployment, batch_always: bool) -> list[tuple[str, 
     steps.append(("release", Step(release=(past,))))
     steps.append(("clear", Step(before=(Clear(past, ()),))))
     nobody = _nobody(deployment)
-    for alone in [False] if batch_always else [False, True]:
+    for alone in [False, True] if calls.alone else [False]:
         steps.append(("decode", Step(decode=Decode((0,), 0, nobody, alone, count=True, masks={}))))
     return steps
 
