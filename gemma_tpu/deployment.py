@@ -36,10 +36,10 @@ _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks a
 
 
 class Calls(NamedTuple):
-    """Which there are: `together`, that prefill several short prompts; `alone`, that decode a single row by itself."""
+    """Which there are: `together`, that prefill several short prompts. `few`: rows of those that decode a part."""
 
     together: bool
-    alone: bool
+    few: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +154,15 @@ class Deployment:
         On a CPU each row costs as much as the others.
         """
         if self.rows == 1:
-            return Calls(together=True, alone=False)
+            return Calls(together=True, few=())
         if batch_always is not None:
-            return Calls(together=batch_always, alone=not batch_always)
-        many = self.platform == "gpu" and self.memory.local_cache > self.memory.weights // 4
-        return Calls(together=self.platform != "cpu", alone=self.platform == "cpu" or many)
+            return Calls(together=batch_always, few=() if batch_always else (1,))
+        if self.platform == "cpu":
+            return Calls(together=False, few=(1,))
+        costly = self.platform == "gpu" and self.memory.local_cache > self.memory.weights // 4
+        # Rows are taken out and put back at each call: that pays for a small part of them, where they all are.
+        few = (1, 8) if costly and self.mesh.shape["data"] == 1 else ()
+        return Calls(together=True, few=tuple(rows for rows in few if rows <= self.rows // 8))
 
     @functools.cached_property
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:

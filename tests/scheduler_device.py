@@ -344,7 +344,9 @@ class FakeDevice(Runner):
 
     def _decode(self, decode: Decode) -> Drawn:
         assert len(set(decode.rows)) == len(decode.rows)
-        assert not decode.alone or len(decode.rows) == 1
+        picked = range(len(self.rows)) if decode.picked is None else decode.picked
+        assert decode.picked is None or picked[: len(decode.rows)] == decode.rows
+        assert len(set(picked)) == len(picked) in (len(self.rows), *self.world.scheduler.few)
         assert 0 < decode.steps <= self.world.steps_per_call
         constrained = {i for i in decode.rows if self.rows[i].constrained and self.rows[i].remaining}
         for i, row in enumerate(self.rows):
@@ -352,17 +354,17 @@ class FakeDevice(Runner):
         assert decode.masks is None or decode.steps == 1, "a mask for more than one step"
         assert constrained <= set(decode.masks or {}) <= set(decode.rows), "a row without its mask"
         most = 1 + self.world.draft_tokens
-        tokens = np.full((self.world.steps_per_call * most, 1 if decode.alone else len(self.rows)), NO_TOKEN)
+        tokens = np.full((self.world.steps_per_call * most, len(picked)), NO_TOKEN)
         guesses = np.zeros((2, tokens.shape[1]), int)
-        for row in [] if decode.alone else self.rows:  # those that rest are written to as well
+        for row in (self.rows[i] for i in picked):  # those that rest are written to as well
             for (_, slots), ring in zip(self.world.rings, row.rings, strict=True):
                 if not row.remaining:
                     ring[row.length % slots] = (-1, 0, 1)
         for number in decode.rows:
             row = self.rows[number]
-            table = self._table(decode.pages, 0 if decode.alone else number)
+            table = self._table(decode.pages, decode.column(number))
             mask = int(decode.masks[number][0]) if number in (decode.masks or {}) else 0
-            made, column = 0, 0 if decode.alone else number
+            made, column = 0, decode.column(number)
             for _ in range(decode.steps):  # of one token, and some that were guessed right
                 for right in range(self.world.random.randint(1, 1 if row.constrained else most)):
                     if row.remaining:

@@ -67,7 +67,7 @@ class World:
             num_soft_tokens=SOFT,
             steps_per_call=self.steps_per_call,
             together=r.random() < 0.5,
-            alone=self.rows > 1 and r.random() < 0.5,
+            few=[few for few in r.choice([[], [1], [2], [1, 3]]) if few < self.rows],
             eos_tokens=self.eos,
             dtype=np.dtype(np.float32),
             image_batches=r.choice([(4, 1), (1,)]),

@@ -74,15 +74,17 @@ def test_prefill_sizes_hold_an_image_and_no_more_than_the_context(context, chunk
     assert _deployment(config=config, context=context, chunks=chunks).prefill_sizes == sizes
 
 
-def test_a_row_decodes_alone_where_those_that_rest_cost_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = _deployment(rows=4), _deployment(rows=256)
-    assert few.memory.local_cache < few.memory.weights // 4 < many.memory.local_cache
-    for platform, expected in (("cpu", [True, True]), ("gpu", [False, True]), ("tpu", [False, False])):
+def test_a_few_rows_decode_apart_where_those_that_rest_cost_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, some, many = (_deployment(rows=rows, mesh=mesh_of(1, 8)) for rows in (4, 32, 256))
+    assert few.memory.local_cache < few.memory.weights // 4 < some.memory.local_cache
+    for platform, expected in (("cpu", [(1,)] * 3), ("gpu", [(), (1,), (1, 8)]), ("tpu", [()] * 3)):
         monkeypatch.setattr(Deployment, "platform", platform)
-        assert [one.calls().alone for one in (few, many)] == expected
+        assert [one.calls().few for one in (few, some, many)] == expected
         assert few.calls().together == (platform != "cpu")
-        assert few.calls(batch_always=False) == (False, True)
-        assert not dataclasses.replace(few, rows=1).calls(batch_always=False).alone
+        assert few.calls(batch_always=False) == (False, (1,))
+        assert dataclasses.replace(few, rows=1).calls(batch_always=False).few == ()
+    monkeypatch.setattr(Deployment, "platform", "gpu")
+    assert _deployment(rows=256).calls().few == ()  # they lie on several devices
 
 
 def test_images_that_a_chunk_has_room_for() -> None:

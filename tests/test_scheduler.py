@@ -47,7 +47,7 @@ def test_who_waits_for_a_longer_prompt_is_not_later_for_it() -> None:
         num_soft_tokens=0,
         steps_per_call=1,
         together=True,
-        alone=False,
+        few=(),
         eos_tokens=(),
         dtype=np.dtype(np.float32),
         image_batches=(1,),

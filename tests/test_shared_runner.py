@@ -38,7 +38,7 @@ def test_a_step_is_small_and_comes_as_it_was_sent() -> None:
     steps = [
         step
         for _, step in warmup_steps(
-            dataclasses.replace(deployment, dtype="bfloat16"), Calls(together=False, alone=True)
+            dataclasses.replace(deployment, dtype="bfloat16"), Calls(together=False, few=(1, 2))
         )
     ]
     for step in steps:

@@ -59,7 +59,7 @@ class Engine(Worker):
             num_soft_tokens=deployment.num_soft_tokens,
             steps_per_call=steps_per_call,
             together=self._calls.together,
-            alone=self._calls.alone,
+            few=self._calls.few,
             eos_tokens=tuple(eos_tokens),
             dtype=np.dtype(deployment.dtype),
             image_batches=IMAGE_BATCHES,

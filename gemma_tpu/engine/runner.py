@@ -206,8 +206,8 @@ class Runner:
     def _decode(self, decode: Decode) -> Drawn:
         rows, steps = None, np.zeros(self._deployment.rows, np.int32)
         steps[list(decode.rows)] = decode.steps
-        if decode.alone:
-            rows = np.array(decode.rows, np.int32)
+        if decode.picked is not None:
+            rows = np.array(decode.picked, np.int32)
             steps = steps[rows]
         if decode.masks is not None:
             masks = mask_arrays(decode.masks, self._deployment.rows, self._deployment.config.vocab_size)

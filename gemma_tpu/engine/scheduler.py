@@ -51,7 +51,7 @@ class Scheduler:
     `memory`: the batch rows and what they hold. `context`: most tokens of prompt and answer. `prefill_sizes`: tokens of
     a prefill call, ascending. `prefill_rows`: rows of a call of the shortest size, which begins several prompts.
     `num_soft_tokens`: of an image; 0 without a vision tower. `steps_per_call`: decode steps of a call. `together`
-    and `alone`: see `gemma_tpu.deployment.Calls`. `eos_tokens` end an answer whose request names no stop tokens.
+    and `few`: see `gemma_tpu.deployment.Calls`. `eos_tokens` end an answer whose request names no stop tokens.
     `dtype`: that of the weights. `image_batches` and `remembered_images`: see `ImageIndex`. `draft_tokens`: tokens that
     are guessed at each decode step; `keep_text`: whether from the text.
     """
@@ -63,7 +63,7 @@ class Scheduler:
     num_soft_tokens: int
     steps_per_call: int
     together: bool
-    alone: bool
+    few: Sequence[int]
     eos_tokens: Sequence[int]
     dtype: np.dtype
     image_batches: Sequence[int]
@@ -125,7 +125,7 @@ class Scheduler:
             return
         columns = drawn.tokens.T.tolist()
         for index in decode.rows:
-            row, column = self.rows[index], 0 if decode.alone else index
+            row, column = self.rows[index], decode.column(index)
             row.unread -= 1
             row.ahead -= self._most_tokens(decode.steps)
             if row.request and drawn.guesses is not None:
@@ -333,12 +333,17 @@ class Scheduler:
             row.unread += 1
             row.ahead += self._most_tokens(steps)
         asked = [row.occupant.sampling_params for row in rows]
-        alone = self.alone and len(rows) == 1
+        asked_rows, picked = [row.index for row in rows], None
+        if few := next((few for few in self.few if few >= len(rows)), None):
+            others = [row.index for row in self.rows if row.index not in asked_rows]
+            picked = (*asked_rows, *others[: few - len(rows)])
+        places = asked_rows if picked is None else range(len(rows))
+        pages = [(place, row.pages) for place, row in zip(places, rows, strict=True)]
         return Decode(
-            rows=tuple(row.index for row in rows),
+            rows=tuple(asked_rows),
             steps=steps,
-            pages=page_owners(self.memory.pool, [(0 if alone else row.index, row.pages) for row in rows]),
-            alone=alone,
+            pages=page_owners(self.memory.pool, pages),
+            picked=picked,
             count=any(params.penalized for params in asked),
             logprobs=any(params.logprobs is not None for params in asked),
             masks=masks or None,

@@ -173,18 +173,22 @@ def _ids(tokens: Sequence[int]) -> Int[np.ndarray, "tokens"]:
 class Decode:
     """Up to `steps` steps, of a token or more, for each of `rows`.
 
-    `alone`: the program runs on this one row, not on the whole batch.
-    `count`: whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read. `masks`: for
-    each row that is held to a grammar, bits of the tokens that may come next; None if there is no such row.
+    `picked`: the rows that the program runs on, these first, where it does not run on the whole batch. `count`:
+    whether the tokens are counted, for rows with penalties. `logprobs`: whether those are read. `masks`: for each row
+    that is held to a grammar, bits of the tokens that may come next; None if there is no such row.
     """
 
     rows: tuple[int, ...]
     steps: int
     pages: PageOwners
-    alone: bool
+    picked: tuple[int, ...] | None
     count: bool = False
     logprobs: bool = False
     masks: Mapping[int, UInt8[np.ndarray, "bytes"]] | None = None
+
+    def column(self, row: int) -> int:
+        """Where a row is in what was drawn."""
+        return row if self.picked is None else self.picked.index(row)
 
 
 class Drawn(NamedTuple):

@@ -37,8 +37,9 @@ def warmup_steps(deployment: Deployment, calls: Calls) -> list[tuple[str, Step]]
     steps.append(("release", Step(release=(past,))))
     steps.append(("clear", Step(before=(Clear(past, ()),))))
     nobody = _nobody(deployment)
-    for alone in [False, True] if calls.alone else [False]:
-        steps.append(("decode", Step(decode=Decode((0,), 0, nobody, alone, count=True, masks={}))))
+    for few in (None, *calls.few):
+        picked = None if few is None else tuple(range(few))
+        steps.append(("decode", Step(decode=Decode((0,), 0, nobody, picked, count=True, masks={}))))
     return steps
 
 
