@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _DEFINITION = re.compile(r"^[^\S\n]*[!?]*[A-Za-z_][^:\n]*:|\"\$ref\"|\"\$dynamicRef\"|\\u0024", re.MULTILINE)
 _REPETITION = re.compile(r"[?*+]|\{\d")
 _MAX_DEFINITIONS, _MAX_REPETITIONS = 1000, 5000
+_EMPTY_MASK = "NoExtensionBias"  # as llguidance calls it
+_NO_NEXT = "the grammar has no next token among those that the request and the model allow"
 
 
 def _check_size(source: str) -> None:
@@ -51,7 +53,7 @@ class Constraint:
         mask[: len(bits)] = bits
         mask &= self._allowed
         if not mask.any():
-            raise GrammarError("the grammar has no next token among those that the request and the model allow")
+            raise GrammarError(_NO_NEXT)
         return mask
 
     def push(self, tokens: Sequence[int]) -> bool:
@@ -63,7 +65,8 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GrammarError(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+            reason = _reason(self._matcher.get_error())
+            raise GrammarError(_NO_NEXT if reason == _EMPTY_MASK else f"the grammar cannot be followed: {reason}")
 
 
 class Grammars:
@@ -85,10 +88,10 @@ class Grammars:
             try:
                 source = getattr(LLMatcher, f"grammar_from_{grammar.kind}")(grammar.source, **options)
             except ValueError as error:  # JSON that is nested too deep for it
-                raise GrammarError(f"{refusal}: {_first_line(str(error))}") from error
+                raise GrammarError(f"{refusal}: {_reason(str(error))}") from error
             matcher = LLMatcher(self._vocabulary(), source, log_level=0)
             if matcher.is_error():
-                raise GrammarError(f"{refusal}: {_first_line(matcher.get_error())}")
+                raise GrammarError(f"{refusal}: {_reason(matcher.get_error())}")
         return Constraint(matcher, allowed)
 
     def prepare(self) -> None:
@@ -138,5 +141,7 @@ def _panics_as_errors() -> Iterator[None]:
         raise RuntimeError("llguidance has failed on the grammar") from error
 
 
-def _first_line(message: str) -> str:
-    return one_line(message.strip().splitlines()[0]) if message.strip() else "llguidance gives no reason"
+def _reason(message: str) -> str:
+    """Its first line; of an error in a regular expression, which that only begins, what is wrong too."""
+    lines = message.strip().splitlines() or ["llguidance gives no reason"]
+    return one_line(" ".join([lines[0], *(line for line in lines[1:] if line.startswith("error: "))]))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # importing jax takes seconds
 Load = Callable[[Callable[[int, int], None]], "Model"]
 
 _LOG = logging.getLogger(__name__)
+_GIVEN_UP = 10  # seconds to wait for a load that is given up: a process that ends amid one of XLA's calls may crash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,10 @@ class LoadStatus:
         return self.done / self.total if self.total else 0.0
 
 
+class _Closed(Exception):
+    """Nobody wants the model any more."""
+
+
 class Loader:
     """Loads the model once; thread-safe. `model` is None until it is ready."""
 
@@ -55,13 +60,14 @@ class Loader:
         self._load = load
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def start(self) -> None:
         """Starts loading unless it has started already; retries after a failure."""
         with self._lock:
             if self.status.phase not in ("idle", "failed"):
                 return
-            self.status = LoadStatus("starting")
+            self.status, self._closed = LoadStatus("starting"), False
             self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
             self._thread.start()
 
@@ -72,6 +78,9 @@ class Loader:
         return self.status
 
     def close(self) -> None:
+        """Closes the model. One that is being loaded is given up when it next reports progress."""
+        self._closed = True
+        self.wait(_GIVEN_UP)
         model, self.model, self.status = self.model, None, LoadStatus()
         if model is not None:
             model.close()
@@ -82,15 +91,19 @@ class Loader:
             model = self._load(lambda done, total: self._set(LoadStatus("reading", done, total)))
             model.warmup(lambda step, done, total: self._set(LoadStatus("compiling", done, total, step)))
         except Exception as error:  # shown by who asks for the status
+            if model is not None:
+                model.close()
+            if self._closed:
+                return
             # The library's ValueErrors explain themselves.
             said = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
             _LOG.error("loading %s failed: %s", self.name, said, exc_info=not isinstance(error, ValueError))
-            if model is not None:
-                model.close()
             self._set(LoadStatus("failed", error=said))
         else:
             self.model = model
             self._set(LoadStatus("ready", seconds=time.monotonic() - start))
 
     def _set(self, status: LoadStatus) -> None:
+        if self._closed and status.busy:
+            raise _Closed
         self.status = status

@@ -96,12 +96,19 @@ def mistakes(model: gemma_tpu.Model) -> list[str]:
 
 
 def compare(checkpoint: str, mesh: str) -> None:
-    """Writes the answers of a DATA,MODEL mesh, of the checkpoint with an adapter that every process has to merge."""
-    data, width = map(int, mesh.split(","))
-    with gemma_tpu.load(checkpoint, mesh=(data, width), adapter=f"{checkpoint}-adapter", **SETTINGS) as model:
+    """Writes the answers of a DATA,MODEL mesh, of the checkpoint with an adapter that every process has to merge.
+
+    DATA,MODEL,N: with N tokens guessed by the checkpoint as it is, which every process has to read too.
+    """
+    data, width, *guesses = map(int, mesh.split(","))
+    options = {"adapter": f"{checkpoint}-adapter", **SETTINGS}
+    if guesses:
+        options |= {"draft": checkpoint, "draft_tokens": guesses[0]}
+    with gemma_tpu.load(checkpoint, mesh=(data, width), **options) as model:
         found = answers(model)
         found["mistakes"] = mistakes(model)
-        found["after them"] = model.generate("Hello", **ANSWER).tokens
+        after = model.generate("Hello", **ANSWER)
+        found |= {"after them": after.tokens, "guesses": after.usage.draft_tokens}
     try:
         gemma_tpu.load("no/such/checkpoint")
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Many requests of every kind at once, on a real server: each answer is the one it has alone, and nothing is left over.
 
     python -m tests.server_load [--requests 2000] [--in-flight 32] [--checkpoint gemma3-demo] [--seed 0]
+                               [--draft-tokens 3] [--draft CHECKPOINT] [--cache-tokens N] [--stored-prefixes N]
 
 First the server is asked each request of a pool one at a time. Then as many at once as are in flight are drawn from the
 pool, some as streams, some of which their clients leave. Exits with 1 if an answer differs from its solo answer, is not
@@ -213,13 +214,16 @@ def main() -> int:
         ("--max-rows", 8),
         ("--seed", 0),
         ("--stored-prefixes", 0),
+        ("--draft-tokens", None),
     ):
         parser.add_argument(flag, type=int, default=default)
     parser.add_argument("--cache-tokens", type=int)
+    parser.add_argument("--draft")
     args = parser.parse_args()
     begin, items = time.perf_counter(), make_pool(args.pool, args.seed)
     options = {"dtype": "float32", "max_context": 1024, "max_rows": args.max_rows, "progress": False}
     options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
+    options |= {"draft": args.draft, "draft_tokens": args.draft_tokens}
     with (
         tempfile.TemporaryDirectory() as tempfile.tempdir,  # of its own, so that nobody else's files are counted
         gemma_tpu.load(args.checkpoint, **options) as model,

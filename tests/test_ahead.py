@@ -119,6 +119,25 @@ def test_nothing_more_is_compiled_for_weights_that_cannot_be_read(checkpoint: Pa
     assert len(begun) <= 1
 
 
+def test_the_process_waits_for_the_program_that_is_compiled(checkpoint: Path, monkeypatch) -> None:
+    """Also if a thread that it does not wait for loads the model, as that of a loader."""
+    step, models = threading.Event(), []
+    monkeypatch.setattr(engine_ahead._Compiler, "run", lambda *_: step.wait())
+
+    def load() -> None:
+        models.append(gemma_tpu.load(checkpoint, max_context=92, compile_ahead=True, progress=False))
+
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
+    loading.join(60)
+    (model,) = models
+    (thread,) = (one for one in threading.enumerate() if one.name == "gemma-compile")
+    assert not thread.daemon
+    model.close()
+    step.set()
+    thread.join(60)
+
+
 def test_what_cannot_be_compiled_is_said_by_warm_up(checkpoint: Path, monkeypatch) -> None:
     fail = mock.Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room"))
     monkeypatch.setattr(engine_ahead._Compiler, "run", fail)

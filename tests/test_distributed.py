@@ -120,7 +120,7 @@ def one_process(checkpoint: Path, environment: dict[str, str], tmp_path_factory:
     return last_line(folder / "0.out")
 
 
-@pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, "2,2"), (4, 1, "1,4")])
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, "2,2,3"), (4, 1, "1,4")])
 def test_processes_answer_as_one(
     processes: int,
     devices: int,
@@ -130,7 +130,7 @@ def test_processes_answer_as_one(
     one_process: Any,
     tmp_path: Path,
 ) -> None:
-    """Process 0 does the work of a script; the others exit when it ends."""
+    """Process 0 does the work of a script; the others exit when it ends. Guessed tokens change nothing."""
     environment = environment | {"XLA_FLAGS": xla_flags.devices(devices)}
     with started(script("compare", processes, checkpoint, mesh), tmp_path, environment) as group:
         assert codes(group, PATIENCE, tmp_path) == [0] * processes
@@ -139,6 +139,8 @@ def test_processes_answer_as_one(
     for name, value in one_process.items():
         if name in ("logits", "soft tokens"):  # as near as sums in another order come
             np.testing.assert_allclose(found[name], value, atol=2e-4, err_msg=name)
+        elif name == "guesses":
+            assert (found[name] > value == 0) == (mesh == "2,2,3")
         else:
             assert found[name] == value, name
     assert found["chat"][1]  # the second turn continued from a cache

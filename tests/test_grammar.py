@@ -21,6 +21,7 @@ from gemma_tpu import Grammar
 from gemma_tpu.constraint import Constraint, Grammars
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.row_params import allowed_bits
+from gemma_tpu.grammar import GrammarError
 from gemma_tpu.prompts import Reading
 
 V = TOKENIZER.vocab_size
@@ -107,7 +108,8 @@ def test_what_is_no_grammar_is_one_clear_error(make: Any, message: str) -> None:
     [
         (Grammar.json_schema({"type": "objekt"}), r"\(json_schema\) is refused: .*objekt"),
         (Grammar.json_schema({"type": "string", "format": "nope"}), "refused: .*nope"),
-        (Grammar.regex("(a"), r"\(regex\) is refused: "),
+        (Grammar.regex("(a"), r"\(regex\) is refused: .*unclosed group"),
+        (Grammar.json_schema({"type": "string", "pattern": "(?=a)"}), "look-ahead and look-behind, is not supported"),
         (Grammar.lark("start: foo"), 'refused: .*unknown name: "foo"'),
         (Grammar.json_schema(functools.reduce(lambda inner, _: {"items": inner}, range(200), {})), "refused: "),
     ],
@@ -116,6 +118,12 @@ def test_a_grammar_that_cannot_be_followed_is_refused(grammars: Grammars, gramma
     with pytest.raises(ValueError, match=message) as raised:
         constraint(grammars, grammar)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("grammar", [Grammar.lark("start: start"), Grammar.json_schema({"$ref": "#"})])
+def test_a_grammar_that_nothing_fits_has_no_next_token(grammars: Grammars, grammar: Grammar) -> None:
+    with pytest.raises(GrammarError, match="the grammar has no next token among those"):
+        constraint(grammars, grammar).mask()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["rows alone", "rows together on 8 devices"])

@@ -58,6 +58,11 @@ ASKED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         {"messages": [*HELLO, {"role": "assistant", "content": [*THOUGHTS, {"type": "text", "text": "It"}]}, *HELLO]},
         [*HELLO, {"role": "assistant", "content": "It"}, *HELLO],
     ),
+    (
+        {"messages": [*HELLO, {"role": "assistant", "content": THOUGHTS}, *HELLO]},
+        [*HELLO, {"role": "assistant", "content": ""}, *HELLO],
+    ),
+    ({"messages": [*HELLO, {"role": "assistant", "content": []}]}, [*HELLO, {"role": "assistant", "content": ""}]),
 ]
 
 

@@ -136,7 +136,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": data_url()}}
         ([message("assistant")], "messages[0]", "first"),
         ([message("user"), message("user")], "messages[1]", "out of turn"),
         ([message("user"), message("system")], "messages[1]", "only be the first"),
-        ([message("user"), message("assistant")], "messages[1]", "last message"),
+        ([message("user"), message("assistant")], "messages[1]", "or continue it (continue_final_message)"),
         ([message("system")], "messages", "no message of a user"),
         ([message("user"), message("assistant"), message("tool")], "messages[2]", "tool"),
         ([message("wizard")], "messages[0].role", "system"),

@@ -139,6 +139,12 @@ def test_truncation(site: Site, model: gemma_tpu.Model) -> None:
     assert answer["output"][0]["content"][0]["text"] == wanted.text
 
 
+def test_an_answer_is_not_continued(site: Site) -> None:
+    error = site.refused(400, PATH, input=[*HELLO, {"role": "assistant", "content": "It"}])
+    assert error["param"] == "input[1]"
+    assert error["message"].endswith("; end with a user's")
+
+
 def test_every_field_of_the_api_is_known() -> None:
     theirs = response_create_params.ResponseCreateParamsStreaming.__annotations__
     assert len(theirs) > 15

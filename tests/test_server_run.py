@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -82,6 +84,31 @@ def test_while_it_loads(model: gemma_tpu.Model) -> None:
         loaded.set()
         wait_for(lambda: site.http.get("/ready").status_code == 200)
         assert site.ask().status_code == 200
+
+
+@pytest.mark.parametrize("phase", ["reading", "compiling"])
+def test_a_load_is_given_up_when_the_server_ends(phase: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no failure; and no call of XLA's is under way when the process ends, which might crash."""
+    end = time.monotonic() + WAIT
+
+    def go_on(progress, *step: str) -> None:
+        while time.monotonic() < end:
+            progress(*step, 1, 4)
+
+    model = mock.Mock(warmup=lambda progress: go_on(progress, "decode"))
+
+    def load(progress):
+        if phase == "reading":
+            go_on(progress)
+        return model
+
+    loader = Loader("tiny", load)
+    loader.start()
+    wait_for(lambda: loader.status.phase == phase)
+    loader.close()
+    assert "loader" not in [thread.name for thread in threading.enumerate()]
+    assert (loader.status.phase, loader.model, caplog.records) == ("idle", None, [])
+    assert model.close.called == (phase == "compiling")
 
 
 def test_an_engine_that_has_failed() -> None:

@@ -48,7 +48,8 @@ class Ahead:
         steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
         self._compiled = [threading.Event() for _ in steps]
         self._stopped = False
-        threading.Thread(target=self._run, args=(compiler, steps), name="gemma-compile").start()
+        # No daemon, whoever loads: a loader's thread is one.
+        threading.Thread(target=self._run, args=(compiler, steps), name="gemma-compile", daemon=False).start()
 
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""

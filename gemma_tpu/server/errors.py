@@ -10,6 +10,7 @@ from gemma_tpu.engine.errors import ContextLengthError
 
 _PLACE = re.compile(r"messages\[(\d+)\]((?:\.(?:content|tool_calls)\[\d+\])?): ")
 _OPTION = re.compile(r"(?:tools(?:\[\d+\])?|allowed_token_ids|bad_words|logit_bias|min_tokens|stop_tokens)(?=[: ])")
+_CONTINUE = ", or continue it (continue_final)"
 
 
 class APIError(Exception):
@@ -47,7 +48,8 @@ def refused(error: ValueError, field: str, places: Sequence[int | None] | None =
 
     `places`: where in `field` each message of the prompt is from; None for the system text, which is elsewhere.
     """
-    said, place = str(error), None
+    continued = "" if field == "input" else ", or continue it (continue_final_message)"
+    said, place = str(error).replace(_CONTINUE, continued), None
     if found := _PLACE.match(said):
         index = int(found[1]) if places is None else places[int(found[1])]
         place = f"{field}[{index}]{found[2]}" if index is not None else None

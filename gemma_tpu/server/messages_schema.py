@@ -228,7 +228,7 @@ def _as_openai(turn: Turn) -> list[dict[str, Any]]:
             calls.append({"id": block.id, "type": "function", "function": function})
         elif isinstance(block, ToolResultBlock):
             results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text})
-    said = {"role": turn.role, "content": parts or None, **({"tool_calls": calls} if calls else {})}
+    said = {"role": turn.role, "content": parts, **({"tool_calls": calls} if calls else {})}
     return [*results, said] if parts or calls or not results else results
 
 
