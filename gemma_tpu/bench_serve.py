@@ -40,7 +40,7 @@ class Load:
     """
 
     in_flight: Sequence[int] = (1, 8, 32, 64)
-    prompt_tokens: Sequence[int] = (128, 8192)
+    prompt_tokens: Sequence[int] = (128, 7936)  # with an answer, the context that a server has by default
     max_tokens: int = 256
     requests: int | None = None
     shared_prefix: int = 0

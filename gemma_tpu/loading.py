@@ -102,7 +102,7 @@ def load(
     check_flag("compile_ahead", compile_ahead)
     adapter = adapter if adapter is None else as_path("adapter", adapter)
     base, checkpoint = _open(as_path("source", source), config, adapter, text_only, progress, verify)
-    small = None if draft is None else _open(as_path("draft", draft), None, None, True, progress, verify)[1]
+    small = None if draft is None else _open_draft(as_path("draft", draft), progress, verify)
 
     def read(deployment: Deployment) -> Params:
         mesh, there = deployment.mesh, (source, base, adapter)
@@ -301,6 +301,13 @@ def _open(
         return base.config, base
     path = str(resolve(adapter, progress=progress))
     return base.config, merge_adapter(base, path, text_only=text_only, verify=verify)
+
+
+def _open_draft(source: str | Path, progress: bool | Any, verify: bool) -> Checkpoint:
+    try:
+        return _open(source, None, None, True, progress, verify)[1]
+    except ValueError as error:
+        raise type(error)(f"draft: {error}") from error
 
 
 def _open_there(

@@ -8,6 +8,7 @@ reason. Needs pytest-asyncio, pybase64, regex and requests beside what the tests
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import importlib.abc
@@ -188,16 +189,23 @@ class Report:
             terminalreporter.write_line(f"{count:5} {what}")
 
 
-def main(suite: str, folder: str, *options: str) -> int:
-    cases = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())[suite]
-    files = [str(Path(folder).resolve() / cases["folder"] / file) for file in cases["files"]]
+def main() -> int:
+    suites = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=suites)
+    parser.add_argument("folder", type=Path)
+    args, options = parser.parse_known_args()
+    suite, folder, cases = args.suite, args.folder.resolve(), suites[args.suite]
+    if not (folder / cases["folder"]).is_dir():
+        parser.error(f"{folder} has no {cases['folder']}")
+    files = [str(folder / cases["folder"] / file) for file in cases["files"]]
     named = re.findall(cases["models"], "".join(Path(file).read_text() for file in files)) if cases["models"] else []
     plain = ["-c", os.devnull, f"--rootdir={folder}", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     plain += ["-q", "-rfX", "--tb=no", "--show-capture=no", "-W", "ignore"]
     with Servers(set(named)) as servers:
-        arguments = {"vllm": vllm, "llama_cpp": llama_cpp}.get(suite, sglang)(Path(folder).resolve(), servers)
+        arguments = {"vllm": vllm, "llama_cpp": llama_cpp}.get(suite, sglang)(folder, servers)
         return pytest.main([*plain, *files, *arguments, *options], plugins=[Report(cases)])
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -47,6 +47,7 @@ def test_the_page_and_the_api(site: Site) -> None:
     assert site.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
     assert site.http.get("/ready").json() == {"status": "ready"}
     assert "content-security-policy" not in site.http.get("/ready").headers
+    assert error_of(site.http.post("/v1/embeddings", json={"input": "a"}), 404)["code"] == "not_found"
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from plain_answers import plain_answer
 from small_models import DRAFT, TEXT, VISION, make_deployment, make_engine, mesh_of, placed, random_params
 from test_engine import images, is_greedy, prompt, run
 
+import gemma_tpu
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.pool import PagePool
 from gemma_tpu.engine import programs, speculation
@@ -168,6 +170,13 @@ def test_a_draft_model_needs_the_models_vocabulary() -> None:
     other = dataclasses.replace(DRAFT, vocab_size=200)
     with pytest.raises(ValueError, match=r"draft: its vocabulary has 200 tokens, and the model's 64.*the same family"):
         deploy(TEXT, mesh_of(1, 1), "float32", 64, 1, draft_tokens=2, draft=other)
+
+
+def test_a_draft_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"draft: .*nothing: no such file or directory"):
+        gemma_tpu.load("gemma3-demo", draft=tmp_path / "nothing", progress=False)
+    with pytest.raises(ValueError, match=r"draft_tokens must be at least 1 and at most 15, got 0"):
+        gemma_tpu.load("gemma3-demo", draft="gemma3-demo", draft_tokens=0)
 
 
 def test_a_draft_model_is_counted() -> None:

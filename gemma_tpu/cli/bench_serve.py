@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--in-process", action="store_true", help="ask the engine itself, without HTTP")
     for flag, count, metavar, help in (
         ("--in-flight", "+", "N", "requests at once (default: 1 8 32 64)"),
-        ("--prompt-tokens", 2, ("MIN", "MAX"), "lengths of prompts, uniform in log (default: 128 8192)"),
+        ("--prompt-tokens", 2, ("MIN", "MAX"), "lengths of prompts, uniform in log (default: 128 7936)"),
         ("--max-tokens", None, "N", "length of the answers (default: 256)"),
         ("--requests", None, "N", "of each level (default: four for each in flight)"),
         ("--shared-prefix", None, "N", "tokens that all prompts have in common (default: 0)"),

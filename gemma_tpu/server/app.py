@@ -65,7 +65,8 @@ def build_app(model: Model | LoaderLike, settings: Settings = Settings()) -> fas
         app.router.routes.append(Route(path, _with_cors(endpoint, settings)))
     for path, handler in (("/health", info.health), ("/ready", info.ready)):
         app.router.routes.append(Route(path, Endpoint(service, handler, "GET", everyone=True)))
-    app.router.default = Endpoint(service, info.unknown, None)
+    app.router.default = unknown = Endpoint(service, info.unknown, None)
+    app.router.routes.append(Route("/v1/{_:path}", _with_cors(unknown, settings)))  # not of an app that is mounted
     return app
 
 

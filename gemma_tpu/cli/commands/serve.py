@@ -25,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="tokens of all answers and their prompts together (default: as many as all could need)",
+        help="tokens that all answers and their prompts may have in the cache together, at least --max-context; when "
+        "it is full, the newest answer waits (default: as many as all could need)",
     )
     parser.add_argument(
         "--stored-prefixes",
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="prefixes of prompts to keep when the sliding windows have passed them (default: 0)",
+        help="beginnings of prompts to keep, such as system prompts that many share; each takes the memory of a row's "
+        "sliding windows (default: 0)",
     )
     parser.add_argument(
         "--model-name",
