@@ -45,15 +45,20 @@ def compiled() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize(("context", "sides", "together"), [(72, (1, 1), False), (76, (2, 4), True)])
-def test_warm_up_finds_what_was_compiled_ahead(context: int, sides: tuple[int, int], together: bool) -> None:
+@pytest.mark.parametrize(
+    ("context", "sides", "together", "more"),
+    [(72, (1, 1), False, {}), (76, (2, 4), True, {}), (68, (1, 1), False, {"draft_tokens": 2})],
+)
+def test_warm_up_finds_what_was_compiled_ahead(
+    context: int, sides: tuple[int, int], together: bool, more: dict[str, Any]
+) -> None:
     """The contexts are those of no other test, whose programs would be found."""
     mesh = mesh_of(*sides)
-    deployment = Deployment(MULTIMODAL, mesh, 4, context, "float32", (8, 16), stored_prefixes=2)
+    deployment = Deployment(MULTIMODAL, mesh, 4, context, "float32", (8, 16), stored_prefixes=2, **more)
     options = {"steps_per_call": 4, "batch_always": together}
     with compiled() as ahead_of_weights:
         ahead = Ahead(deployment, **options)
-        for number in range(len(warmup_steps(deployment, together))):
+        for number in range(len(warmup_steps(deployment, deployment.calls(together)))):
             ahead.wait(number)
     assert len(ahead_of_weights) > 15
     assert set(ahead_of_weights) == {"gemma-compile"}
