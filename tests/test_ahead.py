@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+from typing import Any
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
