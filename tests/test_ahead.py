@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import threading
 import time
-from typing import Any
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
