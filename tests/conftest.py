@@ -36,7 +36,7 @@ _SHAPED = [path for path in _ROOT.glob("gemma_tpu/**/*.py") if "from jaxtyping i
 install_import_hook([".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in _SHAPED], "shape_check.check")
 
 
-pytest_plugins = ("hub_fixtures", "page_fixtures")
+pytest_plugins = ("hub_fixtures", "page_fixtures", "tool_fixtures")
 
 # Files that take longest, longest first: a file is one worker's, which must not begin such a one when the other ends.
 _LONGEST = (

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.responses import response_create_params
 from server_site import HELLO, WAIT, Site, data_url, make_model, noise, serve
-from test_server_tools_responses import FUNCTIONS as TOOLS
+from tool_script import FUNCTIONS as TOOLS
 
 import gemma_tpu
 from gemma_tpu.server.responses_schema import ResponsesRequest

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import format_samples
 import openai
 import pytest
-from server_site import CHAT, WAIT, Site, serve
-from test_api import TOKENIZER
-from tool_script import ANSWER, CALLED, INSTRUCTION, QUESTION, TOOLS, WRITTEN, Script, make, script_of
+from server_site import CHAT, Site, serve
+from tool_script import ANSWER, CALLED, INSTRUCTION, QUESTION, TOOLS, WRITTEN, Script, make
 
 import gemma_tpu
 from gemma_tpu.text import FUNCTION_GEMMA, GEMMA3
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[gemma_tpu.Model]:
-    with make(TOKENIZER, GEMMA3) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def site(model: gemma_tpu.Model) -> Iterator[Site]:
-    with serve(model) as site:
-        yield site
-
-
-@pytest.fixture
-def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
-    return script_of(model, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def client(site: Site) -> Iterator[openai.OpenAI]:
-    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
-    with openai.OpenAI(base_url=f"{site.url}/v1", **asked) as client:
-        yield client
-
-
-def ask(client: openai.OpenAI, script: Script, says: str, **asked: Any) -> Any:
+def ask(tool_client: openai.OpenAI, script: Script, says: str, **asked: Any) -> Any:
     script.says.append(says)
     asked = {"model": "tiny", "messages": [QUESTION], "tools": TOOLS, **asked}
-    (choice,) = client.chat.completions.create(**asked).choices
+    (choice,) = tool_client.chat.completions.create(**asked).choices
     return choice
 
 
@@ -53,8 +27,8 @@ def called(message: Any) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("written", WRITTEN)
-def test_calls(client: openai.OpenAI, script: Script, written: str) -> None:
-    choice = ask(client, script, written)
+def test_calls(tool_client: openai.OpenAI, script: Script, written: str) -> None:
+    choice = ask(tool_client, script, written)
     assert called(choice.message) == CALLED
     assert choice.message.content is None
     assert choice.finish_reason == "tool_calls"
@@ -65,26 +39,26 @@ def test_calls(client: openai.OpenAI, script: Script, written: str) -> None:
     assert '"description": "A product\'s name"' in script.prompts[0]
 
 
-def test_text_and_calls(client: openai.OpenAI, script: Script) -> None:
-    choice = ask(client, script, f"I look.\n\n{WRITTEN[2]}\n\nWait.")
+def test_text_and_calls(tool_client: openai.OpenAI, script: Script) -> None:
+    choice = ask(tool_client, script, f"I look.\n\n{WRITTEN[2]}\n\nWait.")
     assert (choice.message.content, called(choice.message)) == ("I look.\n\nWait.", CALLED)
-    choice = ask(client, script, " No tool [is] needed.\n")
+    choice = ask(tool_client, script, " No tool [is] needed.\n")
     assert (choice.message.content, choice.message.tool_calls) == (" No tool [is] needed.\n", None)
     assert choice.finish_reason == "stop"
     script.reason = "length"
-    choice = ask(client, script, "[get_product(PID='8")
+    choice = ask(tool_client, script, "[get_product(PID='8")
     assert (choice.message.content, choice.finish_reason) == ("[get_product(PID='8", "length")
-    choice = ask(client, script, f"{WRITTEN[0]} And")
+    choice = ask(tool_client, script, f"{WRITTEN[0]} And")
     assert (called(choice.message), choice.finish_reason) == (CALLED, "length")
 
 
 @pytest.mark.parametrize("written", ["Let me see.\n{}", "{}"])
-def test_a_stream(client: openai.OpenAI, script: Script, written: str) -> None:
+def test_a_stream(tool_client: openai.OpenAI, script: Script, written: str) -> None:
     script.says += [written.format(WRITTEN[1])] * 2
     asked: Any = {"model": "tiny", "messages": [QUESTION], "tools": TOOLS, "n": 2}
     content, reasons = ["", ""], [None, None]
     calls: list[list[dict[str, Any]]] = [[], []]
-    for chunk in client.chat.completions.create(stream=True, **asked):
+    for chunk in tool_client.chat.completions.create(stream=True, **asked):
         for choice in chunk.choices:
             i, delta = choice.index, choice.delta
             content[i] += delta.content or ""
@@ -101,44 +75,44 @@ def test_a_stream(client: openai.OpenAI, script: Script, written: str) -> None:
     assert reasons == ["tool_calls"] * 2
 
 
-def test_what_was_called_comes_back(client: openai.OpenAI, script: Script) -> None:
-    message = ask(client, script, f"I look.\n{WRITTEN[0]}").message
+def test_what_was_called_comes_back(tool_client: openai.OpenAI, script: Script) -> None:
+    message = ask(tool_client, script, f"I look.\n{WRITTEN[0]}").message
     results = [
         {"role": "tool", "tool_call_id": call.id, "content": f"of {i}"} for i, call in enumerate(message.tool_calls)
     ]
     history = [QUESTION, message.model_dump(exclude_none=True), *results]
-    answer = ask(client, script, "It is a lamp.", messages=history)
+    answer = ask(tool_client, script, "It is a lamp.", messages=history)
     assert answer.message.content == "It is a lamp."
     turns = script.prompts[1].split("<start_of_turn>")
     assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
     results_told = "<tool_response>\nof 0\n</tool_response>\n<tool_response>\nof 1\n</tool_response>"
     assert turns[3] == f"user\n{results_told}<end_of_turn>\n"
-    ask(client, script, "Yes.", messages=[*history, {"role": "user", "content": "Sure?"}], tools=openai.omit)
+    ask(tool_client, script, "Yes.", messages=[*history, {"role": "user", "content": "Sure?"}], tools=openai.omit)
     assert script.prompts[2].endswith(f"{results_told}\nSure?<end_of_turn>\n<start_of_turn>model\n")
 
 
-def test_tool_choice(client: openai.OpenAI, script: Script) -> None:
-    none = ask(client, script, WRITTEN[0], tool_choice="none")
+def test_tool_choice(tool_client: openai.OpenAI, script: Script) -> None:
+    none = ask(tool_client, script, WRITTEN[0], tool_choice="none")
     assert (none.message.content, none.message.tool_calls, none.finish_reason) == (WRITTEN[0], None, "stop")
     assert INSTRUCTION not in script.prompts[0]
-    one = ask(client, script, WRITTEN[0], tool_choice="auto", parallel_tool_calls=False)
+    one = ask(tool_client, script, WRITTEN[0], tool_choice="auto", parallel_tool_calls=False)
     assert called(one.message) == CALLED[:1]
 
 
-def test_tokens_of_tools(site: Site, client: openai.OpenAI, script: Script) -> None:
+def test_tokens_of_tools(tool_site: Site, tool_client: openai.OpenAI, script: Script) -> None:
     script.says.append("a")
-    usage = client.chat.completions.create(model="tiny", messages=[QUESTION], tools=TOOLS).usage
+    usage = tool_client.chat.completions.create(model="tiny", messages=[QUESTION], tools=TOOLS).usage
     assert usage is not None
-    assert site.ask("/tokenize", messages=[QUESTION], tools=TOOLS).json()["count"] == usage.prompt_tokens
-    assert site.refused(400, "/tokenize", prompt="a", tools=TOOLS)["param"] == "tools"
+    assert tool_site.ask("/tokenize", messages=[QUESTION], tools=TOOLS).json()["count"] == usage.prompt_tokens
+    assert tool_site.refused(400, "/tokenize", prompt="a", tools=TOOLS)["param"] == "tools"
 
 
 FORCED: list[Any] = ["required", {"type": "function", "function": {"name": "now"}}]
 
 
 @pytest.mark.parametrize("choice", FORCED)
-def test_a_grammar_guarantees_calls(client: openai.OpenAI, script: Script, choice: Any) -> None:
-    ask(client, script, "{}", tool_choice=choice, parallel_tool_calls=False)
+def test_a_grammar_guarantees_calls(tool_client: openai.OpenAI, script: Script, choice: Any) -> None:
+    ask(tool_client, script, "{}", tool_choice=choice, parallel_tool_calls=False)
     tools = [tool["function"] for tool in TOOLS[choice != "required" :]]
     assert GEMMA3.call_grammar is not None
     assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(tools, parallel=False))
@@ -146,11 +120,13 @@ def test_a_grammar_guarantees_calls(client: openai.OpenAI, script: Script, choic
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_forced_calls(client: openai.OpenAI, seed: int) -> None:
+def test_forced_calls(tool_client: openai.OpenAI, seed: int) -> None:
     """Of random weights."""
     tools: Any = [TOOLS[1]]
     asked: Any = {"model": "tiny", "messages": [QUESTION], "temperature": 1, "seed": seed}
-    answer = client.chat.completions.create(tools=tools, tool_choice="required", parallel_tool_calls=False, **asked)
+    answer = tool_client.chat.completions.create(
+        tools=tools, tool_choice="required", parallel_tool_calls=False, **asked
+    )
     assert called(answer.choices[0].message) == [("now", {})]
     assert answer.choices[0].finish_reason == "tool_calls"
 
@@ -158,18 +134,18 @@ def test_forced_calls(client: openai.OpenAI, seed: int) -> None:
 STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
 
 
-def test_strict_calls_follow_their_schemas(client: openai.OpenAI, script: Script) -> None:
-    choice = ask(client, script, f"I look.\n{WRITTEN[1]}", tools=[STRICT[0], TOOLS[1]])
+def test_strict_calls_follow_their_schemas(tool_client: openai.OpenAI, script: Script) -> None:
+    choice = ask(tool_client, script, f"I look.\n{WRITTEN[1]}", tools=[STRICT[0], TOOLS[1]])
     assert (choice.message.content, called(choice.message)) == ("I look.", CALLED)
     assert GEMMA3.text_grammar is not None
     functions = [tool["function"] for tool in TOOLS]
     assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.text_grammar(functions, ["get_product"]))
     assert "strict" not in script.prompts[0]
-    mixed = ask(client, script, WRITTEN[0], tools=[STRICT[0], TOOLS[1]])  # which is not held to anything
+    mixed = ask(tool_client, script, WRITTEN[0], tools=[STRICT[0], TOOLS[1]])  # which is not held to anything
     assert (mixed.message.content, called(mixed.message)) == (WRITTEN[0], [])
-    required = ask(client, script, WRITTEN[1], tools=STRICT, tool_choice="required")
+    required = ask(tool_client, script, WRITTEN[1], tools=STRICT, tool_choice="required")
     assert called(required.message) == CALLED
-    none = ask(client, script, WRITTEN[1], tools=STRICT, tool_choice="none")
+    none = ask(tool_client, script, WRITTEN[1], tools=STRICT, tool_choice="none")
     assert (none.message.content, script.asked[-1].grammar) == (WRITTEN[1], None)
 
 
@@ -177,30 +153,30 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "steps", "schema":
 
 
 @pytest.mark.parametrize("tools", [TOOLS, STRICT])
-def test_calls_or_an_answer_of_a_form(client: openai.OpenAI, script: Script, tools: Any) -> None:
-    choice = ask(client, script, WRITTEN[1], tools=tools, response_format=FORMAT)
+def test_calls_or_an_answer_of_a_form(tool_client: openai.OpenAI, script: Script, tools: Any) -> None:
+    choice = ask(tool_client, script, WRITTEN[1], tools=tools, response_format=FORMAT)
     assert (choice.message.content, called(choice.message), choice.finish_reason) == (None, CALLED, "tool_calls")
     assert GEMMA3.call_grammar is not None
     functions = [tool["function"] for tool in TOOLS]
     assert script.asked[0].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(functions, answer=ANSWER))
     answer = '{"name": "now", "steps": [{"name": "now", "parameters": {}}]}'
-    choice = ask(client, script, answer, tools=tools, response_format=FORMAT)
+    choice = ask(tool_client, script, answer, tools=tools, response_format=FORMAT)
     assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (answer, None, "stop")
     script.says.append(answer)
     asked: Any = {"model": "tiny", "messages": [QUESTION], "tools": tools, "response_format": FORMAT}
-    chunks = client.chat.completions.create(stream=True, **asked)
+    chunks = tool_client.chat.completions.create(stream=True, **asked)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
-    ask(client, script, WRITTEN[1], tools=tools, response_format=FORMAT, tool_choice="required")
+    ask(tool_client, script, WRITTEN[1], tools=tools, response_format=FORMAT, tool_choice="required")
     assert script.asked[-1].grammar == gemma_tpu.Grammar.lark(GEMMA3.call_grammar(functions))
-    ask(client, script, answer, tools=tools, response_format=FORMAT, tool_choice="none")
+    ask(tool_client, script, answer, tools=tools, response_format=FORMAT, tool_choice="none")
     assert script.asked[-1].grammar == gemma_tpu.Grammar.json_schema(ANSWER)
 
 
-def test_a_random_model_calls_or_answers(client: openai.OpenAI) -> None:
+def test_a_random_model_calls_or_answers(tool_client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"name": {"enum": ["x", "no"]}}, "required": ["name"]}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}}}
     asked: Any = {"model": "tiny", "messages": [QUESTION], "temperature": 1, "response_format": form}
-    answers = [client.chat.completions.create(tools=[TOOLS[1]], seed=seed, **asked) for seed in range(8)]
+    answers = [tool_client.chat.completions.create(tools=[TOOLS[1]], seed=seed, **asked) for seed in range(8)]
     messages = [answer.choices[0].message for answer in answers]
     assert all(called(message) or json.loads(message.content)["name"] in ("x", "no") for message in messages)
     assert len({bool(message.tool_calls) for message in messages}) == 2
@@ -248,18 +224,18 @@ RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}
         ({"messages": [QUESTION | {"tool_call_id": "1"}]}, "messages[0].tool_call_id", "not supported"),
     ],
 )  # fmt: skip
-def test_what_is_wrong(site: Site, script: Script, asked: dict[str, Any], param: str, said: str) -> None:
-    error = site.refused(400, **asked)
+def test_what_is_wrong(tool_site: Site, script: Script, asked: dict[str, Any], param: str, said: str) -> None:
+    error = tool_site.refused(400, **asked)
     assert error["param"] == param
     assert said in error["message"]
     assert not script.prompts
 
 
-def test_schemas_may_not_be_too_deep(site: Site) -> None:
+def test_schemas_may_not_be_too_deep(tool_site: Site) -> None:
     schema: dict[str, Any] = {}
     for _ in range(100):
         schema = {"items": schema}
-    error = site.refused(400, tools=[tool(parameters=schema)])
+    error = tool_site.refused(400, tools=[tool(parameters=schema)])
     assert (error["param"], "nested more than" in error["message"]) == ("tools[0]", True)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from server_site import HELLO, WAIT, Site, serve
-from test_api import TOKENIZER
-from tool_script import ANSWER, CALLED, INSTRUCTION, PID, QUESTION, WRITTEN, Script, make, script_of
+from server_site import HELLO, WAIT, Site
+from tool_script import ANSWER, CALLED, INSTRUCTION, PID, QUESTION, WRITTEN, Script
 
 import gemma_tpu
 from gemma_tpu.text import GEMMA3
@@ -22,26 +21,9 @@ PATH = "/v1/messages"
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[gemma_tpu.Model]:
-    with make(TOKENIZER, GEMMA3) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def site(model: gemma_tpu.Model) -> Iterator[Site]:
-    with serve(model) as site:
-        yield site
-
-
-@pytest.fixture
-def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
-    return script_of(model, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def claude(site: Site) -> Iterator[anthropic.Anthropic]:
+def claude(tool_site: Site) -> Iterator[anthropic.Anthropic]:
     asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
-    with anthropic.Anthropic(base_url=site.url, **asked) as client:
+    with anthropic.Anthropic(base_url=tool_site.url, **asked) as client:
         yield client
 
 
@@ -138,8 +120,8 @@ USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
             "source": {"type": "url", "url": "http://127.0.0.1/a.png"}}]}]}),
     ],
 )  # fmt: skip
-def test_what_anthropics_clients_are_told(site: Site, script: Script, said: str, asked: dict[str, Any]) -> None:
-    response = site.http.post(PATH, json={"max_tokens": 4, "messages": HELLO, **asked})
+def test_what_anthropics_clients_are_told(tool_site: Site, script: Script, said: str, asked: dict[str, Any]) -> None:
+    response = tool_site.http.post(PATH, json={"max_tokens": 4, "messages": HELLO, **asked})
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(said)
     assert not script.prompts

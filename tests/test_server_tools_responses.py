@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from server_site import WAIT, Site, serve
-from test_api import TOKENIZER
-from tool_script import CALLED, INSTRUCTION, TOOLS, WRITTEN, Script, make, script_of
+from tool_script import CALLED, FUNCTIONS, INSTRUCTION, TOOLS, WRITTEN, Script
 
-import gemma_tpu
 from gemma_tpu.text import GEMMA3
-
-FUNCTIONS: Any = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[gemma_tpu.Model]:
-    with make(TOKENIZER, GEMMA3) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def site(model: gemma_tpu.Model) -> Iterator[Site]:
-    with serve(model) as site:
-        yield site
-
-
-@pytest.fixture
-def script(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
-    return script_of(model, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def client(site: Site) -> Iterator[openai.OpenAI]:
-    asked: Any = {"api_key": "none", "max_retries": 0, "timeout": WAIT, "_strict_response_validation": True}
-    with openai.OpenAI(base_url=f"{site.url}/v1", **asked) as client:
-        yield client
 
 
 def called_of(output: Any) -> list[tuple[str, Any]]:
@@ -47,11 +17,11 @@ def called_of(output: Any) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_responses(client: openai.OpenAI, script: Script, stream: bool) -> None:
+def test_responses(tool_client: openai.OpenAI, script: Script, stream: bool) -> None:
     script.says += [f"I look.\n{WRITTEN[1]}", "It is a lamp."]
     asked: Any = {"model": "tiny", "tools": FUNCTIONS}
     if stream:
-        with client.responses.stream(input="Which?", **asked) as events:
+        with tool_client.responses.stream(input="Which?", **asked) as events:
             kinds = [event.type.removeprefix("response.") for event in events]
             answer = events.get_final_response()
         call = [
@@ -64,7 +34,7 @@ def test_responses(client: openai.OpenAI, script: Script, stream: bool) -> None:
         assert kinds[2:4] == ["output_item.added", "content_part.added"]
         assert kinds[-12:-9] == ["output_text.done", "content_part.done", "output_item.done"]
     else:
-        answer = client.responses.create(input="Which?", **asked)
+        answer = tool_client.responses.create(input="Which?", **asked)
     assert [item.type for item in answer.output] == ["message", "function_call", "function_call"]
     assert (answer.output_text, called_of(answer.output), answer.status) == ("I look.", CALLED, "completed")
     ids = [item.id for item in answer.output] + [item.call_id for item in answer.output[1:]]
@@ -75,26 +45,26 @@ def test_responses(client: openai.OpenAI, script: Script, stream: bool) -> None:
         {"type": "function_call_output", "call_id": item.call_id, "output": item.name} for item in answer.output[1:]
     ]
     history: Any = [{"role": "user", "content": "Which?"}, *answer.output, *results]
-    assert client.responses.create(input=history, **asked).output_text == "It is a lamp."
+    assert tool_client.responses.create(input=history, **asked).output_text == "It is a lamp."
     turns = script.prompts[1].split("<start_of_turn>")
     assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
     told = "<tool_response>\nget_product\n</tool_response>\n<tool_response>\nnow\n</tool_response>"
     assert turns[3] == f"user\n{told}<end_of_turn>\n"
 
 
-def test_how_responses_call(client: openai.OpenAI, script: Script) -> None:
+def test_how_responses_call(tool_client: openai.OpenAI, script: Script) -> None:
     script.says += [WRITTEN[1]] * 5
     functions = [tool["function"] for tool in TOOLS]
     asked: Any = {"model": "tiny", "input": "Which?", "tools": FUNCTIONS}
-    none = client.responses.create(tool_choice="none", **asked)
+    none = tool_client.responses.create(tool_choice="none", **asked)
     assert (none.output_text, called_of(none.output)) == (WRITTEN[1], [])
     assert INSTRUCTION not in script.prompts[0]
-    client.responses.create(tool_choice={"type": "function", "name": "now"}, **asked)
-    one = client.responses.create(tool_choice="required", parallel_tool_calls=False, **asked)
+    tool_client.responses.create(tool_choice={"type": "function", "name": "now"}, **asked)
+    one = tool_client.responses.create(tool_choice="required", parallel_tool_calls=False, **asked)
     assert called_of(one.output) == CALLED[:1]
-    client.responses.create(**asked | {"tools": [{**FUNCTIONS[0], "strict": True}, FUNCTIONS[1]]})
+    tool_client.responses.create(**asked | {"tools": [{**FUNCTIONS[0], "strict": True}, FUNCTIONS[1]]})
     form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "array"}}}
-    client.responses.create(text=form, **asked)
+    tool_client.responses.create(text=form, **asked)
     assert GEMMA3.call_grammar is not None
     assert GEMMA3.text_grammar is not None
     assert [params.grammar and params.grammar.source for params in script.asked] == [
@@ -106,10 +76,10 @@ def test_how_responses_call(client: openai.OpenAI, script: Script) -> None:
     ]
 
 
-def test_a_response_that_is_cut(client: openai.OpenAI, script: Script) -> None:
+def test_a_response_that_is_cut(tool_client: openai.OpenAI, script: Script) -> None:
     script.says.append(f"{WRITTEN[1]}\nAnd")
     script.reason = "length"
-    answer = client.responses.create(model="tiny", input="Which?", tools=FUNCTIONS)
+    answer = tool_client.responses.create(model="tiny", input="Which?", tools=FUNCTIONS)
     assert [item.type for item in answer.output] == ["function_call", "function_call", "message"]
     assert [item.status for item in answer.output] == ["completed", "completed", "incomplete"]
     assert answer.status == "incomplete"

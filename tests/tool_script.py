@@ -18,6 +18,8 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "get_product", "description": "A product's name", "parameters": PID}},
     {"type": "function", "function": {"name": "now"}},
 ]
+# As the Responses API has them.
+FUNCTIONS: Any = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
 INSTRUCTION = "You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the"
 QUESTION: Any = {"role": "user", "content": "What is product 807ZPKBL9V?"}
 # Google's documented forms, and a code block: the calls are get_product(PID="807ZPKBL9V") and now().
