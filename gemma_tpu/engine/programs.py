@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.device_program import device_program
 from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
@@ -78,7 +79,7 @@ def blank_image(deployment: Deployment) -> Float[Array, "soft D"]:
     return on_all(jnp.zeros(shape, deployment.dtype), deployment)
 
 
-@functools.partial(jax.jit, static_argnames=("deployment", "fresh"), donate_argnames=("state",))
+@device_program(static=("deployment", "fresh"), donated=("state",))
 def prefill(
     params: Params,
     state: State,
@@ -239,7 +240,7 @@ def count_tokens(
     return pin(dataclasses.replace(state, history=dataclasses.replace(history, counts=counts)), deployment)
 
 
-@functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
+@device_program(static=("deployment", "max_steps"), donated=("state",))
 def decode(
     params: Params,
     state: State,

@@ -9,7 +9,6 @@ al. 2024, arXiv 2408.07978). Letters: see gemma_tpu.config; C: tokens of the con
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array, Bool, Int
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.device_program import device_program
 from gemma_tpu.engine.draw import draw, nothing_drawn, sampled
 from gemma_tpu.engine.programs import finite, on_all, pin
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
@@ -95,7 +95,7 @@ def _drafted(
     return guesses, dataclasses.replace(row, draft=cache)
 
 
-@functools.partial(jax.jit, static_argnames=("deployment", "max_steps"), donate_argnames=("state",))
+@device_program(static=("deployment", "max_steps"), donated=("state",))
 def decode(
     params: Params,
     state: State,
