@@ -5,17 +5,18 @@
 
 The ways: `stream` and `whole` over HTTP, whose client is a process of its own; `single`, a stream for which each decode
 call makes one token; `engine`, without HTTP. The sampler (benchmarks/google_sampler.py) runs first, on the same device,
-with a batch of as many prompts as are in flight, or four times with one. `host`: what planning steps and delivering
-tokens took on the engine's thread, and the CPU time of the server's, as shares of the time. While the device always has
-work, which it has under load, that is their share of a decode step. `run` is handing steps to the device: on a GPU that
-waits for it at each turn of a loop, so it says nothing there of what the host does. Random weights have no
-tokenizer: the demo's takes its place, with made-up pieces for the tokens that it lacks.
+with a batch of as many prompts as are in flight, or four times with one. `host`: CPU time as a share of the time: what
+planning steps and delivering tokens took on the engine's thread (`engine`), handing steps to the device (`run`), and
+the server's thread. While the device always has work, which it has under load, that is their share of a decode step.
+`…_wall` includes waiting, for the other thread to let go of Python or for the device. Random weights have no tokenizer:
+the demo's takes its place, with made-up pieces for the tokens that it lacks.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import json
@@ -72,23 +73,25 @@ class Host:
 
     def __init__(self, model: Any, server: threading.Thread) -> None:
         scheduler, runner = model.engine._scheduler, model.engine._runner
-        self._spent, self._clock = {"engine": 0.0, "run": 0.0}, time.pthread_getcpuclockid(server.ident or 0)
+        self._spent: collections.Counter[str] = collections.Counter()
+        self._clock = time.pthread_getcpuclockid(server.ident or 0)
         for name in ("plan", "dispatched", "commit"):
             setattr(scheduler, name, self._timed("engine", getattr(scheduler, name)))
         runner.run = self._timed("run", runner.run)
 
     def _timed(self, what: str, function: Any) -> Any:
         def timed(*args: Any) -> Any:
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.thread_time()
             try:
                 return function(*args)
             finally:
-                self._spent[what] += time.perf_counter() - begin
+                self._spent[what] += time.thread_time() - begin_cpu
+                self._spent[f"{what}_wall"] += time.perf_counter() - begin
 
         return timed
 
-    def read(self) -> dict[str, float]:
-        return {**self._spent, "server": time.clock_gettime(self._clock)}
+    def read(self) -> collections.Counter[str]:
+        return self._spent + collections.Counter({"server": time.clock_gettime(self._clock)})
 
 
 @contextlib.contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
+import functools
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gemma_tpu.engine.errors import check_process
@@ -28,11 +31,12 @@ class AnswerText:
     def push(self, tokens: Sequence[int]) -> str:
         """The text that became certain with them."""
         piece = ""
-        for token in tokens:  # one by one: the answer ends with the token that completes a stop string
+        # One by one, if need be: the answer ends with the token that completes a stop string.
+        for some in ([token] for token in tokens) if self._stops else [tokens]:
             if self.stopped:
                 break
-            self.tokens.append(token)
-            text, self.stopped = self._stops.push(self._detokenizer.push(self._thoughts.split([token])))
+            self.tokens += some
+            text, self.stopped = self._stops.push(self._detokenizer.push(self._thoughts.split(some)))
             piece += text
         return self._joined(piece)
 
@@ -202,6 +206,36 @@ class TextStream(Iterator[str]):
         """Called once, when no more will be read; for who keeps what was said."""
 
 
+class _Wakes:
+    """Sets events of an asyncio loop from the engine's thread, those that come together with one call of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._events: collections.deque[asyncio.Event] = collections.deque()
+        self._called = False
+
+    def set(self, event: asyncio.Event) -> None:
+        self._events.append(event)
+        if not self._called and (loop := self._loop()):
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(self._set_all)
+
+    def _set_all(self) -> None:
+        self._called = False  # first: an event that comes now is either found below or calls again
+        while self._events:
+            self._events.popleft().set()
+
+
+_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakes] = weakref.WeakKeyDictionary()
+
+
+def _wakes() -> _Wakes:
+    """Of the running loop."""
+    loop = asyncio.get_running_loop()
+    return _of_loops.setdefault(loop, _Wakes(loop))
+
+
 class AsyncTextStream(AsyncIterator[str]):
     """An answer as it is written, for asyncio: `async for` pieces of text, then read `completion`.
 
@@ -214,37 +248,38 @@ class AsyncTextStream(AsyncIterator[str]):
         self._stream: TextStream | None = None
         self._wake = asyncio.Event()
 
-    async def start(self) -> AsyncTextStream:
+    async def start(self, wake: asyncio.Event | None = None) -> AsyncTextStream:
         """Submits the prompt, unless that is done; for who wants to know what is wrong with it before the first piece.
 
-        Raises as `Model.stream`.
+        `wake` is set whenever `take` has something; for who reads several streams. Raises as `Model.stream`.
         """
         if self._submit:
             submit, self._submit = self._submit, None  # which has the model and the prompt
+            self._wake = wake or self._wake
             self._stream = await asyncio.to_thread(submit)
-            loop, wake = asyncio.get_running_loop(), self._wake
-
-            def notify() -> None:
-                with contextlib.suppress(RuntimeError):  # the loop has been closed
-                    loop.call_soon_threadsafe(wake.set)
-
-            self._stream._request.on_event(notify)
+            self._stream._request.on_event(functools.partial(_wakes().set, self._wake))
         return self
 
+    def take(self) -> str | None:
+        """The next piece, if it is there: "" if it is not, None after the last."""
+        stream = self._started
+        while stream._request.readable and not stream._ended:
+            if piece := stream._read():
+                return piece
+        return None if stream._ended else ""
+
     async def __anext__(self) -> str:
-        stream = (await self.start())._started
+        await self.start()
         try:
-            while not stream._ended:
-                while not stream._request.readable:
-                    self._wake.clear()
-                    if not stream._request.readable:
-                        await self._wake.wait()
-                if piece := stream._read():
-                    return piece
+            while (piece := self.take()) == "":
+                await self._wake.wait()
+                self._wake.clear()  # before looking: what comes now sets it again
         except asyncio.CancelledError:
-            stream.cancel()
+            self.cancel()
             raise
-        raise StopAsyncIteration
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     def cancel(self) -> None:
         """Stops the work and returns at once. What was written by then can still be read."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 
 Key = int | bytes  # of `Request.keys`
+
+_COMPARED = 64  # keys at once: most prompts part early, and each is compared with what every row holds
 
 
 @dataclasses.dataclass
@@ -28,9 +29,11 @@ class Held:
 def common(a: Sequence[Key], b: Sequence[Key]) -> int:
     """How many keys two sequences begin with alike."""
     most = min(len(a), len(b))
-    if a[:most] == b[:most]:
-        return most
-    return bisect.bisect_left(range(most), True, key=lambda count: a[: count + 1] != b[: count + 1])
+    for start in range(0, most, _COMPARED):
+        end = min(start + _COMPARED, most)
+        if a[start:end] != b[start:end]:
+            return next(at for at in range(start, end) if a[at] != b[at])
+    return most
 
 
 def intact(rings: Iterable[tuple[int, int]], written: int, length: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -107,9 +108,11 @@ class Row(Held):
 def page_owners(pool: PagePool, pages: Iterable[tuple[int, Sequence[int]]]) -> PageOwners:
     """As a call sees them in which rows have these `pages`, each in the order of its tokens."""
     row, start = np.full(pool.count, -1, np.int32), np.zeros(pool.count, np.int32)
-    for number, held in pages:
-        row[held] = number
-        start[held] = np.arange(len(held)) * pool.size
+    numbers, held = zip(*pages, strict=True)
+    counts = [len(one) for one in held]
+    where = np.fromiter(itertools.chain.from_iterable(held), np.intp, sum(counts))
+    row[where] = np.repeat(numbers, counts)
+    start[where] = np.concatenate([np.arange(count) for count in counts]) * pool.size
     return PageOwners(row, start)
 
 

@@ -15,7 +15,6 @@ from gemma_tpu.prompts import SinglePrompt
 from gemma_tpu.server.metrics import Metrics
 from gemma_tpu.server.schema import Sampling
 from gemma_tpu.server.tools import ToolCall, ToolUse
-from gemma_tpu.stream import AsyncTextStream
 
 
 class Answers:
@@ -41,50 +40,55 @@ class Answers:
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
         self.parts = [use.parts(model.format) for _ in self._streams]
-        self._tokens: list[list[int]] = [[] for _ in self._streams]
-        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self._streams]
+        self._wake = asyncio.Event()
+        self._tokens_taken, self._logprobs_taken = ([0] * len(self._streams) for _ in range(2))
 
     async def start(self) -> None:
         """Submits them. Raises as `Model.stream`."""
         try:
             for stream in self._streams:  # one after the other, in the order in which they are to be given rows
-                await stream.start()
+                await stream.start(self._wake)
         except BaseException:
             self._cancel()
             raise
 
     async def pieces(self) -> AsyncGenerator[tuple[int, str | ToolCall | None]]:
         """The answer's number with a piece of its text, a call or, at its end, None. For `contextlib.aclosing`."""
-        pieces: asyncio.Queue[tuple[int, str | Exception | None, list[int], list[TokenLogprob]]] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._read(i, stream, pieces)) for i, stream in enumerate(self._streams)]
+        left, count = dict(enumerate(self._streams)), [0] * len(self._streams)
+        times = [time.perf_counter()] * len(self._streams)
         try:
-            left = len(tasks)
             while left:
-                index, piece, tokens, logprobs = await pieces.get()
-                if isinstance(piece, Exception):
-                    raise piece
-                self._tokens[index] += tokens
-                self._logprobs[index] += logprobs
-                parts = self.parts[index]
-                for part in parts.flush() if piece is None else parts.push(piece):
-                    yield index, part
-                if piece is None:
-                    left -= 1
-                    yield index, None
+                nothing = True
+                for index, stream in list(left.items()):
+                    if (piece := stream.take()) == "":
+                        continue
+                    nothing, before, last = False, count[index], times[index]
+                    count[index], times[index] = stream.num_tokens, time.perf_counter()
+                    if piece and before:  # the first token's time is counted apart
+                        self._metrics.tokens(count[index] - before, times[index] - last)
+                    parts = self.parts[index]
+                    for part in parts.push(piece) if piece else parts.flush():
+                        yield index, part
+                    if piece is None:
+                        self._metrics.finished(left.pop(index).completion)
+                        yield index, None
+                if nothing:
+                    await self._wake.wait()
+                    self._wake.clear()  # before looking: what comes now sets it again
         finally:
-            for task in tasks:
-                task.cancel()
             self._cancel()
+            for stream in left.values():
+                self._metrics.finished(stream.completion)
 
     def take_tokens(self, index: int) -> list[int]:
         """Those that `pieces` has come to since the last call."""
-        taken, self._tokens[index] = self._tokens[index], []
-        return taken
+        start, self._tokens_taken[index] = self._tokens_taken[index], self._streams[index].num_tokens
+        return self._streams[index].tokens(start)
 
     def take_logprobs(self, index: int) -> list[TokenLogprob]:
         """Those, if asked for, of the tokens that `pieces` has come to since the last call."""
-        taken, self._logprobs[index] = self._logprobs[index], []
-        return taken
+        start, self._logprobs_taken[index] = self._logprobs_taken[index], self._streams[index].num_tokens
+        return self._streams[index].logprobs(start)
 
     def _cancel(self) -> None:
         for stream in self._streams:
@@ -96,21 +100,6 @@ class Answers:
             async for _ in pieces:
                 pass
         return self.completions
-
-    async def _read(self, index: int, stream: AsyncTextStream, pieces: asyncio.Queue) -> None:
-        try:
-            seen, last = 0, time.perf_counter()
-            async for piece in stream:
-                count, now = stream.num_tokens, time.perf_counter()
-                if seen:  # the first token's time is counted apart
-                    self._metrics.tokens(count - seen, now - last)
-                pieces.put_nowait((index, piece, stream.tokens(seen), stream.logprobs(seen)))
-                seen, last = count, now
-            pieces.put_nowait((index, None, stream.tokens(seen), stream.logprobs(seen)))
-        except Exception as error:
-            pieces.put_nowait((index, error, [], []))
-        finally:
-            self._metrics.finished(stream.completion)
 
     @property
     def completions(self) -> list[Completion]:

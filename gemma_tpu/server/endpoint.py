@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Seque
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import orjson
 import pydantic
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -217,7 +218,7 @@ class EventStream(Response):
                 async for event in events:
                     await send(self._message(event))
                 if not self._named:
-                    await send(_body("data: [DONE]\n\n"))
+                    await send(_body(b"data: [DONE]\n\n"))
         except Exception as error:
             problem = self._exchange.problem(error)
             try:
@@ -229,11 +230,11 @@ class EventStream(Response):
 
     def _message(self, event: dict[str, Any]) -> Message:
         name = f"event: {event.get('type', 'error')}\n" if self._named else ""
-        return _body(f"{name}data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n")
+        return _body(b"%bdata: %b\n\n" % (name.encode(), orjson.dumps(event)))
 
 
-def _body(text: str) -> Message:
-    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
+def _body(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
 
 
 class _Left(Exception):

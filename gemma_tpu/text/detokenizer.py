@@ -26,9 +26,9 @@ class Detokenizer:
         for text_bytes, name in self._tokenizer.spell(ids):
             if name:
                 parts.append(self.flush() + ("" if self._skip_special else name))
-            text, self._pending = decode_utf8(self._pending + text_bytes, final=False)
-            parts.append(text)
-        return "".join(parts)
+            self._pending += text_bytes
+        text, self._pending = decode_utf8(self._pending, final=False)
+        return "".join(parts) + text
 
     def flush(self) -> str:
         """The remaining text at the end of the stream: U+FFFD for each byte of an incomplete character."""
@@ -50,6 +50,10 @@ class StopStrings:
         self._stops = list(stops)
         self._held = ""
         self.stopped: str | None = None  # the stop string that was found
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._stops)
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to emit, and whether a stop string was found; later calls emit nothing."""
