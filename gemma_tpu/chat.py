@@ -44,8 +44,8 @@ class Chat:
     ) -> Completion:
         """Says something, with images shown before it, and returns the answer.
 
-        With `continue_final`, and without a text, the last answer goes on where it was cut (at `max_new_tokens`, or by
-        its reader); the completion is what came to it.
+        With `continue_final`, and without a text, the last answer goes on where it was cut (at `max_new_tokens`, by
+        `timeout`, or by its reader); the completion is what came to it.
         """
         return self.stream(text, images=images, continue_final=continue_final, **options).finish()
 

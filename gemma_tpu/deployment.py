@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from gemma_tpu.cache.kv_cache import CacheShape, KVCache
 from gemma_tpu.cache.state import State
+from gemma_tpu.checks import check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.model import as_draft, param_shapes
@@ -30,9 +31,28 @@ IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
 MAX_DRAFT_TOKENS = FEW - 1  # of a decode step, which also has the token before them
 REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 
+_DRAFT_TOKENS = 4  # of a decode step, with a draft model
+_PADDED_VOCABULARY = 64  # tokens without a piece, which some checkpoints have more of than others
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 _PAGE, _REGISTER = 128, 128  # tokens of a page; keys in a register of a TPU, of which its kernel takes whole ones
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
+
+
+def draft_length(draft_tokens: int | None, draft: bool) -> int:
+    """How many tokens are to be guessed at each step, by a draft model or not. ValueError if there can be no such."""
+    if draft_tokens is None:
+        return _DRAFT_TOKENS if draft else 0
+    check_integer("draft_tokens", draft_tokens, 1 if draft else 0, MAX_DRAFT_TOKENS)
+    return draft_tokens
+
+
+def check_draft(draft: GemmaConfig | None, config: GemmaConfig) -> None:
+    """ValueError unless a draft model, if there is one, may guess for a model of this config."""
+    if draft and abs(draft.vocab_size - config.vocab_size) > _PADDED_VOCABULARY:
+        raise ValueError(
+            f"draft: its vocabulary has {draft.vocab_size:,} tokens, and the model's {config.vocab_size:,}: a draft "
+            "model must have the same, such as a smaller one of the same family"
+        )
 
 
 class Calls(NamedTuple):

@@ -27,7 +27,7 @@ from gemma_tpu.checkpoint import (
 )
 from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
-from gemma_tpu.deployment import MAX_DRAFT_TOKENS, Deployment
+from gemma_tpu.deployment import MAX_DRAFT_TOKENS, Deployment, check_draft, draft_length
 from gemma_tpu.devices import choose_dtype, device_capacity
 from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.engine.ahead import compiling_ahead
@@ -37,8 +37,6 @@ from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.text import Format, Tokenizer
 
 _MOST_ROWS = 1 << 16  # no device has room for them
-_DRAFT_TOKENS = 4
-_PADDED_VOCABULARY = 64  # tokens without a piece, which some checkpoints have more of than others
 
 
 def load(
@@ -94,7 +92,7 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, _guesses(draft_tokens, draft is not None)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_length(draft_tokens, draft is not None)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
@@ -147,20 +145,12 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, _guesses(draft_tokens, False)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_length(draft_tokens, False)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
     read = functools.partial(_read, checkpoint, progress=progress)
     return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer)
-
-
-def _guesses(draft_tokens: int | None, draft: bool) -> int:
-    """The number of tokens that is meant. ValueError if there can be no such."""
-    if draft_tokens is None:
-        return _DRAFT_TOKENS if draft else 0
-    check_integer("draft_tokens", draft_tokens, 1 if draft else 0, MAX_DRAFT_TOKENS)
-    return draft_tokens
 
 
 def _check_others(tokenizer: Any, progress: Any) -> None:
@@ -255,11 +245,7 @@ def deploy(
         mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
-    if draft and abs(draft.vocab_size - config.vocab_size) > _PADDED_VOCABULARY:
-        raise ValueError(
-            f"draft: its vocabulary has {draft.vocab_size:,} tokens, and the model's {config.vocab_size:,}: a draft "
-            "model must have the same, such as a smaller one of the same family"
-        )
+    check_draft(draft, config)
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     more |= {"draft_tokens": draft_tokens, "draft": draft}
     one = functools.partial(Deployment, config, mesh, max_rows, max_context, **more)

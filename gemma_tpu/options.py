@@ -39,6 +39,9 @@ class SamplingParams:
     `n` answers to one prompt have the seeds `seed`, `seed` + 1, …
 
     `grammar` holds the answer to it. An answer that is complete by its grammar ends, before `min_tokens` too.
+
+    `timeout` is how many seconds after its submission an answer ends with what there is of it, also while it waits for
+    a batch row, as soon as the device call that runs by then has ended. None: none.
     """
 
     max_new_tokens: int = 1024
@@ -62,6 +65,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     grammar: Grammar | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -87,6 +91,8 @@ class SamplingParams:
         check_integer("n", self.n, 1, 1024)
         if not isinstance(self.grammar, Grammar | None):
             raise ValueError(f"grammar must be made by gemma_tpu.Grammar, got {brief(self.grammar)}")
+        if self.timeout is not None:
+            check_number("timeout", self.timeout, 0, 2**31 - 1, low_open=True)
         self._check_logits()
 
     def _check_logits(self) -> None:
@@ -176,10 +182,10 @@ class Timings:
 class Completion:
     """An answer. `tokens` are without the stop token, and up to the one that completed a stop string.
 
-    `finish_reason` is "stop", "length", "cancelled" (its reader left it) or "error" (its reader got one instead of the
-    rest). `dropped_turns` are those that the model was not told, for lack of room. `thinking` is what MedGemma thought
-    before it answered, which `text` is without. `tool_calls` are the calls of functions in `text`, as messages have
-    them; where a `Chat` continues an answer, those in all of it.
+    `finish_reason` is "stop", "length", "timeout" (see `SamplingParams`), "cancelled" (its reader left it) or "error"
+    (its reader got one instead of the rest). `dropped_turns` are those that the model was not told, for lack of room.
+    `thinking` is what MedGemma thought before it answered, which `text` is without. `tool_calls` are the calls of
+    functions in `text`, as messages have them; where a `Chat` continues an answer, those in all of it.
     """
 
     text: str

@@ -215,6 +215,7 @@ OPTIONS = st.fixed_dictionaries(
         "stop": mostly(st.text(min_size=1, max_size=3) | st.lists(st.text(min_size=1, max_size=2), max_size=2)),
         "stop_tokens": mostly(st.lists(st.integers(0, 250), max_size=3), st.lists(NUMBERS, max_size=3) | JUNK),
         "forbidden_tokens": mostly(st.lists(st.integers(0, 250), max_size=3), st.lists(NUMBERS, max_size=3) | JUNK),
+        "timeout": mostly(st.none() | st.floats(0.001, 60), NUMBERS),
     },
 )
 WRONG_OPTIONS = st.fixed_dictionaries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
@@ -20,12 +21,20 @@ SMALL = GemmaConfig(
     query_scale=128**-0.5,
     vision=VisionConfig(width=512, depth=1, mlp_dim=1024, num_heads=4, image_size=448),
 )
+DRAFT = dataclasses.replace(SMALL, embed_dim=512, hidden_dim=1024, num_heads=2, num_kv_heads=1, vision=None)
 CONTEXT = 4096
 
 
 @functools.cache
 def compiled(
-    topology: str, mesh: tuple[int, int], rows: int, names: tuple[str, ...] = PROGRAMS, context: int = CONTEXT
+    topology: str,
+    mesh: tuple[int, int],
+    rows: int,
+    names: tuple[str, ...] = PROGRAMS,
+    context: int = CONTEXT,
+    draft_tokens: int = 0,
 ) -> tuple[Target, dict[str, Program]]:
-    target = deploy(SMALL, parse_slice(topology), mesh, rows, context)
+    """`draft_tokens` are guessed by DRAFT."""
+    guesses = {"draft_tokens": draft_tokens, "draft": DRAFT if draft_tokens else None}
+    target = deploy(SMALL, parse_slice(topology), mesh, rows, context, **guesses)
     return target, {program.name: program for program in compile_programs(target, names)}

@@ -92,6 +92,8 @@ class Checked(Request):
         self.broken = any(placed.image.broken for placed in images)
         self.shown = list(images)
         self.row: int | None = None  # when it decodes
+        if (timeout := self.sampling_params.timeout) is not None:
+            self.deadline = world.now + timeout
 
     def _watch(self, tokens: list[int]) -> int | None:
         if self.watch_fails and self.world.random.random() < 0.3:
@@ -122,8 +124,8 @@ class Checked(Request):
             reason = "not finite"
         if reason in ("stop", "length", "not finite"):
             assert (self.generated, reason) == (tokens, expected), "another end than alone"
-        elif reason == "cancelled":
-            assert self.cancelled
+        elif reason in ("cancelled", "timeout"):
+            assert self.cancelled if reason == "cancelled" else self.world.now >= self.deadline
             row = self.world.scheduler.rows[self.row or 0]
             if (
                 self.row is not None
@@ -132,7 +134,7 @@ class Checked(Request):
                 and row.prompt[: len(self.tokens)] == self.tokens
             ):
                 written = self.world.device.content(row.pages, len(row.keys))
-                assert written == [*self.content, *self.generated][:-1], "what was written before a cancel is lost"
+                assert written == [*self.content, *self.generated][:-1], "what was written before an early end is lost"
         elif isinstance(error, MemoryError):
             assert self.broken
         elif isinstance(error, ZeroDivisionError):

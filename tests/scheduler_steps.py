@@ -42,7 +42,7 @@ class World:
         self.failing: Exception | None = None
         self.open: set[Checked] = set()
         self.past: collections.deque[Checked] = collections.deque(maxlen=8)
-        self.submitted = 0
+        self.submitted = self.now = 0  # a turn is a second
         self.last_assigned: dict[object, int] = {}
         self.page, self.places = r.choice([2, 4, 8]), r.choice([0, 1, 3])
         self.groups = r.choice([1, 2]) if self.rows % 2 == 0 else 1
@@ -76,7 +76,7 @@ class World:
             keep_text=self.keep_text,
         )
         self.device = FakeDevice(self)
-        self.loop = Loop(self.scheduler, self.device)
+        self.loop = Loop(self.scheduler, self.device, lambda: self.now)
 
     def fails(self, decodes: bool) -> str:
         """How the step that is about to run fails; "" if it does not."""
@@ -146,8 +146,13 @@ class World:
         self.held = {
             row.index: self.device.content(row.pages, len(row.keys)) for row in self.scheduler.rows if row.free
         }
+        self.now += 1
         try:
             self.loop.turn(contextlib.nullcontext())
+            # Who has a row is told when the calls under way have been read.
+            late = [request for request in self.open if request.deadline <= self.now]
+            assert not any(request in self.scheduler.waiting for request in late), "a late request waits on"
+            assert all(request.deadline > self.now - 2 for request in late), "a late request goes on"
         except (TypeError, jax.errors.JaxRuntimeError) as error:
             self.recover(error)
         waiting = [row for row in self.scheduler.rows if self.scheduler.memory.followers(row)]
@@ -184,6 +189,7 @@ class World:
         r = self.random
         stop = r.choice([None, (), r.sample(range(VOCABULARY), 3)])
         asked = {"max_new_tokens": r.randint(1, 20), "stop_tokens": stop, "seed": r.randrange(2)}
+        asked["timeout"] = r.choice([None, None, None, r.randint(1, 60)])
         request = Checked(self, tokens, images, **asked)
         self.submitted += 1
         self.open.add(request)

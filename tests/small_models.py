@@ -139,7 +139,7 @@ def placed(tokens: list[int], shown: list[ImageInput]) -> list[PlacedImage[Image
 
 
 class Gate:
-    """Holds an engine's answers at `tokens` tokens each, until they are cancelled or the engine is closed.
+    """Holds an engine's answers at `tokens` tokens each, until one is cancelled or late or the engine is closed.
 
     What a test does before an answer ends is then done in time on a machine of any speed. A call that is under way
     still adds its tokens. With `pause`, a call is held for so many seconds only.
@@ -158,7 +158,8 @@ class Gate:
     def _holds(self) -> bool:
         scheduler = self._engine._scheduler
         running, waiting = [row.request for row in scheduler.rows if row.request], list(scheduler.waiting)
-        if self._engine._closed or any(request.cancelled for request in running + waiting):
+        now = self._engine._loop._clock()
+        if self._engine._closed or any(request.ended_early(now) for request in running + waiting):
             return False  # it ends once the next step is planned
         if waiting and len(running) < len(scheduler.rows):
             return False  # it is given a row once the next step is planned

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from unittest import mock
 
 import numpy as np
 import pytest
+from small_models import gated
 from test_api import FREE, PICTURE, TOKENIZER, make_model
 
 import gemma_tpu
@@ -74,6 +77,63 @@ def test_a_stream_and_a_chat_give_one_answer(model: gemma_tpu.Model) -> None:
         with pytest.raises(ValueError, match="n is 3"):
             model.chat(n=3)
         submit.assert_not_called()
+
+
+def test_an_answer_ends_when_its_time_is_up(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beside it, and those that are given its row, are what they are without it."""
+    options = {"temperature": 1.3, "top_k": 0, "top_p": 1.0, "stop_tokens": ()}
+    alone = [model.generate("Hello", max_new_tokens=60, seed=seed, **options).tokens for seed in range(6)]
+    late = 0.0
+    monkeypatch.setattr(model.engine._loop, "_clock", lambda: time.perf_counter() + late)
+    chat = model.chat(**options)
+    with gated(model.engine):
+        streams = [model.stream("Hello", max_new_tokens=60, seed=seed, **options) for seed in range(3)]
+        cut = chat.stream("Hello", max_new_tokens=150, timeout=900, seed=3)
+        said = next(cut)
+        waiting = model.stream("Hello", timeout=800, **options)
+        more = [model.stream("Hello", max_new_tokens=60, seed=seed, **options) for seed in (4, 5)]
+        late = 900.0
+        answer = cut.finish()
+    assert (answer.finish_reason, answer.text[: len(said)]) == ("timeout", said)
+    unread = waiting.finish()
+    assert (unread.finish_reason, unread.text, np.isnan(unread.timings.queue)) == ("timeout", "", True)
+    assert 16 <= len(answer.tokens) < 60
+    assert answer.tokens == alone[3][: len(answer.tokens)]
+    assert chat.messages[-1] == {"role": "assistant", "content": answer.text}
+    assert [stream.finish().tokens for stream in (*streams, *more)] == [*alone[:3], *alone[4:]]
+    assert [one.tokens for one in model.generate(["Hello"] * 6, max_new_tokens=60, seed=0, **options)] == alone[:1] * 6
+    assert chat.send(continue_final=True, max_new_tokens=2).finish_reason == "length"
+
+
+@pytest.mark.parametrize("how", ["one", "batch", "several", "async"])
+def test_the_time_is_counted_from_submission(model: gemma_tpu.Model, how: str) -> None:
+    """By a true clock."""
+    options = {"max_new_tokens": 150, "stop_tokens": (), "timeout": np.float32(0.3)}
+
+    async def ask() -> list[gemma_tpu.Completion]:
+        streams = [await model.astream("Hello", **options).start() for _ in range(6)]
+        assert all([["".join([piece async for piece in stream])] for stream in streams])
+        return [stream.completion for stream in streams]
+
+    with gated(model.engine, 1):
+        begin = time.perf_counter()
+        if how == "one":
+            answers = [model.generate("Hello", **options)]
+        elif how == "batch":
+            answers = model.generate(["Hello"] * 6, **options)
+        else:
+            answers = model.generate("Hello", n=6, **options) if how == "several" else asyncio.run(ask())
+        assert time.perf_counter() - begin >= 0.3
+    assert {answer.finish_reason for answer in answers} == {"timeout"}
+    assert all(len(answer.tokens) < 150 for answer in answers)
+    assert all(row.request is None for row in model.engine._scheduler.rows)
+
+
+def test_an_answer_in_time_is_what_it_is_without_a_limit(model: gemma_tpu.Model) -> None:
+    plain, timed = (model.generate("Hello", timeout=timeout, **FREE) for timeout in (None, 3600))
+    assert (timed.tokens, timed.finish_reason) == (plain.tokens, "length")
+    with pytest.raises(ValueError, match="timeout must be above 0"):
+        model.generate("Hello", timeout=-1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])

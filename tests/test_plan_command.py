@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
-from plan_samples import CONTEXT, SMALL, compiled
+from plan_samples import CONTEXT, DRAFT, SMALL, compiled
 from small_models import TEXT, mesh_of, random_params
 
 import gemma_tpu
@@ -21,6 +21,7 @@ from gemma_tpu.config import CONFIGS
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
+from gemma_tpu.plan.compiled import PROGRAMS
 
 ARGUMENTS = ["--topology", "v5e:2x2", "--context", str(CONTEXT), "--rows", "4"]
 
@@ -29,11 +30,13 @@ ARGUMENTS = ["--topology", "v5e:2x2", "--context", str(CONTEXT), "--rows", "4"]
 def small(monkeypatch) -> None:
     """gemma3-4b is the small model of the other tests, compiled once."""
     monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
+    monkeypatch.setitem(CONFIGS, "gemma3-270m", DRAFT)
 
-    def compile_programs(target):
-        found = compiled(target.where.topology, target.mesh_shape, target.deployment.rows)
+    def compile_programs(target, names=PROGRAMS):
+        sizes = target.where.topology, target.mesh_shape, target.deployment.rows
+        found = compiled(*sizes, draft_tokens=target.deployment.draft_tokens)
         assert found[0] == target
-        return list(found[1].values())
+        return [found[1][name] for name in names]
 
     monkeypatch.setattr(planner, "compile_programs", compile_programs)
 
@@ -81,6 +84,52 @@ def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
     assert [plan["stored_prefixes"] for plan in plans] == [0, 3]
 
 
+def test_a_draft_model_is_counted_and_its_step_compared_with_one_of_one_token(capsys) -> None:
+    guesses = ["--draft", "gemma3-270m", "--draft-tokens", "2"]
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", *guesses]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["draft"], plan["draft_tokens"]) == ("gemma3-270m", 2)
+    draft = compiled("v5e:2x2", (1, 4), 4)[0].replace(config=DRAFT).deployment.memory
+    ring = draft.local_cache * (512 + 128) // 512  # a register more, for guesses that are wrong
+    assert plan["memory"]["draft"] == draft.weights + draft.global_cache + ring
+    step, *_, plain = [*plan["predictions"], plan["plain_step"]]
+    assert (step["what"], plain["what"]) == ("decode step of 3 tokens, 4 rows", "decode step of 1 token, 4 rows")
+    assert plan["step_ratio"] == step["compiler_seconds"] / plain["compiler_seconds"] > 1
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", *guesses]) == 0
+    text = capsys.readouterr().out
+    ratio = (
+        f"{step['roofline_seconds'] / plain['roofline_seconds']:.2f} (roofline), {plan['step_ratio']:.2f} (compiler)"
+    )
+    for wanted in ("draft model", "2 tokens guessed by gemma3-270m", f"3 tokens / one of 1 token: {ratio}"):
+        assert wanted in text
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (alone["draft"], alone["draft_tokens"], alone["plain_step"], alone["step_ratio"]) == (None, 0, None, None)
+    assert alone["memory"]["draft"] == 0
+    assert alone["predictions"][0] == plain | {"what": "decode step, 4 rows"}
+
+
+def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkeypatch) -> None:
+    found, asked = compiled("v5e:2x2", (1, 4), 4)[1], []
+
+    def compile_programs(target, names=PROGRAMS):
+        asked.append(target.deployment)
+        return [found[name] for name in names if target.deployment.config.vision or name != "encode"]
+
+    monkeypatch.setattr(planner, "compile_programs", compile_programs)
+    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--draft-tokens", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "3 tokens guessed by prompt lookup" in text
+    assert "a step of 4 tokens / one of 1 token" in text
+    assert [(one.draft_tokens, one.looks_up) for one in asked] == [(3, True), (0, False)]
+    sizes = ["--context", str(CONTEXT), "--rows", "4"]
+    assert main(["plan", "gemma3-4b", "--chips", "v5e-4,v5e-4", *sizes, "--draft", "gemma3-270m"]) == 0
+    title, head, first, *_ = capsys.readouterr().out.splitlines()
+    assert "4 tokens guessed by gemma3-270m" in title
+    assert head.endswith("5 tokens / 1 (compiler)")
+    assert len(first) == len(head)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,6 +139,17 @@ def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
         (["gemma3-1b", "--topology", "v5e-1", "--context", "40000"], "32768"),
         (["gemma3-1b", "--topology", "v5e-1", "--rows", "0"], "--rows"),
         (["gemma3-1b", "--topology", "v5e-1", "--stored-prefixes", "-1"], "--stored-prefixes must be at least 0"),
+        (["gemma3-1b", "--topology", "v5e-1", "--draft", "gemma9-1b"], "gemma9-1b is neither a checkpoint nor one of"),
+        (["gemma3-1b", "--topology", "v5e-1", "--draft-tokens", "16"], "--draft-tokens must be in [0, 15], got 16"),
+        (
+            ["gemma3-4b", *ARGUMENTS, "--draft", "gemma3-270m", "--draft-tokens", "0"],
+            "--draft-tokens must be in [1, 15], got 0",
+        ),
+        (
+            ["gemma3-1b", *ARGUMENTS, "--draft", "gemma3-270m"],
+            "draft: its vocabulary has 32,768 tokens, and the model's",
+        ),
+        (["gemma3-1b", "--chips", "v5e", "--draft", "gemma3-270m"], "draft: its vocabulary has 32,768 tokens"),
         (["gemma9-1b", "--topology", "v5e-1"], "gemma9-1b"),
         (["gemma3-1b", "--topology", ""], "'': the chips known are"),
         (["gemma3-1b", "--chips", ""], "'': the chips known are"),

@@ -94,6 +94,32 @@ def test_a_step_reads_no_more_of_a_long_cache_than_it_must(name: str) -> None:
     assert whole.roofline.memory - short.roofline.memory == pytest.approx(unread)
 
 
+def test_a_step_with_guesses_is_the_draft_models_steps_and_one_of_many_tokens() -> None:
+    """Its calls write in place, and take no more than what they say."""
+    target, found = compiled("v5e:1x1", (1, 1), 4, ("decode", "prefill"), draft_tokens=4)
+    memory, state = target.deployment.memory, shard_bytes(jax.tree.leaves(target.deployment.abstract_state))
+    taken = memory.weights + memory.state + memory.draft
+    assert found["decode"].arguments == pytest.approx(taken + found["decode"].inputs, rel=0.012)
+    for program in found.values():
+        assert program.aliased >= state
+    assert target.draft
+    plain, guessed = (target.replace(draft_tokens=tokens, draft=None) for tokens in (0, 4))
+    alone = [compile_programs(one, ["decode"])[0].cycles for one in (plain, guessed, target.draft)]
+    step = found["decode"]
+    # A step of the draft model has no loop of its own around it, and the last draws nothing.
+    assert step.cycles == pytest.approx(alone[1] + 5 * alone[2], rel=0.25)
+    assert step.cycles > 1.5 * alone[0]
+    assert step.short_cycles < step.cycles < step.sampled_cycles
+    lower = decode_roofline(target)
+    parts = [decode_roofline(one) for one in (guessed, target.draft)]
+    assert parts[0].memory + 4 * parts[1].memory < lower.memory < parts[0].memory + 5 * parts[1].memory
+    assert parts[0].memory == decode_roofline(plain).memory
+    assert parts[0].matrix == pytest.approx(decode_roofline(plain).matrix * 20 / 8, rel=0.1)  # 4 rows are as 8
+    assert 0.8 * lower.memory < step.cycles / target.chip.clock < 5 * lower.memory
+    read = prefill_roofline(target)
+    assert read.matrix == prefill_roofline(plain).matrix + prefill_roofline(target.draft).matrix
+
+
 def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:
     target, found = compiled(*WHOLE)
     for name, roofline in (("prefill", prefill_roofline(target)), ("encode", encode_roofline(target))):

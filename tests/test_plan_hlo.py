@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,19 @@ from gemma_tpu.plan.hlo import Array, Hlo
 N = 2048
 
 
-def _hlo(function: Callable, *specs: tuple[tuple[int, ...], PartitionSpec], chips: int = 1, donate: tuple = ()) -> Hlo:
+def _hlo(
+    function: Callable,
+    *specs: tuple[tuple[int, ...], PartitionSpec],
+    chips: int = 1,
+    donate: tuple = (),
+    trips: Any = None,
+) -> Hlo:
     """Compiled for v5e chips on one axis `x`; `specs`: shape and sharding of each bf16 argument."""
     devices = topology_devices(parse_slice(f"v5e-{chips}"))
     mesh = Mesh(np.asarray(devices), ("x",))
     args = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec)) for shape, spec in specs]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return Hlo(jax.jit(function, donate_argnums=donate).lower(*args).compile().as_text())
+        return Hlo(jax.jit(function, donate_argnums=donate).lower(*args).compile().as_text(), trips)
 
 
 WHOLE, ROWS = PartitionSpec(), PartitionSpec("x", None)
@@ -60,6 +67,22 @@ def test_a_conditional_counts_its_dearest_or_its_cheapest_branch() -> None:
     dearest = hlo.cycles(hlo.entry)
     assert hlo.cycles(hlo.entry, cheapest="") == hlo.cycles(hlo.entry, cheapest="/choice/") < dearest / 2
     assert hlo.cycles(hlo.entry, cheapest="/another/") == dearest
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs_is_told() -> None:
+    def repeated(a: jax.Array) -> jax.Array:
+        def product(_: int, x: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x @ x, WHOLE)
+
+        with jax.named_scope("some"):
+            return jax.lax.fori_loop(0, a[0, 0].astype(int), product, a)
+
+    text = repeated, ((N, N), ROWS)
+    once, often = _hlo(*text, chips=4), _hlo(*text, chips=4, trips={"/some/while$": 7, "/other/while$": 9})
+    assert often.cycles(often.entry) == pytest.approx(7 * once.cycles(once.entry), rel=0.1)
+    inside = once.collectives(once.step)
+    assert inside
+    assert len(often.collectives()) - len(once.collectives()) == 6 * len(inside)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
-from plan_samples import SMALL
+from plan_samples import DRAFT, SMALL
 
 from gemma_tpu.config import CONFIGS
 from gemma_tpu.deployment import Deployment
@@ -69,6 +69,18 @@ def test_the_smallest_slice_fits_and_the_next_smaller_does_not(compilations) -> 
         if _fits(search.choose_mesh(TEXT, where, 32, 65_536, "bfloat16").candidates[-1])
     ]
     assert answer.value == fitting[0]
+
+
+def test_other_deployments_have_the_guesses_too(compilations) -> None:
+    guesses = {"draft_tokens": 3, "draft": DRAFT}
+    base = deploy(TEXT, parse_slice("v5e-4"), (1, 4), 8, 8192, **guesses)
+    found = search.compile_programs(base)
+    for answer in (search.largest_context, search.most_rows, search.smallest_slice):
+        assert answer(base, found).compiled
+    assert len({one.deployment for one in compilations}) > 3
+    assert {(one.deployment.draft_tokens, one.deployment.draft) for one in compilations} == {(3, DRAFT)}
+    for choice in search.choose_mesh(TEXT, base.where, 8, 8192, "bfloat16", **guesses).candidates:
+        assert choice.deployment.draft == DRAFT
 
 
 def test_nothing_fits_is_an_answer_too(compilations) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -19,10 +20,11 @@ class Loop:
     """Each turn hands the device a step, and reads the tokens of the decode call before last.
 
     The device thus has the next call queued when the host looks at the last one's tokens. For one thread at a time.
+    `clock` is that of `Request.deadline`.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
-        self._scheduler, self._runner = scheduler, runner
+    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._scheduler, self._runner, self._clock = scheduler, runner, clock
         self._unread: collections.deque[tuple[Step, Drawn]] = collections.deque()
         runner.reset()
 
@@ -33,7 +35,7 @@ class Loop:
     def turn(self, lock: contextlib.AbstractContextManager) -> None:
         """`lock` guards the queue of requests. What is raised concerns all requests: `recover` from it."""
         with lock:
-            step = self._scheduler.plan()
+            step = self._scheduler.plan(self._clock())
         drawn = self._runner.run(step)
         self._scheduler.dispatched(step)
         if drawn is not None:

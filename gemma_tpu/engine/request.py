@@ -100,11 +100,13 @@ class Request:
         self.generated: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of `generated`, if asked for
         self.prompt_logprobs: list[TokenLogprob | None] = []  # kept here for who reads the answer
-        self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
+        self.finish_reason: str | None = None  # see `gemma_tpu.options.Completion`
         self.cached_tokens = 0
         self.image_tokens = num_soft_tokens * len(images)
         self.draft_tokens = self.accepted_tokens = 0
         self.clock = _Clock(time.perf_counter())
+        timeout = sampling_params.timeout
+        self.deadline = math.inf if timeout is None else self.clock.submitted + float(timeout)  # by that clock
         self.cancelled = False
         self.pid = os.getpid()
         self._stop_watch, self.constraint, self.client = stop_watch, constraint, client
@@ -145,6 +147,12 @@ class Request:
         self._ended.wait()
 
     # The engine's end.
+
+    def ended_early(self, now: float) -> str | None:
+        """The `finish_reason` of a request that is to end whatever it has written; None if it goes on."""
+        if self.cancelled:
+            return "cancelled"
+        return "timeout" if now >= self.deadline else None
 
     def assign(self, cached_tokens: int) -> None:
         """It has a batch row, whose cache holds so many of its tokens already; perhaps not for the first time."""

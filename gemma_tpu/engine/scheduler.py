@@ -97,11 +97,14 @@ class Scheduler:
         kept = pool.count - pool.num_free - needed
         return Occupancy(len(self.running), len(self.waiting), needed, kept, pool.num_free, self._resumed)
 
-    def plan(self) -> Step:
-        """What the device does next; possibly nothing, until earlier steps have been committed."""
+    def plan(self, now: float) -> Step:
+        """What the device does next; possibly nothing, until earlier steps have been committed.
+
+        `now`: seconds by the clock of `Request.deadline`.
+        """
         self._turn += 1
         self.memory.turn = self._turn
-        self._end_cancelled()
+        self._end_early(now)
         self._assign_waiting()
         prefill, shown = self._prefill()
         before = self.memory.take_operations()
@@ -150,18 +153,18 @@ class Scheduler:
         clear = Clear(None, range(self.memory.pool.count)), *(Clear(row.index, ()) for row in self.rows)
         return Step(tuple(range(len(self.rows))), clear, forget=self.images.clear())
 
-    def _end_cancelled(self) -> None:
+    def _end_early(self, now: float) -> None:
         for row in self.rows:
-            if row.request and row.request.cancelled:
+            if row.request and (reason := row.request.ended_early(now)):
                 # The calls under way still write into the cache, which cannot be rewound. What they write is delivered,
                 # so that a conversation with this answer in it can go on from there.
                 self._halt(row)
                 if not row.unread:
-                    self._vacate(row).finish("cancelled")
-        cancelled = [request for request in self.waiting if request.cancelled]
-        for request in cancelled:  # without waiting for a row
-            self.waiting.remove(request)
-            request.finish("cancelled")
+                    self._vacate(row).finish(reason)
+        for request in list(self.waiting):  # without waiting for a row
+            if reason := request.ended_early(now):
+                self.waiting.remove(request)
+                request.finish(reason)
 
     def _halt(self, row: Row) -> None:
         """No more calls for this row than those under way."""

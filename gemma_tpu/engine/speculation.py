@@ -119,7 +119,8 @@ def decode(
     def guess(row: State, active: jax.Array) -> tuple[jax.Array, State]:
         most = jnp.where(active & row_params.ahead, jnp.minimum(T - 1, row.remaining - 1), 0)
         if deployment.draft:
-            return _drafted(params, row, active, most, pages, deployment)
+            with jax.named_scope("draft"):  # gemma_tpu.plan.compiled finds it by that
+                return _drafted(params, row, active, most, pages, deployment)
         assert row.text is not None
         found = look_up(row.text, row.length, T - 1)
         return jnp.where(nth[:-1] < most[:, None], found, NO_TOKEN), row

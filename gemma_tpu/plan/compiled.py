@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment
+from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment, check_draft
 from gemma_tpu.engine import programs, speculation
 from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.environment import LIBTPU_ALONE
@@ -32,6 +32,9 @@ from gemma_tpu.sharding import make_mesh
 
 PROGRAMS = ("decode", "prefill", "encode")
 NO_LIBTPU = "planning needs the TPU compiler, though no TPU: pip install libtpu"
+
+_DRAFT_LOOP = "/draft/while$"  # of gemma_tpu.engine.speculation
+_NOT_DRAFTED = "^(?!.*/draft/while/body/cond$)"  # any conditional but whether there is another token to guess
 
 _LIBTPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # to compile touches no chip: others may do so, or use one, at the same time
@@ -87,8 +90,14 @@ class Target:
         """Tokens of the longest prefill call."""
         return self.deployment.prefill_sizes[-1]
 
+    @property
+    def draft(self) -> Target | None:
+        """The draft model alone."""
+        small = self.deployment.draft
+        return self.replace(config=small, draft=None, draft_tokens=0) if small else None
+
     def replace(self, **changes: Any) -> Target:
-        """With other `rows`, `context` or `chunks`."""
+        """With other fields of the deployment, such as `rows` or `context`."""
         return dataclasses.replace(self, deployment=dataclasses.replace(self.deployment, **changes))
 
 
@@ -101,11 +110,15 @@ def deploy(
     dtype: DTypeLike = "bfloat16",
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft_tokens: int = 0,
+    draft: GemmaConfig | None = None,
 ) -> Target:
-    """A model on the mesh (data, model) that `load` would make of a slice's chips."""
-    mesh = mesh_for(config, where, shape)
-    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    return Target(Deployment(config, mesh, rows, context, dtype, **cache), where)
+    """A model on the mesh (data, model) that `load` would make of a slice's chips. ValueError for a draft it cannot."""
+    check_draft(draft, config)
+    small = draft and dataclasses.replace(draft, vision=None)  # it sees no images
+    more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    more |= {"draft_tokens": draft_tokens, "draft": small}
+    return Target(Deployment(config, mesh_for(config, where, shape), rows, context, dtype, **more), where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +128,8 @@ class Program:
     `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
     compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call;
     in the case of decode for one step that reads whole caches and takes the likeliest token, `sampled_cycles` if a row
-    samples with top-k and top-p, and `short_cycles` if the caches hold little. `hlo` is None, and there are no cycles,
-    if the compiler refused.
+    samples with top-k and top-p, and `short_cycles` if the caches hold little; a draft model guesses as many tokens as
+    it may. `hlo` is None, and there are no cycles, if the compiler refused.
     """
 
     name: str
@@ -147,11 +160,12 @@ def compile_programs(target: Target, names: Sequence[str] = PROGRAMS) -> list[Pr
 @functools.lru_cache(maxsize=4)  # what is asked for again while one plan is made; 27B's HLO takes a GB or so
 def _compile(deployment: Deployment, name: str) -> Program:
     lower = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}[name]
-    return compile_one(name, *lower(deployment))
+    return compile_one(name, *lower(deployment), draft_steps=1 + deployment.draft_tokens)
 
 
-def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
-    """`inputs`: bytes of the arguments beside weights and state on a device."""
+def compile_one(name: str, lowered: Any, inputs: int = 0, draft_steps: int = 1) -> Program:
+    """`inputs`: bytes of the arguments beside weights and state on a device. `draft_steps`: of a draft model, if any,
+    in a decode step."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -163,7 +177,7 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         seconds = time.perf_counter() - begin
         # The same as `compiled.as_text()`, by which jaxlib 0.10 cannot read some of what libtpu makes for v5p and v6e.
         dumped = next(Path(folder).glob("*.after_codegen.txt"), None)
-        hlo = Hlo(dumped.read_text() if dumped else compiled.as_text())
+        hlo = Hlo(dumped.read_text() if dumped else compiled.as_text(), {_DRAFT_LOOP: draft_steps})
     sizes = compiled.memory_analysis()
     part = hlo.step if name == "decode" else hlo.entry
     return Program(
@@ -177,7 +191,7 @@ def compile_one(name: str, lowered: Any, inputs: int = 0) -> Program:
         code=sizes.generated_code_size_in_bytes,
         cycles=hlo.cycles(part, cheapest="/(more|sample)/"),
         sampled_cycles=hlo.cycles(part, cheapest="/more/cond$"),
-        short_cycles=hlo.cycles(part, cheapest=""),
+        short_cycles=hlo.cycles(part, cheapest=_NOT_DRAFTED),
         hlo=hlo,
     )
 
@@ -197,7 +211,7 @@ def total_memory(target: Target, compiled: Sequence[Program]) -> Memory:
     extra = []
     for program in compiled:
         # A program takes no weights that it does not read, but they stay where they are while it runs.
-        taken = memory.vision if program.name == "encode" else memory.weights + memory.state
+        taken = memory.vision if program.name == "encode" else memory.weights + memory.state + memory.draft
         beside = program.inputs + program.temporaries + program.outputs
         extra.append(beside if program.needs is None else program.needs - taken)
     return dataclasses.replace(memory, activations=max(extra), code=sum(program.code for program in compiled))

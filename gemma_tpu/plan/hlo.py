@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -80,9 +80,13 @@ class Collective:
 
 
 class Hlo:
-    """A compiled module. `step` is the body of its outermost loop, if it has one: what runs for each token."""
+    """A compiled module. `step` is the body of its outermost loop, if it has one: what runs for each token.
 
-    def __init__(self, text: str) -> None:
+    `trips`: how often loops run that do not say so themselves, by expressions that their origins match.
+    """
+
+    def __init__(self, text: str, trips: Mapping[str, int] | None = None) -> None:
+        self._known_trips = trips or {}
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         lines: list[Instruction] = []
@@ -110,16 +114,19 @@ class Hlo:
     def _cycles(self, one: Instruction, cheapest: str | None) -> int:
         if one.op == "while":
             condition, body = _loop(one)
-            return self._trips(condition) * (self.cycles(body, cheapest) + self.cycles(condition, cheapest))
+            return self._trips(one) * (self.cycles(body, cheapest) + self.cycles(condition, cheapest))
         if one.op == "conditional":
             choose = max if cheapest is None or not re.search(cheapest, one.origin) else min
             return choose(self.cycles(name, cheapest) for name in one.called)
         inside = sum(self.cycles(name, cheapest) for name in one.called) if one.op in ("call", "async-start") else 0
         return one.cycles + inside
 
-    def _trips(self, condition: str) -> int:
-        """How often a loop runs: from `i < constant`, counted from 0; 1 where the condition says anything else."""
-        body = [one for one in self.computations[condition] if one.op not in ("parameter", "get-tuple-element")]
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop runs: from `i < constant`, counted from 0; 1 where nobody says it."""
+        for origin, trips in self._known_trips.items():
+            if re.search(origin, loop.origin):
+                return trips
+        body = [one for one in self.computations[_loop(loop)[0]] if one.op not in ("parameter", "get-tuple-element")]
         inner = [one for fused in body if fused.op == "fusion" for one in self.computations[fused.called[0]]]
         bounds = [int(n.group(1)) for one in body if one.op == "constant" and (n := re.match(r"(\d+)\)", one.rest))]
         compares = [one for one in body + inner if one.op == "compare"]
@@ -145,10 +152,14 @@ class Hlo:
                     pending += one.called[:1] if rare and re.search(rare, one.origin) else one.called
 
     def collectives(self, start: str | None = None, branches: bool = True) -> list[Collective]:
+        """Each as often as it runs, where that is known. `branches`: see `executed`."""
         found = []
-        for _, one in self.executed(start, branches):
+        for one in self.computations[start or self.entry]:
             if (op := one.op.removesuffix("-start")) in COLLECTIVES:
                 found.append(Collective(op, max(array.nbytes for array in one.results), one.origin))
+            elif one.op in ("while", "call", "async-start") or (branches and one.op == "conditional"):
+                inside = [sent for name in one.called for sent in self.collectives(name, branches)]
+                found += inside * (self._trips(one) if one.op == "while" else 1)
         return found
 
     def offenders(

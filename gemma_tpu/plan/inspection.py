@@ -32,6 +32,6 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     if model == 1:
         # Copies of the model must agree on when to stop, and the host reads what all their rows draw from any.
         least = 4 * rows * STEPS_PER_CALL * MAX_LOGPROBS if data > 1 else 0
-        sent = [one for one in decode.hlo.collectives() if one.nbytes > least]
+        sent = [one for one in dict.fromkeys(decode.hlo.collectives()) if one.nbytes > least]
         problems += [f"{one.op} of {one.nbytes} bytes without tensor parallelism: {one.origin}" for one in sent]
     return problems

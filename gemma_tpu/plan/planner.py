@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.deployment import IMAGE_BATCHES
+from gemma_tpu.deployment import IMAGE_BATCHES, draft_length
 from gemma_tpu.plan.chips import Chip, Slice, slices
 from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
 from gemma_tpu.plan.hlo import Collective
@@ -34,11 +34,17 @@ def make_plan(
     dtype: str,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft_tokens: int | None = None,
+    draft: GemmaConfig | None = None,
+    draft_name: str = "a draft model",
     images: int = 0,
     search: bool = True,
     progress: Progress = lambda _: None,
 ) -> Plan:
-    """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times."""
+    """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times.
+
+    `draft_tokens` are guessed at each step, by a model of the config `draft` if there is one: see `gemma_tpu.load`.
+    """
     if not isinstance(config, GemmaConfig):
         raise ValueError(f"config must be a GemmaConfig, got {brief(config)}")
     if not isinstance(where, Slice):
@@ -51,13 +57,22 @@ def make_plan(
     if cache_tokens is not None:
         check_integer("cache_tokens", cache_tokens, context)
     check_integer("stored_prefixes", stored_prefixes, 0)
-    choice = choose_mesh(config, where, rows, context, dtype, cache_tokens, stored_prefixes)
+    if not isinstance(draft, GemmaConfig | None):
+        raise ValueError(f"draft must be a GemmaConfig, got {brief(draft)}")
+    guesses = {"draft_tokens": draft_length(draft_tokens, draft is not None), "draft": draft}
+    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    choice = choose_mesh(config, where, rows, context, dtype, **cache, **guesses)
     first, *others = choice.candidates
     progress(f"compiling for {where.topology}")
     plan = _plan(model, first, choice.reason)
     for other in others if not plan.fits else []:
         progress("the fastest mesh does not fit, compiling for the one that needs least memory")
         plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
+    if draft:
+        plan = dataclasses.replace(plan, draft=draft_name)
+    if plan.target.deployment.draft_tokens and plan.speeds[0].compiler:
+        progress("a decode step without guesses")
+        plan = dataclasses.replace(plan, plain_step=_plain_step(plan.target))
     if images:
         plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
@@ -79,6 +94,13 @@ def _plan(model: str, target: Target, reason: str) -> Plan:
     return Plan(model, target, reason, programs, memory, _speeds(target, programs))
 
 
+def _plain_step(target: Target) -> Speed:
+    """A decode step of the same, without guesses."""
+    plain = target.replace(draft_tokens=0, draft=None)
+    step, *_ = _speeds(plain, compile_programs(plain, ["decode"]))
+    return dataclasses.replace(step, what=f"decode step of 1 token, {rows_text(target.deployment.rows)}")
+
+
 def smallest_plan(
     model: str,
     config: GemmaConfig,
@@ -89,16 +111,20 @@ def smallest_plan(
     dtype: str,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
+    draft_tokens: int | None = None,
+    draft: GemmaConfig | None = None,
+    draft_name: str = "a draft model",
     progress: Progress = lambda _: None,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
     plan, sizes = None, {"rows": rows, "context": context, "dtype": dtype}
     sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
+    sizes |= {"draft_tokens": draft_length(draft_tokens, draft is not None), "draft": draft}
     for where in slices(chip):
         leanest = choose_mesh(config, where, **sizes).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
-        plan = make_plan(model, config, where, **sizes, search=False, progress=progress)
+        plan = make_plan(model, config, where, **sizes, draft_name=draft_name, search=False, progress=progress)
         if plan.fits:
             break
     assert plan
@@ -155,7 +181,9 @@ def _seconds(program: Program, cycles: int, roofline: Roofline, target: Target) 
 
 
 def _decode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
-    return f"decode step, {rows_text(target.deployment.rows)}", decode_roofline(target, sent)
+    guesses, rows = target.deployment.draft_tokens, rows_text(target.deployment.rows)
+    what = f"decode step of {guesses + 1} tokens, {rows}" if guesses else f"decode step, {rows}"
+    return what, decode_roofline(target, sent)
 
 
 def _prefill(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from gemma_tpu.deployment import Deployment
 from gemma_tpu.memory import Memory
 from gemma_tpu.plan.chips import GIB, Slice
 from gemma_tpu.plan.compiled import Program, Target
@@ -20,6 +19,8 @@ _PREDICTIONS = (
     "collectives and the attention kernels, which have none, the roofline's. Loads beside the work have none either,\n"
     "so the compiler's time can be below the roofline; no run can be."
 )
+
+_PAYS = "guesses pay if more tokens than that stand at each step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A model on a slice. `would_fit` maps a question to its answer; it is empty if nobody asked."""
+    """A model on a slice. `would_fit` maps a question to its answer; it is empty if nobody asked.
+
+    `draft` is the name of a draft model. `plain_step`: a decode step without guesses, where tokens are guessed and the
+    compiler does not refuse the step that looks at them.
+    """
 
     model: str
     target: Target
@@ -42,6 +47,14 @@ class Plan:
     memory: Memory
     speeds: list[Speed]
     would_fit: dict[str, Answer] = dataclasses.field(default_factory=dict)
+    draft: str | None = None
+    plain_step: Speed | None = None
+
+    @property
+    def step_ratio(self) -> float | None:
+        """How many steps of one token a step with guesses takes as long as, by the compiler; None if nobody knows."""
+        plain = self.plain_step
+        return self.speeds[0].compiler / plain.compiler if plain and plain.compiler else None
 
     @property
     def fits(self) -> bool:
@@ -64,17 +77,23 @@ def versions() -> dict[str, str]:
 def text(plan: Plan) -> str:
     where = plan.target.where
     data, model = plan.target.mesh_shape
-    width = max(len(what) for what in (*(speed.what for speed in plan.speeds), *plan.would_fit))
+    speeds = [*plan.speeds, *([plan.plain_step] if plan.plain_step else [])]
+    width = max(len(what) for what in (*(speed.what for speed in speeds), *plan.would_fit))
     lines = [
-        f"{plan.model} on {describe_slice(where)}, {load(plan.target.deployment)}",
+        f"{plan.model} on {describe_slice(where)}, {load(plan)}",
         f"mesh: data {data} × model {model}{f' (load it with mesh=({data}, {model}))' * (data > 1)}; {plan.reason}",
         f"memory of each chip: {verdict(plan)}",
         plan.memory.table(where.chip.hbm),
         f"{'predicted time':{width + 2}} {'roofline':>10} {'compiler':>10}  bound by",
     ]
-    for speed in plan.speeds:
+    for speed in speeds:
         times = f"{duration(speed.roofline.seconds):>10} {duration(speed.compiler):>10}"
         lines.append(f"  {speed.what:{width}} {times}  {speed.roofline.bound}")
+    if plan.plain_step and plan.step_ratio:
+        tokens = 1 + plan.target.deployment.draft_tokens
+        least = plan.speeds[0].roofline.seconds / plan.plain_step.roofline.seconds
+        ratios = f"{least:.2f} (roofline), {plan.step_ratio:.2f} (compiler)"
+        lines.append(f"a step of {tokens} tokens / one of 1 token: {ratios}; {_PAYS}")
     if plan.would_fit:
         lines.append("what would fit")
         lines += [f"  {question:{width}} {answer}" for question, answer in plan.would_fit.items()]
@@ -83,11 +102,13 @@ def text(plan: Plan) -> str:
     return "\n".join([*lines, _PREDICTIONS])
 
 
-def load(one: Deployment) -> str:
+def load(plan: Plan) -> str:
     """What is asked of a slice."""
+    one = plan.target.deployment
     images, stored = "with" if one.config.vision else "no", one.stored_prefixes
     prefixes = f", {stored} stored prefix{'es' * (stored > 1)}" if stored else ""
-    return f"{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}"
+    guesses = f", {one.draft_tokens} tokens guessed by {plan.draft or 'prompt lookup'}" if one.draft_tokens else ""
+    return f"{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}{guesses}"
 
 
 def rows_text(rows: int) -> str:
@@ -114,10 +135,12 @@ def duration(seconds: float) -> str:
 
 def comparison(plans: list[Plan]) -> str:
     """One line a slice."""
-    columns = f"{'slice':8} {'mesh':>6} {'needs':>9} {'of':>9}       "
+    columns = f"{'slice':8} {'mesh':>6} {'needs':>9} {'of':>9}      "
+    tokens = 1 + plans[0].target.deployment.draft_tokens
+    ratio = f"  {tokens} tokens / 1 (compiler)" if tokens > 1 else ""
     lines = [
-        f"{plans[0].model}, {load(plans[0].target.deployment)}",
-        f"{columns} {'step':>9} {'compiler':>9}  {'bound by':13} {'prefill':>9}",
+        f"{plans[0].model}, {load(plans[0])}",
+        f"{columns} {'step':>9} {'compiler':>9}  {'bound by':13} {'prefill':>9}{ratio}",
     ]
     for plan in plans:
         data, model = plan.target.mesh_shape
@@ -127,9 +150,19 @@ def comparison(plans: list[Plan]) -> str:
             f"{plan.target.where.name:8} {f'{data}×{model}':>6} {plan.memory.total / GIB:5.1f} GiB"
             f" {plan.target.where.chip.hbm / GIB:5.1f} GiB  {'fits' if plan.fits else 'NO':4}"
             f" {duration(decode.roofline.seconds):>9} {duration(decode.compiler):>9}  {decode.roofline.bound:13}"
-            f" {prefill_time:>9}"
+            f" {prefill_time:>9}" + (f"  {plan.step_ratio:{len(ratio) - 2}.2f}" if plan.step_ratio else "")
         )
     return "\n".join([*lines, _PREDICTIONS])
+
+
+def _prediction(speed: Speed) -> dict[str, Any]:
+    return {
+        "what": speed.what,
+        "compiler_seconds": speed.compiler or None,
+        "roofline_seconds": speed.roofline.seconds,
+        "bound": speed.roofline.bound,
+        "busy_seconds": dataclasses.asdict(speed.roofline),
+    }
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -143,20 +176,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "context": one.context,
         "rows": one.rows,
         "stored_prefixes": one.stored_prefixes,
+        "draft_tokens": one.draft_tokens,
+        "draft": plan.draft,
         "dtype": str(one.dtype),
         "images": bool(one.config.vision),
         "fits": plan.fits,
         "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total, "capacity": target.where.chip.hbm},
-        "predictions": [
-            {
-                "what": speed.what,
-                "compiler_seconds": speed.compiler or None,
-                "roofline_seconds": speed.roofline.seconds,
-                "bound": speed.roofline.bound,
-                "busy_seconds": dataclasses.asdict(speed.roofline),
-            }
-            for speed in plan.speeds
-        ],
+        "predictions": [_prediction(speed) for speed in plan.speeds],
+        "plain_step": plan.plain_step and _prediction(plan.plain_step),
+        "step_ratio": plan.step_ratio,
         "programs": [
             {field.name: getattr(program, field.name) for field in dataclasses.fields(program) if field.name != "hlo"}
             | {"peak": program.peak}

@@ -25,6 +25,10 @@ class Roofline:
     vector: float
     interconnect: float
 
+    def __add__(self, after: Roofline) -> Roofline:
+        """That of both, one after the other."""
+        return Roofline(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(after), strict=True)))
+
     @property
     def bound(self) -> str:
         """The part that is busy longest."""
@@ -38,16 +42,33 @@ class Roofline:
 
 
 def decode_roofline(target: Target, collectives: Sequence[Collective] | None = None) -> Roofline:
-    """One step of every row, its whole cache read. `collectives`: those compiled, by default those expected."""
-    deployment = target.deployment
-    rows = max(deployment.rows // target.mesh_shape[0], deployment.min_rows)
-    return _text_roofline(target, tokens=rows, queries=1, logits=True, collectives=collectives)
+    """One step of every row, its whole cache read; where tokens are guessed, one that looks at as many as it may.
+
+    `collectives`: those compiled, by default those expected.
+    """
+    step = _decode_roofline(target, logits=True, collectives=collectives)
+    if (draft := target.draft) is None:
+        return step
+    others = None if collectives is None else []  # they are those of both
+    for guesses in range(target.deployment.draft_tokens + 1):  # at last it reads its last guess
+        step += _decode_roofline(draft, logits=guesses < target.deployment.draft_tokens, collectives=others)
+    return step
+
+
+def _decode_roofline(target: Target, *, logits: bool, collectives: Sequence[Collective] | None) -> Roofline:
+    """Of one model."""
+    deployment, T = target.deployment, 1 + target.deployment.draft_tokens
+    rows = max(deployment.rows // target.mesh_shape[0], -(-deployment.min_rows // T))
+    return _text_roofline(target, tokens=rows * T, queries=T, one_row=False, logits=logits, collectives=collectives)
 
 
 def prefill_roofline(target: Target, collectives: Sequence[Collective] | None = None) -> Roofline:
     """One chunk of a row at the end of a full context."""
-    chunk = target.chunk
-    return _text_roofline(target, tokens=chunk, queries=chunk, logits=False, collectives=collectives)
+    chunk = {"tokens": target.chunk, "queries": target.chunk, "one_row": True, "logits": False}
+    read = _text_roofline(target, **chunk, collectives=collectives)
+    if draft := target.draft:
+        read += _text_roofline(draft, **chunk, collectives=None if collectives is None else [])
+    return read
 
 
 def encode_roofline(target: Target, collectives: Sequence[Collective] | None = None) -> Roofline:
@@ -69,9 +90,15 @@ def encode_roofline(target: Target, collectives: Sequence[Collective] | None = N
 
 
 def _text_roofline(
-    target: Target, *, tokens: int, queries: int, logits: bool, collectives: Sequence[Collective] | None
+    target: Target,
+    *,
+    tokens: int,
+    queries: int,
+    one_row: bool,
+    logits: bool,
+    collectives: Sequence[Collective] | None,
 ) -> Roofline:
-    """`tokens` of a data group go through the weights, `queries` of each row look at its cache."""
+    """`tokens` of a data group go through the weights, `queries` of each row, or of one, look at its cache."""
     deployment, chip = target.deployment, target.chip
     config, memory = deployment.config, deployment.memory
     itemsize = jnp.dtype(deployment.dtype).itemsize
@@ -79,7 +106,7 @@ def _text_roofline(
     # An untied table is looked up only; the head, which the tied table is, waits for the tokens whose logits are asked.
     unread = (not config.tied_head) + (not logits)
     weights -= unread * config.vocab_size * config.embed_dim / target.mesh_shape[1]
-    cached, scores = _attention(target, queries)
+    cached, scores = _attention(target, queries, one_row)
     flops = 2 * weights * tokens + 4 * scores * config.head_dim
     if collectives is None:
         collectives = _all_reduces(2 * config.num_layers + 1, tokens * config.embed_dim * itemsize, target)
@@ -97,12 +124,13 @@ def kernel_seconds(target: Target, program: str) -> float:
     if program == "decode":
         return 0.0
     if program == "prefill":
-        (_, scores), head_dim = _attention(target, target.chunk), config.head_dim
+        (_, scores), head_dim = _attention(target, target.chunk, True), config.head_dim
     else:
         assert config.vision
         (_, scores), head_dim = _patch_attention(target), config.vision.head_dim
     matrix = 4 * scores * head_dim * _passes(target) / chip.flops
-    return max(matrix, scores * _SOFTMAX_OPS / chip.vector_ops)
+    others = kernel_seconds(target.draft, program) if program == "prefill" and target.draft else 0.0
+    return max(matrix, scores * _SOFTMAX_OPS / chip.vector_ops) + others
 
 
 def _patch_attention(target: Target) -> tuple[int, float]:
@@ -115,10 +143,10 @@ def _patch_attention(target: Target) -> tuple[int, float]:
     return images, images * config.depth * heads * config.num_patches**2
 
 
-def _attention(target: Target, queries: int) -> tuple[float, float]:
-    """Bytes of the cache that a device reads, and scores of `queries` with it: one of each row, or several of one."""
+def _attention(target: Target, queries: int, one_row: bool) -> tuple[float, float]:
+    """Bytes of the cache that a device reads, and scores of `queries` of each row, or of one row, with it."""
     deployment = target.deployment
-    keys = deployment.abstract_state.cache.num_keys(one_row=queries > 1)
+    keys = deployment.abstract_state.cache.num_keys(one_row=one_row)
     nbytes = 2 * keys * deployment.config.head_dim * jnp.dtype(deployment.dtype).itemsize
     return nbytes, keys * deployment.config.group_size * queries
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.typing import DTypeLike
 
@@ -36,12 +37,13 @@ def choose_mesh(
     rows: int,
     context: int,
     dtype: DTypeLike,
-    cache_tokens: int | None = None,
-    stored_prefixes: int = 0,
+    **more: Any,
 ) -> MeshChoice:
-    """The mesh whose decode step is shortest by its roofline, of those where weights and state fit."""
-    wanted = rows, context, dtype, cache_tokens, stored_prefixes
-    every = [deploy(config, where, shape, *wanted) for shape in mesh_shapes(where.num_chips, rows)]
+    """The mesh whose decode step is shortest by its roofline, of those where weights and state fit.
+
+    `more`: see `deploy`.
+    """
+    every = [deploy(config, where, shape, rows, context, dtype, **more) for shape in mesh_shapes(where.num_chips, rows)]
     timed = sorted(every, key=lambda one: decode_roofline(one).seconds)
     fitting = [one for one in timed if one.deployment.memory.resident <= where.chip.hbm]
     smallest = min(every, key=lambda one: one.deployment.memory.resident)
@@ -156,9 +158,10 @@ def most_rows(base: Target, compiled: Sequence[Program]) -> Answer:
 def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
+    names = "rows", "context", "dtype", "cache_tokens", "stored_prefixes", "draft_tokens", "draft"
+    sizes = {name: getattr(wanted, name) for name in names}
     for where in slices(base.chip):
-        sizes = wanted.rows, wanted.context, wanted.dtype, wanted.cache_tokens, wanted.stored_prefixes
-        choice = choose_mesh(wanted.config, where, *sizes).candidates[-1]
+        choice = choose_mesh(wanted.config, where, **sizes).candidates[-1]
         if choice == base and fits(base, total_memory(base, compiled)):
             return Answer(where.name, True)
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:

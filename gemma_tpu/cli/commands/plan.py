@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stored-prefixes", type=int, default=0, metavar="N", help="prefixes of prompts to keep besides (default: 0)"
     )
+    add_shared(parser, "--draft", "--draft-tokens")
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
@@ -56,12 +57,15 @@ def main(args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
     import jax
 
+    from gemma_tpu.deployment import MAX_DRAFT_TOKENS
     from gemma_tpu.plan import report
     from gemma_tpu.plan.chips import CHIPS, Chip, Slice, parse_slice
     from gemma_tpu.plan.compiled import topology_devices
     from gemma_tpu.plan.planner import make_plan, smallest_plan
 
     config = model_config(args.model)
+    options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
+    options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     if not 2 <= args.context <= config.max_context:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
     if args.rows < 1:
@@ -70,6 +74,13 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
     if args.stored_prefixes < 0:
         raise ValueError(f"--stored-prefixes must be at least 0, got {args.stored_prefixes}")
+    if "draft" in args:
+        options |= {"draft": model_config(args.draft), "draft_name": args.draft}
+    if "draft_tokens" in args:
+        least = 1 if "draft" in args else 0
+        if not least <= args.draft_tokens <= MAX_DRAFT_TOKENS:
+            raise ValueError(f"--draft-tokens must be in [{least}, {MAX_DRAFT_TOKENS}], got {args.draft_tokens}")
+        options["draft_tokens"] = args.draft_tokens
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.images is not None and args.images < 0:
@@ -86,8 +97,6 @@ def main(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, vision=None)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and a TPU that is here stays free
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for devices that are not here
-    options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
-    options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     for where in places:
         if isinstance(where, Slice):
             topology_devices(where)  # so that one that there is not is said before another is compiled for
