@@ -73,7 +73,7 @@ class Host:
 
     def __init__(self, model: Any, server: threading.Thread) -> None:
         scheduler, runner = model.engine._scheduler, model.engine._runner
-        self._spent: collections.Counter[str] = collections.Counter()
+        self._spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._clock = time.pthread_getcpuclockid(server.ident or 0)
         for name in ("plan", "dispatched", "commit"):
             setattr(scheduler, name, self._timed("engine", getattr(scheduler, name)))
@@ -90,8 +90,8 @@ class Host:
 
         return timed
 
-    def read(self) -> collections.Counter[str]:
-        return self._spent + collections.Counter({"server": time.clock_gettime(self._clock)})
+    def read(self) -> dict[str, float]:
+        return {**self._spent, "server": time.clock_gettime(self._clock)}
 
 
 @contextlib.contextmanager
@@ -170,7 +170,9 @@ def main() -> None:
             for in_flight in load.in_flight:
                 before = host.read()
                 level = measure(way, url, dataclasses.replace(load, in_flight=[in_flight]), model)
-                shares = {name: (value - before[name]) / level["seconds"] for name, value in host.read().items()}
+                shares = {
+                    name: (value - before.get(name, 0.0)) / level["seconds"] for name, value in host.read().items()
+                }
                 keep({"way": way, "host": shares, **level})
 
 

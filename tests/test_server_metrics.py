@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from server_site import (
     Site,
@@ -19,6 +20,7 @@ from small_models import gated
 
 import gemma_tpu
 from gemma_tpu.server import Settings
+from gemma_tpu.server.metrics import _TOKEN, Metrics
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,23 @@ def test_metrics(model: gemma_tpu.Model) -> None:
     assert found["gemma_tpu:e2e_request_latency_seconds_count"] == 3
     assert found["gemma_tpu:request_inference_time_seconds_count"] == 3
     assert found["gemma_tpu:num_requests_running"] == found["gemma_tpu:num_requests_waiting"] == 0
+
+
+def test_the_time_between_tokens_is_the_histogram_that_counts_them_one_by_one() -> None:
+    """prometheus_client's own."""
+    ours, registry = Metrics("m", lambda: None), CollectorRegistry()
+    name = "gemma_tpu:inter_token_latency_seconds"
+    theirs = Histogram(name, "Between two tokens.", ["model_name"], registry=registry, buckets=_TOKEN).labels("m")
+    for count, seconds in [(0, 1.0), (1, 0.01), (8, 0.08), (3, 0.0750003), (2, 500.0), (1, 0.0)]:
+        ours.tokens(count, seconds)
+        for _ in range(count):
+            theirs.observe(seconds / count)
+
+    def samples(text: bytes) -> dict:
+        families = text_string_to_metric_families(text.decode())
+        found = {family.name: family for family in families}[name]
+        assert (found.type, found.documentation) == ("histogram", "Between two tokens.")
+        kept = [sample for sample in found.samples if not sample.name.endswith("_created")]
+        return {(sample.name, *sorted(sample.labels.items())): pytest.approx(sample.value) for sample in kept}
+
+    assert samples(ours.text()) == samples(generate_latest(registry))

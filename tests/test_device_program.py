@@ -1,0 +1,59 @@
+"""Programs compiled with a platform's options."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma_tpu.engine import device_program
+from gemma_tpu.engine.device_program import device_program as program
+
+
+@program(static=("deployment", "turns"), donated=("total",))
+def add_up(total: jax.Array, x: jax.Array, *, deployment: SimpleNamespace, turns: int) -> jax.Array:
+    """The sum of several turns."""
+    return jax.lax.while_loop(lambda c: c[0] < turns, lambda c: (c[0] + 1, c[1] + x), (0, total))[1]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The compiler options of what is jitted anew."""
+    seen, real = [], jax.jit
+
+    def jit(*args, compiler_options=None, **more):
+        seen.append(compiler_options)
+        return real(*args, compiler_options=compiler_options, **more)
+
+    monkeypatch.setattr(jax, "jit", jit)
+    return seen
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_each_platform_computes_the_same(platform: str) -> None:
+    """XLA refuses an option that it does not know, or a value, on every platform."""
+    where, total, x = Hashable(platform), jnp.zeros(3), jnp.arange(3.0)
+    assert np.array_equal(add_up.lower(total, x, deployment=where, turns=4).compile()(total, x), [0, 4, 8])
+    total = jnp.zeros(3)
+    assert np.array_equal(add_up(total, x, deployment=where, turns=4), [0, 4, 8])
+    assert total.is_deleted()
+    assert add_up.__doc__ == "The sum of several turns."
+
+
+def test_loops_and_branches_are_in_graphs_on_a_gpu_alone(asked: list) -> None:
+    program(static=("deployment",), donated=())(lambda deployment: deployment)
+    plain, gpu = asked
+    assert plain is None
+    assert {"WHILE", "CONDITIONAL"} <= set(gpu["xla_gpu_enable_command_buffer"].split(","))
+    assert list(device_program._OPTIONS) == ["gpu"]
+
+
+class Hashable(SimpleNamespace):
+    def __init__(self, platform: str) -> None:
+        super().__init__(platform=platform)
+
+    def __hash__(self) -> int:
+        return hash(self.platform)
