@@ -30,9 +30,10 @@ def small(monkeypatch) -> None:
     """gemma3-4b is the small model of the other tests, compiled once."""
     monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
 
-    def compile_programs(target):
+    def compile_programs(target, progress):
         found = compiled(target.where.topology, target.mesh_shape, target.deployment.rows)
         assert found[0] == target
+        progress("compiling decode")
         return list(found[1].values())
 
     monkeypatch.setattr(planner, "compile_programs", compile_programs)
@@ -40,7 +41,9 @@ def small(monkeypatch) -> None:
 
 def test_a_plan_as_json(capsys) -> None:
     assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert said.err == "compiling decode …\n"  # though it is no terminal: it takes minutes
+    plan = json.loads(said.out)
     assert plan["fits"] is True
     assert (plan["mesh"]["data"], plan["mesh"]["model"]) == (1, 4)
     memory = plan["memory"]
@@ -71,7 +74,7 @@ def test_a_plan_as_a_table(capsys) -> None:
 
 def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
     programs = list(compiled("v5e:2x2", (1, 4), 4)[1].values())
-    monkeypatch.setattr(planner, "compile_programs", lambda target: programs)
+    monkeypatch.setattr(planner, "compile_programs", lambda target, progress: programs)
     plans = []
     for count in (0, 3):
         assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", "--stored-prefixes", str(count)]) == 0
@@ -102,7 +105,7 @@ def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
 def test_errors_are_one_line_before_anything_is_compiled(
     arguments: list[str], message: str, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(planner, "compile_programs", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(planner, "compile_programs", lambda *_, **__: pytest.fail("compiled"))
     assert main(["plan", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("gemma-tpu: ")
@@ -138,11 +141,11 @@ def test_what_fits_exactly_is_not_refused() -> None:
 
 
 def test_a_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """Nothing but the answer is printed: libtpu itself would log a dozen lines."""
+    """Nothing but the answer and what is compiled is printed: libtpu itself would log a dozen lines."""
     path = tmp_path / "checkpoint"
     save_params(random_params(TEXT), TEXT, path)
     command = [sys.executable, "-m", "gemma_tpu", "plan", str(path), "--topology", "v5e-1", "--quick"]
     done = subprocess.run([*command, "--rows", "1", "--context", "64"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == ["compiling decode", "compiling prefill"]
     assert "fits" in done.stdout

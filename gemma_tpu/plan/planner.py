@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import IMAGE_BATCHES
 from gemma_tpu.plan.chips import Chip, Slice, slices
-from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
+from gemma_tpu.plan.compiled import Program, Progress, Target, compile_programs, no_progress, total_memory
 from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
@@ -20,8 +20,6 @@ from gemma_tpu.plan.roofline import (
     prefill_roofline,
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
-
-Progress = Callable[[str], None]
 
 
 def make_plan(
@@ -36,7 +34,7 @@ def make_plan(
     stored_prefixes: int = 0,
     images: int = 0,
     search: bool = True,
-    progress: Progress = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times."""
     if not isinstance(config, GemmaConfig):
@@ -53,11 +51,11 @@ def make_plan(
     check_integer("stored_prefixes", stored_prefixes, 0)
     choice = choose_mesh(config, where, rows, context, dtype, cache_tokens, stored_prefixes)
     first, *others = choice.candidates
-    progress(f"compiling for {where.topology}")
-    plan = _plan(model, first, choice.reason)
+    plan = _plan(model, first, choice.reason, progress)
     for other in others if not plan.fits else []:
         progress("the fastest mesh does not fit, compiling for the one that needs least memory")
-        plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
+        reason = f"the one that needs least memory; the fastest does not fit ({choice.reason})"
+        plan = _plan(model, other, reason, progress)
     if images:
         plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
@@ -69,12 +67,12 @@ def make_plan(
         (f"smallest slice of {where.chip.name}", smallest_slice),
     ):
         progress(question)
-        would_fit[question] = answer(plan.target, plan.programs)
+        would_fit[question] = answer(plan.target, plan.programs, progress)
     return dataclasses.replace(plan, would_fit=would_fit)
 
 
-def _plan(model: str, target: Target, reason: str) -> Plan:
-    programs = compile_programs(target)
+def _plan(model: str, target: Target, reason: str, progress: Progress) -> Plan:
+    programs = compile_programs(target, progress=progress)
     memory = total_memory(target, programs)
     return Plan(model, target, reason, programs, memory, _speeds(target, programs))
 
@@ -89,7 +87,7 @@ def smallest_plan(
     dtype: str,
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
-    progress: Progress = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
     plan, sizes = None, {"rows": rows, "context": context, "dtype": dtype}
@@ -109,8 +107,7 @@ def _may_fit(target: Target, progress: Progress) -> bool:
     """Whether weights and state fit, and then prefill, which as a rule needs most."""
     if target.deployment.memory.resident > target.chip.hbm:
         return False
-    progress(f"trying {target.where.topology}")
-    return fits(target, total_memory(target, compile_programs(target, ["prefill"])))
+    return fits(target, total_memory(target, compile_programs(target, ["prefill"], progress)))
 
 
 def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:

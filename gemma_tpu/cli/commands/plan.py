@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_tpu.cli.arguments import add_dtype_argument, add_shared
-from gemma_tpu.cli.standard_streams import is_terminal
 
 if TYPE_CHECKING:
     from gemma_tpu.config import GemmaConfig
@@ -53,6 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {args.rows}")
+    if args.cache_tokens is not None and args.cache_tokens < args.context:
+        raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
+    if args.images is not None and args.images < 0:
+        raise ValueError(f"--images must be at least 0, got {args.images}")
+    if args.chips is not None and args.images:
+        raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
+    if args.chips is not None and args.quick:
+        raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
     import jax
 
@@ -64,20 +73,8 @@ def main(args: argparse.Namespace) -> int:
     config = model_config(args.model)
     if not 2 <= args.context <= config.max_context:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
-    if args.rows < 1:
-        raise ValueError(f"--rows must be at least 1, got {args.rows}")
-    if args.cache_tokens is not None and args.cache_tokens < args.context:
-        raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
-    if args.stored_prefixes < 0:
-        raise ValueError(f"--stored-prefixes must be at least 0, got {args.stored_prefixes}")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
-    if args.images is not None and args.images < 0:
-        raise ValueError(f"--images must be at least 0, got {args.images}")
-    if args.chips is not None and args.images:
-        raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
-    if args.chips is not None and args.quick:
-        raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
     if args.chips is None:
         places: list[Chip | Slice] = [parse_slice(args.topology)]
     else:
@@ -121,5 +118,4 @@ def model_config(name: str) -> GemmaConfig:
 
 
 def _progress(what: str) -> None:
-    if is_terminal(sys.stderr):
-        print(f"{what} …", file=sys.stderr)
+    print(f"{what} …", file=sys.stderr, flush=True)
