@@ -21,13 +21,11 @@ from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.model import as_draft, param_shapes
-from gemma_tpu.ops.attention import FEW
 from gemma_tpu.ops.rows import min_rows
 from gemma_tpu.sharding import param_sharding
 
 STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
 IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
-MAX_DRAFT_TOKENS = FEW - 1  # of a decode step, which also has the token before them
 REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
