@@ -118,7 +118,7 @@ def test_a_server_that_wants_a_key(model: gemma_tpu.Model, monkeypatch: pytest.M
             if key:
                 monkeypatch.setenv("GEMMA_TPU_API_KEY", key)
             assert main(asked) == 1
-            expected = f"gemma-tpu: {site.url}: the server {said}: set $GEMMA_TPU_API_KEY to a key of its\n"
+            expected = f"gemma-tpu: {site.url}: the server {said}: set $GEMMA_TPU_API_KEY to one of its keys\n"
             assert capsys.readouterr().err == expected
         monkeypatch.setenv("GEMMA_TPU_API_KEY", "secret-1")
         assert main(asked) == 0

@@ -236,12 +236,15 @@ def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytes
     assert said in line
 
 
-def test_a_checkpoint_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_cannot_be_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     assert main(["serve", str(tmp_path), "--port", "0", "--no-demo"]) == 1
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     assert line.startswith("gemma-tpu: ")
     assert said.out == "", "an address where nobody answers"
+    assert caplog.records == [], "the same again"
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -77,7 +77,7 @@ def _target(args: argparse.Namespace, load: Load) -> Iterator[Engine | Server]:
         try:
             server = Server(args.source, os.environ.get(_KEY, ""), stream=not args.whole)
         except KeyRefused as error:
-            raise ValueError(f"{error}: set ${_KEY} to a key of its") from error
+            raise ValueError(f"{error}: set ${_KEY} to one of its keys") from error
         yield server
     elif args.in_process:
         import gemma_tpu
