@@ -96,8 +96,7 @@ class Host:
 
 @contextlib.contextmanager
 def serving(model: Any, load: Load) -> Iterator[tuple[str, threading.Thread]]:
-    from gemma_tpu.server import Settings, build_app
-    from gemma_tpu.server.run import Server, listen
+    from gemma_tpu.server import Server, Settings, build_app, listen
 
     with listen("127.0.0.1", 0) as listener:
         server = Server(build_app(model, Settings(max_queue=max(load.in_flight))))

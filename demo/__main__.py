@@ -167,7 +167,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
 
     from demo.app import mount
     from gemma_tpu import Loader
-    from gemma_tpu.server import Server, Settings, build_app, model_name
+    from gemma_tpu.server import Server, Settings, build_app, closing, model_name
 
     def load(progress):
         return gemma_tpu.load(
@@ -187,35 +187,31 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
         )
 
     loader = Loader(source, load)
-    if not arguments.no_load:
-        loader.start()
-    # Accounts admit whoever has one; without them, the API answers for localhost alone.
-    settings = Settings(model_names=(model_name(arguments.checkpoint),), any_host=bool(arguments.auth))
-    app = mount(
-        build_app(loader, settings),
-        loader,
-        lang=arguments.lang,
-        allow_urls=arguments.allow_urls,
-        origins=arguments.allow_origin,
-        root_path=arguments.root_path,
-    )
-    if arguments.auth:
-        app.add_middleware(BasicAuth, accounts=arguments.auth)
-    server = Server(app, reloads=True)
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
-    if arguments.share:
-        local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
-    try:
-        # Until the server handles it itself: else it would kill the process before the model is closed.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with closing(loader):
+        if not arguments.no_load:
+            loader.start()
+        # Accounts admit whoever has one; without them, the API answers for localhost alone.
+        settings = Settings(model_names=(model_name(arguments.checkpoint),), any_host=bool(arguments.auth))
+        app = mount(
+            build_app(loader, settings),
+            loader,
+            lang=arguments.lang,
+            allow_urls=arguments.allow_urls,
+            origins=arguments.allow_origin,
+            root_path=arguments.root_path,
+        )
+        if arguments.auth:
+            app.add_middleware(BasicAuth, accounts=arguments.auth)
+        server = Server(app, reloads=True)
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
+        if arguments.share:
+            local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            threading.Thread(target=_share, args=(local, port), name="demo-share", daemon=True).start()
+        # As the server does once it runs: else the process would end at once, and others take it for lost.
+        signal.signal(signal.SIGTERM, server.handle_exit)
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        loader.close()
     return 0
 
 

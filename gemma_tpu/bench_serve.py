@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 
 from gemma_tpu.checks import check_integer, one_line
+from gemma_tpu.server.settings import KEYS_VARIABLE
 
 if TYPE_CHECKING:  # importing jax takes seconds
     from gemma_tpu.api import Model
@@ -98,8 +99,12 @@ class Engine:
         """The model stays its owner's."""
 
 
+class KeyRefused(ValueError):
+    """A server wants a key, or another one."""
+
+
 class Server:
-    """One with OpenAI's API and vLLM's /tokenize. ValueError if there is none."""
+    """One with OpenAI's API and vLLM's /tokenize. ValueError if there is none, KeyRefused if it wants another `key`."""
 
     def __init__(self, url: str, key: str = "", *, stream: bool = True) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -109,6 +114,10 @@ class Server:
                 first = http.get("/v1/models").raise_for_status().json()["data"][0]
                 body = {"model": first["id"], "prompt": _TEXT}
                 self.tokens = list(dict.fromkeys(http.post("/tokenize", json=body).raise_for_status().json()["tokens"]))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                raise KeyRefused(f"{url}: the server {'refuses this key' if key else 'wants a key'}") from error
+            raise ValueError(f"{url}: {one_line(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
             raise ValueError(f"{url}: {one_line(error)}") from error
         self.context = first.get("max_model_len")
@@ -186,8 +195,6 @@ def figures(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
 @contextlib.contextmanager
 def started(checkpoint: str, arguments: Sequence[str]) -> Iterator[str]:
     """The address of a `gemma-tpu serve` that is ready. ValueError with what it says if it does not come that far."""
-    from gemma_tpu.server.settings import KEYS_VARIABLE  # imports jax
-
     command = [sys.executable, "-m", "gemma_tpu", "serve", checkpoint, "--port", "0", "--no-demo", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != KEYS_VARIABLE}
     options: Any = {"stdout": subprocess.PIPE, "text": True, "env": environment}

@@ -18,32 +18,20 @@ from jax.typing import DTypeLike
 
 from gemma_tpu.cache.kv_cache import CacheShape, KVCache
 from gemma_tpu.cache.state import State
-from gemma_tpu.checks import check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.model import as_draft, param_shapes
-from gemma_tpu.ops.attention import FEW
 from gemma_tpu.ops.rows import min_rows
 from gemma_tpu.sharding import param_sharding
 
 STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
 IMAGE_BATCHES = (4, 1)  # images of one call of the vision tower
-MAX_DRAFT_TOKENS = FEW - 1  # of a decode step, which also has the token before them
 REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 
-_DRAFT_TOKENS = 4  # of a decode step, with a draft model
 _PADDED_VOCABULARY = 64  # tokens without a piece, which some checkpoints have more of than others
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 _PAGE, _REGISTER = 128, 128  # tokens of a page; keys in a register of a TPU, of which its kernel takes whole ones
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
-
-
-def draft_length(draft_tokens: int | None, draft: bool) -> int:
-    """How many tokens are to be guessed at each step, by a draft model or not. ValueError if there can be no such."""
-    if draft_tokens is None:
-        return _DRAFT_TOKENS if draft else 0
-    check_integer("draft_tokens", draft_tokens, 1 if draft else 0, MAX_DRAFT_TOKENS)
-    return draft_tokens
 
 
 def check_draft(draft: GemmaConfig | None, config: GemmaConfig) -> None:

@@ -51,10 +51,14 @@ class _Closed(Exception):
 
 
 class Loader:
-    """Loads the model once; thread-safe. `model` is None until it is ready."""
+    """Loads the model once; thread-safe. `model` is None until it is ready.
 
-    def __init__(self, name: str, load: Load) -> None:
-        self.name = name
+    `report` is called with each status while it loads, on any thread. Without it a ValueError is logged; any other
+    error always is.
+    """
+
+    def __init__(self, name: str, load: Load, report: Callable[[LoadStatus], None] | None = None) -> None:
+        self.name, self._report = name, report
         self.model: Model | None = None
         self.status = LoadStatus()
         self._load = load
@@ -96,8 +100,10 @@ class Loader:
             if self._closed:
                 return
             # The library's ValueErrors explain themselves.
-            said = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
-            _LOG.error("loading %s failed: %s", self.name, said, exc_info=not isinstance(error, ValueError))
+            explained = isinstance(error, ValueError)
+            said = one_line(error) if explained else f"{type(error).__name__}: {one_line(error)}"
+            if not (explained and self._report):
+                _LOG.error("loading %s failed: %s", self.name, said, exc_info=not explained)
             self._set(LoadStatus("failed", error=said))
         else:
             self.model = model
@@ -107,3 +113,5 @@ class Loader:
         if self._closed and status.busy:
             raise _Closed
         self.status = status
+        if self._report:
+            self._report(status)

@@ -25,18 +25,17 @@ from gemma_tpu.checkpoint import (
     resolve,
     sample_digests,
 )
-from gemma_tpu.checks import as_path, as_tuple, brief, check_flag, check_integer, check_progress
+from gemma_tpu.checks import as_path, brief, check_flag, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
-from gemma_tpu.deployment import MAX_DRAFT_TOKENS, Deployment, check_draft, draft_length
+from gemma_tpu.deployment import Deployment, check_draft
 from gemma_tpu.devices import choose_dtype, device_capacity
 from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.engine.ahead import compiling_ahead
 from gemma_tpu.model import Params, as_draft
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
+from gemma_tpu.sizes import as_mesh_shape, check_cache_tokens, check_sizes, guesses
 from gemma_tpu.text import Format, Tokenizer
-
-_MOST_ROWS = 1 << 16  # no device has room for them
 
 
 def load(
@@ -92,7 +91,7 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_length(draft_tokens, draft is not None)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, draft is not None)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
@@ -145,7 +144,7 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_length(draft_tokens, False)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, False)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
@@ -169,26 +168,14 @@ def check_deployment(
     draft_tokens: Any = 0,
 ) -> Mesh | tuple[int, int] | None:
     """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
-    if max_context is not None:
-        check_integer("max_context", max_context, 2)
-    check_integer("max_rows", max_rows, 1, _MOST_ROWS)
-    if cache_tokens is not None:
-        check_integer("cache_tokens", cache_tokens, 2, 2**31 - 1)
-    check_integer("stored_prefixes", stored_prefixes, 0, _MOST_ROWS)
-    check_integer("draft_tokens", draft_tokens, 0, MAX_DRAFT_TOKENS)
+    check_sizes(max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
     if isinstance(mesh, Mesh):
         if mesh.axis_names != AXES and set(mesh.axis_names) != {"data", "model"}:
             raise ValueError(f"mesh: its axes must be named data and model, got {brief(mesh.axis_names)}")
-    elif mesh is not None:
-        sides = as_tuple("mesh", mesh)
-        if len(sides) != 2:
-            raise ValueError(f"mesh must be a shape (data, model), or a jax.sharding.Mesh, got {brief(mesh)}")
-        for side, name in zip(sides, ("data", "model"), strict=True):
-            check_integer(f"mesh: {name}", side, 1, 2**31 - 1)
-        mesh = int(sides[0]), int(sides[1])
-    return mesh
+        return mesh
+    return mesh if mesh is None else as_mesh_shape(mesh)
 
 
 def _deploy(
@@ -233,11 +220,8 @@ def deploy(
         max_context = min(8192, config.max_context)
     if not 2 <= max_context <= config.max_context:
         raise ValueError(f"max_context must be in [2, {config.max_context}] for this model, got {max_context}")
-    if cache_tokens is not None and cache_tokens < max_context:
-        raise ValueError(
-            f"cache_tokens must be at least max_context, {max_context}, got {cache_tokens}: one request may need as "
-            "many. Give more, or a smaller max_context"
-        )
+    if cache_tokens is not None:
+        check_cache_tokens(cache_tokens, max_context)
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(config, mesh)
     elif mesh.axis_names != AXES:

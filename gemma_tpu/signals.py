@@ -45,10 +45,11 @@ def temporary_directory(prefix: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def exit_at_once() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP exit at once with status 130, 143 or 129 and remove the paths of `remove_on_signal`.
+def exit_at_once(status: int | None = None) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP exit at once and remove the paths of `remove_on_signal`.
 
-    No `finally` block and no atexit function runs. An ignored signal, such as SIGHUP under nohup, stays ignored.
+    The exit status is 130, 143 or 129 unless one is given. No `finally` block and no atexit function runs. An ignored
+    signal, such as SIGHUP under nohup, stays ignored.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -56,12 +57,12 @@ def exit_at_once() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)  # inherited by the shell
         if os.isatty(2):
             os.write(2, b"\n")  # after the progress bar
-        paths = list(_unfinished)
+        code, paths = 128 + number if status is None else status, list(_unfinished)
         with contextlib.suppress(OSError):
-            os.execv("/bin/sh", ["sh", "-c", _REMOVE, "sh", str(128 + number), *paths])
+            os.execv("/bin/sh", ["sh", "-c", _REMOVE, "sh", str(code), *paths])
         for path in paths:  # no shell could be started
             shutil.rmtree(path, ignore_errors=True)
-        os._exit(128 + number)
+        os._exit(code)
 
     with _handled(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield

@@ -30,8 +30,7 @@ import jsonschema
 
 import gemma_tpu
 from benchmarks.soak import Held
-from gemma_tpu.server import Settings, build_app
-from gemma_tpu.server.run import Server, listen
+from gemma_tpu.server import Server, Settings, build_app, listen
 from tests.server_requests import ADD, POINT, Item, make_pool, next_turn
 
 _LEAVE, _STREAM = 0.1, 0.5  # shares of requests

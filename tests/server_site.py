@@ -18,9 +18,8 @@ from PIL import Image
 from test_api import make_model as make_model
 
 import gemma_tpu
-from gemma_tpu.server import Settings, build_app
+from gemma_tpu.server import Server, Settings, build_app, listen
 from gemma_tpu.server.page import add_page
-from gemma_tpu.server.run import Server, listen
 from gemma_tpu.server.service import LoaderLike, Service
 
 WAIT = 60  # seconds, on a machine that may be busy

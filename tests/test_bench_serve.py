@@ -96,8 +96,8 @@ def test_refused_answers_are_errors(model: gemma_tpu.Model, capsys) -> None:
     [
         (["http://127.0.0.1:9"], "http://127.0.0.1:9: "),
         (["URL", "--prompt-tokens", "6", "510"], "prompt and answer have up to 515 tokens, more than the context"),
-        (["URL", "--in-flight", "0"], "in_flight must be at least 1"),
-        (["URL", "--shared-prefix", "6"], "prompt_tokens must be at least 8"),
+        (["URL", "--in-flight", "0"], "--in-flight must be at least 1"),
+        (["URL", "--shared-prefix", "6"], "--prompt-tokens must be at least 8"),
         (["URL", "--in-process"], "--in-process takes a checkpoint"),
         (["/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -108,6 +108,21 @@ def test_what_cannot_be_measured(site: Site, arguments: list[str], said: str, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gemma-tpu: ")
     assert said in line
+
+
+def test_a_server_that_wants_a_key(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.delenv("GEMMA_TPU_API_KEY", raising=False)
+    with serve(model, Settings(api_keys=("secret-1",))) as site:
+        asked = ["bench", "serve", site.url, *SMALL, "--in-flight", "1", "--requests", "1"]
+        for key, said in ((None, "wants a key"), ("secret-2", "refuses this key")):
+            if key:
+                monkeypatch.setenv("GEMMA_TPU_API_KEY", key)
+            assert main(asked) == 1
+            expected = f"gemma-tpu: {site.url}: the server {said}: set $GEMMA_TPU_API_KEY to one of its keys\n"
+            assert capsys.readouterr().err == expected
+        monkeypatch.setenv("GEMMA_TPU_API_KEY", "secret-1")
+        assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["levels"][0]["errors"] == {}
 
 
 def test_bench_needs_something_to_measure(capsys) -> None:

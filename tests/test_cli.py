@@ -114,13 +114,13 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
     ("arguments", "message"),
     [
         (["info", "nowhere/at/all"], "nowhere/at/all"),
-        (["generate", "CHECKPOINT", "x", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate", "CHECKPOINT", "x", "--temperature", "-1"], "--temperature must be at least 0"),
         (["generate", "CHECKPOINT", "x", "--image", "missing.png"], "missing.png"),
         (["generate", "CHECKPOINT", "x", "--raw", "--system", "y"], "--system"),
         (["generate", "CHECKPOINT", "x", "--raw", "--continue", "y"], "--continue is part of the chat format"),
         (["generate", "CHECKPOINT", "x", "--image", "https://example.org/a.png"], "--allow-urls"),
         (["generate", "CHECKPOINT", "x", "--allow-urls", "--image", "http://127.0.0.1:9/a.png"], "cannot be reached"),
-        (["generate", "CHECKPOINT", "x", "--source-lang", "cs"], "source_lang: an option for TranslateGemma; this"),
+        (["generate", "CHECKPOINT", "x", "--source-lang", "cs"], "--source-lang: an option for TranslateGemma; this"),
         (["generate", "CHECKPOINT", "x", "--tools", __file__], "test_cli.py: is no JSON"),
         (["download", "gemma9-1b"], "gemma3-27b-it"),
     ],
@@ -207,6 +207,47 @@ make_parser(command_names())
 print("arguments:", sorted({"PIL", "flax", "jax", "orbax", "tokenizers"} & sys.modules.keys()))
 """
     assert python("-c", program).splitlines()[-2:] == ["list: []", "arguments: []"]
+
+
+WRONG = {
+    "--max-context 0": "--max-context must be at least 2, got 0",
+    "--draft-tokens 99": "--draft-tokens must be at least 0 and at most 15, got 99",
+    "--draft D --draft-tokens 0": "--draft-tokens must be at least 1 and at most 15, got 0",
+    "--mesh 0,1": "--mesh: data must be at least 1",
+    "--temperature -1": "--temperature must be at least 0 and at most 1000, got -1.0",
+    "--top-k -1": "--top-k must be at least 0",
+    "--max-rows 0": "--max-rows must be at least 1",
+    "--cache-tokens 9 --max-context 10": "--cache-tokens must be at least --max-context, 10, got 9",
+    "--stored-prefixes -1": "--stored-prefixes must be at least 0",
+    "--max-queue -3": "--max-queue must be at least 0, got -3",
+    "--request-timeout 0": "--request-timeout must be above 0, got 0.0",
+    "--in-flight 0": "--in-flight must be at least 1, got 0",
+    "--rows 0": "--rows must be at least 1, got 0",
+}
+
+
+def test_wrong_numbers_are_said_before_anything_is_slow() -> None:
+    """By every command that takes them, once, and as its options are called."""
+    first, sampling, serve = list(WRONG)[:4], list(WRONG)[4:6], list(WRONG)[6:11]
+    lines = [f"{command} X {wrong}" for command in ("generate P", "chat", "serve") for wrong in first]
+    lines += [f"{command} X {wrong}" for command in ("generate P", "chat") for wrong in sampling]
+    lines += [f"serve X {wrong}" for wrong in serve]
+    lines += ["bench serve X --max-rows 0", "bench serve X --in-flight 0"]
+    lines += [f"plan X --chips v5e {wrong}" for wrong in ("--rows 0", "--stored-prefixes -1")]
+    program = """
+import contextlib, sys
+from gemma_tpu.cli.main import main
+for line in sys.argv[1:]:
+    with contextlib.redirect_stderr(sys.stdout):
+        code = main(line.split())
+    print(code, sorted({"gradio", "jax"} & sys.modules.keys()))
+"""
+    said = python("-c", program, *lines).splitlines()
+    assert len(said) == 2 * len(lines)
+    for line, error, outcome in zip(lines, said[::2], said[1::2], strict=True):
+        (expected,) = (message for wrong, message in WRONG.items() if line.endswith(f" {wrong}"))
+        assert error.startswith(f"gemma-tpu: {expected}"), line
+        assert outcome == "1 []", line
 
 
 def test_the_library_does_without_the_command_line() -> None:
@@ -299,16 +340,16 @@ def test_bench_of_random_weights(monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--rows 0", "max_rows must be at least 1"),
-        ("--rows 1 -1", "max_rows must be at least 1"),
-        ("--repeats 0", "repeats must be at least 1, got 0"),
-        ("--prompt -5", "prompt must be at least 1, got -5"),
-        ("--tokens 1", "tokens must be at least 2, got 1"),
-        ("--context 1", "max_context must be at least 2"),
-        ("--context 9999", "max_context must be in [2, 512] for this model"),
+        ("--rows 0", "--rows must be at least 1"),
+        ("--rows 1 -1", "--rows must be at least 1"),
+        ("--repeats 0", "--repeats must be at least 1, got 0"),
+        ("--prompt -5", "--prompt must be at least 1, got -5"),
+        ("--tokens 1", "--tokens must be at least 2, got 1"),
+        ("--context 1", "--context must be at least 2"),
+        ("--context 9999", "--context must be in [2, 512] for this model"),
         ("--prompt 61", "prompt 61 and tokens 4 are more than the context of 64 tokens"),
-        ("--rows 2 1 --mesh 2,4", "max_rows 1 must be a multiple of the 2 copies"),
-        ("--mesh 3,1", "does not fit 8 devices"),
+        ("--rows 2 1 --mesh 2,4", "--rows 1 must be a multiple of the 2 copies"),
+        ("--mesh 3,1", "--mesh (3, 1) does not fit 8 devices"),
     ],
 )
 @pytest.mark.parametrize("random", [True, False])

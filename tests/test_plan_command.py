@@ -21,7 +21,7 @@ from gemma_tpu.config import CONFIGS
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
-from gemma_tpu.plan.compiled import PROGRAMS
+from gemma_tpu.plan.compiled import PROGRAMS, no_progress
 
 ARGUMENTS = ["--topology", "v5e:2x2", "--context", str(CONTEXT), "--rows", "4"]
 
@@ -32,10 +32,11 @@ def small(monkeypatch) -> None:
     monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
     monkeypatch.setitem(CONFIGS, "gemma3-270m", DRAFT)
 
-    def compile_programs(target, names=PROGRAMS):
+    def compile_programs(target, names=PROGRAMS, progress=no_progress):
         sizes = target.where.topology, target.mesh_shape, target.deployment.rows
         found = compiled(*sizes, draft_tokens=target.deployment.draft_tokens)
         assert found[0] == target
+        progress("compiling decode")
         return [found[1][name] for name in names]
 
     monkeypatch.setattr(planner, "compile_programs", compile_programs)
@@ -43,7 +44,9 @@ def small(monkeypatch) -> None:
 
 def test_a_plan_as_json(capsys) -> None:
     assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert said.err == "compiling decode …\n"  # though it is no terminal: it takes minutes
+    plan = json.loads(said.out)
     assert plan["fits"] is True
     assert (plan["mesh"]["data"], plan["mesh"]["model"]) == (1, 4)
     memory = plan["memory"]
@@ -74,7 +77,7 @@ def test_a_plan_as_a_table(capsys) -> None:
 
 def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
     programs = list(compiled("v5e:2x2", (1, 4), 4)[1].values())
-    monkeypatch.setattr(planner, "compile_programs", lambda target: programs)
+    monkeypatch.setattr(planner, "compile_programs", lambda target, progress: programs)
     plans = []
     for count in (0, 3):
         assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", "--stored-prefixes", str(count)]) == 0
@@ -112,7 +115,7 @@ def test_a_draft_model_is_counted_and_its_step_compared_with_one_of_one_token(ca
 def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkeypatch) -> None:
     found, asked = compiled("v5e:2x2", (1, 4), 4)[1], []
 
-    def compile_programs(target, names=PROGRAMS):
+    def compile_programs(target, names=PROGRAMS, progress=no_progress):
         asked.append(target.deployment)
         return [found[name] for name in names if target.deployment.config.vision or name != "encode"]
 
@@ -140,10 +143,13 @@ def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkey
         (["gemma3-1b", "--topology", "v5e-1", "--rows", "0"], "--rows"),
         (["gemma3-1b", "--topology", "v5e-1", "--stored-prefixes", "-1"], "--stored-prefixes must be at least 0"),
         (["gemma3-1b", "--topology", "v5e-1", "--draft", "gemma9-1b"], "gemma9-1b is neither a checkpoint nor one of"),
-        (["gemma3-1b", "--topology", "v5e-1", "--draft-tokens", "16"], "--draft-tokens must be in [0, 15], got 16"),
+        (
+            ["gemma3-1b", "--topology", "v5e-1", "--draft-tokens", "16"],
+            "--draft-tokens must be at least 0 and at most 15, got 16",
+        ),
         (
             ["gemma3-4b", *ARGUMENTS, "--draft", "gemma3-270m", "--draft-tokens", "0"],
-            "--draft-tokens must be in [1, 15], got 0",
+            "--draft-tokens must be at least 1 and at most 15, got 0",
         ),
         (
             ["gemma3-1b", *ARGUMENTS, "--draft", "gemma3-270m"],
@@ -162,7 +168,7 @@ def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkey
 def test_errors_are_one_line_before_anything_is_compiled(
     arguments: list[str], message: str, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(planner, "compile_programs", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(planner, "compile_programs", lambda *_, **__: pytest.fail("compiled"))
     assert main(["plan", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("gemma-tpu: ")
@@ -198,11 +204,11 @@ def test_what_fits_exactly_is_not_refused() -> None:
 
 
 def test_a_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """Nothing but the answer is printed: libtpu itself would log a dozen lines."""
+    """Nothing but the answer and what is compiled is printed: libtpu itself would log a dozen lines."""
     path = tmp_path / "checkpoint"
     save_params(random_params(TEXT), TEXT, path)
     command = [sys.executable, "-m", "gemma_tpu", "plan", str(path), "--topology", "v5e-1", "--quick"]
     done = subprocess.run([*command, "--rows", "1", "--context", "64"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == ["compiling decode", "compiling prefill"]
     assert "fits" in done.stdout

@@ -207,3 +207,13 @@ def test_the_kernel_of_the_vision_tower_compiles_for_every_chip(where: str, dtyp
     compiled = jax.jit(functools.partial(patch_attention, mesh=mesh)).lower(*[patches] * 3).compile()
     # Query, key and value by head, their 72 numbers padded to 128, and little beside them.
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * 8 * 4096 * 128 * jnp.dtype(dtype).itemsize
+
+
+def test_what_is_compiled_is_said(monkeypatch) -> None:
+    said, begun = [], []
+    monkeypatch.setattr(plan_compiled, "_compile", lambda _, name: begun.append((name, len(said))))
+    target = deploy(SMALL, parse_slice("v5e:2x2"), (1, 4), 4, 4096)
+    compile_programs(target, ("prefill", "decode"), said.append)
+    expected = [f"compiling {name}, 4,096 tokens × 4 rows on v5e:2x2, mesh 1 × 4" for name in ("prefill", "decode")]
+    assert said == expected
+    assert begun == [("prefill", 1), ("decode", 2)]  # before it is compiled

@@ -32,7 +32,7 @@ def compilations(monkeypatch) -> list[Target]:
     """Compiles by the law; returns what was compiled."""
     seen: list[Target] = []
 
-    def compile_programs(target: Target, names=("decode", "prefill")) -> list[Program]:
+    def compile_programs(target: Target, names=("decode", "prefill"), progress=None) -> list[Program]:
         seen.append(target)
         return [Program(name, 1.0, 0, temporaries=_needs(target)) for name in names]
 

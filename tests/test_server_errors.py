@@ -134,7 +134,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": data_url()}}
     ("messages", "param", "said"),
     [
         ([message("assistant")], "messages[0]", "first"),
-        ([message("user"), message("user")], "messages[1]", "out of turn"),
+        ([message("user"), message("user")], "messages[1]", "role 'user' out of turn: expected assistant"),
         ([message("user"), message("system")], "messages[1]", "only be the first"),
         ([message("user"), message("assistant")], "messages[1]", "or continue it (continue_final_message)"),
         ([message("system")], "messages", "no message of a user"),

@@ -214,6 +214,8 @@ def test_the_command(checkpoint: Path, model: gemma_tpu.Model) -> None:
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [line["path"] for line in lines if line["method"] == "POST"] == [CHAT]
     assert "secret" not in said
+    assert "gemma-tpu: compiling 1 of" in said
+    assert "gemma-tpu: my-model is ready after" in said
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,8 @@ def test_the_command(checkpoint: Path, model: gemma_tpu.Model) -> None:
         (["--port", "99999"], "--port"),
         (["--api-keys", "/nowhere/keys"], "/nowhere/keys"),
         (["--image-folder", "/nowhere"], "no such directory"),
-        (["--max-queue", "-1"], "max_queue"),
+        (["--max-queue", "-1"], "--max-queue must be at least 0"),
+        (["--max-context", "999999", "--port", "0"], "--max-context must be in [2, 8192] for this model"),
     ],
 )
 def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +236,37 @@ def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytes
     assert said in line
 
 
-def test_a_checkpoint_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_cannot_be_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     assert main(["serve", str(tmp_path), "--port", "0", "--no-demo"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("gemma-tpu: ")
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("gemma-tpu: ")
+    assert said.out == "", "an address where nobody answers"
+    assert caplog.records == [], "the same again"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_ctrl_c_while_it_compiles(times: int, checkpoint: Path) -> None:
+    """However often: XLA would abort a process that a KeyboardInterrupt ends then."""
+    command = [sys.executable, "-m", "gemma_tpu", "serve", str(checkpoint), "--port", "0", "--no-demo"]
+    environment = os.environ | xla_flags.PROCESS | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*command, "--mesh", "1,1"], env=environment, **options) as server:
+        try:
+            assert server.stdout is not None
+            said = set[str]()
+            while not {"is at", "compiling"} <= said:
+                line = server.stdout.readline()
+                assert line, "it has ended"
+                said |= {word for word in ("is at", "compiling") if word in line}
+            for _ in range(times):
+                server.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+            rest = server.communicate(timeout=WAIT)[0]
+        finally:
+            server.kill()
+    assert server.returncode == 0, rest
+    assert "Traceback" not in rest

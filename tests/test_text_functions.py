@@ -167,7 +167,7 @@ def test_pieces_typed_by_a_user_are_text():
         ([], "no message of a user"),
         ([{"content": "x"}], r"messages\[0\]: lacks role"),
         ([{"role": "robot", "content": "x"}], "unknown role 'robot'; known are developer"),
-        ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: expected model"),
+        ([QUESTION, QUESTION], r"messages\[1\]: role 'user' out of turn: expected assistant"),
         ([QUESTION, {"role": "tool", "content": "x"}], "role 'tool' out of turn"),
         ([QUESTION, {"role": "assistant"}], r"messages\[1\]: lacks content"),
         ([QUESTION, {"role": "assistant", "content": "x"}], "the last message is the assistant's"),

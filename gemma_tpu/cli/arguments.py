@@ -74,6 +74,18 @@ def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if name in args}
 
 
+def check_sizes(args: argparse.Namespace) -> None:
+    """ValueError for what no model can be loaded with, before anything is slow: other imports, or a load."""
+    from gemma_tpu import sizes
+
+    given = values(args, "max_context", "max_rows", "cache_tokens", "stored_prefixes")
+    if "draft_tokens" in args:
+        given["draft_tokens"] = sizes.guesses(args.draft_tokens, "draft" in args)
+    sizes.check_sizes(**given)
+    if getattr(args, "mesh", None) is not None:
+        sizes.as_mesh_shape(args.mesh)
+
+
 def add_dtype_argument(parser: argparse.ArgumentParser, of: str, *, default: str | None) -> None:
     """`of`: what has this dtype. `default`: one of `DTYPES`, "auto", which is then a choice too, or None."""
     choices = DTYPES if default in (None, *DTYPES) else ("auto", *DTYPES)
@@ -189,7 +201,11 @@ def _flag(name: str) -> str:
 
 def generation_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `Model.stream` that were given: sampling parameters and those of a prompt format."""
-    given = values(args, *(row[0] for row in _SAMPLING), "stop", *(row[0] for row in _FORMAT))
+    from gemma_tpu.options import SamplingParams
+
+    sampling = values(args, *(row[0] for row in _SAMPLING), "stop")
+    SamplingParams(**sampling)  # wrong values are said before a model is loaded
+    given = sampling | values(args, *(row[0] for row in _FORMAT))
     if "tools" in given:
         given["tools"] = _read_tools(given["tools"])
     return given

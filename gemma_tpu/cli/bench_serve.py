@@ -69,12 +69,16 @@ def main(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _target(args: argparse.Namespace, load: Load) -> Iterator[Engine | Server]:
-    from gemma_tpu.bench_serve import Engine, Server, started
+    from gemma_tpu.bench_serve import Engine, KeyRefused, Server, started
 
     if args.source.startswith(("http://", "https://")):
         if args.in_process:
             raise ValueError("--in-process takes a checkpoint, not the address of a server")
-        yield Server(args.source, os.environ.get(_KEY, ""), stream=not args.whole)
+        try:
+            server = Server(args.source, os.environ.get(_KEY, ""), stream=not args.whole)
+        except KeyRefused as error:
+            raise ValueError(f"{error}: set ${_KEY} to one of its keys") from error
+        yield server
     elif args.in_process:
         import gemma_tpu
 

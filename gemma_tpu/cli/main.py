@@ -7,7 +7,8 @@ import sys
 import warnings
 
 from gemma_tpu.cli import standard_streams
-from gemma_tpu.cli.arguments import join_processes
+from gemma_tpu.cli.arguments import check_sizes, join_processes
+from gemma_tpu.cli.option_names import as_options
 from gemma_tpu.cli.parser import make_parser
 from gemma_tpu.environment import quiet_libtpu, use_compilation_cache
 
@@ -16,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code. An error is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
     standard_streams.occupy()
+    options: dict[str, str] = {}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -26,8 +28,10 @@ def main(argv: list[str] | None = None) -> int:
                 parser.print_help()
                 return 0
             args = parser.parse_args(argv)
+            options = args.options
             if getattr(args, "needs_stdout", True):
                 standard_streams.require_stdout()
+            check_sizes(args)
             join_processes(args)
             code = args.main(args)
             print(end="", flush=True)  # an answer that was not written is an error
@@ -38,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         standard_streams.failure()
         return 141
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"gemma-tpu: {_one_line(standard_streams.failure() or error)}", file=sys.stderr)
+        print(f"gemma-tpu: {as_options(_one_line(standard_streams.failure() or error), options)}", file=sys.stderr)
         return 1
 
 

@@ -13,12 +13,17 @@ from gemma_tpu.cli import commands
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses an unknown option itself. Python's leaves it to the parser above, which shows its own usage."""
+    """Refuses an unknown option itself. Python's leaves it to the parser above, which shows its own usage.
+
+    `options` of what it parses says what each argument is called, for `as_options`; a default of that name is part.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        called = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        parsed.options = called | getattr(parsed, "options", {})
         return parsed, unknown
 
 

@@ -17,6 +17,7 @@ from gemma_tpu.engine.warmup import warmup_steps
 from gemma_tpu.model import Params
 
 _LOG = logging.getLogger(__name__)
+_THREAD = "gemma-compile"
 
 
 class _Shape(jax.ShapeDtypeStruct):
@@ -49,7 +50,7 @@ class Ahead:
         self._compiled = [threading.Event() for _ in steps]
         self._stopped = False
         # No daemon, whoever loads: a loader's thread is one.
-        threading.Thread(target=self._run, args=(compiler, steps), name="gemma-compile", daemon=False).start()
+        threading.Thread(target=self._run, args=(compiler, steps), name=_THREAD, daemon=False).start()
 
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""
@@ -87,3 +88,10 @@ def compiling_ahead(deployment: Deployment, wanted: bool) -> Iterator[Ahead | No
         if ahead:
             ahead.stop()
         raise
+
+
+def finish() -> None:
+    """Waits until no program is being compiled ahead."""
+    for thread in threading.enumerate():
+        if thread.name == _THREAD:
+            thread.join()

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gemma_tpu.plan.hlo import Hlo
 from gemma_tpu.sharding import make_mesh
 
 PROGRAMS = ("decode", "prefill", "encode")
+Progress = Callable[[str], None]
 NO_LIBTPU = "planning needs the TPU compiler, though no TPU: pip install libtpu"
 
 _DRAFT_LOOP = "/draft/while$"  # of gemma_tpu.engine.speculation
@@ -42,6 +43,10 @@ _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     **LIBTPU_ALONE,
 }
+
+
+def no_progress(_: str) -> None:
+    pass
 
 
 @functools.cache
@@ -151,10 +156,18 @@ class Program:
         return self.arguments + self.temporaries + self.outputs if self.needs is None else self.needs
 
 
-def compile_programs(target: Target, names: Sequence[str] = PROGRAMS) -> list[Program]:
+def compile_programs(
+    target: Target, names: Sequence[str] = PROGRAMS, progress: Progress = no_progress
+) -> list[Program]:
     """Compiles the named ones; no encode for a model without a vision tower."""
-    deployment = target.deployment
-    return [_compile(deployment, name) for name in names if name != "encode" or deployment.config.vision]
+    deployment, (data, model) = target.deployment, target.mesh_shape
+    sizes = f"{deployment.context:,} tokens × {deployment.rows} rows on {target.where.topology}, mesh {data} × {model}"
+    compiled = []
+    for name in names:
+        if name != "encode" or deployment.config.vision:
+            progress(f"compiling {name}, {sizes}")
+            compiled.append(_compile(deployment, name))
+    return compiled
 
 
 @functools.lru_cache(maxsize=4)  # what is asked for again while one plan is made; 27B's HLO takes a GB or so

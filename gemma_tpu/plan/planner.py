@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.deployment import IMAGE_BATCHES, draft_length
+from gemma_tpu.deployment import IMAGE_BATCHES
 from gemma_tpu.plan.chips import Chip, Slice, slices
-from gemma_tpu.plan.compiled import Program, Target, compile_programs, total_memory
+from gemma_tpu.plan.compiled import Program, Progress, Target, compile_programs, no_progress, total_memory
 from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
@@ -20,8 +20,7 @@ from gemma_tpu.plan.roofline import (
     prefill_roofline,
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
-
-Progress = Callable[[str], None]
+from gemma_tpu.sizes import guesses
 
 
 def make_plan(
@@ -39,7 +38,7 @@ def make_plan(
     draft_name: str = "a draft model",
     images: int = 0,
     search: bool = True,
-    progress: Progress = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times.
 
@@ -59,20 +58,19 @@ def make_plan(
     check_integer("stored_prefixes", stored_prefixes, 0)
     if not isinstance(draft, GemmaConfig | None):
         raise ValueError(f"draft must be a GemmaConfig, got {brief(draft)}")
-    guesses = {"draft_tokens": draft_length(draft_tokens, draft is not None), "draft": draft}
+    speculation = {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    choice = choose_mesh(config, where, rows, context, dtype, **cache, **guesses)
+    choice = choose_mesh(config, where, rows, context, dtype, **cache, **speculation)
     first, *others = choice.candidates
-    progress(f"compiling for {where.topology}")
-    plan = _plan(model, first, choice.reason)
+    plan = _plan(model, first, choice.reason, progress)
     for other in others if not plan.fits else []:
         progress("the fastest mesh does not fit, compiling for the one that needs least memory")
-        plan = _plan(model, other, f"the one that needs least memory; the fastest does not fit ({choice.reason})")
+        reason = f"the one that needs least memory; the fastest does not fit ({choice.reason})"
+        plan = _plan(model, other, reason, progress)
     if draft:
         plan = dataclasses.replace(plan, draft=draft_name)
     if plan.target.deployment.draft_tokens and plan.speeds[0].compiler:
-        progress("a decode step without guesses")
-        plan = dataclasses.replace(plan, plain_step=_plain_step(plan.target))
+        plan = dataclasses.replace(plan, plain_step=_plain_step(plan.target, progress))
     if images:
         plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
@@ -84,20 +82,20 @@ def make_plan(
         (f"smallest slice of {where.chip.name}", smallest_slice),
     ):
         progress(question)
-        would_fit[question] = answer(plan.target, plan.programs)
+        would_fit[question] = answer(plan.target, plan.programs, progress)
     return dataclasses.replace(plan, would_fit=would_fit)
 
 
-def _plan(model: str, target: Target, reason: str) -> Plan:
-    programs = compile_programs(target)
+def _plan(model: str, target: Target, reason: str, progress: Progress) -> Plan:
+    programs = compile_programs(target, progress=progress)
     memory = total_memory(target, programs)
     return Plan(model, target, reason, programs, memory, _speeds(target, programs))
 
 
-def _plain_step(target: Target) -> Speed:
+def _plain_step(target: Target, progress: Progress) -> Speed:
     """A decode step of the same, without guesses."""
     plain = target.replace(draft_tokens=0, draft=None)
-    step, *_ = _speeds(plain, compile_programs(plain, ["decode"]))
+    step, *_ = _speeds(plain, compile_programs(plain, ["decode"], progress))
     return dataclasses.replace(step, what=f"decode step of 1 token, {rows_text(target.deployment.rows)}")
 
 
@@ -114,12 +112,12 @@ def smallest_plan(
     draft_tokens: int | None = None,
     draft: GemmaConfig | None = None,
     draft_name: str = "a draft model",
-    progress: Progress = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
     plan, sizes = None, {"rows": rows, "context": context, "dtype": dtype}
     sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    sizes |= {"draft_tokens": draft_length(draft_tokens, draft is not None), "draft": draft}
+    sizes |= {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     for where in slices(chip):
         leanest = choose_mesh(config, where, **sizes).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
@@ -135,8 +133,7 @@ def _may_fit(target: Target, progress: Progress) -> bool:
     """Whether weights and state fit, and then prefill, which as a rule needs most."""
     if target.deployment.memory.resident > target.chip.hbm:
         return False
-    progress(f"trying {target.where.topology}")
-    return fits(target, total_memory(target, compile_programs(target, ["prefill"])))
+    return fits(target, total_memory(target, compile_programs(target, ["prefill"], progress)))
 
 
 def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory
 from gemma_tpu.plan.chips import GIB, Slice, slices
-from gemma_tpu.plan.compiled import Program, Target, compile_programs, deploy, total_memory
+from gemma_tpu.plan.compiled import Program, Progress, Target, compile_programs, deploy, no_progress, total_memory
 from gemma_tpu.plan.roofline import decode_roofline
 
 CONTEXT_STEP = 1024  # tokens
@@ -111,7 +111,12 @@ def fits(target: Target, memory: Memory) -> bool:
 
 
 def largest(
-    base: Target, compiled: Sequence[Program], values: set[int], known: int, make: Callable[[int], Target]
+    base: Target,
+    compiled: Sequence[Program],
+    values: set[int],
+    known: int,
+    make: Callable[[int], Target],
+    progress: Progress = no_progress,
 ) -> Answer:
     """The largest of `values` whose deployment fits, by compiling at most three; that of `known` is `base`."""
     estimate, ascending = Estimate(base, compiled), sorted(values | {known})
@@ -130,7 +135,7 @@ def largest(
         if low < 0 or (fit >= 0 and ascending[low] < 1.03 * ascending[fit]):
             break
         other = make(ascending[low])
-        memory = total_memory(other, compile_programs(other, ("decode", "prefill")))
+        memory = total_memory(other, compile_programs(other, ("decode", "prefill"), progress))
         estimate.learn(other, memory)
         if fits(other, memory):
             fit = low
@@ -141,21 +146,22 @@ def largest(
     return Answer(ascending[fit], True, fit == len(ascending) - 1)
 
 
-def largest_context(base: Target, compiled: Sequence[Program]) -> Answer:
+def largest_context(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
     """At the rows of `base`."""
     longest = base.deployment.config.max_context
     values = {*range(CONTEXT_STEP, longest, CONTEXT_STEP), longest}
-    return largest(base, compiled, values, base.deployment.context, lambda context: base.replace(context=context))
+    known = base.deployment.context
+    return largest(base, compiled, values, known, lambda context: base.replace(context=context), progress)
 
 
-def most_rows(base: Target, compiled: Sequence[Program]) -> Answer:
+def most_rows(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
     """At the context of `base`, on its mesh."""
     data = base.mesh_shape[0]
     values = set(range(data, MOST_ROWS + 1, data))
-    return largest(base, compiled, values, base.deployment.rows, lambda rows: base.replace(rows=rows))
+    return largest(base, compiled, values, base.deployment.rows, lambda rows: base.replace(rows=rows), progress)
 
 
-def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
+def smallest_slice(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
     names = "rows", "context", "dtype", "cache_tokens", "stored_prefixes", "draft_tokens", "draft"
@@ -167,7 +173,7 @@ def smallest_slice(base: Target, compiled: Sequence[Program]) -> Answer:
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:
             continue
         tries += 1
-        memory = total_memory(choice, compile_programs(choice, ("prefill", "encode", "decode")))
+        memory = total_memory(choice, compile_programs(choice, ("prefill", "encode", "decode"), progress))
         if fits(choice, memory):
             return Answer(where.name, True)
         estimate.learn(choice, memory)

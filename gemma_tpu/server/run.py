@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import signal
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import fastapi
 import uvicorn
 
-from gemma_tpu.server.service import Service
+from gemma_tpu import signals
+
+if TYPE_CHECKING:  # importing jax takes seconds, and a port in use is reported before that
+    import fastapi
+
+    from gemma_tpu.loader import Loader
+    from gemma_tpu.server.service import Service
 
 _LAST_WORD = 0.5  # seconds for a page to show the end of an answer, which it looks for now and then
 _CLOSING = 2  # seconds for connections to close once the server has stopped
@@ -42,6 +50,24 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+@contextlib.contextmanager
+def closing(loader: Loader) -> Iterator[None]:
+    """Closes it at the end, and waits for the program that is being compiled.
+
+    XLA aborts a process that ends amid one of its calls, as KeyboardInterrupt would have it end. So a signal that the
+    server does not handle, before it runs or after, ends the process at once, with status 0 as one that it does.
+    """
+    with signals.exit_at_once(0):
+        try:
+            yield
+        finally:
+            loader.close()
+            if "jax" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+                from gemma_tpu.engine import ahead
+
+                ahead.finish()
+
+
 class Server(uvicorn.Server):
     """Ends after SIGTERM when nobody is being answered, on the page too, or when `drain_timeout` is over.
 
@@ -52,7 +78,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: fastapi.FastAPI, *, reloads: bool = False) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSING)
         super().__init__(config)
-        self._app, self._service = app, cast(Service, app.state.service)
+        self._app, self._service = app, cast("Service", app.state.service)
         self._reloads, self._last_call, self._last_word = reloads, math.inf, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -291,7 +291,8 @@ def check_turns(
             continue
         role = _ROLES[given]
         if role not in expected:
-            after = f"expected {' or '.join(expected)}" if turns else "first, after a system message, comes a user"
+            wanted = ["assistant" if role == "model" else role for role in expected]  # what callers write
+            after = f"expected {' or '.join(wanted)}" if turns else "first, after a system message, comes a user"
             raise ValueError(f"{where}: role {brief(given)} out of turn: {after}")
         turns.append((where, role, message))
         expected = ["tool"] if calls else _NEXT[role]

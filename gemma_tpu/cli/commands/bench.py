@@ -16,6 +16,7 @@ HELP = "Measure speed as a caller sees it."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gemma_tpu.config import CONFIGS
 
+    parser.set_defaults(options={"max_rows": "--rows", "max_context": "--context"})  # as errors of `load` call them
     parser.epilog = "All programs are compiled before anything is measured."
     load = parser.add_subparsers(title="load on a server").add_parser(
         "serve", help=bench_serve.HELP, description=bench_serve.HELP

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_tpu.cli.arguments import add_dtype_argument, add_shared
-from gemma_tpu.cli.standard_streams import is_terminal
 
 if TYPE_CHECKING:
     from gemma_tpu.config import GemmaConfig
@@ -54,10 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {args.rows}")
+    if args.cache_tokens is not None and args.cache_tokens < args.context:
+        raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
+    if args.images is not None and args.images < 0:
+        raise ValueError(f"--images must be at least 0, got {args.images}")
+    if args.chips is not None and args.images:
+        raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
+    if args.chips is not None and args.quick:
+        raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
     import jax
 
-    from gemma_tpu.deployment import MAX_DRAFT_TOKENS
     from gemma_tpu.plan import report
     from gemma_tpu.plan.chips import CHIPS, Chip, Slice, parse_slice
     from gemma_tpu.plan.compiled import topology_devices
@@ -68,27 +76,12 @@ def main(args: argparse.Namespace) -> int:
     options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     if not 2 <= args.context <= config.max_context:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
-    if args.rows < 1:
-        raise ValueError(f"--rows must be at least 1, got {args.rows}")
-    if args.cache_tokens is not None and args.cache_tokens < args.context:
-        raise ValueError(f"--cache-tokens must be at least --context, {args.context}, got {args.cache_tokens}")
-    if args.stored_prefixes < 0:
-        raise ValueError(f"--stored-prefixes must be at least 0, got {args.stored_prefixes}")
     if "draft" in args:
         options |= {"draft": model_config(args.draft), "draft_name": args.draft}
     if "draft_tokens" in args:
-        least = 1 if "draft" in args else 0
-        if not least <= args.draft_tokens <= MAX_DRAFT_TOKENS:
-            raise ValueError(f"--draft-tokens must be in [{least}, {MAX_DRAFT_TOKENS}], got {args.draft_tokens}")
         options["draft_tokens"] = args.draft_tokens
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
-    if args.images is not None and args.images < 0:
-        raise ValueError(f"--images must be at least 0, got {args.images}")
-    if args.chips is not None and args.images:
-        raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
-    if args.chips is not None and args.quick:
-        raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
     if args.chips is None:
         places: list[Chip | Slice] = [parse_slice(args.topology)]
     else:
@@ -130,5 +123,4 @@ def model_config(name: str) -> GemmaConfig:
 
 
 def _progress(what: str) -> None:
-    if is_terminal(sys.stderr):
-        print(f"{what} …", file=sys.stderr)
+    print(f"{what} …", file=sys.stderr, flush=True)

@@ -9,11 +9,16 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gemma_tpu.cli.arguments import MODEL_OPTIONS, add_model_arguments, values
 
+if TYPE_CHECKING:
+    from gemma_tpu.loader import Loader
+
 HELP = "Serve a checkpoint to many people at once, as OpenAI's API."
+_BEGINNING = 10  # seconds to wait for what is wrong with a checkpoint before the page is imported, which takes as long
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from gemma_tpu.server.run import Server, is_loopback, listen
+    from gemma_tpu.server.run import Server, closing, is_loopback, listen
     from gemma_tpu.server.settings import Settings, model_name, read_keys
 
     names = args.model_name or [model_name(args.checkpoint)]
@@ -94,12 +99,20 @@ def main(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(args.host, args.port))
         stack.enter_context(_log_to_stderr())
+        from gemma_tpu.cli.load_report import LoadReport
         from gemma_tpu.loader import Loader
+
+        report = stack.enter_context(LoadReport(names[0]))
+        loader = Loader(names[0], lambda progress: _load(args, progress), report)
+        stack.enter_context(closing(loader))
+        loader.start()
+        report.begun.wait(_BEGINNING)
+        _raise_failure(loader)
+        from tqdm import tqdm
+
         from gemma_tpu.server.app import build_app
 
-        loader = Loader(names[0], lambda progress: _load(args, progress))
         app = build_app(loader, settings)
-        loader.start()
         if not args.no_demo:
             from demo.uploads import own_upload_folder
             from gemma_tpu.server.page import add_page
@@ -110,15 +123,18 @@ def main(args: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         page = "" if args.no_demo else f", with a page at {address}"
-        print(f"{names[0]} is at {address}/v1{page} (Ctrl-C stops it)", flush=True)
-        try:
-            server.run(sockets=[listener])
-            status = loader.status
-        finally:
-            loader.close()
-    if status.phase == "failed":
-        raise ValueError(status.error)
+        _raise_failure(loader)
+        with tqdm.external_write_mode():  # clears the bar that there may be, and draws it again
+            print(f"{names[0]} is at {address}/v1{page} (Ctrl-C stops it)", flush=True)
+        server.run(sockets=[listener])
+        _raise_failure(loader)
     return 0
+
+
+def _raise_failure(loader: Loader) -> None:
+    """ValueError if there will be no model."""
+    if loader.status.phase == "failed":
+        raise ValueError(loader.status.error)
 
 
 def _load(args: argparse.Namespace, progress):
