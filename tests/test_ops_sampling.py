@@ -88,3 +88,63 @@ def test_draws_follow_the_distribution() -> None:
     for tokens in (by_seed, by_position):
         share = np.bincount(np.asarray(tokens), minlength=4) / draws
         np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0.05], atol=0.03)  # three standard deviations
+
+
+def by_drawing(logits: np.ndarray, one: Sampling, position: int) -> int:
+    """The token of one row, from a sort of all its logits and the noise of the whole vocabulary."""
+    temperature, top_k, top_p, min_p, seed = (np.asarray(x)[0].item() for x in jax.tree.leaves(one))
+    scaled = logits / np.float32(temperature)
+    down = np.sort(scaled)[::-1].astype(np.float64)
+    least = down[top_k - 1] if top_k else -np.inf
+    probs = np.exp(down[down >= least] - down[0])
+    if top_p < 1:
+        least = max(least, down[np.searchsorted(np.cumsum(probs / probs.sum()), top_p)])
+    least = max(least, down[0] + np.log(max(min_p, 1e-300)))
+    noise = jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), logits.shape)
+    return int(np.argmax(np.where(scaled >= least, scaled + np.asarray(noise), -np.inf)))
+
+
+WHOLE = 20_011  # a vocabulary of which small top-ks look at a part; the last group of neighbours is not whole
+
+
+def wide(rows: int) -> np.ndarray:
+    return np.random.default_rng(11).standard_normal((rows, WHOLE)).astype(np.float32) * 3
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.3])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 64, 65, 500])
+def test_a_part_of_the_vocabulary_draws_as_the_whole(top_k: int, top_p: float) -> None:
+    rows = 24
+    logits = wide(rows)
+    logits[0, : WHOLE - 10] = -np.inf  # fewer tokens than top-k keeps
+    logits[1, 100:200] = 30  # one group holds most of what is kept
+    logits[2, -1] = 40
+    asked = settings(rows, 0.8, top_k, top_p, min_p=[0.0, 0.1] * (rows // 2), seed=np.arange(rows))
+    tokens = sample(jnp.asarray(logits), 7 + jnp.arange(rows), asked)
+    for row in range(rows):
+        one = jax.tree.map(lambda x, row=row: x[row : row + 1], asked)
+        assert tokens[row] == by_drawing(logits[row], one, 7 + row)
+
+
+def test_ties_of_more_groups_than_are_looked_at_are_kept() -> None:
+    """Every group has the largest logit once, and each of these is drawn."""
+    logits = np.full((1, WHOLE), -5, np.float32)
+    logits[:, ::128] = 1.5
+    draws = 500
+    asked = settings(draws, top_k=3, seed=np.arange(draws))
+    tokens = np.asarray(sample(jnp.asarray(np.repeat(logits, draws, axis=0)), jnp.arange(draws), asked))
+    assert (tokens % 128 == 0).all()
+    assert len(set(tokens.tolist())) > 100
+    for row in range(20):
+        assert tokens[row] == by_drawing(logits[0], jax.tree.map(lambda x, row=row: x[row : row + 1], asked), row)
+
+
+def test_a_row_draws_the_same_whichever_way_the_others_go() -> None:
+    logits = wide(4)
+    logits[3, ::128] = 50  # ties that need the whole vocabulary
+    asked = settings(4, temperature=[0.0, 1.0, 1.0, 1.0], top_k=[64, 64, 0, 2], top_p=0.95, seed=[1, 2, 3, 4])
+    together = sample(jnp.asarray(logits), jnp.arange(4), asked)
+    assert together[0] == logits[0].argmax()
+    for row in range(4):
+        alone = jax.tree.map(lambda x, row=row: x[row : row + 1], asked)
+        assert sample(jnp.asarray(logits[row : row + 1]), jnp.array([row]), alone)[0] == together[row]

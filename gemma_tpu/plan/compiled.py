@@ -133,8 +133,8 @@ class Program:
     `outputs` are those that are not written over an argument, `inputs` the arguments beside weights and state. If the
     compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call;
     in the case of decode for one step that reads whole caches and takes the likeliest token, `sampled_cycles` if a row
-    samples with top-k and top-p, and `short_cycles` if the caches hold little; a draft model guesses as many tokens as
-    it may. `hlo` is None, and there are no cycles, if the compiler refused.
+    samples with a small top-k and top-p, and `short_cycles` if the caches hold little; a draft model guesses as many
+    tokens as it may. `hlo` is None, and there are no cycles, if the compiler refused.
     """
 
     name: str
@@ -203,7 +203,7 @@ def compile_one(name: str, lowered: Any, inputs: int = 0, draft_steps: int = 1) 
         aliased=sizes.alias_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
         cycles=hlo.cycles(part, cheapest="/(more|sample)/"),
-        sampled_cycles=hlo.cycles(part, cheapest="/more/cond$"),
+        sampled_cycles=hlo.cycles(part, cheapest="/(more|all)/cond$"),
         short_cycles=hlo.cycles(part, cheapest=_NOT_DRAFTED),
         hlo=hlo,
     )
