@@ -57,7 +57,7 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
         if logits.shape[1] <= _GROUPS * _GROUP:
             return jnp.where(on, from_all(), greedy)
         some, tokens, enough = _likeliest(logits)
-        kept = filter_logits(some, settings, bits=_BITS)
+        kept = filter_logits(some, settings, bits=_BITS).reshape(tokens.shape)
         chosen = jnp.argmax(kept + jax.vmap(_noise)(settings.seed, position, tokens), axis=-1)
         drawn = jnp.take_along_axis(tokens, chosen[:, None], axis=1)[:, 0]
         others = on & ~(enough & (settings.top_k > 0) & (settings.top_k <= _GROUPS))
@@ -70,20 +70,19 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
 
 def _likeliest(
     logits: Float[Array, "B V"],
-) -> tuple[Float[Array, "B some"], Int[Array, "B some"], Bool[Array, "B"]]:
-    """The logits of the groups with the largest maxima, their tokens, and whether the _GROUPS largest are among them.
+) -> tuple[Float[Array, "B groups 128"], Int[Array, "B some"], Bool[Array, "B"]]:
+    """The groups of logits with the largest maxima, their tokens, and whether the _GROUPS largest are among them.
 
     As there are as many groups, these have a maximum as large as any of those logits. A tie may leave one out that is
     as large as the smallest.
     """
-    groups = _in_groups(logits, -jnp.inf)
+    missing = -logits.shape[1] % _GROUP
+    groups = jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf).reshape(len(logits), -1, _GROUP)
     largest, index = jax.lax.top_k(jnp.max(groups, axis=2), _GROUPS + 1)
     last, next_one = largest[:, -2], largest[:, -1]
     index = index[:, :-1, None]
-    some = jnp.take_along_axis(groups, index, axis=1)
-    tokens = index * _GROUP + jnp.arange(_GROUP)
-    enough = (next_one < last) | (next_one == -jnp.inf)
-    return some.reshape(len(logits), -1), tokens.reshape(len(logits), -1), enough
+    tokens = (index * _GROUP + jnp.arange(_GROUP)).reshape(len(logits), -1)
+    return jnp.take_along_axis(groups, index, axis=1), tokens, (next_one < last) | (next_one == -jnp.inf)
 
 
 def _key(seed: UInt32[Array, ""], position: Int[Array, ""]) -> jax.Array:
@@ -100,56 +99,58 @@ def _noise(seed: UInt32[Array, ""], position: Int[Array, ""], tokens: Int[Array,
     return -jnp.log(-jnp.log(uniform))
 
 
-def filter_logits(logits: Float[Array, "B V"], settings: Sampling, bits: int = 1) -> Float[Array, "B V"]:
+def filter_logits(logits: Float[Array, "B *V"], settings: Sampling, bits: int = 1) -> Float[Array, "B *V"]:
     """Logits over temperature, with -inf where a filter excludes a token. Greedy rows come back unfiltered.
 
     `bits`: of a threshold, found in one pass over the logits.
     """
-    on = settings.temperature > 0
+    on, whole = settings.temperature > 0, tuple(range(1, logits.ndim))
     temperature = jnp.maximum(settings.temperature, _LEAST_TEMPERATURE)
-    logits = logits / jnp.where(on, temperature, 1.0)[:, None]
-    top_k = jnp.where(on & (settings.top_k > 0), settings.top_k, logits.shape[-1])
+    logits = logits / _beside(jnp.where(on, temperature, 1.0), logits)
+    size = logits[0].size
+    top_k = jnp.where(on & (settings.top_k > 0), settings.top_k, size)
     top_p = jnp.where(on, settings.top_p, 1.0)
-    logits = jax.lax.cond(
-        jnp.any(top_k < logits.shape[-1]), functools.partial(_keep_top_k, bits), lambda x, _: x, logits, top_k
-    )
-    logits = jax.lax.cond(jnp.any(top_p < 1), functools.partial(_keep_top_p, bits), lambda x, _: x, logits, top_p)
-    floor = jnp.max(logits, axis=-1) + jnp.log(jnp.where(on, settings.min_p, 0.0))
-    return jnp.where(logits >= floor[:, None], logits, -jnp.inf)
+    keep_top_k, keep_top_p = (functools.partial(keep, bits) for keep in (_keep_top_k, _keep_top_p))
+    logits = jax.lax.cond(jnp.any(top_k < size), keep_top_k, lambda x, _: x, logits, top_k)
+    logits = jax.lax.cond(jnp.any(top_p < 1), keep_top_p, lambda x, _: x, logits, top_p)
+    floor = jnp.max(logits, axis=whole) + jnp.log(jnp.where(on, settings.min_p, 0.0))
+    return jnp.where(logits >= _beside(floor, logits), logits, -jnp.inf)
+
+
+def _beside(x: jax.Array, values: jax.Array) -> jax.Array:
+    """`x` with the dimensions of `values` that it lacks, each of 1."""
+    return x.reshape(*x.shape, *(1,) * (values.ndim - x.ndim))
 
 
 def _keep_top_k(bits: int, logits: jax.Array, k: jax.Array) -> jax.Array:
-    return _keep_above(bits, logits, lambda kept: jnp.sum(kept, axis=(2, 3)) >= k[:, None])
+    return _keep_above(bits, logits, lambda kept: _total(kept) >= k[:, None])
 
 
 def _keep_top_p(bits: int, logits: jax.Array, p: jax.Array) -> jax.Array:
-    probs = _in_groups(jax.nn.softmax(logits, axis=-1), 0)[:, None]
+    probs = jax.nn.softmax(logits, axis=tuple(range(1, logits.ndim)))[:, None]
     # Against the sum of all of them in the same arithmetic, p = 1 keeps everything.
-    total = jnp.sum(probs, axis=(2, 3))
-    return _keep_above(bits, logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=(2, 3)) >= p[:, None] * total)
+    least = p[:, None] * _total(probs)
+    return _keep_above(bits, logits, lambda kept: _total(jnp.where(kept, probs, 0)) >= least)
 
 
-def _keep_above(
-    bits: int, logits: jax.Array, enough: Callable[[Bool[Array, "B T G 128"]], Bool[Array, "B T"]]
-) -> jax.Array:
-    """Keeps logits ≥ t for the largest t at which `enough` holds of the kept set, for each of T tried."""
+def _total(x: jax.Array) -> jax.Array:
+    """[B, T, …] → [B, T]."""
+    return jnp.sum(x, axis=tuple(range(2, x.ndim)))
+
+
+def _keep_above(bits: int, logits: jax.Array, enough: Callable[[jax.Array], Bool[Array, "B T"]]) -> jax.Array:
+    """Keeps logits ≥ t for the largest t at which `enough` holds of the kept set, bool[B, T, …] for T tried."""
     pattern = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(pattern >= sign, ~pattern, pattern | sign)  # integers in the order of the floats
-    groups = _in_groups(order, 0)[:, None]
 
     def find(i: jax.Array, threshold: jax.Array) -> jax.Array:
         shift = (32 - bits * (i + 1)).astype(jnp.uint32)
         tried = threshold[:, None] + (jnp.arange(1, 1 << bits, dtype=jnp.uint32) << shift)
-        passed = enough(groups >= tried[:, :, None, None])  # the first of them, as fewer and fewer are kept
+        passed = enough(order[:, None] >= _beside(tried, order[:, None]))  # the first of them: fewer and fewer are kept
         return threshold + (jnp.sum(passed, axis=1, dtype=jnp.uint32) << shift)
 
     threshold = jax.lax.fori_loop(0, 32 // bits, find, jnp.zeros(len(logits), jnp.uint32))
-    threshold = jnp.minimum(threshold, jnp.max(order, axis=-1))  # a p that is 0 in float32 is enough with none kept
-    return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
-
-
-def _in_groups(x: jax.Array, filling: float) -> jax.Array:
-    """[B, V] → [B, groups, _GROUP]: as a TPU has several rows of values in a register, also those of a single row."""
-    missing = -x.shape[1] % _GROUP
-    return jnp.pad(x, ((0, 0), (0, missing)), constant_values=filling).reshape(len(x), -1, _GROUP)
+    largest = jnp.max(order, axis=tuple(range(1, order.ndim)))
+    threshold = jnp.minimum(threshold, largest)  # a p that is 0 in float32 is enough with none kept
+    return jnp.where(order >= _beside(threshold, order), logits, -jnp.inf)

@@ -19,7 +19,8 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     config, rows = deployment.config, max(deployment.rows, deployment.min_rows)
     if decode.hlo is None:
         return ["the compiler refused it"]
-    kept = (*deployment.abstract_params.values(), *jax.tree.leaves(deployment.abstract_state.cache))
+    # It has none of the vision tower's.
+    kept = (*deployment.text.abstract_params.values(), *jax.tree.leaves(deployment.abstract_state.cache))
     sizes = {shard_size(array) for array in kept if len(array.shape) > 1}
     # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D, or
     # queries, keys and values.
