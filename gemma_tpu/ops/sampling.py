@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 _LEAST_TEMPERATURE = 1e-30  # below, a logit over it would overflow float32
 _GROUP = 128  # neighbouring logits: the lanes of a TPU's register
 _GROUPS = 64  # of them are looked at; and so the largest top-k whose rows look at no more: Gemma's own is 64
+LOOKED_AT = _GROUPS * _GROUP  # logits of a row with such a top-k
 _BITS = 4  # of a threshold that are found at once among few logits: a pass over these takes as long for 15 trials as 1
 Leaf = Any  # of a pytree: an array, or the sharding or shape that a transformation of the tree puts in its place
 
@@ -54,7 +55,7 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
         return jnp.argmax(kept + noise(settings.seed, position), axis=-1).astype(jnp.int32)
 
     def draw() -> jax.Array:
-        if logits.shape[1] <= _GROUPS * _GROUP:
+        if logits.shape[1] <= LOOKED_AT:
             return jnp.where(on, from_all(), greedy)
         some, tokens, enough = _likeliest(logits)
         kept = filter_logits(some, settings, bits=_BITS).reshape(tokens.shape)

@@ -6,6 +6,7 @@ import jax
 
 from gemma_tpu.deployment import STEPS_PER_CALL
 from gemma_tpu.memory import shard_size
+from gemma_tpu.ops.sampling import LOOKED_AT
 from gemma_tpu.options import MAX_LOGPROBS
 from gemma_tpu.plan.compiled import Program, Target
 
@@ -22,10 +23,10 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     # It has none of the vision tower's.
     kept = (*deployment.text.abstract_params.values(), *jax.tree.leaves(deployment.abstract_state.cache))
     sizes = {shard_size(array) for array in kept if len(array.shape) > 1}
-    # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D, or
-    # queries, keys and values.
+    # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D,
+    # queries, keys and values, or the logits that a token is drawn from.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
-    shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim)
+    shared = max(config.embed_dim, config.num_kv_heads * (config.group_size + 2) * config.head_dim, LOOKED_AT)
     problems = decode.hlo.offenders(sizes, rows * widest, rows * shared, rare=_ON_REQUEST)
     if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
