@@ -52,7 +52,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
                     show_label=False,
                     container=False,
                     elem_id="language",
-                    interactive=False,  # until `initial_language`, which would undo an earlier choice
+                    interactive=False,  # until the page is as it was left; what restores it would undo an earlier choice
                 )
                 button, _ = load_controls(loader.status, page.lang)
                 load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
@@ -79,7 +79,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         async def initial_language(stored: str | None, request: gr.Request) -> gr.Radio:
             accepted = request.headers.get("accept-language", "")
             default = lang or ("zh" if accepted.lower().startswith("zh") else "en")
-            return gr.Radio(value=stored if stored in LANGUAGES else default, interactive=True)
+            return gr.Radio(value=stored if stored in LANGUAGES else default)
 
         unlimited: dict[str, Any] = {**quiet, "concurrency_limit": None}
         load.click(start_loading, language, status_outputs, **unlimited)
@@ -88,7 +88,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
             [language, *(tab.conversation for tab in tabs)],
             [*page.outputs, *(output for tab in tabs for output in (tab.panel.chat, tab.panel.stats)), *status_outputs],
         )
-        language.input(translate, *translated, **unlimited)
+        language.input(translate, *translated, trigger_mode="always_last", **unlimited)
         language.change(None, language, None, js=_SET_LANGUAGE, **quiet)
         # Clears notices, which are in the old language; only on the visitor's own switch, not while the page loads.
         notices = [tab.panel.notice for tab in tabs]
@@ -102,7 +102,8 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         # One after the other: a translation of the empty page must not arrive after the conversation that is restored.
         loaded = loaded.then(translate, *translated, **unlimited)
         for tab in tabs:
-            tab.restore_on(loaded.then, language)
+            loaded = tab.restore_on(loaded.then, language)
+        loaded = loaded.then(lambda: gr.Radio(interactive=True), None, language, queue=False, **quiet)
         refreshed.append(loaded.then(refresh, language, status_outputs, **quiet))
         for event in refreshed:
             for tab in tabs:

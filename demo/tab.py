@@ -134,11 +134,14 @@ class ChatTab:
         )
         panel.stored.change(None, panel.stored, None, js=f"(kept) => demoPage.keep('{self.name}', kept)", **quiet)
         for picture in self.pictures:
-            picture.upload(check_upload, [picture, language], [picture, panel.notice], **unlimited)
+            # The last of several in a row counts, here and below: else one that comes during a check is not checked.
+            outputs = [picture, panel.notice]
+            picture.upload(check_upload, [picture, language], outputs, trigger_mode="always_last", **unlimited)
             picture.clear(lambda: "", None, panel.notice, queue=False, **quiet)
         if self.address is not None:
             outputs = [self.pictures[0], panel.notice]
-            self.address.submit(fetch_picture, [self.address, language], outputs, **unlimited)
+            inputs = [self.address, language]
+            self.address.submit(fetch_picture, inputs, outputs, trigger_mode="always_last", **unlimited)
         for button, example in zip(buttons, examples(self.name), strict=True):
             files = [str(EXAMPLES / file) for file in example.get("pictures", ())]
             files += [None] * (len(self.pictures) - len(files))
@@ -148,9 +151,9 @@ class ChatTab:
 
             button.click(fill, language, [panel.prompt, panel.notice, *self.pictures], **unlimited)
 
-    def restore_on(self, load: Callable[..., Any], language: gr.Radio) -> None:
-        """Restores the conversation from session storage when the event `load` fires."""
-        load(
+    def restore_on(self, load: Callable[..., Any], language: gr.Radio) -> Any:
+        """Restores the conversation from session storage when the event `load` fires. Returns that listener."""
+        return load(
             self._restore,
             [self.conversation, language, self.panel.stored],
             [*self.panel.outputs, self.panel.prompt, *self.pictures],

@@ -142,6 +142,26 @@ def test_what_is_no_picture_is_refused_in_the_same_words(visit: Visit, tmp_path:
     expect(page.locator(".toast-body")).to_have_count(0)
 
 
+def test_a_file_chosen_while_another_is_looked_at_is_looked_at_too(visit: Visit, red_png: Path, tmp_path: Path) -> None:
+    page = visit.page
+    page.evaluate(
+        """() => {
+            const send = window.fetch;
+            window.fetch = async (address, options) => {
+                const late = String(address).includes("/queue/join") && options.body.includes("red.png");
+                if (late) await new Promise((done) => setTimeout(done, 2000));
+                return send(address, options);
+            };
+        }"""
+    )
+    page.set_input_files("#picture-1 input[type=file]", red_png)
+    expect(page.locator("#picture-1 img")).to_be_visible()
+    (tmp_path / "notes.png").write_bytes(b"hello")
+    page.set_input_files("#picture-1 input[type=file]", tmp_path / "notes.png")
+    expect(visit.notice("image")).to_contain_text("notes.png")
+    expect(page.locator("#picture-1 img")).to_have_count(0)
+
+
 def test_settings_reach_the_model(visit: Visit, model: gemma_tpu.Model) -> None:
     visit.go("text")
     visit.set("text", max_new_tokens=1)

@@ -37,6 +37,34 @@ def test_places_keep_their_size_and_pictures_have_names(visit: Visit, tmp_path: 
     expect(shown).to_have_attribute("alt", text("picture", "zh"))
 
 
+# What asks for something in English is sent late.
+SLOW_ENGLISH = """
+  const send = window.fetch;
+  window.fetch = async (address, options) => {
+    const english = String(address).includes("/queue/join") && JSON.parse(options.body).data[0] === "en";
+    if (english) await new Promise((done) => setTimeout(done, 1500));
+    return send(address, options);
+  };
+"""
+
+
+def test_the_language_chosen_last_is_kept(visit: Visit) -> None:
+    """While the page is restored, too, and by someone who cannot decide."""
+    page, send = visit.page, visit.page.locator("#image-send")
+    visit.leaves = True
+    page.add_init_script(SLOW_ENGLISH)
+    page.reload()
+    page.click("text=中文")
+    expect(send).to_have_text(text("send", "zh"))
+    page.wait_for_timeout(3000)
+    expect(send).to_have_text(text("send", "zh"))
+    for language in ("English", "中文"):
+        page.click(f"text={language}")
+    page.wait_for_timeout(3000)
+    expect(send).to_have_text(text("send", "zh"))
+    assert page.evaluate("document.documentElement.lang") == "zh"
+
+
 def test_language_switch(visit: Visit, browser: Browser, server: str) -> None:
     page = visit.page
     visit.set("image", max_new_tokens=2)
