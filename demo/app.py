@@ -52,7 +52,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
                     show_label=False,
                     container=False,
                     elem_id="language",
-                    interactive=False,  # until the page is as it was left; what restores it would undo an earlier choice
+                    interactive=False,  # until the page is restored, which would undo an earlier choice
                 )
                 button, _ = load_controls(loader.status, page.lang)
                 load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
