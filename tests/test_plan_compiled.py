@@ -8,10 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
-from plan_samples import SMALL, compiled
+from plan_samples import CONTEXT, SMALL, compiled
 
 from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.engine import programs
@@ -118,6 +119,27 @@ def test_a_step_with_guesses_is_the_draft_models_steps_and_one_of_many_tokens() 
     assert 0.8 * lower.memory < step.cycles / target.chip.clock < 5 * lower.memory
     read = prefill_roofline(target)
     assert read.matrix == prefill_roofline(plain).matrix + prefill_roofline(target.draft).matrix
+
+
+def test_a_row_that_decodes_apart_pays_for_none_of_those_that_rest() -> None:
+    target = deploy(SMALL, parse_slice("v5e:2x2"), (1, 4), 64, CONTEXT)
+    text = target.deployment.text
+    assert text.calls().few == (1, 8)
+    each = NamedSharding(text.mesh, PartitionSpec())
+    rows = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=each)
+    pages = jax.ShapeDtypeStruct((text.pages,), jnp.int32, sharding=each)
+    arguments = text.abstract_params, text.abstract_state, rows, rows, Pages(pages, pages)
+    apart = compile_one("decode", programs.decode.lower(*arguments, deployment=text, max_steps=8))
+    (together,) = compile_programs(target, ["decode"])
+    state = shard_bytes(jax.tree.leaves(text.abstract_state))
+    assert apart.aliased >= state
+    assert apart.outputs < 100_000
+    assert apart.temporaries < text.memory.local_cache / 2
+    # At each call its part of the state is taken out and put back.
+    assert apart.hlo
+    call = apart.hlo.cycles(apart.hlo.entry, cheapest="/(more|sample)/")
+    assert call - apart.cycles < apart.short_cycles / 2
+    assert apart.short_cycles < 0.85 * together.short_cycles
 
 
 def test_prefill_and_images_take_between_the_roofline_and_a_few_times_it() -> None:
