@@ -57,6 +57,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="0 picks a free port (default: %(default)s)")
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="keep the decoder's matrices as such integers")
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--draft", metavar="CHECKPOINT", help="a smaller Gemma 3 that guesses tokens for this one")
@@ -174,6 +175,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             source,
             mesh=arguments.mesh,
             dtype=arguments.dtype,
+            quantize=arguments.quantize,
             adapter=arguments.adapter,
             max_context=arguments.max_context,
             max_rows=arguments.max_rows,

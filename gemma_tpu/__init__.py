@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.options import Timings as Timings
     from gemma_tpu.options import TokenLogprob as TokenLogprob
     from gemma_tpu.options import Usage as Usage
+    from gemma_tpu.quantization import Quantization as Quantization
     from gemma_tpu.stream import AsyncTextStream as AsyncTextStream
     from gemma_tpu.stream import TextStream as TextStream
     from gemma_tpu.text import Tokenizer as Tokenizer
@@ -47,6 +48,7 @@ _HOME = {
     "gemma_tpu.loading": ("from_params", "load"),
     "gemma_tpu.distributed.processes": ("initialize",),
     "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "TokenLogprob", "Usage"),
+    "gemma_tpu.quantization": ("Quantization",),
     "gemma_tpu.stream": ("AsyncTextStream", "TextStream"),
     "gemma_tpu.text": ("Tokenizer",),
 }

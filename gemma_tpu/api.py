@@ -103,8 +103,9 @@ class Model:
         text, vision = self.config, "text and images" if self.config.vision else "text"
         reason = f" ({self.dtype_reason})" if self.dtype_reason else ""
         data = self.mesh.shape["data"]
+        dtype = f"{self.deployment.quantization} in {self.dtype}" if self.deployment.quantization else str(self.dtype)
         return (
-            f"<gemma_tpu.Model: {text.num_layers} layers of {text.embed_dim}, {vision}, {self.dtype}{reason}, "
+            f"<gemma_tpu.Model: {text.num_layers} layers of {text.embed_dim}, {vision}, {dtype}{reason}, "
             f"mesh {data} × {self.mesh.size // data}>"
         )
 

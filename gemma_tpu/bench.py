@@ -9,6 +9,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from gemma_tpu.deployment import Deployment
 from gemma_tpu.distributed.processes import everywhere
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.loading import check_deployment, deploy, load
+from gemma_tpu.model.linear import QuantizedWeight, Weight
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
+from gemma_tpu.quantization import Quantization, as_quantization
 
 _TEXT_AFTER_IMAGE = 20  # tokens
 
@@ -39,22 +42,37 @@ class Measurement:
     unit: str
 
 
-def random_params(deployment: Deployment) -> dict[str, jax.Array]:
+def random_params(deployment: Deployment) -> dict[str, Weight]:
     """Random weights, made on the mesh leaf by leaf (one program for all leaves compiles for minutes)."""
 
-    def leaf(seed: int, like: jax.ShapeDtypeStruct) -> jax.Array:
-        scale = 0.1 if like.ndim == 1 else math.prod(like.shape[:-1]) ** -0.5
+    def leaf(seed: int, like: Any, scale: float) -> jax.Array:
         return _randomly(like.shape, like.dtype, like.sharding)(seed, scale)
 
-    return {name: leaf(i, like) for i, (name, like) in enumerate(deployment.abstract_params.items())}
+    def weight(name: str, seed: int, like: Any) -> Weight:
+        scale = 0.1 if len(like.shape) == 1 else math.prod(like.shape[:-1]) ** -0.5
+        if (grid := deployment.grid(name)) is None:
+            return leaf(seed, like, scale)
+        spread = grid.levels / 3  # nearly all of a normal distribution is within three of these
+        scales = _all(like.scales.shape, like.scales.dtype, like.scales.sharding)(scale / spread)
+        return QuantizedWeight(leaf(seed, like.values, spread), scales, like.dtype)
+
+    return {name: weight(name, i, like) for i, (name, like) in enumerate(deployment.abstract_params.items())}
 
 
 @functools.cache  # layers share shapes: a dozen programs make all leaves
 def _randomly(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> Callable[[int, float], jax.Array]:
     def make(seed: jax.Array, scale: jax.Array) -> jax.Array:
-        return (jax.random.normal(jax.random.key(seed), shape, jnp.float32) * scale).astype(dtype)
+        values = jax.random.normal(jax.random.key(seed), shape, jnp.float32) * scale
+        if jnp.issubdtype(dtype, jnp.integer):
+            values = jnp.clip(jnp.round(values), -3 * scale, 3 * scale)
+        return values.astype(dtype)
 
     return jax.jit(make, out_shardings=sharding)
+
+
+@functools.cache
+def _all(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> Callable[[float], jax.Array]:
+    return jax.jit(lambda value: jnp.full(shape, value, dtype), out_shardings=sharding)
 
 
 def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) -> list[Measurement]:
@@ -118,6 +136,7 @@ def bench(
     tokens: int,
     repeats: int,
     dtype: str = "auto",
+    quantize: Quantization | str | None = None,
     mesh: tuple[int, int] | None = None,
     verify: bool = True,
 ) -> Iterator[tuple[int, Measurement]]:
@@ -134,15 +153,16 @@ def bench(
         check_deployment(mesh, dtype, context, max_rows)
     if prompt + tokens > context:
         raise ValueError(f"prompt {prompt} and tokens {tokens} are more than the context of {context} tokens")
+    quantization = as_quantization(quantize)
     config = source if isinstance(source, GemmaConfig) else _stored_config(source)
-    deployments = [deploy(config, mesh, dtype, context, max_rows)[0] for max_rows in rows]
+    deployments = [deploy(config, mesh, dtype, context, max_rows, quantization=quantization)[0] for max_rows in rows]
     if (needed := _image_tokens(config) + 1) > context and config.vision:
         warnings.warn(f"no image is measured: that takes a context of {needed} tokens, not {context}", stacklevel=2)
     for max_rows, deployment in zip(rows, deployments, strict=True):
         if isinstance(source, GemmaConfig):
             model = _random_model(deployment)
         else:
-            options = {"mesh": mesh, "dtype": dtype, "verify": verify, "progress": False}
+            options = {"mesh": mesh, "dtype": dtype, "quantize": quantize, "verify": verify, "progress": False}
             model = load(source, max_context=context, max_rows=max_rows, **options)
         shape = {"rows": max_rows, "prompt": prompt, "tokens": tokens}
         with model:

@@ -20,8 +20,10 @@ from gemma_tpu.cache.kv_cache import CacheShape, KVCache
 from gemma_tpu.cache.state import State
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
-from gemma_tpu.model import as_draft, param_shapes
+from gemma_tpu.model import Params, as_draft, param_shapes
+from gemma_tpu.model.linear import QuantizedWeight, Weight
 from gemma_tpu.ops.rows import min_rows
+from gemma_tpu.quantization import Grid, Quantization
 from gemma_tpu.sharding import param_sharding
 
 STEPS_PER_CALL = 8  # decode steps of one call, after which the host reads the tokens
@@ -55,12 +57,12 @@ class Deployment:
     """Hashable: the static argument of the device programs.
 
     `rows`: batch rows, the requests that run at once. `context`: tokens that prompt and answer of each may have.
-    `dtype` is that of weights and cache. `chunks` are the lengths in tokens of a prefill call, by default those that
-    suit the platform. `cache_tokens`: what all rows and stored prefixes together may have in the layers that see the
-    whole context; by default as many as the rows could need. `stored_prefixes`: prefixes of prompts that are kept
-    beside the rows when the rings of these have gone on. `draft_tokens`: tokens that are guessed ahead at each decode
-    step (gemma_tpu.engine.speculation), by a model of the config `draft`, or without one from the text so far. `cache`
-    is the class of the cache.
+    `dtype` is that of weights and cache; `quantization` says which weights are integers instead. `chunks` are the
+    lengths in tokens of a prefill call, by default those that suit the platform. `cache_tokens`: what all rows and
+    stored prefixes together may have in the layers that see the whole context; by default as many as the rows could
+    need. `stored_prefixes`: prefixes of prompts that are kept beside the rows when the rings of these have gone on.
+    `draft_tokens`: tokens that are guessed ahead at each decode step (gemma_tpu.engine.speculation), by a model of the
+    config `draft`, or without one from the text so far. `cache` is the class of the cache.
     """
 
     config: GemmaConfig
@@ -73,6 +75,7 @@ class Deployment:
     stored_prefixes: int = 0
     draft_tokens: int = 0
     draft: GemmaConfig | None = None
+    quantization: Quantization | None = None
     cache: type = KVCache
 
     def __post_init__(self) -> None:
@@ -172,17 +175,27 @@ class Deployment:
         few = (1, 8) if costly and self.mesh.shape["data"] == 1 else ()
         return Calls(together=True, few=tuple(rows for rows in few if rows <= self.rows // 8))
 
+    def grid(self, name: str) -> Grid | None:
+        """The integers that stand for a parameter, None if it stays as it is. A draft model's are as the model's."""
+        return self.quantization and self.quantization.grid(name, self.platform)
+
     @functools.cached_property
-    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtype and shardings of every parameter, as `load` makes them."""
+    def abstract_params(self) -> Params:
+        """Shapes, dtypes and shardings of every parameter, as `load` makes them."""
         draft = as_draft(self._abstract_params(self.draft)) if self.draft else {}
         return self._abstract_params(self.config) | draft
 
-    def _abstract_params(self, config: GemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            name: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=param_sharding(name, x.shape, self.mesh))
-            for name, x in param_shapes(config).items()
-        }
+    def _abstract_params(self, config: GemmaConfig) -> dict[str, Weight]:
+        return {name: self._abstract_param(name, x.shape) for name, x in param_shapes(config).items()}
+
+    def _abstract_param(self, name: str, shape: tuple[int, ...]) -> Any:
+        sharding = param_sharding(name, shape, self.mesh)
+        if (grid := self.grid(name)) is None:
+            return jax.ShapeDtypeStruct(shape, self.dtype, sharding=sharding)
+        values = jax.ShapeDtypeStruct(shape, grid.dtype, sharding=sharding)
+        scales = grid.scales_sharding(sharding, len(shape))
+        scales = jax.ShapeDtypeStruct(grid.of_scales(shape, 1), jnp.float32, sharding=scales)
+        return QuantizedWeight(values, scales, jnp.dtype(self.dtype))
 
     def empty_state(self) -> State:
         draft = None

@@ -33,6 +33,7 @@ from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.engine.ahead import compiling_ahead
 from gemma_tpu.model import Params, as_draft
 from gemma_tpu.options import SamplingParams
+from gemma_tpu.quantization import Quantization, as_quantization
 from gemma_tpu.sharding import AXES, make_mesh, param_sharding
 from gemma_tpu.sizes import as_mesh_shape, check_cache_tokens, check_sizes, guesses
 from gemma_tpu.text import Format, Tokenizer
@@ -44,6 +45,7 @@ def load(
     config: GemmaConfig | str | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: jax.typing.DTypeLike = "auto",
+    quantize: Quantization | str | None = None,
     adapter: str | Path | None = None,
     max_context: int | None = None,
     max_rows: int = 8,
@@ -67,6 +69,9 @@ def load(
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a
         T4) unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused:
         Gemma 3's activations overflow it.
+      quantize: "int8" or "int4" keeps the decoder's matrices as such integers, with a scale for each output channel,
+        and the embeddings as int8; a `Quantization` says it for each part. Weights are quantised while they are read,
+        and products read the integers: half or a quarter of bfloat16's memory, and of what a decode step reads.
       adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
@@ -93,6 +98,7 @@ def load(
     """
     sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, draft is not None)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
+    quantization = as_quantization(quantize)
     _check_others(tokenizer, progress)
     check_flag("text_only", text_only)
     check_flag("verify", verify)
@@ -108,7 +114,7 @@ def load(
         here = functools.partial(_read, checkpoint, deployment, progress, small)
         return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
-    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer, small, compile_ahead)
+    return _deploy(checkpoint, read, mesh, dtype, *sizes, quantization, tokenizer, small, compile_ahead)
 
 
 def from_params(
@@ -117,6 +123,7 @@ def from_params(
     config: GemmaConfig | str | None = None,
     mesh: Mesh | tuple[int, int] | None = None,
     dtype: jax.typing.DTypeLike = "auto",
+    quantize: Quantization | str | None = None,
     lora_alpha: float | None = None,
     max_context: int | None = None,
     max_rows: int = 8,
@@ -134,8 +141,8 @@ def from_params(
         FrozenDict, an NNX state or module (tunix's Gemma3), MaxText's tree. A trainer's state may be around it. LoRA
         parameters in it are merged.
       lora_alpha: of qwix's LoRA parameters, as tunix trains them: their tree does not hold it.
-      config, mesh, dtype, max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, tokenizer, text_only,
-        progress: as of `load`. There is no tokenizer unless one is given.
+      config, mesh, dtype, quantize, max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, tokenizer,
+        text_only, progress: as of `load`. There is no tokenizer unless one is given.
 
     The arrays are copied through host memory, a few at a time, and stay the caller's: a device that holds them needs
     room for both. For one process; several load the same checkpoint instead.
@@ -146,10 +153,11 @@ def from_params(
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
     sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, False)
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
+    quantization = as_quantization(quantize)
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
     read = functools.partial(_read, checkpoint, progress=progress)
-    return _deploy(checkpoint, read, mesh, dtype, *sizes, tokenizer)
+    return _deploy(checkpoint, read, mesh, dtype, *sizes, quantization, tokenizer)
 
 
 def _check_others(tokenizer: Any, progress: Any) -> None:
@@ -188,13 +196,14 @@ def _deploy(
     cache_tokens: int | None,
     stored_prefixes: int,
     draft_tokens: int,
+    quantization: Quantization | None,
     tokenizer: Tokenizer | str | Path | bytes | None,
     draft: Checkpoint | None = None,
     compile_ahead: bool = False,
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
     sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, draft and draft.config
-    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes)
+    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes, quantization)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
     with compiling_ahead(deployment, compile_ahead) as ahead:
@@ -211,6 +220,7 @@ def deploy(
     stored_prefixes: int = 0,
     draft_tokens: int = 0,
     draft: GemmaConfig | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[Deployment, str]:
     """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
 
@@ -231,7 +241,7 @@ def deploy(
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
     check_draft(draft, config)
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    more |= {"draft_tokens": draft_tokens, "draft": draft}
+    more |= {"draft_tokens": draft_tokens, "draft": draft, "quantization": quantization}
     one = functools.partial(Deployment, config, mesh, max_rows, max_context, **more)
     capacity = device_capacity(mesh)
     chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))
@@ -303,6 +313,7 @@ def _read(
         checkpoint.config,
         dtype=deployment.dtype,
         sharding=lambda name, shape: param_sharding(name, shape, deployment.mesh),
+        grid=deployment.grid,
         progress=progress,
     )
     return params if draft is None else {**params, **as_draft(_read(draft, deployment, progress))}

@@ -63,10 +63,10 @@ class Memory:
 
 def shard_bytes(tree: Any) -> int:
     """Bytes on one device of the shards of a pytree of abstract arrays, such as quantised weights."""
-    return sum(shard_size(array) * array.dtype.itemsize for array in jax.tree.leaves(tree))
+    return sum(shard_size(array) * jax.dtypes.itemsize_bits(array.dtype) // 8 for array in jax.tree.leaves(tree))
 
 
-def shard_size(array: jax.ShapeDtypeStruct) -> int:
-    """Elements of an array on one device."""
+def shard_size(array: Any) -> int:
+    """Elements of an array, or of one to be, on one device."""
     assert isinstance(array.sharding, NamedSharding)
     return math.prod(array.sharding.shard_shape(array.shape))

@@ -106,7 +106,15 @@ def constrain(x: jax.Array, dims: str, mesh: Mesh | None, *, summed: tuple[str, 
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def param_dims(name: str) -> tuple[str, str]:
+    """Letters of a parameter's dimensions, "" for a norm or bias that is whole, and its name without the layer number.
+
+    `name`: as of `gemma_tpu.model.param_shapes`.
+    """
+    kind = re.sub(r"^layers\.\d+\.|(?<=vision\.)blocks\.\d+\.", "", name)
+    return _PARAM_DIMS.get(kind, ""), kind
+
+
 def param_sharding(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The sharding of a parameter by its name (`gemma_tpu.model.param_shapes`); norms and biases are whole."""
-    dims = _PARAM_DIMS.get(re.sub(r"^layers\.\d+\.|(?<=vision\.)blocks\.\d+\.", "", name))
-    return partition(dims or "." * len(shape), shape, mesh)
+    """The sharding of a parameter by its name; norms and biases are whole."""
+    return partition(param_dims(name)[0] or "." * len(shape), shape, mesh)

@@ -8,6 +8,7 @@ import functools
 from gemma_tpu.config import GemmaConfig, VisionConfig, gemma3_layers
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compiled import PROGRAMS, Program, Target, compile_programs, deploy
+from gemma_tpu.quantization import as_quantization
 
 # A local layer, a global one and one of the vision tower: enough to be split four ways.
 SMALL = GemmaConfig(
@@ -33,8 +34,9 @@ def compiled(
     names: tuple[str, ...] = PROGRAMS,
     context: int = CONTEXT,
     draft_tokens: int = 0,
+    quantize: str | None = None,
 ) -> tuple[Target, dict[str, Program]]:
     """`draft_tokens` are guessed by DRAFT."""
-    guesses = {"draft_tokens": draft_tokens, "draft": DRAFT if draft_tokens else None}
-    target = deploy(SMALL, parse_slice(topology), mesh, rows, context, **guesses)
+    more = {"draft_tokens": draft_tokens, "draft": DRAFT if draft_tokens else None}
+    target = deploy(SMALL, parse_slice(topology), mesh, rows, context, **more, quantization=as_quantization(quantize))
     return target, {program.name: program for program in compile_programs(target, names)}

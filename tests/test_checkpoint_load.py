@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
@@ -15,8 +16,13 @@ from checkpoint_samples import CONFIGS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_tpu.checkpoint import lazy, load_params, open_checkpoint, orbax, save_params
+from gemma_tpu.checkpoint import load as load_module
 from gemma_tpu.checkpoint.load import _MemoryBudget, _ReadPlan
+from gemma_tpu.checkpoint.names import params_from_canonical
 from gemma_tpu.config import GemmaConfig, gemma3_layers
+from gemma_tpu.model.linear import QuantizedWeight
+from gemma_tpu.quantization import Quantization, quantize
+from gemma_tpu.sharding import make_mesh, param_sharding
 
 
 def divided(mesh: Mesh):
@@ -219,3 +225,52 @@ def test_host_memory_is_bounded():
     assert all(sum(sizes) <= 100 or len(sizes) == 1 for sizes in most)
     assert max(map(len, most)) > 1
     assert len(most) == 2 + len(sizes)
+
+
+@pytest.mark.parametrize("layout", ["flat", "stacked", "hf"])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize("width", ["int8", "int4"])
+def test_every_device_gets_its_shard_of_quantised_weights(shape, layout, width, tmp_path):
+    """A scale is that of a whole channel, also where its weights lie on several devices."""
+    sample = samples.sample(CONFIGS["grouped-8"])
+    mesh = make_mesh(sample.config, shape)
+    checkpoint = open_checkpoint(save(layout, tmp_path / "c", sample), config=sample.config)
+    kept = {"grid": functools.partial(Quantization(width, "int8", "int8").grid, platform="tpu")}
+    where = functools.partial(param_sharding, mesh=mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "BLOCK_BYTES", 512)  # a weight is read in several blocks
+        params = load_params(checkpoint, sample.config, dtype=np.float32, sharding=where, progress=False, **kept)
+    shared = 0
+    for name, weight in params.items():
+        grid = kept["grid"](name)
+        assert isinstance(weight, QuantizedWeight) == (grid is not None)
+        if isinstance(weight, QuantizedWeight) and grid:
+            expected = quantize(sample.ours[name], grid)
+            assert weight.values.sharding == where(name, weight.shape)
+            for array, whole in zip((weight.values, weight.scales), expected, strict=True):
+                assert array.dtype == whole.dtype
+                for shard in array.addressable_shards:
+                    np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index], err_msg=name)
+            parts = weight.values.sharding.shard_shape(weight.shape)
+            shared += any(parts[axis] < weight.shape[axis] for axis in grid.summed)
+    assert (shared > 10) == (shape != (8, 1))
+
+
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+def test_a_quantised_weight_is_read_once_and_never_whole_in_another_dtype(layout, large, monkeypatch):
+    """What is on the host is what is stored, and the integers."""
+    checkpoint = open_checkpoint(large[layout], config=LARGE)
+    mesh = make_mesh(LARGE, (1, 8))
+    seen: list[int] = []
+    where, grid = functools.partial(param_sharding, mesh=mesh), functools.partial(Quantization().grid, platform="tpu")
+    monkeypatch.setattr(
+        load_module, "quantize", lambda values, grid: seen.append(values.nbytes) or quantize(values, grid)
+    )
+    total = []
+    load_params(
+        checkpoint, LARGE, dtype=np.float32, sharding=where, grid=grid, progress=lambda *done: total.append(done)
+    )
+    assert total[-1][0] == total[-1][1] == checkpoint.nbytes
+    assert sum(seen) == sum(
+        x.nbytes for name, x in params_from_canonical(checkpoint.arrays, LARGE).items() if grid(name)
+    )

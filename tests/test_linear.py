@@ -28,6 +28,14 @@ SPECS = {  # of every product in the model: shapes of the activations and of the
     "ipe,cnhe->cipnh": ((2, 3, 8), (3, 2, 4, 8), (3,)),
     "ipnh,nhe->ipe": ((2, 3, 2, 4), (2, 4, 8), (0, 1)),
 }
+LARGE = {  # more than a block of rows, whole blocks and not
+    "btd,vd->btv": [((1, 1, 8), (512, 8), (1,)), ((2, 3, 8), (700, 8), (1,))],
+    "bto,od->btd": [((1, 1, 512), (512, 8), (0,)), ((2, 3, 700), (700, 8), (0,))],
+    "cbtd,cfd->cbtf": [((2, 2, 3, 8), (2, 513, 8), (2,))],
+    "ipe,cnhe->cipnh": [((2, 3, 8), (3, 2, 300, 8), (3,)), ((2, 3, 8), (3, 300, 2, 8), (3,))],
+    "ipnh,nhe->ipe": [((2, 3, 2, 300), (2, 300, 8), (0, 1)), ((2, 3, 300, 2), (300, 2, 8), (0, 1))],
+}
+EVERY = [*SPECS.items(), *((spec, sizes) for spec, several in LARGE.items() for sizes in several)]
 
 
 def _weight(shape: tuple[int, ...], summed: tuple[int, ...], dtype: str = "float32") -> QuantizedWeight:
@@ -37,13 +45,13 @@ def _weight(shape: tuple[int, ...], summed: tuple[int, ...], dtype: str = "float
     return QuantizedWeight(jnp.asarray(values), jnp.asarray(scales, jnp.float32), jnp.dtype(dtype))
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_a_product_with_a_quantised_weight(spec: str) -> None:
-    activations, shape, summed = SPECS[spec]
+@pytest.mark.parametrize(("spec", "sizes"), EVERY, ids=str)
+def test_a_product_with_a_quantised_weight(spec: str, sizes: tuple[tuple[int, ...], ...]) -> None:
+    activations, shape, summed = sizes
     x, weight = np.random.default_rng(1).standard_normal(activations), _weight(shape, summed)
     exact = np.einsum(spec, x, np.asarray(weight.values, np.float64) * np.asarray(weight.scales, np.float64))
     found = contract(spec, jnp.asarray(x, jnp.float32), weight)
-    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5 * np.abs(exact).max())
     half = contract(spec, jnp.asarray(x, jnp.bfloat16), weight)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(half, np.float64), exact, atol=0.02 * np.abs(exact).max())

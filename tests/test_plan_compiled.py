@@ -72,6 +72,20 @@ def test_a_step_moves_nothing_for_nothing(sample) -> None:
     assert decode_problems(target, found["decode"]) == []
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "where", [("v5e:1x1", (1, 1), 1), ("v5e:2x2", (1, 4), 8), ("v5p:2x2x1", (1, 4), 8), ("v6e:1x1", (1, 1), 8)]
+)
+def test_a_step_reads_quantised_weights_as_they_are(where, quantize: str) -> None:
+    target, found = compiled(*where, ("decode",), quantize=quantize)
+    memory, decode = target.deployment.memory, found["decode"]
+    _, plain = compiled("v5e:1x1", (1, 1), 8, ("decode",))
+    assert decode_problems(target, decode) == []
+    assert decode.arguments == pytest.approx(memory.weights + memory.state + decode.inputs, rel=0.02)
+    if where[2] == 8 and where[0] == "v5e:1x1":
+        assert decode.cycles < plain["decode"].cycles
+
+
 @pytest.mark.parametrize("sample", list(DECODE.values())[:4], ids=list(DECODE)[:4])  # the last is too short to tell
 def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
     target, found = compiled(*sample)

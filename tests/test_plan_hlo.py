@@ -146,6 +146,17 @@ def test_a_transposed_weight_is_named() -> None:
     assert any(f"{N}" in problem for problem in hlo.offenders({N * N}, N * N, N * N))
 
 
+def test_a_weight_that_is_written_out_wide_is_named() -> None:
+    def scaled(x: jax.Array, w: jax.Array, written: bool) -> jax.Array:
+        wide = jax.lax.optimization_barrier(w.astype(jnp.int8)).astype(jnp.float32) * 3.0
+        return x.astype(jnp.float32) @ (jax.lax.optimization_barrier(wide) if written else wide)
+
+    specs = ((8, N), WHOLE), ((N, N), WHOLE)
+    (found,) = _hlo(lambda x, w: scaled(x, w, True), *specs).widened({N * N})
+    assert "[2048,2048], a dequantised copy of a weight, from " in found
+    assert _hlo(lambda x, w: scaled(x, w, False), *specs).widened({N * N}) == []
+
+
 def test_a_gathered_weight_is_named_and_a_sum_of_activations_is_not() -> None:
     def gathered(x: jax.Array, w: jax.Array) -> jax.Array:
         return x @ jax.lax.with_sharding_constraint(w, WHOLE)

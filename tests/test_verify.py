@@ -99,6 +99,18 @@ def test_equal_sides_pass(arguments: argparse.Namespace, stand_in: None, capsys:
     assert all(m["max_abs"] == 0 and m["rms"] > 0.1 for m in report["modules"])
 
 
+@pytest.mark.parametrize(("quantize", "against"), [("int8", "gemma"), ("int4", "transformers")])
+def test_a_quantised_side_is_compared_with_what_its_integers_stand_for(
+    quantize: str, against: str, checkpoint: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    more = ("--quantize", quantize, "--new-tokens", "4", "--prompt", "The capital of <start_of_image> is")
+    assert command.main(arguments_for(checkpoint, against, *more)) == 0
+    assert f"{quantize} in float32" in capsys.readouterr().out
+    # Not with what was rounded to them.
+    monkeypatch.setattr(verify, "dequantized_checkpoint", lambda *_: checkpoint)
+    assert command.main(arguments_for(checkpoint, against, *more)) == 1
+
+
 def test_a_parameter_loaded_wrong_is_found(
     arguments: argparse.Namespace, stand_in: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -325,6 +337,18 @@ def interpreter(package: str) -> str:
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed here, and ${variable} names no interpreter that has it")
     return sys.executable
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("against", ["gemma", "transformers"])
+def test_a_quantised_model_against_the_real_reference(against: str, quantize: str, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, "orbax-flat", layers=7)
+    options = {"python": interpreter(against), "mesh": ONE_DEVICE, "new_tokens": 8}
+    report = verify.verify(path, against, quantize=quantize, **options)
+    assert report.passed
+    assert report.converted
+    assert max(p.max_abs for p in report.prompts) < 3e-4
+    assert [p.greedy_equal for p in report.prompts] == [8] * 4
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,12 @@ def main(argv: list[str] | None = None) -> None:
     sets = {"generated": (judge_generated, generated), "by_hand": (judge_by_hand, by_hand.questions)}
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--set", choices=sets, default="generated")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="keep the weights as such integers")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help=f"keep the counts in {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
-    with gemma_tpu.load(str(options.checkpoint), max_context=2048, max_rows=options.batch, progress=False) as model:
+    how = {"max_context": 2048, "max_rows": options.batch, "quantize": options.quantize, "progress": False}
+    with gemma_tpu.load(str(options.checkpoint), **how) as model:
         judge, asked = sets[options.set]
         results = summary(judge(model, asked(), options.batch))
     print(*(f"{name}: {a} of {b}, {a / b:.1%}" for name, (a, b) in results["counts"].items()), sep="\n")

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's parameters directly into their shardings and dtype."""
+"""Reads a checkpoint's parameters directly into their shardings and dtype, quantised on the way if so asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from gemma_tpu.checkpoint import checksums, lazy, names, slices, weight_checks
 from gemma_tpu.checkpoint.errors import CheckpointError
@@ -19,9 +20,12 @@ from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.slices import Box
 from gemma_tpu.config import GemmaConfig
+from gemma_tpu.model.linear import QuantizedWeight, Weight
+from gemma_tpu.quantization import Grid, quantize
 
 _Shard = tuple[Box, list[jax.Device]]
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+GridOf = Callable[[str], Grid | None]
 # Host memory for parameters that are read in parallel; a larger parameter is read alone.
 _HOST_BYTES = 1 << 30
 # XLA's CPU backend adopts a host buffer without a copy if it is aligned to this many bytes.
@@ -34,16 +38,19 @@ def load_params(
     *,
     dtype: jax.typing.DTypeLike,
     sharding: ShardingOf,
+    grid: GridOf = lambda _: None,
     text_only: bool = False,
     progress: Progress | bool = True,
     concurrency: int = 4,
-) -> dict[str, jax.Array]:
+) -> dict[str, Weight]:
     """Reads the parameters, named as in `gemma_tpu.model.param_shapes`, onto devices.
 
     Each process reads only the shards of its own devices, replicated ones once, and casts them to `dtype` on the host.
+    What is quantised is so there too, from the stored values: of a channel that several processes share each reads all.
 
     Args:
       sharding: maps a name and shape to a sharding.
+      grid: maps a name to the integers that stand for its weights, or to None.
       text_only: skips the vision tower.
       progress: a function of (bytes read, total bytes), or True for a progress bar on standard error.
       concurrency: parameters to read at once at most; fewer if they are large.
@@ -56,10 +63,13 @@ def load_params(
     elif checkpoint.config.vision is None:
         raise CheckpointError(f"{checkpoint.path}: is text-only, but a model with a vision tower was asked for")
     arrays = weight_checks.add_checks(names.params_from_canonical(checkpoint.arrays, config))
-    plans = {name: _ReadPlan(array, sharding(name, array.shape), np.dtype(dtype)) for name, array in arrays.items()}
+    plans = {
+        name: _ReadPlan(array, sharding(name, array.shape), np.dtype(dtype), grid(name))
+        for name, array in arrays.items()
+    }
     total = sum(plan.bytes_read for plan in plans.values())
     memory = _MemoryBudget(_HOST_BYTES)
-    loaded: dict[str, jax.Array] = {}
+    loaded: dict[str, Weight] = {}
     stop = threading.Event()
 
     with reporter(progress, total) as report, ThreadPoolExecutor(concurrency, "load") as pool:
@@ -90,7 +100,7 @@ def load_params(
         except BaseException:  # including KeyboardInterrupt: free device memory
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            for array in loaded.values():
+            for array in jax.tree.leaves(loaded):
                 array.delete()
             raise
 
@@ -102,21 +112,33 @@ class _Stopped(Exception):
 class _ReadPlan:
     """The boxes of one parameter to read, and the shards of this process's devices to cut from each."""
 
-    def __init__(self, array: LazyArray, sharding: jax.sharding.Sharding, dtype: np.dtype):
-        self.array, self.sharding, self.dtype = array, sharding, dtype
+    def __init__(
+        self, array: LazyArray, sharding: jax.sharding.Sharding, dtype: np.dtype, grid: Grid | None = None
+    ) -> None:
+        self.array, self.sharding, self.dtype, self.grid = array, sharding, dtype, grid
         devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(array.shape).items():
             box = slices.resolve_box(index or (), array.shape)
             devices_of.setdefault(tuple((part.start, part.stop) for part in box), []).append(device)
         shards: list[_Shard] = [(tuple(slice(*part) for part in key), devices) for key, devices in devices_of.items()]
-        union = tuple(
-            slice(min(part.start for part in parts), max(part.stop for part in parts))
-            for parts in zip(*(box for box, _ in shards), strict=True)
+        union = self._whole_channels(
+            tuple(
+                slice(min(part.start for part in parts), max(part.stop for part in parts))
+                for parts in zip(*(box for box, _ in shards), strict=True)
+            )
         )
+        own = [self._whole_channels(box) for box, _ in shards]
         # Shards that cut across stored chunks or rows each read most of the file: read their union once instead.
-        read_union = sum(array.cost(box) for box, _ in shards) > 1.25 * array.cost(union)
+        read_union = sum(map(array.cost, own)) > 1.25 * array.cost(union)
         self.reads: list[tuple[Box, list[_Shard]]]
-        self.reads = [(union, shards)] if read_union else [(shard[0], [shard]) for shard in shards]
+        self.reads = (
+            [(union, shards)] if read_union else [(box, [shard]) for box, shard in zip(own, shards, strict=True)]
+        )
+
+    def _whole_channels(self, box: Box) -> Box:
+        """With all weights that share a scale with those of `box`."""
+        summed = self.grid.summed if self.grid else ()
+        return tuple(slice(0, self.array.shape[axis]) if axis in summed else part for axis, part in enumerate(box))
 
     @property
     def bytes_read(self) -> int:
@@ -126,27 +148,41 @@ class _ReadPlan:
     @property
     def host_bytes(self) -> int:
         """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
-        result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * self.dtype.itemsize
+        itemsize = self.array.dtype.itemsize + self.grid.dtype.itemsize if self.grid else self.dtype.itemsize
+        result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * itemsize
         return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
 
-    def load(self, report: Callable[[int], None], stop: threading.Event) -> jax.Array:
+    def load(self, report: Callable[[int], None], stop: threading.Event) -> Weight:
         parts: list[jax.Array] = []
+        scales: list[jax.Array] = []
         try:
             for read_box, shards in self.reads:
-                values = self._read(read_box, report, stop)
+                values, factors = self._read(read_box, report, stop), None
+                if self.grid:
+                    values, factors = quantize(values, self.grid)
                 for box, devices in shards:
-                    part = values[slices.relative(box, read_box)]
-                    parts += [jax.device_put(part, device) for device in devices]
+                    part = slices.relative(box, read_box)
+                    parts += [jax.device_put(values[part], device) for device in devices]
+                    if self.grid and factors is not None:
+                        own = factors[self.grid.of_scales(part, slice(None))]
+                        scales += [jax.device_put(own, device) for device in devices]
                 # Bounds host memory: the buffer is free once the devices have the values.
-                jax.block_until_ready(parts)
-            return jax.make_array_from_single_device_arrays(self.array.shape, self.sharding, parts)
+                jax.block_until_ready((parts, scales))
+            whole = jax.make_array_from_single_device_arrays(self.array.shape, self.sharding, parts)
+            if self.grid is None:
+                return whole
+            assert isinstance(self.sharding, NamedSharding)
+            shape, where = self.grid.of_scales(whole.shape, 1), self.grid.scales_sharding(self.sharding, whole.ndim)
+            joined = jax.make_array_from_single_device_arrays(shape, where, scales)
+            return QuantizedWeight(whole, joined, self.dtype)
         except BaseException:  # including KeyboardInterrupt: free device memory
-            for array in parts:
+            for array in (*parts, *scales):
                 array.delete()
             raise
 
     def _read(self, box: Box, report: Callable[[int], None], stop: threading.Event) -> np.ndarray:
-        out = _aligned_empty(slices.box_shape(box), self.dtype)
+        """In the dtype that the devices get, or what is to be quantised as it is stored."""
+        out = _aligned_empty(slices.box_shape(box), self.array.dtype if self.grid else self.dtype)
         for block in lazy.read_blocks(self.array, box):
             if stop.is_set():
                 raise _Stopped

@@ -56,6 +56,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_false",
         "help": "do not compare the files with their checksums",
     },
+    "--quantize": {
+        "choices": ("int8", "int4"),
+        "default": argparse.SUPPRESS,
+        "help": "keep the decoder's matrices as such integers, and the embeddings as int8 (default: as --dtype)",
+    },
     "--tokenizer": {
         "metavar": "FILE",
         "help": "a tokenizer.model or tokenizer.json (default: the one beside the weights)",
@@ -136,12 +141,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
     )
-    add_shared(parser, "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
+    add_shared(parser, "--quantize", "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     add_distributed_arguments(parser)
 
 
-MODEL_OPTIONS = ("mesh", "dtype", "adapter", "max_context", "draft", "draft_tokens", "tokenizer", "text_only", "verify")
+MODEL_OPTIONS = (
+    *("mesh", "dtype", "quantize", "adapter", "max_context", "draft", "draft_tokens", "tokenizer", "text_only"),
+    "verify",
+)
 
 
 def load_model(args: argparse.Namespace) -> Model:

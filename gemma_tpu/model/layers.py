@@ -27,7 +27,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPS)
-        return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        # Not (1 + scale), which XLA for TPUs would add in a kernel of its own.
+        return (normed + normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Embedder(nnx.Module):

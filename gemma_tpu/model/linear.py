@@ -6,6 +6,7 @@ Only this module knows how a weight is stored. A layer gives an einsum string in
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.sharding import partition
+
+_BLOCK = 256  # rows of a weight that are converted at a time on a CPU: they stay in its cache
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +41,16 @@ class QuantizedWeight:
 Weight = jax.Array | QuantizedWeight
 
 
+def elements(weight: Any) -> Any:
+    """The array, or what is in its place, that has an element for each of the weight's, without its scales."""
+    return weight.values if isinstance(weight, QuantizedWeight) else weight
+
+
+def dequantized(weight: Weight) -> jax.Array:
+    """The numbers that a weight stands for; float32 if it is quantised."""
+    return weight.values * weight.scales if isinstance(weight, QuantizedWeight) else weight
+
+
 def as_matrix(weight: Weight) -> Weight:
     """All dimensions but the last as one.
 
@@ -50,8 +63,38 @@ def contract(spec: str, x: jax.Array, weight: Weight, *, dtype: jax.typing.DType
     """The product `spec` of activations and a weight, in `dtype` (default: that of the activations)."""
     if not isinstance(weight, QuantizedWeight):
         return einsum(spec, x, weight, dtype=dtype)
-    found = einsum(spec, x, weight.values.astype(x.dtype), dtype=jnp.float32)
+    whole, blocks = functools.partial(_product, spec), functools.partial(_product_in_blocks, spec)
+    found = jax.lax.platform_dependent(x, weight.values, cpu=blocks, default=whole)
     return (found * _output_scales(spec, weight.scales)).astype(dtype or x.dtype)
+
+
+def _product(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
+    """float32. On TPUs and GPUs the conversion is part of the product, which reads the integers."""
+    return einsum(spec, x, values.astype(x.dtype), dtype=jnp.float32)
+
+
+def _product_in_blocks(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
+    """The same, of a block of the weight at a time: XLA for CPUs writes converted weights out before it multiplies."""
+    given, (dims, out) = spec.split(",")[0], spec.split(",")[1].split("->")
+    axis = max(range(len(dims) - 1), key=lambda axis: values.shape[axis])  # rows of the last dimension stay whole
+    letter, count = dims[axis], values.shape[axis] // _BLOCK
+
+    def part(start: jax.Array | int, size: int) -> jax.Array:
+        own = jax.lax.dynamic_slice_in_dim(x, start, size, given.index(letter)) if letter in given else x
+        return _product(spec, own, jax.lax.dynamic_slice_in_dim(values, start, size, axis))
+
+    if not count:
+        return _product(spec, x, values)
+    starts, rest = _BLOCK * jnp.arange(count), values.shape[axis] - _BLOCK * count
+    last = part(_BLOCK * count, rest) if rest else None
+    if letter not in out:
+        zeros = jnp.zeros([x.shape[given.index(one)] if one in given else values.shape[dims.index(one)] for one in out])
+        total = jax.lax.scan(lambda total, start: (total + part(start, _BLOCK), None), zeros, starts)[0]
+        return total if last is None else total + last
+    place = out.index(letter)
+    blocks = jnp.moveaxis(jax.lax.map(lambda start: part(start, _BLOCK), starts), 0, place)
+    found = blocks.reshape(*blocks.shape[:place], -1, *blocks.shape[place + 2 :])
+    return found if last is None else jnp.concatenate([found, last], place)
 
 
 def _output_scales(spec: str, scales: jax.Array) -> jax.Array:

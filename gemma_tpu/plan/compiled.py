@@ -28,6 +28,7 @@ from gemma_tpu.environment import LIBTPU_ALONE
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.plan.chips import Chip, Slice
 from gemma_tpu.plan.hlo import Hlo
+from gemma_tpu.quantization import Quantization
 from gemma_tpu.sharding import make_mesh
 
 PROGRAMS = ("decode", "prefill", "encode")
@@ -117,12 +118,13 @@ def deploy(
     stored_prefixes: int = 0,
     draft_tokens: int = 0,
     draft: GemmaConfig | None = None,
+    quantization: Quantization | None = None,
 ) -> Target:
     """A model on the mesh (data, model) that `load` would make of a slice's chips. ValueError for a draft it cannot."""
     check_draft(draft, config)
     small = draft and dataclasses.replace(draft, vision=None)  # it sees no images
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    more |= {"draft_tokens": draft_tokens, "draft": small}
+    more |= {"draft_tokens": draft_tokens, "draft": small, "quantization": quantization}
     return Target(Deployment(config, mesh_for(config, where, shape), rows, context, dtype, **more), where)
 
 

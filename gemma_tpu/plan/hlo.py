@@ -34,6 +34,7 @@ _MOVES = {
     "reverse",
 }
 _NEUTRAL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "broadcast", "iota", "reshape"}
+_CARRIERS = ("parameter", "tuple", "get-tuple-element", "while", "conditional", "call")  # make no array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,20 @@ class Hlo:
             if moved or (is_collective and size > collective_limit):
                 where = "at each step" if computation != self.entry else "at each call"
                 found.append(f"{where}: {one.name} = {one.results[0]} {one.op}, from {one.origin or 'no operation'}")
+        return found
+
+    def widened(self, sizes: Collection[int]) -> list[str]:
+        """Quantised weights, of so many elements, that are written out as floating-point numbers: a line for each."""
+        found = []
+        for computation, one in self.executed():
+            beside = {other.name: other.results for other in self.computations[computation]}
+            read = [array for name in one.operands for array in beside.get(name, ())]
+            packed = {array.size for array in read if array.dtype.startswith(("s", "u"))} & set(sizes)
+            found += [
+                f"{one.name} = {array}, a dequantised copy of a weight, from {one.origin or 'no operation'}"
+                for array in one.results
+                if array.size in packed and array.dtype.startswith(("f", "bf")) and one.op not in _CARRIERS
+            ]
         return found
 
     def _moves(self, one: Instruction) -> bool:

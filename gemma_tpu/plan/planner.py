@@ -20,6 +20,7 @@ from gemma_tpu.plan.roofline import (
     prefill_roofline,
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
+from gemma_tpu.quantization import Quantization, as_quantization
 from gemma_tpu.sizes import guesses
 
 
@@ -36,13 +37,15 @@ def make_plan(
     draft_tokens: int | None = None,
     draft: GemmaConfig | None = None,
     draft_name: str = "a draft model",
+    quantize: Quantization | str | None = None,
     images: int = 0,
     search: bool = True,
     progress: Progress = no_progress,
 ) -> Plan:
     """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times.
 
-    `draft_tokens` are guessed at each step, by a model of the config `draft` if there is one: see `gemma_tpu.load`.
+    `draft_tokens` are guessed at each step, by a model of the config `draft` if there is one, and weights kept as
+    `quantize` says: see `gemma_tpu.load`.
     """
     if not isinstance(config, GemmaConfig):
         raise ValueError(f"config must be a GemmaConfig, got {brief(config)}")
@@ -59,8 +62,8 @@ def make_plan(
     if not isinstance(draft, GemmaConfig | None):
         raise ValueError(f"draft must be a GemmaConfig, got {brief(draft)}")
     speculation = {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
-    cache = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
-    choice = choose_mesh(config, where, rows, context, dtype, **cache, **speculation)
+    more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes, "quantization": as_quantization(quantize)}
+    choice = choose_mesh(config, where, rows, context, dtype, **more, **speculation)
     first, *others = choice.candidates
     plan = _plan(model, first, choice.reason, progress)
     for other in others if not plan.fits else []:
@@ -112,6 +115,7 @@ def smallest_plan(
     draft_tokens: int | None = None,
     draft: GemmaConfig | None = None,
     draft_name: str = "a draft model",
+    quantize: Quantization | str | None = None,
     progress: Progress = no_progress,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
@@ -119,10 +123,11 @@ def smallest_plan(
     sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     sizes |= {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     for where in slices(chip):
-        leanest = choose_mesh(config, where, **sizes).candidates[-1]
+        leanest = choose_mesh(config, where, **sizes, quantization=as_quantization(quantize)).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
-        plan = make_plan(model, config, where, **sizes, draft_name=draft_name, search=False, progress=progress)
+        named = {"draft_name": draft_name, "quantize": quantize}
+        plan = make_plan(model, config, where, **sizes, **named, search=False, progress=progress)
         if plan.fits:
             break
     assert plan

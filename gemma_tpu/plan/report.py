@@ -108,7 +108,8 @@ def load(plan: Plan) -> str:
     images, stored = "with" if one.config.vision else "no", one.stored_prefixes
     prefixes = f", {stored} stored prefix{'es' * (stored > 1)}" if stored else ""
     guesses = f", {one.draft_tokens} tokens guessed by {plan.draft or 'prompt lookup'}" if one.draft_tokens else ""
-    return f"{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}{guesses}"
+    kept = f"{one.quantization} weights, " if one.quantization else ""
+    return f"{kept}{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}{guesses}"
 
 
 def rows_text(rows: int) -> str:
@@ -179,6 +180,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "draft_tokens": one.draft_tokens,
         "draft": plan.draft,
         "dtype": str(one.dtype),
+        "quantization": one.quantization and dataclasses.asdict(one.quantization),
         "images": bool(one.config.vision),
         "fits": plan.fits,
         "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total, "capacity": target.where.chip.hbm},

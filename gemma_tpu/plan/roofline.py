@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from gemma_tpu.deployment import IMAGE_BATCHES
+from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
+from gemma_tpu.memory import shard_bytes, shard_size
+from gemma_tpu.model.linear import elements
 from gemma_tpu.plan.compiled import Target
 from gemma_tpu.plan.hlo import Collective
 
@@ -77,7 +79,8 @@ def encode_roofline(target: Target, collectives: Sequence[Collective] | None = N
     config, memory = deployment.config.vision, deployment.memory
     assert config
     itemsize, (images, scores) = jnp.dtype(deployment.dtype).itemsize, _patch_attention(target)
-    flops = 2 * memory.vision / itemsize * images * config.num_patches + 4 * scores * config.head_dim
+    weights = _weights(deployment, vision=True)
+    flops = 2 * weights * images * config.num_patches + 4 * scores * config.head_dim
     if collectives is None:
         size = images * config.num_patches * config.width * itemsize
         collectives = _all_reduces(2 * config.depth, size, target)
@@ -102,16 +105,16 @@ def _text_roofline(
     deployment, chip = target.deployment, target.chip
     config, memory = deployment.config, deployment.memory
     itemsize = jnp.dtype(deployment.dtype).itemsize
-    weights = memory.weights / itemsize
     # An untied table is looked up only; the head, which the tied table is, waits for the tokens whose logits are asked.
     unread = (not config.tied_head) + (not logits)
-    weights -= unread * config.vocab_size * config.embed_dim / target.mesh_shape[1]
+    table = deployment.text.abstract_params["embedder.table"]
+    weights = _weights(deployment, vision=False) - unread * config.vocab_size * config.embed_dim / target.mesh_shape[1]
     cached, scores = _attention(target, queries, one_row)
     flops = 2 * weights * tokens + 4 * scores * config.head_dim
     if collectives is None:
         collectives = _all_reduces(2 * config.num_layers + 1, tokens * config.embed_dim * itemsize, target)
     return Roofline(
-        memory=(weights * itemsize + cached) / chip.bandwidth,
+        memory=(memory.weights - unread * shard_bytes(table) + cached) / chip.bandwidth,
         matrix=flops * _passes(target) / chip.flops,
         vector=scores * _SOFTMAX_OPS / chip.vector_ops,
         interconnect=sum(collective_seconds(one, target) for one in collectives),
@@ -149,6 +152,12 @@ def _attention(target: Target, queries: int, one_row: bool) -> tuple[float, floa
     keys = deployment.abstract_state.cache.num_keys(one_row=one_row)
     nbytes = 2 * keys * deployment.config.head_dim * jnp.dtype(deployment.dtype).itemsize
     return nbytes, keys * deployment.config.group_size * queries
+
+
+def _weights(deployment: Deployment, *, vision: bool) -> int:
+    """Those of the vision tower, or of the text, on a device."""
+    params = deployment.abstract_params.items()
+    return sum(shard_size(elements(one)) for name, one in params if name.startswith("vision.") is vision)
 
 
 def _passes(target: Target) -> int:

@@ -16,9 +16,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gemma_tpu.checks import brief, check_integer, check_number
+from gemma_tpu.quantization import Quantization, as_quantization
 from gemma_tpu.verify.inputs import Question, make_questions
 from gemma_tpu.verify.ours import Ours
-from gemma_tpu.verify.reference import REFERENCES, check_installed, reference_checkpoint, run_reference
+from gemma_tpu.verify.reference import (
+    REFERENCES,
+    check_installed,
+    dequantized_checkpoint,
+    reference_checkpoint,
+    run_reference,
+)
 from gemma_tpu.verify.report import Report, compare
 
 __all__ = ["Question", "Report", "verify"]
@@ -37,6 +44,7 @@ def verify(
     image: Any = None,
     python: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
+    quantize: Quantization | str | None = None,
     new_tokens: int = 32,
     mesh: Mesh | tuple[int, int] | None = None,
     tokenizer: Any = None,
@@ -56,7 +64,9 @@ def verify(
         short one, a question, one longer than the sliding window, and one with an image if the model takes images.
       image: anything `gemma_tpu.image.load_image` reads; by default a drawing. False leaves images out.
       python: interpreter that has the reference; by default the one that runs this.
-      dtype: of this toolkit's side. `mesh`, `tokenizer`, `config`, `adapter`: as in `gemma_tpu.load`.
+      dtype: of this toolkit's side.
+      quantize: as in `gemma_tpu.load`. The reference is given the numbers that the integers stand for, in float32.
+      mesh, tokenizer, config, adapter: as in `gemma_tpu.load`.
       new_tokens: how long both go on greedily after each prompt.
 
     Raises ValueError if the reference is not installed or cannot express the model, RuntimeError if it fails.
@@ -65,6 +75,7 @@ def verify(
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {brief(value)}")
     check_integer("new_tokens", new_tokens, 1)
+    quantize = as_quantization(quantize)
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     check_number("tolerance", tolerance, 0)
     python = str(python or sys.executable)
@@ -75,9 +86,14 @@ def verify(
 
     check_installed(against, python)  # before minutes of work on our side
     with tempfile.TemporaryDirectory(prefix="gemma-tpu-verify-") as folder:
-        path, converted = reference_checkpoint(checkpoint, against, config, adapter, Path(folder), say)
-        say(f"gemma_tpu: loading {checkpoint} as {dtype}")
-        with Ours(checkpoint, dtype=dtype, mesh=mesh, tokenizer=tokenizer, config=config, adapter=adapter) as ours:
+        path, converted = "", True
+        if quantize is None:
+            path, converted = reference_checkpoint(checkpoint, against, config, adapter, Path(folder), say)
+        say(f"gemma_tpu: loading {checkpoint} as {quantize or dtype}")
+        how = {"mesh": mesh, "tokenizer": tokenizer, "config": config, "adapter": adapter, "quantize": quantize}
+        with Ours(checkpoint, dtype=dtype, **how) as ours:
+            if quantize is not None:
+                path = dequantized_checkpoint(ours.model, against, Path(folder))
             questions, images = make_questions(ours.model, prompts, image, new_tokens)
             outputs = ours.run(questions, images, say)
             say(f"{against}: running on the CPU")
@@ -88,5 +104,11 @@ def verify(
                 theirs,
                 tolerance=tolerance,
                 margin=ours.margin,
-                about={"against": against, "versions": versions, "dtype": dtype, "converted": converted},
+                about={
+                    "against": against,
+                    "versions": versions,
+                    "dtype": dtype,
+                    "quantize": quantize and str(quantize),
+                    "converted": converted,
+                },
             )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma_tpu.checkpoint import convert, open_checkpoint, resolve
+from gemma_tpu.checkpoint import convert, open_checkpoint, resolve, save_params
 from gemma_tpu.config import CONFIGS
+from gemma_tpu.model.linear import dequantized
 from gemma_tpu.verify.inputs import Question, spread
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def reference_checkpoint(
     target = folder / "converted"
     convert(source, target, to=_CONVERT_TO[against], config=config, adapter=adapter, progress=False)
     return str(target), True
+
+
+def dequantized_checkpoint(model: Model, against: str, folder: Path) -> str:
+    """A path with what the weights of a quantised model stand for, that the reference's loader can read."""
+    params = {name: dequantized(weight) for name, weight in model.params.items()}
+    return str(save_params(params, model.config, folder / "dequantized", layout=_CONVERT_TO[against], dtype="float32"))
 
 
 def run_reference(

@@ -59,6 +59,7 @@ class Report:
     prompts: list[PromptResult]
     modules: list[ModuleResult]
     failures: list[str]
+    quantize: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -75,7 +76,8 @@ class Report:
     def table(self) -> str:
         """The report as text for a terminal."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        lines = [f"gemma_tpu ({self.dtype}) against {versions} (float32)"]
+        ours = f"{self.quantize} in {self.dtype}" if self.quantize else self.dtype
+        lines = [f"gemma_tpu ({ours}) against {versions} (float32)"]
         if self.converted:
             lines.append("The reference read a conversion made by gemma_tpu.")
         lines += ["", f"{'prompt':28} {'tokens':>6} {'max |Δlogit|':>13} {'mean':>9} {'top-1':>7} {'KL':>9}  greedy"]

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to decode at (default: 1 8)"
     )
     add_dtype_argument(parser, "weights and cache", default="auto")
-    add_shared(parser, "--mesh", "--no-verify", "--json")
+    add_shared(parser, "--quantize", "--mesh", "--no-verify", "--json")
     add_distributed_arguments(parser)
 
 
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     devices = available_devices()
     results = []
     source = CONFIGS[args.model] if args.model else args.checkpoint
-    options = values(args, "rows", "context", "prompt", "tokens", "repeats", "dtype", "mesh", "verify")
+    options = values(args, "rows", "context", "prompt", "tokens", "repeats", "dtype", "quantize", "mesh", "verify")
     for rows, measured in bench(source, **options):
         results.append({"rows": rows, **dataclasses.asdict(measured)})
         print(_line(results[-1]), flush=True, file=sys.stderr)

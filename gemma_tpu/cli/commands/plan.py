@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_tpu.cli.arguments import add_dtype_argument, add_shared
+from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, values
 
 if TYPE_CHECKING:
     from gemma_tpu.config import GemmaConfig
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shared(parser, "--draft", "--draft-tokens")
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
+    add_shared(parser, "--quantize")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
     add_shared(parser, "--json")
@@ -78,8 +79,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
     if "draft" in args:
         options |= {"draft": model_config(args.draft), "draft_name": args.draft}
-    if "draft_tokens" in args:
-        options["draft_tokens"] = args.draft_tokens
+    options |= values(args, "draft_tokens", "quantize")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.chips is None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new-tokens", type=int, default=32, metavar="N", help="tokens of each greedy answer (default: 32)"
     )
-    add_shared(parser, "--mesh", "--adapter", "--tokenizer", "--json")
+    add_shared(parser, "--quantize", "--mesh", "--adapter", "--tokenizer", "--json")
 
 
 @signals.raise_exit()  # there may be a copy of the checkpoint on disk to remove, and a process of the reference to end
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     from gemma_tpu.verify import verify
 
     image = False if args.no_image else args.image
-    options = values(args, "tolerance", "python", "dtype", "new_tokens", "mesh", "tokenizer", "adapter")
+    options = values(args, "tolerance", "python", "dtype", "quantize", "new_tokens", "mesh", "tokenizer", "adapter")
     report = verify(args.checkpoint, args.against, prompts=args.prompt, image=image, progress=True, **options)
     print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else report.table())
     return 0 if report.passed else 1
