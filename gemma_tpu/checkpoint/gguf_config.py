@@ -154,7 +154,12 @@ def _read_vision(file: GgufFile) -> VisionConfig:
             raise read.error(key, "; Gemma 3 models here have 0.5")
     image_size, patch_size = read.integer("image_size"), read.integer("patch_size")
     if own_file:
-        soft_tokens = (image_size // patch_size // read.integer("projector.scale_factor", _MERGE)) ** 2
+        grid, merge = image_size // patch_size, read.integer("projector.scale_factor", _MERGE)
+        if grid % merge:
+            raise CheckpointError(
+                f"{file.path}: clip.vision.projector.scale_factor {merge} does not divide a grid of {grid} patches"
+            )
+        soft_tokens = (grid // merge) ** 2
     else:
         soft_tokens = _Reader(file, TEXT).integer("mm.tokens_per_image", VisionConfig().num_soft_tokens)
     with _naming(file):

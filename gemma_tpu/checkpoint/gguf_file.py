@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_tpu.checkpoint import storage
+from gemma_tpu.checkpoint import storage, unsupported_formats
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.hf import SafetensorsArray
 from gemma_tpu.checkpoint.lazy import FLOAT32, Leaf
@@ -112,6 +112,9 @@ def is_gguf(path: str) -> bool:
 def read_file(path: str) -> GgufFile:
     """Reads the header of a local GGUF file. Raises `CheckpointError` if it is damaged or of another format."""
     library(path)
+    if not (head := storage.read_head(path)).startswith(MAGIC):
+        what = unsupported_formats.identify(head, path)
+        raise CheckpointError(f"{path}: is {what or 'no GGUF file (it does not begin with GGUF)'}")
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(_Header(data, path))
@@ -175,7 +178,9 @@ class _Header:
                 if position > size:
                     break
                 found.append(data[start:position].decode())
-        except (struct.error, UnicodeDecodeError) as error:
+        except struct.error:  # at the end of the file
+            position = size + 1
+        except UnicodeDecodeError as error:
             raise self.error(f"{of} is no list of texts: {error}") from error
         self.take(position - self.position, of)
         return found
@@ -193,8 +198,6 @@ class _Header:
 
 def _read(header: _Header) -> GgufFile:
     path = header.path
-    if header.data[: len(MAGIC)] != MAGIC:
-        raise CheckpointError(f"{path}: is no GGUF file: it does not begin with GGUF")
     header.position = len(MAGIC)
     version = header.number("I", "the version")
     if version not in _VERSIONS:

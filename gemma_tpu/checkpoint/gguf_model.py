@@ -19,7 +19,7 @@ from gemma_tpu.checks import brief
 from gemma_tpu.config import CONFIGS, GemmaConfig
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp, src/llama.cpp, llama_split_path
-_PROJECTION = "mm.input_projection.weight"
+_PROJECTION, _WIDTH = "mm.input_projection.weight", f"{TEXT}.embedding_length"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,11 @@ def open_model(path: str, given: GemmaConfig | None, *, text_only: bool) -> Gguf
         towers = []
     if len(towers) > 1:
         raise CheckpointError(f"{storage.parent(text.path)}: holds several mmproj files, leave one: {_listed(towers)}")
-    return _assemble(_join_shards(text), towers[0] if towers else None, given, text_only)
+    return _assemble(text, towers[0] if towers else None, given, text_only)
 
 
 def _find_beside(path: str, text_only: bool) -> tuple[GgufFile, list[GgufFile]]:
-    """The model in the file at `path` (of shards the first), and the vision towers in its directory."""
+    """The model in the file or shard at `path`, and the vision towers in its directory."""
     shards = _shards(path)
     text = _read(shards[0])
     if text.architecture == VISION:
@@ -58,18 +58,29 @@ def _find_beside(path: str, text_only: bool) -> tuple[GgufFile, list[GgufFile]]:
         )
     if not _is_model(text):
         raise CheckpointError(f"{path}: is of type {brief(text.metadata['general.type'])}, no model")
+    text = _join_shards(text)
     if text_only:
         return text, []
     directory = storage.parent(path)
     others = [storage.join(directory, name) for name in gguf_names_in(storage.entries(directory))]
     models, towers = _classify([other for other in others if other not in shards], strict=False)
-    if models and towers:
+    if not models:
+        return text, towers
+    width = text.metadata.get(_WIDTH)
+    towers = [tower for tower in towers if _PROJECTION in tower.arrays and _projected(tower) == width]
+    rivals = [model for model in models if model.metadata.get(_WIDTH) == width]
+    if rivals and towers:
         _warn(
-            f"{path}: {_listed(towers)} may belong to {_listed(models)}, so the model takes text only; for images, put "
+            f"{path}: {_listed(towers)} may belong to {_listed(rivals)}, so the model takes text only; for images, put "
             "its two files, or links to them, into a directory of their own"
         )
         towers = []
     return text, towers
+
+
+def _projected(tower: GgufFile) -> int:
+    """The width of the text model for which a tower is."""
+    return tower.arrays[_PROJECTION].shape[-1]
 
 
 def _find_in(directory: str) -> tuple[GgufFile, list[GgufFile]]:
@@ -80,7 +91,7 @@ def _find_in(directory: str) -> tuple[GgufFile, list[GgufFile]]:
     if not models:
         what = f"a vision tower alone, {_listed(towers)}" if towers else "no model in its GGUF files"
         raise CheckpointError(f"{directory}: holds {what}: the text model's file is missing")
-    return models[0], towers
+    return _join_shards(models[0]), towers
 
 
 def _classify(paths: Sequence[str], strict: bool = True) -> tuple[list[GgufFile], list[GgufFile]]:
@@ -135,7 +146,7 @@ def _join_shards(first: GgufFile) -> GgufFile:
         return first
     arrays: dict[str, GgufArray] = {}
     for number, path in enumerate(paths):
-        file = _read(path)
+        file = _read(path) if number else first
         if (found := file.metadata.get("split.no")) != number:
             raise CheckpointError(f"{path}: its content is that of shard {brief(found)}, counted from 0, not {number}")
         if twice := sorted(arrays.keys() & file.arrays.keys()):
@@ -153,26 +164,29 @@ def _assemble(text: GgufFile, tower: GgufFile | None, given: GemmaConfig | None,
     has_own = any(is_multimodal(core) for core in gguf_names.cores(text.arrays, text.path, None)[0])
     if tower is not None:
         _check_tower(tower, text, has_own)
-    vision = tower or (text if has_own and not text_only else None)
-    embedded = read_text(text)
-    table = next((text.arrays[name] for name in ("token_embd.weight", "output.weight") if name in text.arrays), None)
-    stored_rows = table.shape[0] if table is not None else embedded.rows
-    # Rows behind the vocabulary are padding, unless a fine-tune has tokens there.
-    rows = min(embedded.rows, stored_rows) if embedded.rows == embedded.pieces > 0 else stored_rows
+    vision, embedded = tower or (text if has_own and not text_only else None), read_text(text)
+    rows = _vocabulary_rows(text, embedded)
     config = gguf_config.read_config(text, vision, rows)
+    if tower is not None:
+        _check_width(tower, text, config.embed_dim)
     if vision is None and not text_only and given is None:
         _warn_without_tower(text.path, config)
-    arrays, stored = gguf_names.cores(
-        {**text.arrays, **(tower.arrays if tower else {})}, text.path, config.vision.width if config.vision else None
-    )
-    config = dataclasses.replace(
-        given or config, tied_head=given.tied_head if given else not {TABLE, HEAD} <= arrays.keys()
-    )
+    width = config.vision.width if config.vision else None
+    arrays, stored = gguf_names.cores({**text.arrays, **(tower.arrays if tower else {})}, text.path, width)
+    config = given or dataclasses.replace(config, tied_head=not {TABLE, HEAD} <= arrays.keys())
     for name in (TABLE, HEAD):
         if name in arrays and arrays[name].shape[0] > config.vocab_size >= rows:
             arrays[name] = arrays[name].crop(0, 0, config.vocab_size)
     files = dict.fromkeys(array.file for file in (text, tower) if file for array in file.arrays.values())
     return GgufModel(tuple(files), config, arrays, stored, embedded)
+
+
+def _vocabulary_rows(text: GgufFile, embedded: EmbeddedText) -> int:
+    """Rows of the embedding table without padding. Where a fine-tune has tokens in the extra rows, those are none."""
+    table = next((text.arrays[name] for name in ("token_embd.weight", "output.weight") if name in text.arrays), None)
+    if table is None:
+        return max(embedded.rows, 1)
+    return min(embedded.rows, table.shape[0]) if embedded.rows == embedded.pieces > 0 else table.shape[0]
 
 
 def _check_tower(tower: GgufFile, text: GgufFile, has_own: bool) -> None:
@@ -184,11 +198,12 @@ def _check_tower(tower: GgufFile, text: GgufFile, has_own: bool) -> None:
         raise CheckpointError(f"{tower.path}: a vision tower for {brief(kind)}, not for Gemma 3: it can be left out")
     if twice := sorted(text.arrays.keys() & tower.arrays.keys()):
         raise CheckpointError(f"{tower.path}: {twice[0]} is in {text.path} too")
-    projection, width = tower.arrays.get(_PROJECTION), text.metadata.get(f"{TEXT}.embedding_length")
-    if projection is not None and projection.shape[-1] != width:
+
+
+def _check_width(tower: GgufFile, text: GgufFile, width: int) -> None:
+    if _PROJECTION in tower.arrays and (found := _projected(tower)) != width:
         raise CheckpointError(
-            f"{tower.path}: {_PROJECTION} has a width of {projection.shape[-1]}, and {text.path} of {brief(width)}: "
-            "the mmproj of another size"
+            f"{tower.path}: {_PROJECTION} has a width of {found}, {text.path} of {width}: the mmproj of another size"
         )
 
 
