@@ -165,7 +165,7 @@ def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Itera
 
 
 def _no_checkpoint(path: str, entries: set[str]) -> CheckpointError:
-    message = f"{path}: no checkpoint: neither Orbax files nor *.safetensors nor *.gguf"
+    message = f"{path}: no checkpoint: neither Orbax files nor *.gguf nor *.safetensors"
     if lost := checksums.missing_files(path):
         return CheckpointError(f"{message}; {checksums.NAME} there lists {lost}, missing: download or convert it again")
     for name in sorted(entries)[:_MAX_IDENTIFIED]:
