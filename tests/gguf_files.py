@@ -104,10 +104,12 @@ def write(
         elif isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, int):
-            writer.add_uint32(key, value)
+            (writer.add_uint32 if 0 <= value < 2**32 else writer.add_int64 if value < 0 else writer.add_uint64)(
+                key, value
+            )
         elif isinstance(value, float):
             writer.add_float32(key, value)
-        else:
+        elif value:
             writer.add_array(key, value)
     for name, array in arrays.items():
         if packed and name in packed:

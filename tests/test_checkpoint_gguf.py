@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -607,3 +608,37 @@ def test_another_vision_tower(tmp_path: Path) -> None:
     assert tower["clip.vision.projector.scale_factor"] == 2
     files.write(tmp_path / "b.gguf", files.tensors(sample.hf, vision=True), tower, architecture="clip")
     assert open_checkpoint(tmp_path).config == config
+
+
+VALUES = [-1, 0, 3, 2**31, 2**63, 0.5, math.nan, True, False, "", "x", [1, 2], [0.5], [True], ["a"], [], None]
+
+
+def test_values_of_another_type(both: Path) -> None:
+    """Whatever the metadata has: what is opened can be used, all else is an error that names a file."""
+    metadata = {
+        "text": files.text_metadata(CONFIG) | VOCABULARY | {"general.sampling.top_k": 3, "general.type": "model"},
+        "tower": files.vision_metadata(CONFIG),
+    }
+    more = ("split.count", "split.no", "general.alignment", "tokenizer.ggml.eot_token_id", "general.sampling.temp")
+    keys = [(kind, key) for kind, values in metadata.items() for key in values]
+    keys += [("text", key) for key in more] + [("tower", "clip.vision.projector.scale_factor")]
+    arrays = {"text": files.tensors(SAMPLE.hf, vision=False), "tower": files.tensors(SAMPLE.hf, vision=True)}
+    paths = {"text": both / "model.gguf", "tower": both / "mmproj-model.gguf"}
+    rng = np.random.default_rng(0)
+    warnings.simplefilter("ignore", CheckpointWarning)
+    for kind, key in keys:
+        for index in rng.choice(len(VALUES), 4, replace=False):
+            value = VALUES[index]
+            changed = without_none(metadata[kind] | {key: value})
+            architecture = "clip" if kind == "tower" else "gemma3"
+            files.write(paths[kind], arrays[kind], changed, architecture=architecture)
+            try:
+                assets = read_text_assets(open_checkpoint(both))
+                tokenizer = assets.open_tokenizer()
+                assets.sampling_defaults(tokenizer)
+                assets.notes(tokenizer)
+            except CheckpointError as error:
+                assert str(both) in str(error), (key, value)  # noqa: PT017 - it may be raised or not
+            except Exception as error:
+                raise AssertionError((key, value)) from error
+        files.write(paths[kind], arrays[kind], metadata[kind], architecture="clip" if kind == "tower" else "gemma3")

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.gguf_file import GgufFile
 from gemma_tpu.checks import brief
@@ -32,14 +30,13 @@ class _Reader:
     """Checked values of one file's metadata, by key below `prefix`. Errors name the file and the key."""
 
     def __init__(self, file: GgufFile, prefix: str):
-        self.path, self.metadata, self.prefix = file.path, file.metadata, prefix
+        self.file, self.path, self.prefix = file, file.path, prefix
 
     def error(self, key: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {self.prefix}.{key} is {brief(self.get(key))}{what}")
 
     def get(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"{self.prefix}.{key}", default)
-        return value.tolist() if isinstance(value, np.ndarray) else value
+        return self.file.get(f"{self.prefix}.{key}", default)
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         """A positive number, or `default` if there is none. One for each layer counts as one if they are equal."""

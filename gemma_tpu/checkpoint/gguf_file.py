@@ -89,6 +89,11 @@ class GgufFile:
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture"))
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata in Python's own types."""
+        value = self.metadata.get(key, default)
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
 
 def library(path: str) -> Any:
     """The gguf package. Raises `CheckpointError` naming the file at `path` if it is not installed."""

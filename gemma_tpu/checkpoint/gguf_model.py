@@ -57,7 +57,7 @@ def _find_beside(path: str, text_only: bool) -> tuple[GgufFile, list[GgufFile]]:
             f"{path}: a vision tower alone (mmproj): give the text model's file, with this one beside it"
         )
     if not _is_model(text):
-        raise CheckpointError(f"{path}: is of type {brief(text.metadata['general.type'])}, no model")
+        raise CheckpointError(f"{path}: is of type {brief(text.get('general.type'))}, no model")
     text = _join_shards(text)
     if text_only:
         return text, []
@@ -66,9 +66,9 @@ def _find_beside(path: str, text_only: bool) -> tuple[GgufFile, list[GgufFile]]:
     models, towers = _classify([other for other in others if other not in shards], strict=False)
     if not models:
         return text, towers
-    width = text.metadata.get(_WIDTH)
+    width = text.get(_WIDTH)
     towers = [tower for tower in towers if _PROJECTION in tower.arrays and _projected(tower) == width]
-    rivals = [model for model in models if model.metadata.get(_WIDTH) == width]
+    rivals = [model for model in models if model.get(_WIDTH) == width]
     if rivals and towers:
         _warn(
             f"{path}: {_listed(towers)} may belong to {_listed(rivals)}, so the model takes text only; for images, put "
@@ -105,7 +105,7 @@ def _classify(paths: Sequence[str], strict: bool = True) -> tuple[list[GgufFile]
                 raise
             continue
         if not _is_model(file):
-            _warn(f"{path}: is of type {brief(file.metadata['general.type'])}, and is left out")
+            _warn(f"{path}: is of type {brief(file.get('general.type'))}, and is left out")
         else:
             (towers if file.architecture == VISION else models).append(file)
     return models, towers
@@ -113,7 +113,7 @@ def _classify(paths: Sequence[str], strict: bool = True) -> tuple[list[GgufFile]
 
 def _is_model(file: GgufFile) -> bool:
     """Whether a file is a model, not an adapter or an importance matrix (gguf-py/gguf/constants.py, GGUFType)."""
-    return file.metadata.get("general.type", "model") in ("model", "mmproj")
+    return file.get("general.type", "model") in ("model", "mmproj")
 
 
 def _read(path: str) -> GgufFile:
@@ -136,7 +136,7 @@ def _shards(path: str) -> list[str]:
 
 def _join_shards(first: GgufFile) -> GgufFile:
     """The file with the tensors of all shards; the metadata is that of the first."""
-    count, paths = first.metadata.get("split.count", 0) or 1, _shards(first.path)
+    count, paths = first.get("split.count", 0) or 1, _shards(first.path)
     if count != len(paths):
         raise CheckpointError(
             f"{first.path}: is one of {brief(count)} shards by its content and of {len(paths)} by its name: shards are "
@@ -147,12 +147,12 @@ def _join_shards(first: GgufFile) -> GgufFile:
     arrays: dict[str, GgufArray] = {}
     for number, path in enumerate(paths):
         file = _read(path) if number else first
-        if (found := file.metadata.get("split.no")) != number:
+        if (found := file.get("split.no")) != number:
             raise CheckpointError(f"{path}: its content is that of shard {brief(found)}, counted from 0, not {number}")
         if twice := sorted(arrays.keys() & file.arrays.keys()):
             raise CheckpointError(f"{path}: {twice[0]} is in an earlier shard too")
         arrays |= file.arrays
-    if (total := first.metadata.get("split.tensors.count", len(arrays))) != len(arrays):
+    if (total := first.get("split.tensors.count", len(arrays))) != len(arrays):
         raise CheckpointError(f"{first.path}: its shards hold {len(arrays)} tensors, not {brief(total)}")
     return dataclasses.replace(first, arrays=arrays)
 
@@ -193,7 +193,7 @@ def _check_tower(tower: GgufFile, text: GgufFile, has_own: bool) -> None:
     """Raises `CheckpointError` unless a mmproj file belongs to a text model."""
     if has_own:
         raise CheckpointError(f"{text.path}: holds a vision tower, and so does {tower.path}: take that away")
-    kind = tower.metadata.get("clip.projector_type", tower.metadata.get("clip.vision.projector_type"))
+    kind = tower.get("clip.projector_type", tower.get("clip.vision.projector_type"))
     if kind != TEXT:
         raise CheckpointError(f"{tower.path}: a vision tower for {brief(kind)}, not for Gemma 3: it can be left out")
     if twice := sorted(text.arrays.keys() & tower.arrays.keys()):

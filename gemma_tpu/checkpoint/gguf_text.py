@@ -125,15 +125,15 @@ def _are_texts(value: Any) -> bool:
 def _generation_config(file: GgufFile) -> dict[str, Any]:
     """What a generation_config.json would say."""
     found: dict[str, Any] = {}
-    for key, value in file.metadata.items():
+    for key in file.metadata:
         if key.startswith(_SAMPLING):
-            name = key.removeprefix(_SAMPLING)
+            name, value = key.removeprefix(_SAMPLING), file.get(key)
             # As short as it was written, before it was float32.
             found[_SAMPLING_NAMES.get(name, name)] = float(f"{value:.6g}") if isinstance(value, float) else value
     if found:
         found["do_sample"] = True
-    if stops := [file.metadata[key] for key in _STOPS if key in file.metadata]:
-        found["eos_token_id"] = list(dict.fromkeys(stops))
+    if stops := [file.get(key) for key in _STOPS if key in file.metadata]:
+        found["eos_token_id"] = stops
     return found
 
 
