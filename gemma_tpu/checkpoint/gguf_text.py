@@ -54,19 +54,20 @@ class EmbeddedText:
     chat_template: str | None
     generation_config: dict[str, Any]
     pieces: int
-    metadata: Any = dataclasses.field(repr=False)
+    source: GgufFile = dataclasses.field(repr=False)
 
     @functools.cached_property
     def tokenizer_model(self) -> bytes | None:
         """A SentencePiece model with the file's pieces; None if it has none. Raises `CheckpointError` for others."""
-        if _TOKENS not in self.metadata:
+        metadata = self.source.metadata
+        if _TOKENS not in metadata:
             return None
-        if (kind := self.metadata.get(f"{_KEY}model")) != _MODEL or _SCORES not in self.metadata:
+        if (kind := self.source.get(f"{_KEY}model")) != _MODEL or _SCORES not in metadata:
             raise CheckpointError(
                 f"{self.file}: its tokenizer is of kind {brief(kind)}, not the SentencePiece model ({_MODEL!r}) of "
                 "Gemma 3: put the tokenizer.model or tokenizer.json of the model beside it"
             )
-        tokens, scores, types = (self.metadata.get(key, ())[: self.pieces] for key in (_TOKENS, _SCORES, _TYPES))
+        tokens, scores, types = (metadata.get(key, ())[: self.pieces] for key in (_TOKENS, _SCORES, _TYPES))
         types = np.resize(types if len(types) else [_NORMAL], len(tokens))
         return _sentencepiece_model(tokens, np.asarray(scores, np.float32), types, self.file)
 
@@ -114,7 +115,7 @@ def read_text(file: GgufFile) -> EmbeddedText:
         template if isinstance(template, str) else None,
         _generation_config(file),
         pieces,
-        file.metadata,
+        file,
     )
 
 
