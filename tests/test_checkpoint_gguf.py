@@ -16,6 +16,7 @@ import gguf_files as files
 import gguf_models as models
 import numpy as np
 import pytest
+import safetensors.numpy
 from gguf import GGMLQuantizationType as Type
 
 import gemma_tpu
@@ -642,3 +643,23 @@ def test_values_of_another_type(both: Path) -> None:
             except Exception as error:
                 raise AssertionError((key, value)) from error
         files.write(paths[kind], arrays[kind], metadata[kind], architecture="clip" if kind == "tower" else "gemma3")
+
+
+def test_the_demo_model_as_a_file_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way, by the command line: weights in Q8_0, tokenizer and template in the file."""
+    demo = Path(__file__).parents[1] / "checkpoints" / "gemma3-demo"
+    opened = open_checkpoint(demo)
+    hf = safetensors.numpy.load_file(
+        convert(demo, tmp_path / "hf", to="safetensors", progress=False) / "model.safetensors"
+    )
+    vocabulary = files.vocabulary((demo / "tokenizer.model").read_bytes(), opened.config.vocab_size + 64, listed=True)
+    metadata = files.text_metadata(opened.config) | vocabulary | {"tokenizer.chat_template": CHAT_TEMPLATE}
+    path = files.write(tmp_path / "demo.gguf", files.tensors(hf, vision=False), metadata, files.all_of(Type.Q8_0))
+    tower = files.tensors(hf, vision=True)
+    files.write(tmp_path / "mmproj.gguf", tower, files.vision_metadata(opened.config), architecture="clip")
+    answers = []
+    for source in (demo, path):
+        assert main(["generate", str(source), "What is 12 + 30?", "--max-new-tokens", "16", "--max-context", "64"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert "42" in answers[0]
+    assert answers[1] == answers[0]
