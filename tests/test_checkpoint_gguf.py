@@ -24,6 +24,7 @@ from gemma_tpu.checkpoint import (
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
+    checksums,
     convert,
     open_checkpoint,
     read_text_assets,
@@ -245,7 +246,7 @@ def test_a_head_of_its_own(both: Path) -> None:
     check_values(open_checkpoint(both))
 
 
-@pytest.mark.parametrize("rows", [CONFIG.vocab_size, ROWS])
+@pytest.mark.parametrize("rows", [CONFIG.vocab_size, CONFIG.vocab_size + 1, ROWS])
 def test_tables_with_and_without_the_extra_rows(rows: int, both: Path) -> None:
     table = SAMPLE.hf["language_model.model.embed_tokens.weight"].astype(np.float32)[:rows]
     arrays = files.tensors(SAMPLE.hf, vision=False) | {"token_embd.weight": table}
@@ -303,6 +304,20 @@ def test_files_beside_it_come_first(both: Path, tmp_path_factory: pytest.TempPat
     assert assets.sampling_defaults(tokenizer)["top_k"] == 3
     written = convert(both, tmp_path_factory.mktemp("out") / "c", to="safetensors", progress=False)
     assert (written / "chat_template.jinja").read_text() == "<start_function_declaration>"
+
+
+def test_checksums(both: Path) -> None:
+    """Of the files that are read, and not of another model's beside them."""
+    write_text(both / "other.gguf", embedding_length=64)
+    checksums.write(both)
+    (both / "other.gguf").write_bytes((both / "other.gguf").read_bytes()[:-1] + b"x")
+    options = {"max_context": 64, "max_rows": 1, "progress": False}
+    opened = open_checkpoint(both / "model.gguf", verify=True)
+    assert sorted(Path(file.path).name for file in opened.unverified) == ["mmproj-model.gguf", "model.gguf"]
+    gemma_tpu.load(both / "model.gguf", **options).close()
+    (both / "model.gguf").write_bytes((both / "model.gguf").read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=rf"^{both}/model.gguf: changed or damaged: does not match the checksum"):
+        gemma_tpu.load(both / "model.gguf", **options)
 
 
 def test_a_template_of_a_relative(both: Path) -> None:
