@@ -131,10 +131,17 @@ def test_tokens_that_a_fine_tune_added(tmp_path: Path) -> None:
 
 def test_template_and_defaults(tmp_path: Path) -> None:
     others = {"tokenizer.chat_template": "{{ x }}", "general.sampling.top_k": 64, "general.sampling.top_p": 0.95}
-    others |= {"general.sampling.temp": 0.7, "general.sampling.mirostat": 2, "tokenizer.ggml.eot_token_id": 11}
+    others |= {"general.sampling.temp": 0.7, "general.sampling.mirostat": 2, "tokenizer.ggml.eot_token_id": 1}
     text = read_text(written(MODELS["tests"].read_bytes(), tmp_path / "a.gguf", **others))
     assert text.chat_template == "{{ x }}"
-    expected = {"top_k": 64, "top_p": 0.95, "temperature": 0.7, "mirostat": 2, "do_sample": True, "eos_token_id": [11]}
+    expected = {
+        "top_k": 64,
+        "top_p": 0.95,
+        "temperature": 0.7,
+        "mirostat": 2,
+        "do_sample": True,
+        "eos_token_id": [11, 1],
+    }
     assert text.generation_config == expected
 
 
