@@ -62,8 +62,8 @@ def load(
     """Loads a checkpoint onto a mesh.
 
     Args:
-      source: a directory (Orbax in any layout, or Hugging Face), a gs:// path, a name such as "gemma3-4b-it", or a
-        model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
+      source: a directory (Orbax in any layout, Hugging Face, GGUF), a .gguf file, a gs:// path, a name such as
+        "gemma3-4b-it", or a model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
       config: inferred from the checkpoint unless given; a name such as "gemma3-4b" is that size's.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
       dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a

@@ -181,8 +181,8 @@ def test_what_another_program_has_downloaded_needs_no_network(hugging_face, mode
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["a/model.safetensors", "x.bin", "y.gguf"], r"has weights as \.bin, \.gguf only: .*safetensors or an Orbax"),
-        (["README.md"], r"holds README.md: what can be read"),
+        (["a/model.safetensors", "x.bin", "y.gguf"], r"as \.bin, \.gguf only: .* an Orbax.* download a .gguf file"),
+        (["README.md"], r"holds README.md: what can be fetched"),
         (["model.safetensors", "consolidated.safetensors", "original/params.json", "config.json"], [0, 3]),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
           "pytorch_model.bin", "onnx/config.json", "tokenizer.json", "chat_template.jinja"], [0, 1, 2, 5, 6]),

@@ -42,7 +42,7 @@ def failure(path: Path) -> str:
 
 def test_no_checkpoint(tmp_path):
     assert failure(tmp_path / "nowhere") == f"{tmp_path}/nowhere: no such file or directory"
-    assert "no checkpoint: neither Orbax files nor *.safetensors; it has nothing" in failure(tmp_path)
+    assert "no checkpoint: neither Orbax files nor *.gguf nor *.safetensors; it has nothing" in failure(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     assert "it has notes.txt" in failure(tmp_path)
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n{'0' * 64}  notes.txt\n")

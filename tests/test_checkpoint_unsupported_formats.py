@@ -44,8 +44,6 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "a page": ("model.safetensors", b"<!doctype HTML>\n<html>Log in</html>", "an HTML page"),
     "a bucket's answer": ("model.safetensors", b"<?xml version='1.0'?><Error><Code>Denied</Code>", "answer in XML"),
     "nothing": ("model.safetensors", b"", "is empty: fetch it again"),
-    "GGUF": ("gemma-3-4b-it-q4_0.gguf", b"GGUF" + struct.pack("<IQQ", 3, 444, 40), "a GGUF file"),
-    "GGUF under another name": ("model.safetensors", b"GGUF" + struct.pack("<IQQ", 3, 444, 40), "a GGUF file"),
     "Keras weights": ("model.weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
     "Keras": ("gemma.keras", zipped("metadata.json", "config.json", "model.weights.h5"), "a Keras model"),
     "PyTorch": ("pytorch_model.bin", zipped("pytorch_model/data.pkl", "pytorch_model/data/0"), "PyTorch's pickle"),
@@ -77,7 +75,7 @@ def test_a_file_of_another_kind(kind, whole, tmp_path):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("kind", ["PyTorch", "GGUF", "Flax"])
+@pytest.mark.parametrize("kind", ["PyTorch", "ONNX", "Flax"])
 def test_weights_of_another_kind_among_the_other_files_of_a_model(kind, tmp_path):
     """As in a repository of Hugging Face: what is named is the weights."""
     name, content, message = FILES[kind]
@@ -134,3 +132,11 @@ def test_links_whose_targets_are_gone(tmp_path):
         (path / name).unlink()
         (path / name).symlink_to(good)
     assert open_checkpoint(path).config == sample.config
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sha256-1299c11d"])
+def test_a_gguf_file_by_another_name_in_a_directory(name, tmp_path):
+    """Given itself, such a file is read (test_checkpoint_gguf)."""
+    (tmp_path / name).write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 444, 40))
+    with pytest.raises(CheckpointError, match=rf"{name}.* is a GGUF file by another name: give the path of that file"):
+        open_checkpoint(tmp_path)

@@ -18,7 +18,7 @@ from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.open import Checkpoint, open_checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.staging import staging
-from gemma_tpu.checkpoint.text_assets import special_ids
+from gemma_tpu.checkpoint.text_assets import CHAT_TEMPLATE, read_chat_template, special_ids
 from gemma_tpu.checks import as_path, brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.text.special import control_ids, find_special_ids
@@ -75,6 +75,11 @@ def convert(
     if checkpoint.tokenizer_path:
         name = "tokenizer.json" if checkpoint.tokenizer_path.endswith(".json") else "tokenizer.model"
         files[name] = storage.read_file(checkpoint.tokenizer_path)
+    if checkpoint.embedded is not None:
+        embedded = checkpoint.embedded.as_files(with_tokenizer=checkpoint.tokenizer_path is None)
+        if read_chat_template(checkpoint.directories):
+            embedded.pop(CHAT_TEMPLATE, None)
+        files = embedded | files
     return _write(checkpoint, dst, files, to, dtype, progress, max_shard_bytes)
 
 

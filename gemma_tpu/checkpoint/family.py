@@ -21,6 +21,7 @@ _OTHERS = {
     "gemma4_assistant": "a drafter for Gemma 4",
     "gemma4_unified_assistant": "a drafter for Gemma 4",
     "diffusion_gemma": "a DiffusionGemma model",
+    "gemma_embedding": "EmbeddingGemma",  # llama.cpp's name
     "embedding_gemma2": "an EmbeddingGemma 2 model",
     "paligemma": "a PaliGemma model",
     "recurrent_gemma": "a RecurrentGemma model",

@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from gemma_tpu.checkpoint.errors import CheckpointWarning
 from gemma_tpu.config import GemmaConfig, VisionConfig
 from gemma_tpu.text import Tokenizer
+from gemma_tpu.text.sentencepiece_proto import model_proto
 from gemma_tpu.text.special import IMAGE_SOFT_TOKEN
 from gemma_tpu.text.vocabulary import SPACE
 
@@ -144,16 +145,9 @@ def _tokenizer_config(tokenizer: Tokenizer, config: GemmaConfig, images: bool) -
 
 def _pieces(model: bytes) -> Sequence[Any]:
     """The pieces of a SentencePiece model, with scores and types. Raises ValueError if they cannot be read."""
+    proto = model_proto()
     try:
-        # Imported here since it fails with some versions of protobuf.
-        from sentencepiece import sentencepiece_model_pb2
-    except Exception as error:
-        raise ValueError(
-            f"sentencepiece and protobuf do not fit together ({error}): pip install -U protobuf"
-        ) from error
-    proto: Any = sentencepiece_model_pb2  # untyped: its classes are created at import
-    try:
-        return proto.ModelProto.FromString(model).pieces
+        return proto.FromString(model).pieces
     except Exception as error:  # protobuf's DecodeError
         raise ValueError(f"not a SentencePiece model, or a damaged one: {error}") from error
 

@@ -74,8 +74,10 @@ def select_files(files: Sequence[str]) -> list[str]:
     if not weights:
         other = sorted({ext for name in files for ext in _UNSUPPORTED if name.endswith(ext)})
         holds = f"has weights as {', '.join(other)} only" if other else f"holds {', '.join(files[:5]) or 'nothing'}"
+        own = ", or download a .gguf file with its mmproj into a directory and give that" if ".gguf" in other else ""
         raise Unavailable(
-            f"{holds}: what can be read is *.safetensors or an Orbax checkpoint; take the repository that has one"
+            f"{holds}: what can be fetched is *.safetensors or an Orbax checkpoint; take the repository that has "
+            f"one{own}"
         )
     return sorted({*weights, *(name for name in top if name.endswith(_TEXT_ASSETS))})
 

@@ -10,6 +10,7 @@ import re
 
 from gemma_tpu.checkpoint import hf, orbax, storage
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.gguf_file import gguf_names_in
 
 # Names of items in an Orbax step, by preference.
 _ITEMS = ("params", "default", "model_params", "state", "item", "items", "model")
@@ -19,7 +20,7 @@ _DEPTH = 3
 
 def holds_arrays(names: set[str]) -> bool:
     """Whether a directory with these entries is itself a checkpoint."""
-    return hf.is_hf(names) or orbax.holds_arrays(names)
+    return hf.is_hf(names) or orbax.holds_arrays(names) or bool(gguf_names_in(names))
 
 
 def locate(path: str, names: set[str]) -> str | None:

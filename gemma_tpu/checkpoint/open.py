@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -15,17 +16,22 @@ from gemma_tpu.checkpoint import (
     checksums,
     config_io,
     flax_lora,
+    gguf_file,
+    gguf_model,
+    gguf_names,
     hf,
     hf_names,
     names,
     orbax,
     peft,
+    slices,
     storage,
     trees,
     tunix_names,
     unsupported_formats,
 )
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
+from gemma_tpu.checkpoint.gguf_text import EmbeddedText
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.locate import locate
 from gemma_tpu.checkpoint.reconcile import GOOGLE, HUGGING_FACE, check_buffers, check_params, reconcile
@@ -36,6 +42,7 @@ from gemma_tpu.config import GemmaConfig, VisionConfig, as_config
 # Matches paths of unfinished conversions and downloads.
 _PARTIAL = re.compile(rf"\.part(/|$)|{re.escape(PARTIAL)}\w+(/|$)")
 _TOKENIZERS = ("tokenizer.model", "tokenizer_gemma3.model", "tokenizer.json")
+_WEIGHTS = (".safetensors", gguf_file.SUFFIX)
 _GOOGLE_BUCKET = "gs://gemma-data"
 _MAX_IDENTIFIED = 32  # files of a directory to identify when it is not a checkpoint
 
@@ -45,13 +52,14 @@ class Checkpoint:
     """An opened checkpoint whose names and shapes fit `config`.
 
     `path`: the directory or file with the arrays, possibly below the path given to `open_checkpoint`.
-    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer", "tunix", "maxtext", "safetensors" or
-    "memory".
+    `kind`: "orbax-nested", "orbax-flat", "orbax-stacked", "orbax-trainer", "tunix", "maxtext", "safetensors",
+    "gguf" or "memory".
     `arrays`: lazy arrays by canonical name (`gemma_tpu.checkpoint.names`).
     `config_json`: the text of its config.json, if that agrees with `config` about a vision tower.
     `tokenizer_path`: a SentencePiece model or a tokenizer.json, local or at gs:// (`storage.read_file` reads either).
     `directories`: where to look for other files, nearest first.
     `unverified`: files to verify while the arrays are read (`load_params`).
+    `embedded`: tokenizer and chat template in a GGUF file, for want of files beside it.
     """
 
     path: str
@@ -62,11 +70,21 @@ class Checkpoint:
     tokenizer_path: str | None
     directories: tuple[str, ...]
     unverified: tuple[checksums.KnownFile, ...] = ()
+    embedded: EmbeddedText | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the stored parameters in bytes."""
+        if self.kind == "gguf":  # most are smaller than what they stand for
+            return sum(array.cost(slices.whole(array.shape)) for array in self.arrays.values())
         return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def block_types(self) -> dict[str, int]:
+        """How many tensors of a GGUF file are of each type, the most frequent first; empty for other kinds."""
+        leaves = {leaf.name: leaf for array in self.arrays.values() for leaf in array.leaves()}
+        types = (leaf.type for leaf in leaves.values() if isinstance(leaf, gguf_file.GgufArray))
+        return dict(collections.Counter(types).most_common())
 
 
 def open_checkpoint(
@@ -76,14 +94,14 @@ def open_checkpoint(
     text_only: bool = False,
     verify: bool = False,
 ) -> Checkpoint:
-    """Opens an Orbax or Hugging Face checkpoint, local or at gs://, in any known layout of Gemma 3.
+    """Opens an Orbax, Hugging Face or GGUF checkpoint in any known layout of Gemma 3: local or, but for GGUF, at gs://.
 
     Reads no weights except an output head, to compare it with the embedding table. If config and parameters disagree
     about the output head or the vision tower, the parameters win and a `CheckpointWarning` says so.
 
     Args:
-      path: a directory or file; also a training run, whose newest step is opened, or a folder of Hugging Face's or
-        Kaggle's cache.
+      path: a directory or file (of a GGUF model with its mmproj, the directory of both or the text model's file);
+        also a training run, whose newest step is opened, or a folder of Hugging Face's or Kaggle's cache.
       config: the architecture, or the name of a released size; by default from config.json, or else inferred from the
         shapes, for the five released sizes.
       text_only: drops the vision tower.
@@ -98,6 +116,8 @@ def open_checkpoint(
     if _PARTIAL.search(path):
         raise CheckpointError(f"{path}: left behind by a conversion or a download that was stopped; run that again")
     if storage.is_file(path):
+        if gguf_file.is_gguf(path):
+            return _open_gguf(path, storage.parent(path), config, text_only, verify)
         with _verified(path, (storage.parent(path),), verify) as unverified:
             opened = _open_hf(path, path, config, text_only)
         return dataclasses.replace(opened, unverified=unverified)
@@ -119,6 +139,12 @@ def open_checkpoint(
             CheckpointWarning,
             stacklevel=2,
         )
+    if files := gguf_file.gguf_names_in(entries):
+        if not (hf.holds_model(entries) or orbax.holds_arrays(entries)):
+            return _open_gguf(located, path, config, text_only, verify)
+        listed = names.abbreviate(files, 5)
+        message = f"{located}: read without {listed} there: give the path of such a file for that"
+        warnings.warn(message, CheckpointWarning, stacklevel=2)
     with _verified(located, storage.ancestors(located, path), verify) as unverified:
         opened = (_open_hf if hf.is_hf(entries) else _open_orbax)(located, path, config, text_only)
     return dataclasses.replace(opened, unverified=unverified)
@@ -128,7 +154,7 @@ def open_checkpoint(
 def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Iterator[tuple[checksums.KnownFile, ...]]:
     """Verifies the small files in `directories`; yields the weight files of `located`, still to be verified."""
     files = [file for directory in directories for file in checksums.known_files(directory)] if verify else []
-    small = [f for f in files if storage.parent(f.path) in directories and not f.path.endswith(".safetensors")]
+    small = [f for f in files if storage.parent(f.path) in directories and not f.path.endswith(_WEIGHTS)]
     weights = [f for f in files if f not in small and f"{f.path}/".startswith(f"{located}/")]
     checksums.verify(small)
     try:
@@ -139,7 +165,7 @@ def _verified(located: str, directories: tuple[str, ...], verify: bool) -> Itera
 
 
 def _no_checkpoint(path: str, entries: set[str]) -> CheckpointError:
-    message = f"{path}: no checkpoint: neither Orbax files nor *.safetensors"
+    message = f"{path}: no checkpoint: neither Orbax files nor *.gguf nor *.safetensors"
     if lost := checksums.missing_files(path):
         return CheckpointError(f"{message}; {checksums.NAME} there lists {lost}, missing: download or convert it again")
     for name in sorted(entries)[:_MAX_IDENTIFIED]:
@@ -166,6 +192,22 @@ def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool)
     check_params(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
     canonical = hf_names.canonical_from_cores(cores, config)
     return _with_files(Checkpoint(located, "safetensors", config, canonical, config_json, None, directories), initial)
+
+
+def _open_gguf(path: str, top: str, given: GemmaConfig | None, text_only: bool, verify: bool) -> Checkpoint:
+    """`path`: the file of the text model or one of its shards, or a directory."""
+    directories = storage.ancestors(storage.parent(path) if storage.is_file(path) else path, top)
+    with _verified(directories[0], directories, verify) as unverified:
+        model = gguf_model.open_model(path, given, text_only=text_only)
+        arrays, explicit, source = dict(model.arrays), given is not None, " and ".join(model.files)
+        config = reconcile(arrays, HUGGING_FACE, model.config, source, explicit=explicit, text_only=text_only)
+        check_params(
+            arrays, HUGGING_FACE, config, source, lambda core: model.stored.get(core) or gguf_names.stored_name(core)
+        )
+    canonical = hf_names.canonical_from_cores(arrays, config)
+    tokenizer = _find_tokenizer(directories, above=False)
+    unverified = tuple(file for file in unverified if file.path in model.files)
+    return Checkpoint(path, "gguf", config, canonical, None, tokenizer, directories, unverified, model.text)
 
 
 def _stored_name(core: str, stored: Mapping[str, str]) -> str:
@@ -249,9 +291,9 @@ def _read_config(directories: tuple[str, ...], given: GemmaConfig | None) -> tup
     return given, None
 
 
-def _find_tokenizer(directories: tuple[str, ...]) -> str | None:
+def _find_tokenizer(directories: tuple[str, ...], *, above: bool = True) -> str | None:
     # Kaggle's downloads have the tokenizer above the checkpoint, Google's bucket in a directory of its own.
-    for directory in (*directories, storage.parent(directories[-1])):
+    for directory in (*directories, *([storage.parent(directories[-1])] if above else [])):
         if directory == f"{_GOOGLE_BUCKET}/checkpoints":
             return f"{_GOOGLE_BUCKET}/tokenizers/tokenizer_gemma3.model"
         if file := storage.find([directory], *_TOKENIZERS):

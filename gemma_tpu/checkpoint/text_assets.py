@@ -10,6 +10,7 @@ from typing import Any
 from gemma_tpu.checkpoint import family, storage
 from gemma_tpu.checkpoint.added_tokens import read_added_tokens, rows_needed
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.gguf_text import EmbeddedText
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checks import brief
 from gemma_tpu.config import GemmaConfig
@@ -19,7 +20,7 @@ from gemma_tpu.text.recognition import writes_gemma3
 
 # Files with a chat template, the Jinja text of a prompt format, in the order of transformers 5.23
 # (tokenization_utils_base.py, processing_utils.py).
-_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE = "chat_template.jinja"
 _WITH_TEMPLATE = ("chat_template.json", "tokenizer_config.json")
 _GENERATION_CONFIG = "generation_config.json"
 # Defaults of transformers (5.23, configuration_utils.py) for settings that a file with do_sample leaves out.
@@ -59,7 +60,7 @@ class TextAssets:
     """The text files of a checkpoint.
 
     `special_ids`: ids by role, from the config.json at `config_path`. `chat_template`: its text and file. `format`:
-    the prompt format.
+    the prompt format. `embedded`: the tokenizer of a GGUF file that no other lies beside.
     """
 
     path: str
@@ -71,6 +72,7 @@ class TextAssets:
     generation_config: GenerationConfig
     chat_template: tuple[str, str] | None
     format: Format
+    embedded: EmbeddedText | None = None
 
     def open_tokenizer(self, given: Tokenizer | str | Path | bytes | None = None) -> Tokenizer | None:
         """Opens `given`, or else the tokenizer beside the weights; None if there is neither.
@@ -84,9 +86,12 @@ class TextAssets:
                 f"with id {out_of_range[-1].id}, but the embedding table has {rows} rows: not a pair"
             )
         if given is None:
-            if (name := self.tokenizer_path) is None:
+            if (name := self.tokenizer_path) is not None:
+                given = storage.read_file(name)
+            elif self.embedded is not None and (model := self.embedded.tokenizer_model) is not None:
+                name, given = self.embedded.file, model
+            else:
                 return None
-            given = storage.read_file(name)
         if isinstance(given, Tokenizer):
             tokenizer = given
         else:
@@ -157,16 +162,26 @@ def read_text_assets(checkpoint: Checkpoint) -> TextAssets:
     config = storage.read_json(config_path) if config_path else {}
     family.check_parts(config, config_path or "")
     template = read_chat_template(checkpoint.directories)
+    generation_config = read_generation_config(checkpoint.directories, config, config_path or "")
+    added_tokens = read_added_tokens(checkpoint.directories)
+    if (embedded := checkpoint.embedded) is not None:
+        if template is None and embedded.chat_template:
+            template = embedded.chat_template, embedded.file
+        if generation_config.path is None and embedded.generation_config:
+            generation_config = _parse_generation_config(embedded.generation_config, embedded.file)
+        if checkpoint.tokenizer_path is None:
+            added_tokens = added_tokens or embedded.added_tokens
     return TextAssets(
         checkpoint.path,
         checkpoint.config,
         checkpoint.tokenizer_path,
-        read_added_tokens(checkpoint.directories),
+        added_tokens,
         config_path,
         special_ids(config),
-        read_generation_config(checkpoint.directories, config, config_path or ""),
+        generation_config,
         template,
         choose_format(template and template[0], config),
+        embedded if checkpoint.tokenizer_path is None else None,
     )
 
 
@@ -176,7 +191,7 @@ def read_chat_template(directories: Sequence[str]) -> tuple[str, str] | None:
     Raises `CheckpointError` for a file that cannot be read.
     """
     for directory in directories:
-        if storage.is_file(file := storage.join(directory, _TEMPLATE)):
+        if storage.is_file(file := storage.join(directory, CHAT_TEMPLATE)):
             return storage.read_text(file), file
         for name in _WITH_TEMPLATE:
             if storage.is_file(file := storage.join(directory, name)) and (template := _template_in(file)):

@@ -24,7 +24,7 @@ _PICKLE = (
 # gemma.cpp, io/blob_store.cc; LITERTLM: LiteRT-LM, runtime/util/file_format_util.cc.
 _SIGNATURES = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file it stands for: run `git lfs pull` in its repository"),
-    b"GGUF": _unread("a GGUF file (llama.cpp, Ollama)"),
+    b"GGUF": "a GGUF file by another name: give the path of that file",
     b"\x89HDF\r\n\x1a\n": _unread("an HDF5 file (Keras)", _KERAS),
     b"SBS\n": _unread("a gemma.cpp file (.sbs)"),
     b"LITERTLM": _unread("a LiteRT-LM file (.litertlm)"),

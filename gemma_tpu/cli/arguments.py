@@ -31,7 +31,7 @@ def mesh_shape(text: str) -> tuple[int, int]:
 SHARED: dict[str, dict[str, Any]] = {
     "checkpoint": {
         "metavar": "CHECKPOINT",
-        "help": "a directory, a gs:// path, a name such as gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
+        "help": "a directory, .gguf file, gs:// path, name like gemma3-4b-it, or Hugging Face's OWNER/NAME[@REVISION]",
     },
     "--adapter": {"metavar": "DIR", "help": "a LoRA adapter to merge into the weights"},
     "--draft": {

@@ -37,7 +37,8 @@ def _describe(name: str) -> dict[str, Any]:
         "parameters": sum(math.prod(array.shape) for array in checkpoint.arrays.values()),
         "bytes": checkpoint.nbytes,
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
-        "tokenizer": checkpoint.tokenizer_path,
+        **({"types": types} if (types := checkpoint.block_types) else {}),
+        "tokenizer": tokenizer and tokenizer.name,
         "pieces": None if tokenizer is None else tokenizer.vocab_size,
         "prompt_format": assets.format.name,
         "chat_template": assets.chat_template and assets.chat_template[1],
@@ -57,6 +58,8 @@ def _print(found: dict[str, Any]) -> None:
         if title:
             print(f"{title}:")
         for name, value in values.items():
+            if isinstance(value, dict):
+                value = [f"{count} {key}" for key, count in value.items()]
             if isinstance(value, list | tuple):
                 value = ", ".join(map(str, value))
             number = isinstance(value, int) and not isinstance(value, bool)
