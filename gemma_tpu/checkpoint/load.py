@@ -127,7 +127,10 @@ class _ReadPlan:
     def host_bytes(self) -> int:
         """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
         result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * self.dtype.itemsize
-        return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
+        blocks = [next(lazy.read_blocks(self.array, box)) for box, _ in self.reads]
+        # A block that is stored packed is larger than what is read of it.
+        sizes = (math.prod(slices.box_shape(block)) * self.array.dtype.itemsize for block in blocks)
+        return result + 3 * max(*sizes, *(self.array.cost(block) for block in blocks))
 
     def load(self, report: Callable[[int], None], stop: threading.Event) -> jax.Array:
         parts: list[jax.Array] = []

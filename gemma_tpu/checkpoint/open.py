@@ -20,6 +20,8 @@ from gemma_tpu.checkpoint import (
     names,
     orbax,
     peft,
+    quantization,
+    slices,
     storage,
     trees,
     tunix_names,
@@ -52,6 +54,7 @@ class Checkpoint:
     `tokenizer_path`: a SentencePiece model or a tokenizer.json, local or at gs:// (`storage.read_file` reads either).
     `directories`: where to look for other files, nearest first.
     `unverified`: files to verify while the arrays are read (`load_params`).
+    `quantization`: the format of quantised matrices, which are read as float32; None if there are none.
     """
 
     path: str
@@ -62,11 +65,13 @@ class Checkpoint:
     tokenizer_path: str | None
     directories: tuple[str, ...]
     unverified: tuple[checksums.KnownFile, ...] = ()
+    quantization: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the stored parameters in bytes."""
-        return sum(array.nbytes for array in self.arrays.values())
+        # Reading what is in memory costs nothing.
+        return sum(array.cost(slices.whole(array.shape)) or array.nbytes for array in self.arrays.values())
 
 
 def open_checkpoint(
@@ -154,10 +159,11 @@ def _no_checkpoint(path: str, entries: set[str]) -> CheckpointError:
 def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool) -> Checkpoint:
     """`located`: a directory or one file. `top`: the path that the user gave. `given`: the config, if the user did."""
     if storage.is_file(located):
-        directories, arrays = (storage.parent(located),), hf.read_file(located)
+        directories, stored_arrays = (storage.parent(located),), hf.read_file(located)
     else:
-        directories, arrays = storage.ancestors(located, top), hf.read_directory(located)
+        directories, stored_arrays = storage.ancestors(located, top), hf.read_directory(located)
     config, config_json = _read_config(directories, given)
+    arrays, quantized = quantization.dequantize(stored_arrays, directories, located, explicit=given is not None)
     cores, stored, buffers = hf_names.cores(arrays, located)
     config_io.refuse_others(names.shapes(cores), located)
     initial = config or config_io.infer(names.shapes(cores), located)
@@ -165,7 +171,8 @@ def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool)
     check_buffers(buffers, config, located)
     check_params(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
     canonical = hf_names.canonical_from_cores(cores, config)
-    return _with_files(Checkpoint(located, "safetensors", config, canonical, config_json, None, directories), initial)
+    checkpoint = Checkpoint(located, "safetensors", config, canonical, config_json, None, directories)
+    return _with_files(dataclasses.replace(checkpoint, quantization=quantized), initial)
 
 
 def _stored_name(core: str, stored: Mapping[str, str]) -> str:
