@@ -15,6 +15,7 @@ from gemma_tpu.checkpoint import (
     checksums,
     config_io,
     flax_lora,
+    flax_quantized,
     hf,
     hf_names,
     names,
@@ -206,7 +207,8 @@ def _open_orbax(located: str, top: str, given: GemmaConfig | None, text_only: bo
     config_io.refuse_others(names.shapes(canonical), located)
     initial = config or config_io.infer(names.shapes(canonical), located)
     config, canonical = _reconcile_canonical(canonical, initial, located, given is not None, text_only)
-    return _with_files(Checkpoint(located, tree.kind, config, canonical, config_json, None, directories), initial)
+    checkpoint = Checkpoint(located, tree.kind, config, canonical, config_json, None, directories)
+    return _with_files(dataclasses.replace(checkpoint, quantization=flax_quantized.describe(canonical)), initial)
 
 
 def open_tree(
@@ -228,7 +230,8 @@ def open_tree(
     canonical = trees.canonical(found, arrays, source, lora_alpha)
     initial = given or config_io.infer(names.shapes(canonical), source, in_memory=True)
     config, canonical = _reconcile_canonical(canonical, initial, source, given is not None, text_only)
-    return Checkpoint(source, "memory", config, canonical, None, None, ())
+    checkpoint = Checkpoint(source, "memory", config, canonical, None, None, ())
+    return dataclasses.replace(checkpoint, quantization=flax_quantized.describe(canonical))
 
 
 def _reconcile_canonical(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,11 +74,11 @@ class PackedIntegers(LazyArray):
 
 
 class QuantizedArray(Leaf):
-    """A quantised matrix [out, in], read as float32: (values - zeros) · scales + biases.
+    """A quantised weight, mostly a matrix [out, in], read as float32: (values - zeros) · scales + biases.
 
-    `values` [out, in] are integers, float8 numbers, or indices of a `codebook`. Of `scales`, `zeros` and `biases` there
-    is one for each `block` of rows and columns, or with an `index` [in] for each row and group of columns: it names the
-    group of each column. All of them are lazy arrays, so that a matrix can be kept quantised too.
+    `values` are integers, float8 numbers, or indices of a `codebook`. Of `scales`, `zeros` and `biases` there is one
+    for each `block` of so many elements along each axis, or with an `index` [in] for each row and group of columns: it
+    names the group of each column. All of them are lazy arrays, so that a weight can be kept quantised too.
 
     Raises `CheckpointError` naming the file and the array if shapes do not fit or, when read, a scale is not finite.
     """
@@ -90,7 +90,7 @@ class QuantizedArray(Leaf):
         scales: LazyArray,
         *,
         bits: int,
-        block: tuple[int, int],
+        block: tuple[int, ...],
         zeros: LazyArray | None = None,
         biases: LazyArray | None = None,
         index: LazyArray | None = None,
@@ -105,7 +105,7 @@ class QuantizedArray(Leaf):
                 leaf = next(part.leaves())
                 raise CheckpointError(
                     f"{leaf.file}: {leaf.name} is {list(leaf.shape)}, which does not fit {name} {list(self.shape)} in "
-                    f"blocks of {block[0]} × {block[1]}"
+                    f"blocks of {self._sizes()}"
                 )
         if index is not None and (index.shape != self.shape[1:] or index.dtype.kind not in "iu"):
             leaf = next(index.leaves())
@@ -123,14 +123,16 @@ class QuantizedArray(Leaf):
     @property
     def group_size(self) -> int | None:
         """Adjacent columns that share a scale; None if groups are of columns here and there. May read the index."""
-        return self.block[1] if self._groups is None else None
+        return self.block[-1] if self._groups is None else None
 
     def describe(self) -> str:
         number = "FP8" if jnp.issubdtype(self.values.dtype, jnp.floating) else f"{self.bits} bits"
-        rows, columns = self.block
-        if rows > 1:
-            return f"{number}, " + ("one scale" if self.block == self.shape else f"blocks of {rows} × {columns}")
-        return f"{number}, " + ("per channel" if columns == self.shape[1] else f"groups of {columns}")
+        if all(part in (1, size) for part, size in zip(self.block, self.shape, strict=True)):
+            return f"{number}, " + ("one scale" if self.block == self.shape else "per channel")
+        return f"{number}, " + (f"groups of {self.block[-1]}" if self.block[0] == 1 else f"blocks of {self._sizes()}")
+
+    def _sizes(self) -> str:
+        return " × ".join(map(str, self.block))
 
     @functools.cached_property
     def _groups(self) -> np.ndarray | None:
@@ -166,10 +168,10 @@ class QuantizedArray(Leaf):
 
     def _blocks_box(self, box: Box) -> Box:
         """The box of scales that a box of the matrix needs."""
-        rows, columns = (
+        blocks = (
             slice(part.start // size, math.ceil(part.stop / size)) for part, size in zip(box, self.block, strict=True)
         )
-        return rows, columns if self._groups is None else slice(0, self.scales.shape[1])
+        return tuple(blocks) if self._groups is None else (box[0], slice(0, self.scales.shape[1]))
 
     def _spread(self, parts: LazyArray, box: Box, by_columns: bool) -> np.ndarray:
         """The scales or zeros in `parts` of the elements in `box`, to be broadcast; in memory by columns or by rows."""
@@ -182,7 +184,7 @@ class QuantizedArray(Leaf):
             if size > 1 and found.shape[axis] > 1:
                 edges = np.arange(held[axis].start, held[axis].stop + 1) * size
                 counts = np.diff(edges.clip(part.start, part.stop))
-                found = found.T.repeat(counts, 1 - axis).T if by_columns else found.repeat(counts, axis)
+                found = found.T.repeat(counts, found.ndim - 1 - axis).T if by_columns else found.repeat(counts, axis)
         return found
 
     def cost(self, box: Box) -> int:
@@ -196,3 +198,10 @@ def _checked(parts: LazyArray) -> LazyArray:
     if not jnp.issubdtype(parts.dtype, jnp.floating):
         raise CheckpointError(f"{leaf.file}: {leaf.name} is {parts.dtype}: not floating-point numbers")
     return parts.map_leaves(CheckedArray)
+
+
+def describe(title: str, arrays: Iterable[LazyArray]) -> str:
+    """`title` and the kinds of the quantised weights in `arrays`."""
+    leaves = (leaf for array in arrays for leaf in array.leaves())
+    kinds = sorted({leaf.describe() for leaf in leaves if isinstance(leaf, QuantizedArray)})
+    return f"{title} ({'; '.join(kinds) or 'no weight is'})"

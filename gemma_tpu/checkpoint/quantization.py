@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_tpu.checkpoint import packed_names, storage
+from gemma_tpu.checkpoint import packed, packed_names, storage
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.hf import SafetensorsArray
 from gemma_tpu.checkpoint.lazy import LazyArray
-from gemma_tpu.checkpoint.packed import QuantizedArray
 from gemma_tpu.checks import brief, one_line
 
 # Formats of compressed-tensors (config/base.py) that are read, for a whole checkpoint or a group of its modules.
@@ -27,14 +26,15 @@ def dequantize(
 
     Raises `CheckpointError` for a format that is not read here, or if anything of a matrix is missing or does not fit.
     """
-    packed = next((array for array in arrays.values() if packed_names.is_packed(array.dtype)), None)
-    file = None if explicit and packed is None else storage.find(directories, "config.json")
+    integers = next((array for array in arrays.values() if packed_names.is_packed(array.dtype)), None)
+    file = None if explicit and integers is None else storage.find(directories, "config.json")
     raw = storage.read_json(file) if file else {}
     found = _config(raw)
     if found is None:
-        if packed is not None:
+        if integers is not None:
             says = "says nothing of how it is quantised" if file else "is missing, which says how it is quantised"
-            raise CheckpointError(f"{packed.file}: {packed.name} is {packed.dtype}, and config.json {says}: {_WAY_OUT}")
+            what = f"{integers.file}: {integers.name} is {integers.dtype}"
+            raise CheckpointError(f"{what}, and config.json {says}: {_WAY_OUT}")
         return dict(arrays), None
     method, config = found
     stored = packed_names.Stored(arrays)
@@ -62,7 +62,7 @@ def dequantize(
         raise CheckpointError(f"{where}: {_WAY_OUT}")
     if twice := sorted(stored.keys() & matrices.keys()):
         raise CheckpointError(f"{stored[twice[0]].file}: {twice[0]} is stored twice: as it is, and quantised")
-    return {**stored, **matrices}, _describe(method, config, matrices)
+    return {**stored, **matrices}, packed.describe(_title(method, config), matrices.values())
 
 
 def _config(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
@@ -113,11 +113,8 @@ def _gptq(config: Mapping[str, Any], where: str) -> tuple[int, bool]:
     return config.get("bits") or 4, form == "gptq"
 
 
-def _describe(method: str, config: Mapping[str, Any], matrices: Mapping[str, LazyArray]) -> str:
+def _title(method: str, config: Mapping[str, Any]) -> str:
     names = {"mlx": "MLX", "gptq": "GPTQ", "awq": "AWQ"}
     key = {"compressed-tensors": "format", "bitsandbytes": "bnb_4bit_quant_type"}.get(method)
     form = config.get(key) if key and not config.get("load_in_8bit") else None
-    title = " ".join([names.get(method, method), *([form] if isinstance(form, str) else [])])
-    leaves = (leaf for array in matrices.values() for leaf in array.leaves())
-    kinds = sorted({leaf.describe() for leaf in leaves if isinstance(leaf, QuantizedArray)})
-    return f"{title} ({'; '.join(kinds) or 'no matrix is'})"
+    return " ".join([names.get(method, method), *([one_line(form)[:80]] if isinstance(form, str) else [])])

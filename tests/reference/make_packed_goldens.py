@@ -6,10 +6,14 @@
     pip install -r SOURCES/gptqmodel-7.7.0/requirements.txt
     python tests/reference/make_packed_goldens.py SOURCES OLD
 
+    pip download --no-deps --no-binary :all: gemma==3.3.0; unpack it into SOURCES
+    python tests/reference/make_packed_goldens.py --gemma SOURCES  # with jax, flax and etils: gemma.npz
+
 Each case is `CASE.safetensors`, written by the program's own package, with the quantised matrices of a model of one
 layer whose sizes are `MODELS`; expected.npz has the same matrices as that program dequantises them, and cases.json the
 program, the model, and what config.json says of the quantisation. Programs that compute in the scales' dtype are given
-the scales in float32 for that. autoawq and gptqmodel run from source, as neither installs on a CPU alone.
+the scales in float32 for that. gemma.npz has what `peft.quantize` makes of random weights, int4 as int8. autoawq and
+gptqmodel run from source, as neither installs on a CPU alone.
 """
 
 from __future__ import annotations
@@ -365,6 +369,41 @@ def bitsandbytes() -> Iterator[Case]:
     yield make("bnb-int8", "ragged", {"load_in_8bit": True, "load_in_4bit": False})
 
 
+def gemma(sources: str) -> None:
+    import importlib.util
+
+    import jax.numpy as jnp
+
+    path = Path(sources) / "gemma-3.3.0" / "gemma" / "peft" / "_quantization_utils.py"
+    spec = importlib.util.spec_from_file_location("quantization_utils", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c, rng = MODELS["ragged"], np.random.default_rng(0)
+    n, k, d, f, h = (c[size] for size in ("heads", "kv_heads", "embed", "hidden", "head_dim"))
+
+    def draw(*shape: int) -> jnp.ndarray:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    attention = {
+        "q_einsum": {"w": draw(n, d, h)},
+        "kv_einsum": {"w": draw(2, k, d, h)},
+        "attn_vec_einsum": {"w": draw(n, h, d)},
+    }
+    layer = {"attn": attention, "mlp": {"gating_einsum": draw(2, f, d), "linear": draw(f, d)}}
+    stored = {}
+
+    def store(name: str, node: object) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                store(f"{name}/{key}", value)
+        else:
+            stored[name] = np.asarray(node, np.int8 if name.endswith("kernel") else np.float32)
+
+    for method in ("int4", "int8"):
+        store(method, module.quantize({"layer_0": layer}, method=method))
+    np.savez_compressed(GOLDENS / "gemma.npz", **stored)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path)
@@ -399,5 +438,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--by-index":
         make_by_index(sys.argv[2])
+    elif sys.argv[1] == "--gemma":
+        gemma(sys.argv[2])
     else:
         main()
