@@ -139,10 +139,10 @@ def test_damaged_safetensors(sample, tmp_path):
     assert failure(path).startswith(f"{shard}: its safetensors header is corrupt")
     header = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])
     name = next(name for name in header if name != "__metadata__")
-    header[name]["dtype"] = "F8_E4M3"
+    header[name]["dtype"] = "F8_E5M2"
     encoded = json.dumps(header).encode()
     shard.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
-    assert "holds F8_E4M3 arrays: a quantised checkpoint?" in failure(path)
+    assert "holds F8_E5M2 arrays: a quantised checkpoint?" in failure(path)
 
     shard.unlink()
     index = "model.safetensors.index.json"

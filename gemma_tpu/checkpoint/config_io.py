@@ -272,6 +272,10 @@ def table_rows(text: str | bytes) -> int:
 def updated(text: str | bytes, dtype: str, tied_head: bool) -> str:
     """A config.json for parameters that are stored in `dtype`, with or without an output head of their own."""
     raw = json.loads(text)
+    for part in (raw, raw.get("text_config")):
+        if part is not None:
+            part.pop("quantization_config", None)  # what was quantised is stored in `dtype` too
+            part.pop("quantization", None)
     for part in (raw, raw.get("text_config"), raw.get("vision_config")):
         if part is not None:
             part.pop("torch_dtype", None)

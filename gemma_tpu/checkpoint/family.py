@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_tpu.checkpoint.errors import CheckpointError
-from gemma_tpu.checks import brief, one_line
+from gemma_tpu.checks import brief
 
 TEXT = ("gemma3_text",)
 MULTIMODAL = ("gemma3", "shieldgemma2")
@@ -58,11 +58,4 @@ def require_gemma3(raw: Mapping[str, Any], path: str) -> None:
         raise CheckpointError(
             f"{path}: this seems to be EmbeddingGemma (use_bidirectional_attention is true): it turns texts into "
             "vectors and writes none"
-        )
-    if quantization := raw.get("quantization_config") or text.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        method = one_line(method or "of no named method")[:80]
-        raise CheckpointError(
-            f"{path}: a quantised checkpoint (quantization_config: {method}); take the one with bfloat16 "
-            "weights: of Google's -qat- checkpoints, that is the one ending in -unquantized"
         )

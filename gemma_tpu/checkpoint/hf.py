@@ -30,7 +30,13 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),  # buffers only
+    "I64": np.dtype(np.int64),  # buffers, and shapes of packed matrices
+    # Of quantised matrices alone.
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _TOO_LARGE = 1 << 64

@@ -150,7 +150,10 @@ class _ReadPlan:
         """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
         itemsize = self.array.dtype.itemsize + self.grid.dtype.itemsize if self.grid else self.dtype.itemsize
         result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * itemsize
-        return result + 3 * max(self.array.cost(next(lazy.read_blocks(self.array, box))) for box, _ in self.reads)
+        blocks = [next(lazy.read_blocks(self.array, box)) for box, _ in self.reads]
+        # A block that is stored packed is larger than what is read of it.
+        sizes = (math.prod(slices.box_shape(block)) * self.array.dtype.itemsize for block in blocks)
+        return result + 3 * max(*sizes, *(self.array.cost(block) for block in blocks))
 
     def load(self, report: Callable[[int], None], stop: threading.Event) -> Weight:
         parts: list[jax.Array] = []

@@ -16,6 +16,7 @@ from gemma_tpu.checkpoint import (
     checksums,
     config_io,
     flax_lora,
+    flax_quantized,
     gguf_file,
     gguf_model,
     gguf_names,
@@ -24,6 +25,7 @@ from gemma_tpu.checkpoint import (
     names,
     orbax,
     peft,
+    quantization,
     slices,
     storage,
     trees,
@@ -60,6 +62,7 @@ class Checkpoint:
     `directories`: where to look for other files, nearest first.
     `unverified`: files to verify while the arrays are read (`load_params`).
     `embedded`: tokenizer and chat template in a GGUF file, for want of files beside it.
+    `quantization`: the format of quantised matrices, which are read as float32; None if there are none.
     """
 
     path: str
@@ -71,13 +74,13 @@ class Checkpoint:
     directories: tuple[str, ...]
     unverified: tuple[checksums.KnownFile, ...] = ()
     embedded: EmbeddedText | None = None
+    quantization: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the stored parameters in bytes."""
-        if self.kind == "gguf":  # most are smaller than what they stand for
-            return sum(array.cost(slices.whole(array.shape)) for array in self.arrays.values())
-        return sum(array.nbytes for array in self.arrays.values())
+        # Reading what is in memory costs nothing.
+        return sum(array.cost(slices.whole(array.shape)) or array.nbytes for array in self.arrays.values())
 
     @property
     def block_types(self) -> dict[str, int]:
@@ -180,10 +183,11 @@ def _no_checkpoint(path: str, entries: set[str]) -> CheckpointError:
 def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool) -> Checkpoint:
     """`located`: a directory or one file. `top`: the path that the user gave. `given`: the config, if the user did."""
     if storage.is_file(located):
-        directories, arrays = (storage.parent(located),), hf.read_file(located)
+        directories, stored_arrays = (storage.parent(located),), hf.read_file(located)
     else:
-        directories, arrays = storage.ancestors(located, top), hf.read_directory(located)
+        directories, stored_arrays = storage.ancestors(located, top), hf.read_directory(located)
     config, config_json = _read_config(directories, given)
+    arrays, quantized = quantization.dequantize(stored_arrays, directories, located, explicit=given is not None)
     cores, stored, buffers = hf_names.cores(arrays, located)
     config_io.refuse_others(names.shapes(cores), located)
     initial = config or config_io.infer(names.shapes(cores), located)
@@ -191,7 +195,8 @@ def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool)
     check_buffers(buffers, config, located)
     check_params(cores, HUGGING_FACE, config, located, lambda name: _stored_name(name, stored))
     canonical = hf_names.canonical_from_cores(cores, config)
-    return _with_files(Checkpoint(located, "safetensors", config, canonical, config_json, None, directories), initial)
+    checkpoint = Checkpoint(located, "safetensors", config, canonical, config_json, None, directories)
+    return _with_files(dataclasses.replace(checkpoint, quantization=quantized), initial)
 
 
 def _open_gguf(path: str, top: str, given: GemmaConfig | None, text_only: bool, verify: bool) -> Checkpoint:
@@ -241,7 +246,8 @@ def _open_orbax(located: str, top: str, given: GemmaConfig | None, text_only: bo
     config_io.refuse_others(names.shapes(canonical), located)
     initial = config or config_io.infer(names.shapes(canonical), located)
     config, canonical = _reconcile_canonical(canonical, initial, located, given is not None, text_only)
-    return _with_files(Checkpoint(located, tree.kind, config, canonical, config_json, None, directories), initial)
+    checkpoint = Checkpoint(located, tree.kind, config, canonical, config_json, None, directories)
+    return _with_files(dataclasses.replace(checkpoint, quantization=flax_quantized.describe(canonical)), initial)
 
 
 def open_tree(
@@ -263,7 +269,8 @@ def open_tree(
     canonical = trees.canonical(found, arrays, source, lora_alpha)
     initial = given or config_io.infer(names.shapes(canonical), source, in_memory=True)
     config, canonical = _reconcile_canonical(canonical, initial, source, given is not None, text_only)
-    return Checkpoint(source, "memory", config, canonical, None, None, ())
+    checkpoint = Checkpoint(source, "memory", config, canonical, None, None, ())
+    return dataclasses.replace(checkpoint, quantization=flax_quantized.describe(canonical))
 
 
 def _reconcile_canonical(

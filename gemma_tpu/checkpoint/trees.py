@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gemma_tpu.checkpoint import flax_lora, lazy, maxtext_names, names, tunix_names
+from gemma_tpu.checkpoint import flax_lora, flax_quantized, lazy, maxtext_names, names, tunix_names
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checks import one_line
@@ -53,12 +53,13 @@ def _below(root: str, stored: Mapping[str, str]) -> dict[str, str]:
 
 
 def canonical(tree: Tree, arrays: Mapping[str, LazyArray], path: str, alpha: float | None = None) -> names.Arrays:
-    """Canonical arrays of a model, with adapters in the tree merged.
+    """Canonical arrays of a model, with quantised ones dequantised and adapters in the tree merged.
 
     `arrays`: by stored name. `alpha`: see `flax_lora`. The heads of tunix's vision tower stay merged
     (`tunix_names.split_heads`).
     """
-    weights, deltas = flax_lora.split({name: arrays[stored] for name, stored in tree.stored.items()}, alpha, path)
+    found = flax_quantized.dequantize({name: arrays[stored] for name, stored in tree.stored.items()}, path)
+    weights, deltas = flax_lora.split(found, alpha, path)
     weights = flax_lora.merge(weights, deltas, path)
     by_kind = {"maxtext": maxtext_names.canonical, "tunix": tunix_names.canonical}
     return by_kind.get(tree.kind, names.canonical_from_orbax)(weights)

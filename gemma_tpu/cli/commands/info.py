@@ -36,6 +36,7 @@ def _describe(name: str) -> dict[str, Any]:
         "layout": checkpoint.kind,
         "parameters": sum(math.prod(array.shape) for array in checkpoint.arrays.values()),
         "bytes": checkpoint.nbytes,
+        "quantization": checkpoint.quantization,
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
         **({"types": types} if (types := checkpoint.block_types) else {}),
         "tokenizer": tokenizer and tokenizer.name,

@@ -1,0 +1,95 @@
+"""gemma_tpu.checkpoint.flax_quantized, against what gemma's own `peft.quantize` makes of weights (goldens/packed)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoint_samples as samples
+import jax.numpy as jnp
+import numpy as np
+import packed_samples
+import pytest
+
+from gemma_tpu.checkpoint import CheckpointError, open_checkpoint, open_tree
+from gemma_tpu.checkpoint.packed import QuantizedArray
+
+CONFIG = packed_samples.config_of("ct-int8")
+SHAPES = {"int4": (jnp.int4, "4 bits"), "int8": (jnp.int8, "8 bits")}
+Q = "layer_0/attn/q_einsum/_IntEinsum_0"
+
+
+def golden(method: str) -> dict[str, np.ndarray]:
+    with np.load(packed_samples.GOLDENS / "gemma.npz") as file:
+        arrays = {name.removeprefix(f"{method}/"): file[name] for name in file.files if name.startswith(f"{method}/")}
+    dtype = SHAPES[method][0]
+    return {name: array.astype(dtype) if name.endswith("kernel") else array for name, array in arrays.items()}
+
+
+def whole(method: str) -> dict[str, np.ndarray]:
+    """Canonical arrays, by the division of gemma's own module (gm/nn/_quantization.py, _IntEinsum)."""
+    arrays = dict(samples.sample(CONFIG).canonical)
+    for name, kernel in golden(method).items():
+        if name.endswith("/kernel"):
+            scale = golden(method)[name.replace("/kernel", "/scale")]
+            weight = name.removesuffix("/kernel").replace("_IntEinsum_0", "w").replace("_IntEinsum_", "")
+            arrays[weight] = kernel.astype(np.float32) / scale
+    return arrays
+
+
+def tree(method: str, change: Callable[[dict[str, np.ndarray]], object] = lambda _: None) -> dict:
+    quantized = golden(method)
+    arrays = {name: array for name, array in whole(method).items() if array.dtype != np.float32} | quantized
+    change(arrays)
+    return samples.nested_tree(arrays)
+
+
+@pytest.mark.parametrize("root", ["", "params"])
+@pytest.mark.parametrize("method", SHAPES)
+def test_reads_what_peft_quantize_makes(method: str, root: str, tmp_path: Path) -> None:
+    state = {root: tree(method)} if root else tree(method)
+    checkpoint = open_checkpoint(samples.save_orbax(tmp_path / "c", state), config=CONFIG)
+    assert checkpoint.quantization == f"gemma's peft.quantize ({SHAPES[method][1]}, per channel)"
+    expected = whole(method)
+    assert checkpoint.arrays.keys() == expected.keys()
+    rng = np.random.default_rng(0)
+    for name, array in checkpoint.arrays.items():
+        np.testing.assert_allclose(array.read_all(), expected[name], rtol=1e-6, err_msg=name)
+        box = tuple(slice(*sorted(rng.choice(size + 1, 2, replace=False).tolist())) for size in array.shape)
+        np.testing.assert_array_equal(array.read(box), array.read_all()[box])
+    kept = checkpoint.arrays["layer_0/attn/q_einsum/w"]
+    assert isinstance(kept, QuantizedArray)
+    assert kept.symmetric
+    assert (kept.values.dtype, kept.scales.shape) == (SHAPES[method][0], (3, 1, 6))
+
+
+def test_from_memory() -> None:
+    checkpoint = open_tree(tree("int4"), config=CONFIG)
+    assert checkpoint.quantization == "gemma's peft.quantize (4 bits, per channel)"
+    name = "layer_0/mlp/linear"
+    np.testing.assert_allclose(checkpoint.arrays[name].read_all(), whole("int4")[name], rtol=1e-6)
+    assert open_tree(samples.nested_tree(samples.sample(CONFIG).canonical), config=CONFIG).quantization is None
+
+
+DAMAGE = {
+    "no scale": (lambda a: a.pop(f"{Q}/scale"), f"{Q}/kernel is without its kernel or scale"),
+    "no kernel": (lambda a: a.pop(f"{Q}/kernel"), f"{Q}/scale is without its kernel or scale"),
+    "floats": (lambda a: a.update({f"{Q}/kernel": np.ones((3, 20, 6), np.float32)}), "is float32, not int4 or int8"),
+    "axes": (lambda a: a.update({f"{Q}/scale": np.ones((3, 6), np.float32)}), f"{Q}/scale is [3, 6], not of 3 axes"),
+    "shape": (
+        lambda a: a.update({f"{Q}/scale": np.ones((2, 1, 6), np.float32)}),
+        f"{Q}/scale is [2, 1, 6], which do",
+    ),
+    "twice": (lambda a: a.update({"layer_0/attn/q_einsum/w": np.ones((3, 20, 6), np.float32)}), "/w is stored twice"),
+    "nan": (lambda a: a.update({f"{Q}/scale": np.full((3, 1, 6), np.nan, np.float32)}), f"{Q}/scale holds NaN"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_names_the_file_and_the_array(damage: str, tmp_path: Path) -> None:
+    change, message = DAMAGE[damage]
+    path = samples.save_orbax(tmp_path / "c", tree("int8", change))
+    with pytest.raises(CheckpointError) as error:
+        [array.read_all() for array in open_checkpoint(path, config=CONFIG).arrays.values()]
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
