@@ -26,7 +26,7 @@ from gemma_tpu.checkpoint import (
     hf,
     load_params,
     open_checkpoint,
-    quantization,
+    quantized_formats,
 )
 from gemma_tpu.checkpoint.lazy import InMemory, LazyArray
 from gemma_tpu.checkpoint.packed import PackedIntegers, QuantizedArray, unpack
@@ -40,7 +40,7 @@ STATIC = "ct-fp8-static"  # warns of what it has beside the weights
 def dequantized(path: Path) -> tuple[dict[str, LazyArray], str | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)
-        return quantization.dequantize(hf.read_directory(str(path)), (str(path),), str(path), explicit=False)
+        return quantized_formats.dequantize(hf.read_directory(str(path)), (str(path),), str(path), explicit=False)
 
 
 def failure(path: Path) -> str:

@@ -15,12 +15,13 @@ from pathlib import Path
 import checkpoint_samples as samples
 import jax
 import numpy as np
+import packed_samples
 import pytest
 from jax.sharding import Mesh
 from small_models import config_of
 
 from gemma_tpu import api, loading, verify
-from gemma_tpu.checkpoint import save_params
+from gemma_tpu.checkpoint import open_checkpoint, save_params
 from gemma_tpu.cli.commands import verify as command
 from gemma_tpu.cli.main import main
 from gemma_tpu.text import SOFT_TOKEN
@@ -383,6 +384,14 @@ def test_against_the_real_reference(
     report = verify.verify(path, against, python=python, mesh=mesh, new_tokens=8)
     assert not report.passed
     assert report.first_difference == "vision.soft_tokens"
+
+
+def test_what_is_quantised_is_dequantised_for_a_reference(tmp_path: Path) -> None:
+    path = packed_samples.save(tmp_path / "c", "ct-int8")
+    found, converted = reference_checkpoint(path, "transformers", None, None, tmp_path, lambda _: None)
+    assert converted
+    assert open_checkpoint(path).quantization
+    assert open_checkpoint(found).quantization is None
 
 
 def test_a_head_that_google_cannot_express(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from gemma_tpu.checkpoint import (
     names,
     orbax,
     peft,
-    quantization,
+    quantized_formats,
     slices,
     storage,
     trees,
@@ -187,7 +187,7 @@ def _open_hf(located: str, top: str, given: GemmaConfig | None, text_only: bool)
     else:
         directories, stored_arrays = storage.ancestors(located, top), hf.read_directory(located)
     config, config_json = _read_config(directories, given)
-    arrays, quantized = quantization.dequantize(stored_arrays, directories, located, explicit=given is not None)
+    arrays, quantized = quantized_formats.dequantize(stored_arrays, directories, located, explicit=given is not None)
     cores, stored, buffers = hf_names.cores(arrays, located)
     config_io.refuse_others(names.shapes(cores), located)
     initial = config or config_io.infer(names.shapes(cores), located)

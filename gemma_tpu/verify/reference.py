@@ -58,7 +58,7 @@ def reference_checkpoint(
         raise ValueError(
             "gemma has no output head besides the embedding table, and this model has one: use transformers"
         )
-    usable = opened.kind in _READS[against]
+    usable = opened.kind in _READS[against] and opened.quantization is None  # for that they need other packages
     if against == "transformers":  # it needs a local directory with a config.json
         usable = usable and (Path(opened.path) / "config.json").is_file()
         usable = usable and (config is not None or opened.config_json is not None)  # that matches the weights
