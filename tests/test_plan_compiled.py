@@ -152,7 +152,7 @@ def test_a_row_that_decodes_apart_pays_for_none_of_those_that_rest() -> None:
     # At each call its part of the state is taken out and put back.
     assert apart.hlo
     call = apart.hlo.cycles(apart.hlo.entry, cheapest="/(more|sample)/")
-    assert call - apart.cycles < apart.short_cycles / 2
+    assert call - apart.cycles < apart.short_cycles  # less than one more of its eight steps
     assert apart.short_cycles < 0.85 * together.short_cycles
 
 

@@ -155,8 +155,8 @@ def _attention(target: Target, queries: int, one_row: bool) -> tuple[float, floa
 
 
 def _weights(deployment: Deployment, *, vision: bool) -> int:
-    """Those of the vision tower, or of the text, on a device."""
-    params = deployment.abstract_params.items()
+    """Those of the vision tower, or of the text, on a device, without a draft model's."""
+    params = dataclasses.replace(deployment, draft=None).abstract_params.items()
     return sum(shard_size(elements(one)) for name, one in params if name.startswith("vision.") is vision)
 
 
