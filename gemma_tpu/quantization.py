@@ -57,9 +57,9 @@ class Quantization:
                 raise ValueError(f'quantize: {field.name} must be "int8", "int4" or None, got {brief(width)}')
 
     def __str__(self) -> str:
-        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self == Quantization(self.matrices):
-            return str(self.matrices)
+        parts = dataclasses.asdict(self)
+        if self.matrices and self == Quantization(self.matrices):
+            return self.matrices
         return ", ".join(f"{name} {width}" for name, width in parts.items() if width)
 
     def grid(self, name: str, platform: str) -> Grid | None:
@@ -81,6 +81,8 @@ class Quantization:
 
 def as_quantization(quantize: Any) -> Quantization | None:
     """What is meant by the argument of `load`: None, a width for the decoder's matrices, or a `Quantization`."""
+    if quantize == Quantization(None, None, None):
+        return None
     if quantize is None or isinstance(quantize, Quantization):
         return quantize
     if isinstance(quantize, str) and quantize in WIDTHS:

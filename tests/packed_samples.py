@@ -18,6 +18,7 @@ from gemma_tpu.config import GemmaConfig, VisionConfig
 
 GOLDENS = Path(__file__).parent / "goldens" / "packed"
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDENS / "cases.json").read_text())
+Q, K = (f"model.layers.0.self_attn.{part}_proj" for part in "qk")
 Arrays = dict[str, np.ndarray]
 
 _RAGGED = dataclasses.replace(

@@ -89,6 +89,8 @@ def test_what_products_sum_over_shares_a_scale(config: GemmaConfig) -> None:
 
 def test_what_can_be_asked_for() -> None:
     assert as_quantization(None) is None
+    assert as_quantization(Quantization(None, None, None)) is None
+    assert str(Quantization(None)) == "embedding int8"
     assert as_quantization("int4") == Quantization("int4", "int8", None)
     assert as_quantization(own := Quantization("int8", None, "int4")) is own
     assert str(Quantization("int4")) == "int4"
