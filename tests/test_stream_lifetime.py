@@ -278,13 +278,23 @@ def test_nothing_is_said_at_exit(checkpoint: Path, code: str, said: str, status:
 
 
 FORK = """
+import threading
 chat = model.chat()
 calls = {
     "generate": lambda: model.generate("x"), "batch": lambda: model.generate(["x", "y"]),
     "stream": lambda: list(model.stream("x")), "open stream": lambda: list(stream), "chat": lambda: chat.send("x"),
     "logits": lambda: model.logits([[2]]), "warmup": model.warmup, "close": model.close,
-    "submit": lambda: model.engine.submit([2]),
+    "submit": lambda: model.engine.submit([2]), "occupancy": model.engine.occupancy,
+    "place": lambda: model.engine.waiting_before(None),
 }
+# As a fork may find it: held by a thread that the child has not.
+taken, release = threading.Event(), threading.Event()
+def hold():
+    with model.engine._wake:
+        taken.set()
+        release.wait()
+threading.Thread(target=hold).start()
+taken.wait()
 def try_all():
     for name, call in calls.items():
         try:
@@ -299,8 +309,8 @@ def try_all():
     "code",
     [
         """
-with model.engine._wake:  # as the fork may find it: held by a thread that the child has not
-    child = os.fork()
+child = os.fork()
+release.set()
 if child == 0:
     try_all()
     os._exit(0)  # as multiprocessing's children end: at any other exit, XLA itself waits for its threads
@@ -310,6 +320,7 @@ assert os.waitpid(child, 0)[1] == 0
 import multiprocessing
 child = multiprocessing.get_context("fork").Process(target=try_all)
 child.start()
+release.set()
 child.join()
 assert child.exitcode == 0
 """,
@@ -323,5 +334,6 @@ def test_a_forked_child_gets_an_error_and_ends(checkpoint: Path, code: str) -> N
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     names = ["generate", "batch", "stream", "open stream", "chat", "logits", "warmup", "close", "submit"]
+    names += ["occupancy", "place"]
     assert lines == ["True True", *(f"{name} True" for name in names), "parent 3"]
     assert "Exception ignored" not in done.stderr

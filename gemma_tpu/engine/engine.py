@@ -86,7 +86,7 @@ class Engine(Worker):
         """
         self.check_open()
         request = make_request(self.deployment, tokens, images, sampling_params, stop_watch, constraint, client)
-        with self._wake:
+        with self._held():
             self.check_open()
             self._scheduler.waiting.append(request)
             self._wake.notify()
@@ -94,12 +94,12 @@ class Engine(Worker):
 
     def waiting_before(self, request: Request) -> int | None:
         """How many requests are given a row before this one; None if it does not wait for one (any more)."""
-        with self._wake:
+        with self._held():
             waiting = list(self._scheduler.waiting.order(self._scheduler.running))
         return waiting.index(request) if request in waiting else None
 
     def occupancy(self) -> Occupancy:
-        with self._wake:
+        with self._held():
             return self._scheduler.occupancy()
 
     def warmup(self, progress: Progress | None = None) -> int:

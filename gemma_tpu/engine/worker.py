@@ -10,7 +10,7 @@ import collections
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 
 from gemma_tpu.engine.errors import ProcessesLostError, check_process
@@ -54,11 +54,17 @@ class Worker:
         if self._closed:
             raise RuntimeError("this model has been closed")
 
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """`_wake`, for a caller: RuntimeError in a forked child, which may have inherited it as taken for good."""
+        check_process(self._pid)
+        with self._wake:
+            yield
+
     def close(self) -> None:
         """Ends the thread and lets go of the device memory; requests under way fail."""
-        check_process(self._pid)
-        atexit.unregister(self.let_go)
-        with self._wake:
+        with self._held():
+            atexit.unregister(self.let_go)
             self._closed = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:  # which the garbage collector may use for this
@@ -72,7 +78,7 @@ class Worker:
     def _call(self, function: Callable[[], object]):
         """What `function` returns or raises on the thread."""
         future: Future = Future()
-        with self._wake:
+        with self._held():
             self.check_open()
             self._waited_for.add(future)
             self._tasks.append((function, future))
