@@ -19,7 +19,7 @@ _LEVELS = {"int8": 127, "int4": 7}  # symmetric: -128 and -8 are left out
 _BLOCK = 1 << 18  # weights that are quantised at a time, so that what is in between stays in the processor's cache
 _NEVER = ("bias", "positions")  # added, not multiplied
 # Their last dimension is summed over; of all other matrices, every dimension but the last.
-_LAST_SUMMED = ("embedder.table", "embedder.head", "attention.qkv", "mlp.gate_up", "vision.attention.qkv")
+_LAST_SUMMED = ("embedder.table", "embedder.head", "attention.qkv", "mlp.gate_up", "mlp.down", "vision.attention.qkv")
 
 
 class Grid(NamedTuple):

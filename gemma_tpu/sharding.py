@@ -23,8 +23,8 @@ AXES = ("data", "heads", "slots")
 _MODEL = ("heads", "slots")
 
 # Letters that are split, and over which mesh axes; every other letter is whole on each device. An axis splits the first
-# dimension that can use it, so D is split only where none before it has taken "slots": in the attention's weights, but
-# not in those of its output if the slots divide a kv head's query heads.
+# letter of this table that can use it, so D is split only where no other has taken "slots": in the attention's weights,
+# but not in those of its output if the slots divide a kv head's query heads.
 _MESH_AXES = {
     "R": ("data",),
     "A": ("data",),
@@ -33,11 +33,11 @@ _MESH_AXES = {
     "K": ("heads",),
     "G": ("slots",),
     "S": ("slots",),
-    "D": ("slots",),
     "F": _MODEL,
     "V": _MODEL,
     "n": _MODEL,
     "M": _MODEL,
+    "D": ("slots",),
 }
 
 # Dimensions of each parameter, by its name without the layer number.
@@ -47,7 +47,7 @@ _PARAM_DIMS = {
     "attention.qkv": "KcHD",
     "attention.out": "KGHD",
     "mlp.gate_up": "cFD",
-    "mlp.down": "FD",
+    "mlp.down": "DF",
     "vision.patch.kernel": "ppcE",
     "vision.positions": "PE",
     "vision.projection": "ED",
@@ -82,15 +82,15 @@ def partition(dims: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
     A dimension is split over as many of its mesh axes, from the first, as divide it, and each mesh axis is used once.
     """
-    spec: list[tuple[str, ...] | None] = []
-    used: set[str] = set()
-    for letter, size in zip(dims, shape, strict=True):
-        axes = tuple(axis for axis in _MESH_AXES.get(letter, ()) if mesh.shape[axis] > 1 and axis not in used)
-        while size % math.prod(mesh.shape[axis] for axis in axes):
+    split: dict[str, tuple[str, ...]] = {}
+    sizes = dict(zip(dims, shape, strict=True))
+    for letter in filter(sizes.get, _MESH_AXES):
+        used = {axis for axes in split.values() for axis in axes}
+        axes = tuple(axis for axis in _MESH_AXES[letter] if mesh.shape[axis] > 1 and axis not in used)
+        while sizes[letter] % math.prod(mesh.shape[axis] for axis in axes):
             axes = axes[:-1]
-        used.update(axes)
-        spec.append(axes or None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+        split[letter] = axes
+    return NamedSharding(mesh, PartitionSpec(*(split.get(letter) or None for letter in dims)))
 
 
 def constrain(x: jax.Array, dims: str, mesh: Mesh | None, *, summed: tuple[str, Sequence[int]] = ("", ())) -> jax.Array:

@@ -116,9 +116,9 @@ def sample(config: GemmaConfig, dtype: np.dtype = BF16, seed: int = 0, std: floa
         ours[f"{we}attention.qkv"], ours[f"{we}attention.out"] = qkv, fused_out
         gate, up, down = draw(f, d), draw(f, d), draw(f, d)
         canonical[f"{gm}mlp/gating_einsum"] = ours[f"{we}mlp.gate_up"] = np.stack([gate, up])
-        canonical[f"{gm}mlp/linear"] = ours[f"{we}mlp.down"] = down
+        canonical[f"{gm}mlp/linear"] = down
         hf[f"{hugging}mlp.gate_proj.weight"], hf[f"{hugging}mlp.up_proj.weight"] = gate, up
-        hf[f"{hugging}mlp.down_proj.weight"] = down.T.copy()
+        hf[f"{hugging}mlp.down_proj.weight"] = ours[f"{we}mlp.down"] = down.T.copy()
     if c.vision:
         _draw_vision(c.vision, d, draw, same, canonical, hf, ours)
     return Sample(config, canonical, hf, ours)

@@ -62,7 +62,9 @@ def random_params(config: GemmaConfig, seed: int = 0) -> dict[str, jax.Array]:
 
     def leaf(name: str, shape: tuple[int, ...]) -> jax.Array:
         std = 0.1 if name == "embedder.table" else 0.5 if len(shape) == 1 else 0.25
-        return jnp.asarray(rng.standard_normal(shape) * std, jnp.float32)
+        turned = re.fullmatch(r"layers\.\d+\.mlp\.down", name)  # of numbers with which greedy choices do vary
+        drawn = rng.standard_normal(shape[::-1]).T if turned else rng.standard_normal(shape)
+        return jnp.asarray(drawn * std, jnp.float32)
 
     return {name: leaf(name, struct.shape) for name, struct in sorted(param_shapes(config).items())}
 
@@ -79,7 +81,9 @@ def near(params: Params, config: GemmaConfig = DRAFT) -> dict[str, jax.Array]:
 
 def quantized(params: Params) -> dict[str, Weight]:
     """int8 in place of every weight that is multiplied by or looked up, with a scale for each output channel."""
-    last = re.compile(r"embedder\.|qkv$|gate_up$")  # weights whose last dimension is summed over; else it is the output
+    last = re.compile(
+        r"embedder\.|qkv$|gate_up$|^layers\.\d+\.mlp\.down$"
+    )  # weights whose last dimension is summed over; else it is the output
 
     def one(name: str, value: jax.Array) -> Weight:
         if name.endswith(("scale", "bias", "positions")):

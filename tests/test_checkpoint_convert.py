@@ -162,7 +162,7 @@ def test_save_params_writes_the_released_layout(tmp_path):
 
     del params["layers.3.attention.qkv"]
     params["layers.2.mlp.down"] = params["layers.2.mlp.down"].T
-    with pytest.raises(CheckpointError, match=r"missing layers.3.attention.qkv; .*layers.2.mlp.down is \[16, 24\]"):
+    with pytest.raises(CheckpointError, match=r"missing layers.3.attention.qkv; .*layers.2.mlp.down is \[24, 16\]"):
         save_params(params, sample.config, tmp_path / "bad")
 
 

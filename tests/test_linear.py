@@ -24,16 +24,17 @@ MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, tied_head=False)
 SPECS = {  # of every product in the model: shapes of the activations and of the weight, dimensions that are summed over
     "btd,od->bto": ((2, 3, 8), (6, 8), (1,)),
     "bto,od->btd": ((2, 3, 6), (6, 8), (0,)),
-    "cbtd,cfd->cbtf": ((2, 2, 3, 8), (2, 5, 8), (2,)),
+    "btd,cfd->cbtf": ((2, 3, 8), (2, 5, 8), (2,)),
     "ipe,cnhe->cipnh": ((2, 3, 8), (3, 2, 4, 8), (3,)),
     "ipnh,nhe->ipe": ((2, 3, 2, 4), (2, 4, 8), (0, 1)),
 }
-LARGE = {  # more than a block of rows, whole blocks and not
-    "btd,vd->btv": [((1, 1, 8), (512, 8), (1,)), ((2, 3, 8), (700, 8), (1,))],
-    "bto,od->btd": [((1, 1, 512), (512, 8), (0,)), ((2, 3, 700), (700, 8), (0,))],
-    "cbtd,cfd->cbtf": [((2, 2, 3, 8), (2, 513, 8), (2,))],
-    "ipe,cnhe->cipnh": [((2, 3, 8), (3, 2, 300, 8), (3,)), ((2, 3, 8), (3, 300, 2, 8), (3,))],
-    "ipnh,nhe->ipe": [((2, 3, 2, 300), (2, 300, 8), (0, 1)), ((2, 3, 300, 2), (300, 2, 8), (0, 1))],
+LARGE = {  # more than a block of rows, whole blocks and not; of activations one row, and more than are split
+    "btd,vd->btv": [((1, 1, 8), (512, 8), (1,)), ((2, 17, 8), (512, 8), (1,)), ((2, 17, 8), (700, 8), (1,))],
+    "bto,od->btd": [((1, 1, 512), (512, 8), (0,)), ((3, 11, 512), (512, 8), (0,)), ((3, 11, 700), (700, 8), (0,))],
+    "btf,df->btd": [((1, 1, 700), (8, 700), (1,)), ((33, 1, 700), (300, 700), (1,))],
+    "btd,cfd->cbtf": [((1, 1, 8), (2, 513, 8), (2,)), ((2, 17, 8), (2, 513, 8), (2,))],
+    "ipe,cnhe->cipnh": [((2, 33, 8), (3, 2, 300, 8), (3,)), ((1, 1, 8), (3, 300, 2, 8), (3,))],
+    "ipnh,nhe->ipe": [((2, 33, 2, 300), (2, 300, 8), (0, 1)), ((2, 33, 300, 2), (300, 2, 8), (0, 1))],
 }
 EVERY = [*SPECS.items(), *((spec, sizes) for spec, several in LARGE.items() for sizes in several)]
 
@@ -56,6 +57,35 @@ def test_a_product_with_a_quantised_weight(spec: str, sizes: tuple[tuple[int, ..
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(half, np.float64), exact, atol=0.02 * np.abs(exact).max())
     assert contract(spec, jnp.asarray(x, jnp.bfloat16), weight, dtype=jnp.float32).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("spec", "sizes"), EVERY, ids=str)
+def test_a_product_in_bfloat16(spec: str, sizes: tuple[tuple[int, ...], ...]) -> None:
+    """Sums are in float32, and only the result is rounded."""
+    rng = np.random.default_rng(2)
+    x, weight = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in sizes[:2])
+    exact = np.einsum(spec, np.asarray(x, np.float64), np.asarray(weight, np.float64))
+    wide = contract(spec, x, weight, dtype=jnp.float32)
+    np.testing.assert_allclose(wide, exact, rtol=1e-4, atol=1e-5 * np.abs(exact).max())
+    found = contract(spec, x, weight)
+    assert found.dtype == jnp.bfloat16
+    assert np.array_equal(found, wide.astype(jnp.bfloat16))
+
+
+def test_activations_split_for_int8_are_as_exact_as_their_type() -> None:
+    """Beside the largest of the row; rows of zeros, of the smallest numbers, and with what is not finite."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((7, 1, 600)) * np.array([1, 1e-30, 1e30, 0, 1e-40, 1, 1])[:, None, None]
+    x[0, 0, 0] = 1000  # an outlier, beside which the others are small
+    x[5, 0, 9], x[6, 0, 9] = np.inf, np.nan
+    weight = _weight((40, 600), (1,))
+    equal = np.asarray(whole(weight), np.float64)
+    x32 = x.astype(np.float32)
+    exact = np.einsum("btd,vd->btv", x32[:5].astype(np.float64), equal)
+    found = np.asarray(contract("btd,vd->btv", jnp.asarray(x32), weight))
+    bound = np.abs(x32[:5]).max(axis=-1) * np.abs(equal).sum(axis=1).max()
+    assert (np.abs(found[:5] - exact).max(axis=-1) <= 2e-7 * bound + 1e-36).all()
+    assert np.isnan(found[5:]).all()
 
 
 @pytest.mark.parametrize("summed", [(3,), (0, 1, 2)])

@@ -153,7 +153,7 @@ def test_a_weight_that_is_written_out_wide_is_named() -> None:
 
     specs = ((8, N), WHOLE), ((N, N), WHOLE)
     (found,) = _hlo(lambda x, w: scaled(x, w, True), *specs).widened({N * N})
-    assert "[2048,2048], a dequantised copy of a weight, from " in found
+    assert "[2048,2048], a wider copy of a weight, from " in found
     assert _hlo(lambda x, w: scaled(x, w, False), *specs).widened({N * N}) == []
 
 

@@ -26,7 +26,7 @@ MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, tied_head=False)
 EVERYTHING = Quantization("int8", "int8", "int8")
 # Weights of more rows than are converted at a time, and of sizes that no activation has.
 WIDE = GemmaConfig(
-    vocab_size=1030, embed_dim=72, hidden_dim=520, layers=gemma3_layers(6, window=16)[4:], num_heads=4, num_kv_heads=2,
+    vocab_size=1030, embed_dim=264, hidden_dim=520, layers=gemma3_layers(6, window=16)[4:], num_heads=4, num_kv_heads=2,
     head_dim=72, query_scale=0.1,
 )  # fmt: skip
 
@@ -106,8 +106,8 @@ def test_what_can_be_asked_for() -> None:
         gemma_tpu.load("nowhere", quantize="int3")
     # On a CPU each value takes a byte: see the docstring.
     assert [Quantization("int4").grid("layers.0.mlp.down", one) for one in ("cpu", "tpu")] == [
-        Grid(7, jnp.dtype("int8"), (0,)),
-        Grid(7, jnp.dtype("int4"), (0,)),
+        Grid(7, jnp.dtype("int8"), (1,)),
+        Grid(7, jnp.dtype("int4"), (1,)),
     ]
 
 
@@ -129,9 +129,9 @@ def mesh_sharding(mesh):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def wide_copies(quantization: Quantization) -> list[str]:
-    """Of weights, in decode steps and prefill, as compiled for the CPU."""
-    deployment = Deployment(WIDE, mesh_of(1, 1, WIDE), 2, 64, "float32", chunks=(16,), quantization=quantization)
+def wide_copies(dtype: str, quantization: Quantization | None, rows: int) -> list[str]:
+    """Of weights, in decode steps and prefill of 16 and 48 tokens, as compiled for the CPU."""
+    deployment = Deployment(WIDE, mesh_of(1, 1, WIDE), rows, 64, dtype, chunks=(16, 48), quantization=quantization)
     params, state = deployment.abstract_params, deployment.abstract_state
     whole = mesh_sharding(deployment.mesh)
 
@@ -139,14 +139,26 @@ def wide_copies(quantization: Quantization) -> list[str]:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
 
     pages = Pages(ints(deployment.pages), ints(deployment.pages))
-    decode = programs.decode.lower(params, state, None, ints(2), pages, deployment=deployment, max_steps=4)
-    chunk = ints(1, 16), ints(1), ints(1), None, ints(1, 16), pages
-    prefill = programs.prefill.lower(params, state, ints(1), *chunk, deployment=deployment, fresh=False)
-    sizes = {math.prod(x.shape) for name, x in param_shapes(WIDE).items() if deployment.grid(name)}
-    return [line for one in (decode, prefill) for line in Hlo(one.compile().as_text()).widened(sizes)]
+    found = [programs.decode.lower(params, state, None, ints(rows), pages, deployment=deployment, max_steps=4)]
+    for size in (16, 48):
+        chunk = ints(1, size), ints(1), ints(1), None, ints(1, size), pages
+        found.append(programs.prefill.lower(params, state, ints(1), *chunk, deployment=deployment, fresh=False))
+    sizes = {math.prod(x.shape) for name, x in param_shapes(WIDE).items() if EVERYTHING.grid(name, "cpu")}
+    return [line for one in found for line in Hlo(one.compile().as_text()).widened(sizes)]
 
 
-def test_products_read_the_integers_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wide_copies(Quantization("int4")) == []
-    monkeypatch.setattr(linear, "_product_in_blocks", linear._product)
-    assert len(wide_copies(Quantization("int8"))) >= 5  # each kind of weight, by the form that other platforms take
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [("float32", Quantization("int4")), ("bfloat16", Quantization("int8")), ("bfloat16", None)],
+    ids=["int4", "int8", "bfloat16"],
+)
+def test_a_cpu_makes_no_weight_wide(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, quantization: Quantization | None, rows: int
+) -> None:
+    assert wide_copies(dtype, quantization, rows) == []
+
+    jax.clear_caches()  # of traced programs
+    monkeypatch.setattr(linear, "cpu_product", linear._product)  # the form of other platforms
+    if rows == 1 or quantization:
+        assert len(wide_copies(dtype, quantization, rows)) >= 5  # each kind of weight

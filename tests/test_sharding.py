@@ -23,7 +23,7 @@ def test_letters_become_mesh_axes() -> None:
     assert mesh.shape == {"data": 2, "heads": 2, "slots": 2}
     assert partition("RKSH", (2, 4, 8, 8), mesh).spec == P("data", "heads", "slots", None)
     assert partition("RKSH", (3, 1, 9, 8), mesh).spec == P(None, None, None, None)  # not divisible: whole
-    assert param_sharding("layers.3.mlp.down", (64, 32), mesh).spec == P(("heads", "slots"), None)
+    assert param_sharding("layers.3.mlp.down", (32, 64), mesh).spec == P(None, ("heads", "slots"))
     assert param_sharding("layers.3.attention.out", (2, 4, 8, 32), mesh).spec == P("heads", "slots", None, None)
     assert param_sharding("layers.3.attention.out", (2, 3, 8, 32), mesh).spec == P("heads", None, None, "slots")
     assert param_sharding("layers.3.pre_ffw_norm.scale", (32,), mesh).spec == P(None)

@@ -67,7 +67,7 @@ def numpy_logits(config: GemmaConfig, params: dict, tokens: np.ndarray) -> np.nd
         out = np.einsum("tkgh,kghd->td", read, p[f"{name}.attention.out"])
         x = x + norm(out, f"{name}.post_attention_norm")
         gate, up = np.einsum("td,cfd->ctf", norm(x, f"{name}.pre_ffw_norm"), p[f"{name}.mlp.gate_up"])
-        x = x + norm(gelu(gate) * up @ p[f"{name}.mlp.down"], f"{name}.post_ffw_norm")
+        x = x + norm(gelu(gate) * up @ p[f"{name}.mlp.down"].T, f"{name}.post_ffw_norm")
     return norm(x, "final_norm") @ p["embedder.head"].T
 
 

@@ -8,6 +8,7 @@ and Orbax trees are created from it. What differs between this package and the c
 | attention.qkv [K,G+2,H,D] | attn/q_einsum/w [N,D,H], attn/kv_einsum/w [2,K,D,H] |
 | same, if K = N | attn/qkv_einsum/w [3,N,D,H] |
 | attention.out [K,G,H,D] | attn/attn_vec_einsum/w [N,H,D] |
+| mlp.down [D,F] | mlp/linear [F,D] |
 | vision.positions [P,E] | pos_embedding [1,P,E] |
 | vision: attention.qkv [3,n,h,E], attention.qkv_bias [3,n,h] | {query,key,value}/kernel [E,n,h], …/bias [n,h] |
 """
@@ -126,6 +127,7 @@ def params_from_canonical(canonical: Mapping[str, LazyArray], config: GemmaConfi
         q, kv = q.transpose(0, 2, 1).split(0, (k, g)), kv.transpose(1, 0, 3, 2)
         params[f"layers.{i}.attention.qkv"] = lazy.concat([q, kv], 1)
         params[f"layers.{i}.attention.out"] = canonical[f"{attn}/attn_vec_einsum/w"].split(0, (k, g))
+        params[f"layers.{i}.mlp.down"] = canonical[f"layer_{i}/mlp/linear"].transpose(1, 0)
     if config.vision:
         params["vision.positions"] = canonical[f"{SIGLIP}/pos_embedding"].take(0, 0)
         for i in range(config.vision.depth):
@@ -152,6 +154,7 @@ def canonical_from_params(params: Mapping[str, LazyArray], config: GemmaConfig) 
         else:
             canonical[f"{attn}/q_einsum/w"], canonical[f"{attn}/kv_einsum/w"] = q, kv
         canonical[f"{attn}/attn_vec_einsum/w"] = params[f"layers.{i}.attention.out"].merge(0)
+        canonical[f"layer_{i}/mlp/linear"] = params[f"layers.{i}.mlp.down"].transpose(1, 0)
     if config.vision:
         canonical[f"{SIGLIP}/pos_embedding"] = params["vision.positions"].expand(0)
         for i in range(config.vision.depth):

@@ -68,7 +68,7 @@ _LAYER = [
     _Row("attn/_key_norm/scale", "H", "attention.key_norm.scale", "self_attn.k_norm.weight"),
     _Row("attn/attn_vec_einsum/w", "N H D", "", "self_attn.o_proj.weight", _HEADS_OUT),
     _Row("mlp/gating_einsum", "2 F D", "mlp.gate_up", "mlp.gate_proj.weight mlp.up_proj.weight"),
-    _Row("mlp/linear", "F D", "mlp.down", "mlp.down_proj.weight", _TRANSPOSED),
+    _Row("mlp/linear", "F D", "", "mlp.down_proj.weight", _TRANSPOSED),
 ]
 _MHA = "MultiHeadDotProductAttention_0"
 _QKV = ("query", "key", "value")

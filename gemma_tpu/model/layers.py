@@ -55,15 +55,14 @@ class MLP(nnx.Module):
     """(gelu_tanh(x·gate) × (x·up))·down, with gate and up as one product."""
 
     def __init__(self, embed_dim: int, hidden_dim: int, *, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2, batch_axis=0)
-        self.gate_up = nnx.Param(init(rngs.params(), (2, hidden_dim, embed_dim)))
-        self.down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (hidden_dim, embed_dim)))
+        init = functools.partial(nnx.initializers.lecun_normal, in_axis=-1, out_axis=-2)
+        self.gate_up = nnx.Param(init(batch_axis=0)(rngs.params(), (2, hidden_dim, embed_dim)))
+        self.down = nnx.Param(init()(rngs.params(), (embed_dim, hidden_dim)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        # A batch of two products: XLA for CPUs would transpose a weight with two output dimensions at every call.
-        gate, up = contract("cbtd,cfd->cbtf", jnp.broadcast_to(x, (2, *x.shape)), self.gate_up.get_value())
+        gate, up = contract("btd,cfd->cbtf", x, self.gate_up.get_value())
         hidden = jax.nn.gelu(gate, approximate=True) * up
-        return contract("btf,fd->btd", hidden, self.down.get_value())
+        return contract("btf,df->btd", hidden, self.down.get_value())
 
 
 @functools.lru_cache

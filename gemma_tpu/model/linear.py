@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
+from gemma_tpu.ops.cpu_products import cpu_product
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.sharding import partition
-
-_BLOCK = 256  # rows of a weight that are converted at a time on a CPU: they stay in its cache
 
 
 @jax.tree_util.register_dataclass
@@ -61,40 +60,20 @@ def as_matrix(weight: Weight) -> Weight:
 
 def contract(spec: str, x: jax.Array, weight: Weight, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
     """The product `spec` of activations and a weight, in `dtype` (default: that of the activations)."""
-    if not isinstance(weight, QuantizedWeight):
-        return einsum(spec, x, weight, dtype=dtype)
-    whole, blocks = functools.partial(_product, spec), functools.partial(_product_in_blocks, spec)
-    found = jax.lax.platform_dependent(x, weight.values, cpu=blocks, default=whole)
-    return (found * _output_scales(spec, weight.scales)).astype(dtype or x.dtype)
+    dtype, on_cpu = dtype or x.dtype, functools.partial(cpu_product, spec)
+    if isinstance(weight, QuantizedWeight):
+        # On TPUs and GPUs the conversion is part of the product, which reads the integers.
+        converted = functools.partial(_product, spec)
+        found = jax.lax.platform_dependent(x, weight.values, cpu=on_cpu, default=converted)
+        return (found * _output_scales(spec, weight.scales)).astype(dtype)
+    whole = functools.partial(einsum, spec, dtype=dtype)
+    if not x.dtype == weight.dtype == jnp.bfloat16:
+        return whole(x, weight)
+    return jax.lax.platform_dependent(x, weight, cpu=lambda *xs: on_cpu(*xs).astype(dtype), default=whole)
 
 
 def _product(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
-    """float32. On TPUs and GPUs the conversion is part of the product, which reads the integers."""
     return einsum(spec, x, values.astype(x.dtype), dtype=jnp.float32)
-
-
-def _product_in_blocks(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
-    """The same, of a block of the weight at a time: XLA for CPUs writes converted weights out before it multiplies."""
-    given, (dims, out) = spec.split(",")[0], spec.split(",")[1].split("->")
-    axis = max(range(len(dims) - 1), key=lambda axis: values.shape[axis])  # rows of the last dimension stay whole
-    letter, count = dims[axis], values.shape[axis] // _BLOCK
-
-    def part(start: jax.Array | int, size: int) -> jax.Array:
-        own = jax.lax.dynamic_slice_in_dim(x, start, size, given.index(letter)) if letter in given else x
-        return _product(spec, own, jax.lax.dynamic_slice_in_dim(values, start, size, axis))
-
-    if not count:
-        return _product(spec, x, values)
-    starts, rest = _BLOCK * jnp.arange(count), values.shape[axis] - _BLOCK * count
-    last = part(_BLOCK * count, rest) if rest else None
-    if letter not in out:
-        zeros = jnp.zeros([x.shape[given.index(one)] if one in given else values.shape[dims.index(one)] for one in out])
-        total = jax.lax.scan(lambda total, start: (total + part(start, _BLOCK), None), zeros, starts)[0]
-        return total if last is None else total + last
-    place = out.index(letter)
-    blocks = jnp.moveaxis(jax.lax.map(lambda start: part(start, _BLOCK), starts), 0, place)
-    found = blocks.reshape(*blocks.shape[:place], -1, *blocks.shape[place + 2 :])
-    return found if last is None else jnp.concatenate([found, last], place)
 
 
 def _output_scales(spec: str, scales: jax.Array) -> jax.Array:
@@ -119,16 +98,28 @@ def _rows(table: Num[Array, "V D"], ids: Int[Array, "B T"], mesh: Mesh | None) -
     XLA may otherwise send the whole table to every device for each token (jax 0.11.2 on GPUs).
     """
     if mesh is None:
-        return table[ids]
+        return _gathered(table, ids)
     spec, ids_spec = partition("VD", table.shape, mesh).spec, partition("BT", ids.shape, mesh).spec
     if spec[0] is None:
-        return table[ids]
+        return _gathered(table, ids)
     axes, columns = spec
 
     def local(own: Num[Array, "part D"], ids: Int[Array, "B T"]) -> Num[Array, "B T D"]:
         index = ids - jax.lax.axis_index(axes) * own.shape[0]
         here = (index >= 0) & (index < own.shape[0])
-        return jax.lax.psum(jnp.where(here[..., None], own[jnp.where(here, index, 0)], 0), axes)
+        return jax.lax.psum(jnp.where(here[..., None], _gathered(own, jnp.where(here, index, 0)), 0), axes)
 
     out_specs = PartitionSpec(*ids_spec, columns)
     return jax.shard_map(local, mesh=mesh, in_specs=(spec, ids_spec), out_specs=out_specs)(table, ids)
+
+
+def _gathered(table: Num[Array, "V D"], ids: Int[Array, "*batch"]) -> Num[Array, "*batch D"]:
+    if table.dtype != jnp.bfloat16:
+        return table[ids]
+
+    def as_integers(table: jax.Array, ids: jax.Array) -> jax.Array:
+        table, ids = jax.lax.optimization_barrier((table, ids))  # or a loop of steps would keep a copy as integers
+        return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(table, jnp.uint16)[ids], table.dtype)
+
+    # XLA for CPUs looks up rows of bfloat16 in a float32 copy of the table.
+    return jax.lax.platform_dependent(table, ids, cpu=as_integers, default=lambda table, ids: table[ids])

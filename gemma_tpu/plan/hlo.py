@@ -187,16 +187,17 @@ class Hlo:
         return found
 
     def widened(self, sizes: Collection[int]) -> list[str]:
-        """Quantised weights, of so many elements, that are written out as floating-point numbers: a line for each."""
+        """Weights, of so many elements, that are written out as floats of more bits: a line for each."""
         found = []
         for computation, one in self.executed():
             beside = {other.name: other.results for other in self.computations[computation]}
             read = [array for name in one.operands for array in beside.get(name, ())]
-            packed = {array.size for array in read if array.dtype.startswith(("s", "u"))} & set(sizes)
+            narrow = {array.size: _bits(array.dtype) for array in read if array.size in sizes and _bits(array.dtype)}
             found += [
-                f"{one.name} = {array}, a dequantised copy of a weight, from {one.origin or 'no operation'}"
+                f"{one.name} = {array}, a wider copy of a weight, from {one.origin or 'no operation'}"
                 for array in one.results
-                if array.size in packed and array.dtype.startswith(("f", "bf")) and one.op not in _CARRIERS
+                if array.dtype.startswith(("f", "bf")) and one.op not in _CARRIERS
+                if narrow.get(array.size, math.inf) < _bits(array.dtype)
             ]
         return found
 
@@ -208,6 +209,12 @@ class Hlo:
             inside = {part.op for part in self.computations[one.called[0]]}
             return bool(inside & _MOVES) and inside <= _MOVES | _NEUTRAL
         return one.op in _MOVES
+
+
+def _bits(dtype: str) -> int:
+    """Of a number; 0 for what is none."""
+    found = re.fullmatch(r"(?:bf|[fsu])(\d+).*", dtype)
+    return int(found[1]) if found else 0
 
 
 def _instruction(name: str, type_text: str, op: str, rest: str) -> Instruction:

@@ -36,7 +36,7 @@ def to_gemma(config: dict, params: Params) -> dict:
             attention["kv_einsum"] = {"w": np.stack([key, value])}
         out[f"layer_{i}"] = {
             "attn": attention,
-            "mlp": {"gating_einsum": params[f"{layer}mlp.gate_up"], "linear": params[f"{layer}mlp.down"]},
+            "mlp": {"gating_einsum": params[f"{layer}mlp.gate_up"], "linear": params[f"{layer}mlp.down"].T},
             **{
                 n: norm(layer + n)
                 for n in ("pre_attention_norm", "post_attention_norm", "pre_ffw_norm", "post_ffw_norm")
@@ -100,7 +100,7 @@ def to_transformers(config: dict, params: Params) -> Params:
             f"{theirs}self_attn.k_norm.weight": params[f"{ours}attention.key_norm.scale"],
             f"{theirs}mlp.gate_proj.weight": gate,
             f"{theirs}mlp.up_proj.weight": up,
-            f"{theirs}mlp.down_proj.weight": params[f"{ours}mlp.down"].T,
+            f"{theirs}mlp.down_proj.weight": params[f"{ours}mlp.down"],
             f"{theirs}input_layernorm.weight": params[f"{ours}pre_attention_norm.scale"],
             f"{theirs}post_attention_layernorm.weight": params[f"{ours}post_attention_norm.scale"],
             f"{theirs}pre_feedforward_layernorm.weight": params[f"{ours}pre_ffw_norm.scale"],
