@@ -6,7 +6,10 @@ machine with a GPU, chips of a topology that is only compiled for.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,6 +23,8 @@ _Device = Any  # a jax.Device; its attributes differ by platform
 
 _AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units; a T4 is 7.5, an A100 8.0, an H100 9.0
 _HOPPER = (9, 0)
+_MEMORY = Path("/proc/meminfo")
+_CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")  # v2, v1
 
 
 def available_devices() -> list[jax.Device]:
@@ -57,24 +62,47 @@ def attention_kernel(mesh: Mesh, dtype: jax.typing.DTypeLike, head_dim: int) -> 
 def choose_dtype(mesh: Mesh, fits: Callable[[jnp.dtype], bool]) -> tuple[jnp.dtype, str]:
     """What weights and caches are kept in unless the user says: bfloat16 or float32, and why.
 
-    On CPUs, whatever their units, and on GPUs without bfloat16 units, XLA computes bfloat16 products in float32 on
-    copies of the weights: they cost time and save memory. So those devices get float32, but for a model that `fits`
-    only in bfloat16. (float16, which a T4 is made for, overflows in Gemma 3.)
+    GPUs without bfloat16 units compute its products in float32 on copies of the weights: they cost time and save
+    memory. On a CPU they may save time as well, and lose the exactness for which one tries a model there. So those
+    devices get float32, but for a model that `fits` only in bfloat16. (float16, which a T4 is made for, overflows in
+    Gemma 3.)
     """
     devices = list(mesh.devices.flat)
     bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
     if not (lacking := [device for device in devices if not _computes_bfloat16(device)]):
         return bfloat16, f"{_kinds(devices)} has bfloat16 units"
-    without = f"on {_kinds(lacking)} XLA computes bfloat16 in float32"
-    if all(device.platform == "cpu" for device in lacking) or fits(float32) or not fits(bfloat16):
-        return float32, without
-    return bfloat16, f"{without}, which makes it slow, but float32 would not fit"
+    why, other = f"on {_kinds(lacking)} XLA computes bfloat16 in float32", "which makes it slow, but float32"
+    if all(device.platform == "cpu" for device in lacking):
+        why, other = f"{_kinds(lacking)} computes in float32", "but that"
+    if fits(float32) or not fits(bfloat16):
+        return float32, why
+    return bfloat16, f"{why}, {other} would not fit"
 
 
 def device_capacity(mesh: Mesh) -> int | None:
-    """Bytes a program may have on each device of this host; None where the platform does not say."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
+    """Bytes a program may have on each device of this host; None where the platform does not say.
+
+    Devices of a CPU share what the host has free.
+    """
+    local = mesh.local_devices
+    if all(device.platform == "cpu" for device in local):
+        free = _free_memory()
+        return free and free // len(local)
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
     return min((limit for limit in limits if limit), default=None)
+
+
+def _free_memory() -> int | None:
+    """Bytes that Linux would give without swapping, and a container may have; None elsewhere."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    limits = [int(found[1]) * 1024] if found else []
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            limits.append(int(path.read_text()))
+    return min(limits, default=None)
 
 
 def _computes_bfloat16(device: _Device) -> bool:

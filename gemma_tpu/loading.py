@@ -66,8 +66,8 @@ def load(
         "gemma3-4b-it", or a model of a hub: "google/medgemma-4b-it", "owner/name@revision", the address of its page.
       config: inferred from the checkpoint unless given; a name such as "gemma3-4b" is that size's.
       mesh: a (data, model) shape or a mesh with those axes; by default all devices share the model.
-      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 where XLA computes bfloat16 in float32 (a CPU, a
-        T4) unless the model fits a GPU only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused:
+      dtype: "bfloat16" or "float32"; "auto" is bfloat16, but float32 on a CPU and on GPUs without bfloat16 units (a
+        T4), unless the model fits there only in bfloat16; `Model.dtype_reason` says which and why. float16 is refused:
         Gemma 3's activations overflow it.
       quantize: "int8" or "int4" keeps the decoder's matrices as such integers, with a scale for each output channel,
         and the embeddings as int8; a `Quantization` says it for each part. Weights are quantised while they are read,

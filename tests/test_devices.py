@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.devices import attention_kernel, available_devices, choose_dtype
-from gemma_tpu.loading import resolve_dtype
-from gemma_tpu.sharding import AXES
+from gemma_tpu.devices import attention_kernel, available_devices, choose_dtype, device_capacity
+from gemma_tpu.loading import deploy, resolve_dtype
+from gemma_tpu.quantization import Quantization
+from gemma_tpu.sharding import AXES, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +75,9 @@ def test_attention_between_patches_runs_on_what_the_devices_have(devices, dtype,
 @pytest.mark.parametrize(
     ("devices", "largest", "dtype", "reason"),
     [
-        ([CPU] * 8, "float32", "float32", "on this CPU XLA computes bfloat16 in float32"),
-        (
-            [CPU],
-            "bfloat16",
-            "float32",
-            "on this CPU XLA computes bfloat16 in float32",
-        ),  # the memory of a host is not known
+        ([CPU] * 8, "float32", "float32", "this CPU computes in float32"),
+        ([CPU], "bfloat16", "bfloat16", "this CPU computes in float32, but that would not fit"),
+        ([CPU], None, "float32", "this CPU computes in float32"),
         ([T4], "float32", "float32", "on this Tesla T4 XLA computes bfloat16 in float32"),
         (
             [T4, T4],
@@ -109,6 +108,35 @@ def test_auto_is_what_the_devices_compute_in(devices, largest: str | None, dtype
     for chosen, why in (choose_dtype(mesh(*devices), fits), resolve_dtype("auto", mesh(*devices), fits)):
         assert str(chosen) == dtype
         assert re.fullmatch(reason, why)
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "found"),
+    [(4096, "max", 4 << 20), (4096, str(1 << 20), 1 << 20), (1024, str(1 << 40), 1 << 20), (None, None, None)],
+)
+def test_devices_of_a_cpu_share_what_the_host_or_a_container_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, limit: str | None, found: int | None
+) -> None:
+    if free is not None:
+        (tmp_path / "meminfo").write_text(f"MemTotal:       9999 kB\nMemFree: 7 kB\nMemAvailable:   {free} kB\n")
+        (tmp_path / "limit").write_text(f"{limit}\n")
+    monkeypatch.setattr("gemma_tpu.devices._MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("gemma_tpu.devices._CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    for count in (1, 8):
+        devices = make_mesh(TEXT, devices=jax.devices()[:count])
+        assert device_capacity(devices) == (found and found // count)
+
+
+def test_a_model_that_a_host_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_tpu.devices._free_memory", lambda: 13 << 30)
+    config = CONFIGS["gemma3-4b"]
+    one = make_mesh(config, devices=jax.devices()[:1])
+    assert deploy(config, one, "auto", 1024, 1)[0].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match=r"1,024 tokens × 1 rows in float32 do not fit on 1 devices"):
+        deploy(config, one, "float32", 1024, 1)
+    with pytest.raises(ValueError, match=r"in float32 do not fit"):
+        deploy(CONFIGS["gemma3-12b"], one, "auto", 1024, 1)
+    assert deploy(CONFIGS["gemma3-12b"], one, "bfloat16", 1024, 1, quantization=Quantization("int4"))[0].rows == 1
 
 
 def test_a_dtype_that_is_asked_for_is_taken() -> None:
