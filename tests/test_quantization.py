@@ -90,6 +90,7 @@ def test_what_products_sum_over_shares_a_scale(config: GemmaConfig) -> None:
 def test_what_can_be_asked_for() -> None:
     assert as_quantization(None) is None
     assert as_quantization(Quantization(None, None, None)) is None
+    assert as_quantization("none") is None
     assert str(Quantization(None)) == "embedding int8"
     assert as_quantization("int4") == Quantization("int4", "int8", None)
     assert as_quantization(own := Quantization("int8", None, "int4")) is own
@@ -97,7 +98,7 @@ def test_what_can_be_asked_for() -> None:
     assert str(own) == "matrices int8, vision int4"
     for wrong in ("int2", "INT8", 8, True, {"matrices": "int8"}):
         with pytest.raises(
-            ValueError, match=r'^quantize must be "int8", "int4", a gemma_tpu\.Quantization or None, got'
+            ValueError, match=r'^quantize must be "int8", "int4", "none", a gemma_tpu\.Quantization or None, got'
         ):
             as_quantization(wrong)
     with pytest.raises(ValueError, match=r'^quantize: embedding must be "int8", "int4" or None, got 4'):

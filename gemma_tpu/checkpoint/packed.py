@@ -35,6 +35,18 @@ def unpack(words: np.ndarray, bits: int, order: Sequence[int] = range(8)) -> np.
     return found.reshape(*found.shape[:-2], -1)
 
 
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """Signed integers of 4 or 8 bits along the last axis, biased so that none is negative, in int32: as `unpack` reads.
+
+    What is left of the last word is zeros.
+    """
+    biased = (values.view(np.uint8) + np.uint8(1 << (bits - 1))).astype(np.uint8)  # modulo 256
+    biased = np.pad(biased, [(0, 0)] * (biased.ndim - 1) + [(0, -biased.shape[-1] % (32 // bits))])
+    if bits == 4:
+        biased = biased[..., ::2] | biased[..., 1::2] << 4
+    return np.ascontiguousarray(biased).view("<i4")
+
+
 class PackedIntegers(LazyArray):
     """The `size` integers of `bits` bits in `words` along `axis`, minus `offset`: int8, or uint8 without an offset."""
 
@@ -165,6 +177,10 @@ class QuantizedArray(Leaf):
         if self.biases is not None:
             found += self._spread(self.biases, box, by_columns)
         return found
+
+    def spread_scales(self, box: Box) -> np.ndarray:
+        """float32 scales of the elements in `box`, to be broadcast."""
+        return self._spread(self.scales, box, False)
 
     def _blocks_box(self, box: Box) -> Box:
         """The box of scales that a box of the matrix needs."""
