@@ -1,0 +1,272 @@
+"""Quantised weights written, and integers that a checkpoint stores: kept as they are, whatever layout they lie in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import checkpoint_samples as samples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packed_samples
+import pytest
+
+import gemma_tpu
+from gemma_tpu.checkpoint import (
+    CheckpointError,
+    convert,
+    lazy,
+    load_params,
+    open_checkpoint,
+    save_params,
+    stored_quantization,
+)
+from gemma_tpu.model.linear import QuantizedWeight, dequantized
+from gemma_tpu.quantization import Quantization, quantize
+from gemma_tpu.sharding import make_mesh, param_sharding
+
+# Matrices of 42 and 20 columns, which fill no whole words, and of as many kv heads as query heads.
+RAGGED = dataclasses.replace(
+    samples.small(layers=2, heads=3, kv_heads=1), vocab_size=36, embed_dim=20, hidden_dim=42, head_dim=6
+)
+CONFIGS = {"ragged": RAGGED, "ungrouped": samples.CONFIGS["ungrouped-7"], "grouped": samples.CONFIGS["grouped-8"]}
+LAYOUTS = ("orbax", "orbax-flat", "safetensors")
+MATRICES = {width: Quantization(width, None, None) for width in ("int8", "int4")}
+
+
+def load(path: Path, quantization: Quantization | None, shape=(1, 1), platform: str = "tpu", config=None) -> dict:
+    checkpoint = open_checkpoint(path, config=config)
+    mesh = make_mesh(checkpoint.config, shape, jax.devices()[: shape[0] * shape[1]])
+    return load_params(
+        checkpoint,
+        checkpoint.config,
+        dtype=jnp.bfloat16,
+        sharding=functools.partial(param_sharding, mesh=mesh),
+        grid=functools.partial(quantization.grid, platform=platform) if quantization else lambda _: None,
+        progress=False,
+    )
+
+
+def save(path: Path, sample: samples.Sample) -> Path:
+    return samples.save_hf(path, sample.hf, samples.hf_config(sample.config))
+
+
+def written(scales: np.ndarray, layout: str) -> np.ndarray:
+    """Orbax checkpoints hold the reciprocals."""
+    return scales if layout == "safetensors" else 1 / (1 / scales)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", MATRICES)
+def test_what_is_written_is_loaded_again_bit_by_bit(width, layout, config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 512)
+    sample = samples.sample(CONFIGS[config])
+    path = convert(save(tmp_path / "src", sample), tmp_path / "c", to=layout, quantize=width, progress=False)
+    checkpoint = open_checkpoint(path)
+    assert stored_quantization(checkpoint) == MATRICES[width]
+    assert f"{width[3:]} bits, per channel" in (checkpoint.quantization or "")
+    for shape in ((1, 1), (1, 8), (2, 4)):
+        found = load(path, MATRICES[width], shape)
+        for name, weight in found.items():
+            grid = MATRICES[width].grid(name, "tpu")
+            if grid is None:
+                np.testing.assert_array_equal(weight, sample.ours[name], err_msg=name)
+                continue
+            assert isinstance(weight, QuantizedWeight)
+            values, scales = quantize(sample.ours[name], grid)
+            assert weight.values.dtype == jnp.dtype(width)
+            for shard in weight.values.addressable_shards:
+                np.testing.assert_array_equal(np.asarray(shard.data), values[shard.index], err_msg=name)
+            np.testing.assert_array_equal(weight.scales, written(scales, layout), err_msg=name)
+
+
+@pytest.mark.parametrize("to", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_integers_move_between_layouts_as_they_are(layout, to, tmp_path) -> None:
+    sample = samples.sample(CONFIGS["grouped"])
+    path = convert(save(tmp_path / "src", sample), tmp_path / "a", to=layout, quantize="int4", progress=False)
+    again = convert(path, tmp_path / "b", to=to, quantize="int4", progress=False)
+    wider = convert(path, tmp_path / "w", to=to, quantize="int8", progress=False)  # no second rounding
+    expected, found, wide = load(path, MATRICES["int4"]), load(again, MATRICES["int4"]), load(wider, MATRICES["int8"])
+    assert stored_quantization(open_checkpoint(wider)) == MATRICES["int8"]
+    for name, weight in expected.items():
+        if not isinstance(weight, QuantizedWeight):
+            np.testing.assert_array_equal(found[name], weight, err_msg=name)
+            continue
+        for one in (found[name], wide[name]):
+            np.testing.assert_array_equal(one.values.astype(np.int8), weight.values.astype(np.int8), err_msg=name)
+            rtol = 0 if layout != "safetensors" or to == "safetensors" else 2e-7
+            np.testing.assert_allclose(one.scales, weight.scales, rtol=rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_quantised_model_is_saved_as_it_is(layout, tmp_path) -> None:
+    sample = samples.sample(CONFIGS["ragged"])
+    src = save(tmp_path / "src", sample)
+    params = load(src, Quantization("int4", "int8", "int8"), (1, 8))
+    path = save_params(params, sample.config, tmp_path / "c", layout=layout)
+    found = load(path, stored_quantization(open_checkpoint(path)))
+    for name, weight in found.items():
+        if isinstance(weight, QuantizedWeight):
+            np.testing.assert_array_equal(weight.values, params[name].values, err_msg=name)
+            np.testing.assert_array_equal(weight.scales, written(np.asarray(params[name].scales), layout), err_msg=name)
+        elif isinstance(kept := params[name], QuantizedWeight):
+            assert name.startswith(("embedder.", "vision.")), name
+            np.testing.assert_array_equal(weight, dequantized(kept).astype(jnp.bfloat16), err_msg=name)
+        else:
+            np.testing.assert_array_equal(weight, kept, err_msg=name)
+    # Of two widths, or with one that is not quantised, there is no format.
+    params["layers.1.mlp.down"] = jnp.asarray(sample.ours["layers.1.mlp.down"])
+    path = save_params(params, sample.config, tmp_path / "d", layout=layout, dtype="float32")
+    assert open_checkpoint(path).quantization is None
+    name = "layers.1.mlp.gate_up"
+    np.testing.assert_array_equal(load(path, None)[name], dequantized(params[name]).astype(jnp.bfloat16))
+
+
+def test_load_keeps_what_is_stored_and_none_dequantises(tmp_path) -> None:
+    sample = samples.sample(CONFIGS["grouped"], std=0.05)
+    sources = {layout: tmp_path / layout for layout in ("plain", "safetensors")}
+    plain = save(sources["plain"], sample)
+    sizes = {"max_context": 32, "max_rows": 1, "progress": False, "text_only": True, "dtype": "float32"}
+    with gemma_tpu.load(plain, **sizes, quantize=MATRICES["int8"]) as model:
+        expected = model.logits([[1, 2, 3]])
+    with gemma_tpu.load(plain, **sizes) as model:
+        assert model.deployment.quantization is None
+        exact = model.logits([[1, 2, 3]])
+    assert np.abs(exact - expected).max() > 1e-5
+    for layout in ("safetensors",):
+        convert(plain, sources[layout], to=layout, quantize="int8", progress=False)
+        with gemma_tpu.load(sources[layout], **sizes) as model:
+            assert model.deployment.quantization == MATRICES["int8"]
+            memory = model.deployment.memory
+            np.testing.assert_allclose(model.logits([[1, 2, 3]]), expected, atol=2e-6)
+        with gemma_tpu.load(sources[layout], **sizes, quantize="none") as model:
+            assert model.deployment.quantization is None
+            assert model.deployment.memory.weights > 1.5 * memory.weights
+            assert not any(isinstance(weight, QuantizedWeight) for weight in model.params.values())
+            np.testing.assert_allclose(model.logits([[1, 2, 3]]), expected, atol=2e-5)
+        with gemma_tpu.load(sources[layout], **sizes, quantize="int8") as model:
+            assert model.deployment.quantization == Quantization("int8")  # the embeddings too
+
+
+@pytest.mark.parametrize("case", ["ct-int8", "bnb-int8"])
+def test_integers_of_other_programs_are_kept(case, tmp_path) -> None:
+    """As compressed-tensors and bitsandbytes have written them (goldens/packed)."""
+    path = packed_samples.save(tmp_path / "c", case)
+    stored, config = packed_samples.stored(case), packed_samples.config_of(case)
+    assert stored_quantization(open_checkpoint(path)) == MATRICES["int8"]
+    found = load(path, MATRICES["int8"], (1, 8))
+    by_module = {name.rpartition(".")[2]: array for name, array in stored.items()}
+    assert {"weight"} < by_module.keys()
+
+    def part(core: str) -> tuple[np.ndarray, np.ndarray]:
+        module = f"model.layers.0.{core}"
+        scale = stored.get(f"{module}.weight_scale")
+        if scale is None:
+            scale = stored[f"{module}.SCB"][:, None] * np.float32(7.874015718698502e-3)
+        return stored[f"{module}.weight"], scale.astype(np.float32)
+
+    n, h, d = config.num_heads, config.head_dim, config.embed_dim
+    heads = [part(f"self_attn.{letter}_proj") for letter in "qkv"]
+    qkv = found["layers.0.attention.qkv"]
+    np.testing.assert_array_equal(qkv.values[0].reshape(-1, d), np.concatenate([values for values, _ in heads]))
+    np.testing.assert_array_equal(qkv.scales[0].reshape(-1, 1), np.concatenate([scales for _, scales in heads]))
+    values, scales = part("self_attn.o_proj")
+    np.testing.assert_array_equal(found["layers.0.attention.out"].values, values.T.reshape(1, n, h, d))
+    np.testing.assert_array_equal(found["layers.0.attention.out"].scales.reshape(-1, 1), scales)
+    for index, letter in enumerate(("gate", "up")):
+        values, scales = part(f"mlp.{letter}_proj")
+        np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].values[index], values)
+        np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].scales[index], scales)
+    values, scales = part("mlp.down_proj")
+    np.testing.assert_array_equal(found["layers.0.mlp.down"].values, values.T)
+    np.testing.assert_array_equal(found["layers.0.mlp.down"].scales, scales.T)
+
+
+def test_what_shares_scales_in_other_ways_is_dequantised(tmp_path) -> None:
+    for case in ("ct-int8-zeros", "ct-int4", "ct-int4-channel", "ct-mixed", "ct-fp8", "gptq", "awq", "mlx", "bnb-nf4"):
+        path = packed_samples.save(tmp_path / case, case)
+        assert stored_quantization(open_checkpoint(path)) is None, case
+
+
+def test_a_part_is_kept_only_whole(tmp_path) -> None:
+    """With one matrix of floats all are dequantised, and "int8" keeps those of integers."""
+    sample = samples.sample(packed_samples.config_of("ct-int8"), std=0.3)
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        del arrays["model.layers.0.mlp.down_proj.weight_scale"]
+        arrays["model.layers.0.mlp.down_proj.weight"] = sample.hf["model.layers.0.mlp.down_proj.weight"]
+
+    path = packed_samples.save(tmp_path / "c", "ct-int8", change=change)
+    assert stored_quantization(open_checkpoint(path)) is None
+    found = load(path, MATRICES["int8"])
+    stored = packed_samples.stored("ct-int8")["model.layers.0.mlp.gate_proj.weight"]
+    np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].values[0], stored)
+    down = quantize(sample.ours["layers.0.mlp.down"], MATRICES["int8"].grid("layers.0.mlp.down", "tpu"))
+    np.testing.assert_array_equal(found["layers.0.mlp.down"].values, down[0])
+
+
+def test_narrower_than_stored_is_quantised_anew(tmp_path) -> None:
+    sample = samples.sample(CONFIGS["ragged"])
+    path = convert(save(tmp_path / "s", sample), tmp_path / "c", to="safetensors", quantize="int8", progress=False)
+    whole = load(path, None)["layers.0.mlp.down"]
+    for platform in ("cpu", "tpu"):  # on a CPU kept in 8 bits, with the levels of 4
+        found = load(path, MATRICES["int4"], platform=platform)["layers.0.mlp.down"]
+        assert np.abs(found.values.astype(int)).max() == 7
+        error = np.abs(found.values.astype(np.float32) * found.scales - whole)
+        assert (error <= 0.51 * np.asarray(found.scales) + 0.01).all()
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path) -> None:
+    src = save(tmp_path / "src", samples.sample(CONFIGS["ragged"]))
+    for wrong in (Quantization("int8", "int8", "int8"), Quantization(None, "int8")):
+        with pytest.raises(CheckpointError, match=r'cannot be written.*choose "int8" or "int4"'):
+            convert(src, tmp_path / "c", to="safetensors", quantize=wrong, progress=False)
+    with pytest.raises(ValueError, match='quantize must be "int8"'):
+        convert(src, tmp_path / "c", to="safetensors", quantize="int2", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_weights_that_are_no_numbers_are_not_quantised(tmp_path) -> None:
+    sample = samples.sample(CONFIGS["ragged"])
+    sample.hf["language_model.model.layers.1.mlp.up_proj.weight"][3, 2] = np.nan
+    src = save(tmp_path / "src", sample)
+    for to in LAYOUTS:
+        with pytest.raises(CheckpointError, match=r"model.safetensors: .*layers.1.mlp.up_proj.weight holds NaN"):
+            convert(src, tmp_path / "c", to=to, quantize="int8", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize("width", MATRICES)
+def test_damage_is_refused(width, tmp_path) -> None:
+    sample = samples.sample(CONFIGS["ragged"])
+    path = convert(save(tmp_path / "src", sample), tmp_path / "c", to="safetensors", quantize=width, progress=False)
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_checkpoint(path)
+    file.write_bytes(content.replace(b"layers.0.mlp.up_proj.weight_scale", b"layers.0.mlp.up_proj.weight_other"))
+    with pytest.raises(
+        CheckpointError, match=r"up_proj.weight_packed is quantised, and .*up_proj.weight_scale is missing"
+    ):
+        open_checkpoint(path)
+    raw = json.loads((path / "config.json").read_text())
+    del raw["quantization_config"]
+    file.write_bytes(content)
+    (path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"weight_packed is int32, and config.json says nothing"):
+        open_checkpoint(path)
+
+
+def test_all_zero_integers_are_named(tmp_path) -> None:
+    sample = samples.sample(CONFIGS["ragged"])
+    sample.hf["language_model.model.layers.1.mlp.up_proj.weight"][:] = 0
+    src = save(tmp_path / "src", sample)
+    path = convert(src, tmp_path / "c", to="safetensors", quantize="int4", progress=False)
+    with pytest.warns(gemma_tpu.checkpoint.CheckpointWarning, match="all zeros.*layers.1.mlp.up_proj.weight"):
+        load(path, MATRICES["int4"])
