@@ -18,6 +18,7 @@ import gemma_tpu
 from gemma_tpu.checkpoint import (
     CheckpointError,
     convert,
+    hf,
     lazy,
     load_params,
     open_checkpoint,
@@ -153,38 +154,66 @@ def test_load_keeps_what_is_stored_and_none_dequantises(tmp_path) -> None:
             assert model.deployment.quantization == Quantization("int8")  # the embeddings too
 
 
-@pytest.mark.parametrize("case", ["ct-int8", "bnb-int8"])
-def test_integers_of_other_programs_are_kept(case, tmp_path) -> None:
-    """As compressed-tensors and bitsandbytes have written them (goldens/packed)."""
+KEPT = {"ct-int8": "int8", "ct-int8-packed": "int8", "ct-int4-packed": "int4", "bnb-int8": "int8"}
+
+
+@pytest.mark.parametrize("case", KEPT)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8)])
+def test_integers_of_other_programs_are_kept(case, shape, tmp_path) -> None:
+    """As compressed-tensors and bitsandbytes have written them (goldens/packed), and what they stand for."""
     path = packed_samples.save(tmp_path / "c", case)
-    stored, config = packed_samples.stored(case), packed_samples.config_of(case)
-    assert stored_quantization(open_checkpoint(path)) == MATRICES["int8"]
-    found = load(path, MATRICES["int8"], (1, 8))
-    by_module = {name.rpartition(".")[2]: array for name, array in stored.items()}
-    assert {"weight"} < by_module.keys()
+    stored, whole, config = packed_samples.stored(case), packed_samples.expected(case), packed_samples.config_of(case)
+    assert stored_quantization(open_checkpoint(path)) == MATRICES[KEPT[case]]
+    found = load(path, MATRICES[KEPT[case]], shape)
 
     def part(core: str) -> tuple[np.ndarray, np.ndarray]:
-        module = f"model.layers.0.{core}"
-        scale = stored.get(f"{module}.weight_scale")
-        if scale is None:
-            scale = stored[f"{module}.SCB"][:, None] * np.float32(7.874015718698502e-3)
-        return stored[f"{module}.weight"], scale.astype(np.float32)
+        module = f"model.layers.0.{core}_proj"
+        scales = stored.get(f"{module}.weight_scale")
+        if scales is None:
+            scales = stored[f"{module}.SCB"][:, None] * np.float32(7.874015718698502e-3)
+        scales = scales.astype(np.float32)
+        return np.rint(whole[f"{module}.weight"] / scales), scales
 
-    n, h, d = config.num_heads, config.head_dim, config.embed_dim
-    heads = [part(f"self_attn.{letter}_proj") for letter in "qkv"]
-    qkv = found["layers.0.attention.qkv"]
-    np.testing.assert_array_equal(qkv.values[0].reshape(-1, d), np.concatenate([values for values, _ in heads]))
-    np.testing.assert_array_equal(qkv.scales[0].reshape(-1, 1), np.concatenate([scales for _, scales in heads]))
-    values, scales = part("self_attn.o_proj")
-    np.testing.assert_array_equal(found["layers.0.attention.out"].values, values.T.reshape(1, n, h, d))
-    np.testing.assert_array_equal(found["layers.0.attention.out"].scales.reshape(-1, 1), scales)
-    for index, letter in enumerate(("gate", "up")):
-        values, scales = part(f"mlp.{letter}_proj")
-        np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].values[index], values)
-        np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].scales[index], scales)
-    values, scales = part("mlp.down_proj")
-    np.testing.assert_array_equal(found["layers.0.mlp.down"].values, values.T)
-    np.testing.assert_array_equal(found["layers.0.mlp.down"].scales, scales.T)
+    def joined(*cores: str) -> tuple[np.ndarray, np.ndarray]:
+        values, scales = zip(*map(part, cores), strict=True)
+        return np.concatenate(values), np.concatenate(scales)
+
+    heads, d = config.num_heads * config.head_dim, config.embed_dim
+    expected = {
+        "attention.qkv": joined("self_attn.q", "self_attn.k", "self_attn.v"),
+        "attention.out": joined("self_attn.o"),
+        "mlp.gate_up": joined("mlp.gate", "mlp.up"),
+        "mlp.down": joined("mlp.down"),
+    }
+    for name, (values, scales) in expected.items():
+        weight = found[f"layers.0.{name}"]
+        kept, of_kept = np.asarray(weight.values.astype(np.int8)), np.asarray(weight.scales)
+        if name == "attention.out":
+            kept = kept.reshape(heads, d)
+        kept = kept.T if name in ("attention.out", "mlp.down") else kept.reshape(-1, d)
+        np.testing.assert_array_equal(kept, values, err_msg=name)
+        np.testing.assert_array_equal(of_kept.reshape(-1, 1), scales, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["ct-int8-packed", "ct-int4-packed"])
+def test_compressed_tensors_has_the_same_bytes(case, tmp_path) -> None:
+    """Its own matrices, read and written again."""
+    path = packed_samples.save(tmp_path / "c", case)
+    again = convert(path, tmp_path / "d", to="safetensors", quantize=KEPT[case], progress=False)
+    golden, found = packed_samples.stored(case), {}
+    for file in again.glob("*.safetensors"):
+        found |= {name: array.read_all() for name, array in hf.read_file(str(file)).items()}
+    quantised = {name for name in found if name.endswith(("_packed", "_scale", "_shape"))}
+    assert quantised == golden.keys()
+    for name, array in golden.items():
+        scale = name.endswith("_scale")  # the golden's are bfloat16
+        np.testing.assert_array_equal(found[name], array.astype(np.float32) if scale else array, strict=True)
+    written = json.loads((again / "config.json").read_text())["quantization_config"]
+    theirs = packed_samples.CASES[case]["config"]["quantization_config"]
+    for key in theirs.keys() - {"ignore", "config_groups", "moe_sparsity_config"}:
+        assert written[key] == theirs[key], key
+    (group,), (their_group,) = written["config_groups"].values(), theirs["config_groups"].values()
+    assert group == their_group | {"format": "pack-quantized"}
 
 
 def test_what_shares_scales_in_other_ways_is_dequantised(tmp_path) -> None:
