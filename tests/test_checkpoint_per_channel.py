@@ -22,9 +22,11 @@ from gemma_tpu.checkpoint import (
     lazy,
     load_params,
     open_checkpoint,
+    per_channel,
     save_params,
     stored_quantization,
 )
+from gemma_tpu.checkpoint.packed import QuantizedArray
 from gemma_tpu.model.linear import QuantizedWeight, dequantized
 from gemma_tpu.quantization import Quantization, quantize
 from gemma_tpu.sharding import make_mesh, param_sharding
@@ -237,6 +239,64 @@ def test_a_part_is_kept_only_whole(tmp_path) -> None:
     np.testing.assert_array_equal(found["layers.0.mlp.gate_up"].values[0], stored)
     down = quantize(sample.ours["layers.0.mlp.down"], MATRICES["int8"].grid("layers.0.mlp.down", "tpu"))
     np.testing.assert_array_equal(found["layers.0.mlp.down"].values, down[0])
+
+
+def test_one_scale_for_a_whole_matrix_is_one_of_each_channel(tmp_path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    path = packed_samples.save(
+        tmp_path / "c", "ct-int8", change=lambda arrays: arrays.update({name: np.ones(1, np.float32) / 64})
+    )
+    assert stored_quantization(open_checkpoint(path)) == MATRICES["int8"]
+    found = load(path, MATRICES["int8"], (1, 8))["layers.0.mlp.gate_up"]
+    stored = packed_samples.stored("ct-int8")
+    np.testing.assert_array_equal(found.values[1], stored["model.layers.0.mlp.up_proj.weight"])
+    assert found.scales.shape == (2, 42, 1)
+    assert (np.asarray(found.scales[1]) == 1 / 64).all()
+
+
+def test_scales_along_another_axis_are_no_scales_of_channels() -> None:
+    """Of the same matrix by rows, by columns and by blocks; and computed with, as an adapter is merged."""
+    values = lazy.InMemory(np.ones((4, 6), np.int8), "v")
+    arrays = {
+        block: QuantizedArray("w", values, lazy.InMemory(np.ones(shape, np.float32), "s"), bits=8, block=block)
+        for block, shape in {(1, 6): (4, 1), (4, 1): (1, 6), (2, 3): (2, 2), (2, 6): (2, 1), (4, 6): (1, 1)}.items()
+    }
+    for axis, channels in ((1, {(1, 6), (2, 6), (4, 6)}), (0, {(4, 1), (4, 6)})):
+        for turned in (False, True):
+            found = {
+                block
+                for block, array in arrays.items()
+                if per_channel.split(array.transpose(1, 0) if turned else array, (1 - axis if turned else axis,))
+            }
+            assert found == channels
+    by_rows = arrays[1, 6]
+    joined = lazy.stack([by_rows, arrays[4, 1]])
+    assert per_channel.split(joined, (2,), stacked=(0,)) is None
+    assert per_channel.split(lazy.stack([by_rows, by_rows]), (2,), stacked=(0,))
+    assert per_channel.split(lazy.add(by_rows, lazy.InMemory(np.ones((4, 6), np.float32), "d")), (1,)) is None
+
+
+@pytest.mark.parametrize("to", LAYOUTS)
+def test_a_matrix_is_read_in_blocks_twice_and_no_more(to, tmp_path, monkeypatch) -> None:
+    """Once for its scales, once for its integers, never whole in a wider dtype."""
+    config = dataclasses.replace(samples.small(layers=1, vision=None), embed_dim=64, hidden_dim=512)
+    sample = samples.sample(config)
+    src, reads = save(tmp_path / "src", sample), []
+    read = hf.SafetensorsArray.read
+
+    def counted(self, box):
+        values = read(self, box)
+        if "_proj" in self.name:
+            reads.append((self.name, values.nbytes))
+        return values
+
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(hf.SafetensorsArray, "read", counted)
+    convert(src, tmp_path / "c", to=to, quantize="int8", progress=False)
+    assert max(nbytes for _, nbytes in reads) <= 8192
+    matrices = {name: array.nbytes for name, array in sample.hf.items() if "_proj" in name}
+    for name, nbytes in matrices.items():
+        assert 2 * nbytes <= sum(size for of, size in reads if of == name) <= 3 * nbytes, name
 
 
 def test_narrower_than_stored_is_quantised_anew(tmp_path) -> None:

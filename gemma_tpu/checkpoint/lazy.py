@@ -274,6 +274,8 @@ def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator
     max_cost = 1.25 * array.cost(box)
     while count > 1:
         for candidate in axes:
+            if shape[candidate] < count:  # too few for blocks so small: another axis may do, or larger blocks
+                continue
             step, part = math.ceil(shape[candidate] / count), box[candidate]
             starts = range(part.start, part.stop, step)
             blocks = [_replace(box, candidate, slice(start, min(start + step, part.stop))) for start in starts]
