@@ -13,6 +13,7 @@ import numpy as np
 import packed_samples
 import pytest
 
+import gemma_tpu
 from gemma_tpu.checkpoint import (
     CheckpointError,
     load_params,
@@ -23,6 +24,7 @@ from gemma_tpu.checkpoint import (
     stored_quantization,
 )
 from gemma_tpu.checkpoint.packed import QuantizedArray
+from gemma_tpu.model.linear import QuantizedWeight
 from gemma_tpu.quantization import Quantization
 from gemma_tpu.sharding import make_mesh, param_sharding
 
@@ -111,6 +113,14 @@ def test_from_memory() -> None:
     name = "layer_0/mlp/linear"
     np.testing.assert_allclose(checkpoint.arrays[name].read_all(), whole("int4")[name], rtol=1e-6)
     assert open_tree(samples.nested_tree(samples.sample(CONFIG).canonical), config=CONFIG).quantization is None
+
+
+def test_a_model_of_parameters_in_memory_keeps_them() -> None:
+    with gemma_tpu.from_params(tree("int8"), config=CONFIG, max_context=32, max_rows=1, dtype="float32") as model:
+        assert model.deployment.quantization == Quantization("int8", None, None)
+        down = model.params["layers.0.mlp.down"]
+    assert isinstance(down, QuantizedWeight)
+    np.testing.assert_array_equal(down.values, golden("int8")["layer_0/mlp/_IntEinsum_linear/kernel"])
 
 
 DAMAGE = {

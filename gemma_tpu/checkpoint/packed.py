@@ -22,6 +22,13 @@ def unpack(words: np.ndarray, bits: int, order: Sequence[int] = range(8)) -> np.
     the lowest bits are, then the next, and so on. A few more integers than there are come last, whose bits are zeros.
     """
     data = np.ascontiguousarray(words, words.dtype.newbyteorder("<")).view(np.uint8)
+    if order == range(8) and bits == 8:
+        return data
+    if order == range(8) and bits == 4:  # twice as fast as below
+        found = np.empty((*data.shape, 2), np.uint8)
+        np.bitwise_and(data, 15, out=found[..., 0])
+        np.right_shift(data, 4, out=found[..., 1])
+        return found.reshape(*found.shape[:-2], -1)
     if data.shape[-1] % bits:
         data = np.pad(data, [(0, 0)] * (data.ndim - 1) + [(0, -data.shape[-1] % bits)])
     data = data.reshape(*data.shape[:-1], -1, bits)  # the bytes of eight integers
