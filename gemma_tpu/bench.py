@@ -18,7 +18,7 @@ import PIL.Image
 from jax.sharding import Sharding
 
 from gemma_tpu.api import Model
-from gemma_tpu.checkpoint import CheckpointWarning, open_checkpoint, resolve
+from gemma_tpu.checkpoint import Checkpoint, CheckpointWarning, open_checkpoint, resolve, stored_quantization
 from gemma_tpu.checks import check_integer
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
@@ -154,7 +154,12 @@ def bench(
     if prompt + tokens > context:
         raise ValueError(f"prompt {prompt} and tokens {tokens} are more than the context of {context} tokens")
     quantization = as_quantization(quantize)
-    config = source if isinstance(source, GemmaConfig) else _stored_config(source)
+    if isinstance(source, GemmaConfig):
+        config = source
+    else:
+        checkpoint = _open(source)
+        config = checkpoint.config
+        quantization = stored_quantization(checkpoint) if quantize is None else quantization
     deployments = [deploy(config, mesh, dtype, context, max_rows, quantization=quantization)[0] for max_rows in rows]
     if (needed := _image_tokens(config) + 1) > context and config.vision:
         warnings.warn(f"no image is measured: that takes a context of {needed} tokens, not {context}", stacklevel=2)
@@ -173,10 +178,10 @@ def bench(
                 yield max_rows, measurement
 
 
-def _stored_config(source: str) -> GemmaConfig:
+def _open(source: str) -> Checkpoint:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # load gives them again
-        return open_checkpoint(resolve(source, progress=False)).config
+        return open_checkpoint(resolve(source, progress=False))
 
 
 def _random_model(deployment: Deployment) -> Model:

@@ -24,6 +24,7 @@ from gemma_tpu.checkpoint import (
     read_text_assets,
     resolve,
     sample_digests,
+    stored_quantization,
 )
 from gemma_tpu.checks import as_path, brief, check_flag, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
@@ -72,6 +73,9 @@ def load(
       quantize: "int8" or "int4" keeps the decoder's matrices as such integers, with a scale for each output channel,
         and the embeddings as int8; a `Quantization` says it for each part. Weights are quantised while they are read,
         and products read the integers: half or a quarter of bfloat16's memory, and of what a decode step reads.
+        Integers that are stored with such scales are kept as they are, unless they are wider. By default they are
+        kept where a whole part is stored so, and nothing else is quantised; "none" dequantises those too. What is
+        stored in any other way (groups, float8) is dequantised.
       adapter: a LoRA adapter of peft, gemma or tunix, merged into the weights while they are read (`merge_adapter`).
       max_context: tokens of prompt and answer together; by default 8,192, at most what the model was trained for.
       max_rows: requests that run at once, a multiple of the mesh's data axis.
@@ -80,8 +84,9 @@ def load(
         there are none left, the newest request waits, and goes on where it was.
       stored_prefixes: prefixes of prompts that are kept when the sliding windows have passed them, each at the cost of
         a row's rings: for system prompts that many share, and for going back in a long conversation.
-      draft: a smaller Gemma 3 that guesses tokens, as `source`; it sees no images. The model looks at several in one
-        step and keeps those that it would have written itself: the same answer, sampled or not, in fewer steps.
+      draft: a smaller Gemma 3 that guesses tokens, as `source`; it sees no images, and is quantised as the model. The
+        model looks at several in one step and keeps those that it would have written itself: the same answer, sampled
+        or not, in fewer steps.
       draft_tokens: tokens to guess at each step, by default 4 if there is a draft model, else none; at most 15. Without
         a draft model they are what followed where the text so far was like its end (prompt lookup): for answers that
         repeat what was said, as in editing, summaries and code.
@@ -114,6 +119,8 @@ def load(
         here = functools.partial(_read, checkpoint, deployment, progress, small)
         return everywhere(here, mesh, _open_there, read_there, *there, verify)
 
+    if quantize is None:
+        quantization = stored_quantization(checkpoint)
     return _deploy(checkpoint, read, mesh, dtype, *sizes, quantization, tokenizer, small, compile_ahead)
 
 
@@ -156,6 +163,8 @@ def from_params(
     quantization = as_quantization(quantize)
     _check_others(tokenizer, progress)
     checkpoint = open_tree(params, config=config, text_only=text_only, lora_alpha=lora_alpha)
+    if quantize is None:
+        quantization = stored_quantization(checkpoint)
     read = functools.partial(_read, checkpoint, progress=progress)
     return _deploy(checkpoint, read, mesh, dtype, *sizes, quantization, tokenizer)
 

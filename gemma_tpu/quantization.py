@@ -15,6 +15,7 @@ from gemma_tpu.sharding import param_dims
 
 _T, _S = TypeVar("_T"), TypeVar("_S")
 WIDTHS = ("int8", "int4")
+NONE = "none"  # no weight as integers, where None means as they are stored
 _LEVELS = {"int8": 127, "int4": 7}  # symmetric: -128 and -8 are left out
 _BLOCK = 1 << 18  # weights that are quantised at a time, so that what is in between stays in the processor's cache
 _NEVER = ("bias", "positions")  # added, not multiplied
@@ -28,6 +29,10 @@ class Grid(NamedTuple):
     levels: int
     dtype: np.dtype
     summed: tuple[int, ...]
+
+    def holds(self, bits: int) -> bool:
+        """Whether signed integers of so many bits are kept as they are."""
+        return 1 << (bits - 1) <= self.levels + 1
 
     def of_scales(self, of_weight: Sequence[_T], shared: _S) -> tuple[_T | _S, ...]:
         """A shape or box of scales, from that of the weight: `shared` along the dimensions that share one."""
@@ -70,8 +75,7 @@ class Quantization:
         dims, kind = param_dims(name)
         if not dims or kind.endswith(_NEVER):
             return None
-        part = "embedding" if kind.startswith("embedder.") else "vision" if kind.startswith("vision.") else "matrices"
-        width = getattr(self, part)
+        width = getattr(self, part_of(name))
         if width is None:
             return None
         last = len(dims) - 1
@@ -79,15 +83,25 @@ class Quantization:
         return Grid(_LEVELS[width], jnp.dtype("int8" if platform == "cpu" else width), summed)
 
 
+def part_of(name: str) -> str:
+    """The field of `Quantization` that says it of a parameter."""
+    return {"embedder": "embedding", "vision": "vision"}.get(name.split(".")[0], "matrices")
+
+
 def as_quantization(quantize: Any) -> Quantization | None:
-    """What is meant by the argument of `load`: None, a width for the decoder's matrices, or a `Quantization`."""
+    """What is meant by the argument of `load`: a width for the decoder's matrices, or a `Quantization`.
+
+    None for "none", for a `Quantization` of nothing, and for None, which means as weights are stored, where they are.
+    """
     if quantize == Quantization(None, None, None):
         return None
     if quantize is None or isinstance(quantize, Quantization):
         return quantize
-    if isinstance(quantize, str) and quantize in WIDTHS:
-        return Quantization(quantize)
-    raise ValueError(f'quantize must be "int8", "int4", a gemma_tpu.Quantization or None, got {brief(quantize)}')
+    if isinstance(quantize, str) and quantize in (*WIDTHS, NONE):
+        return None if quantize == NONE else Quantization(quantize)
+    raise ValueError(
+        f'quantize must be "int8", "int4", "none", a gemma_tpu.Quantization or None, got {brief(quantize)}'
+    )
 
 
 def quantize(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -105,14 +119,24 @@ def quantize(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     largest = np.concatenate(maxima)
     if not by_row:
         largest = largest.max(axis=0, keepdims=True)
-    # A channel of zeros may have any scale; that of one of subnormal numbers is not 0.
-    scales = np.where(largest, np.maximum(largest / np.float32(grid.levels), np.finfo(np.float32).tiny), np.float32(1))
+    scales = scales_of(largest, grid)
     values = np.empty(matrix.shape, grid.dtype)
     for rows in blocks:
-        scaled = matrix[rows].astype(np.float32)
-        scaled /= scales[rows] if by_row else scales
-        values[rows] = np.rint(scaled, out=scaled)
+        values[rows] = round_to(matrix[rows], scales[rows] if by_row else scales)
     return values.reshape(weight.shape), scales.reshape(grid.of_scales(weight.shape, 1))
+
+
+def scales_of(largest: np.ndarray, grid: Grid) -> np.ndarray:
+    """From the largest magnitude of each channel, in float32."""
+    # A channel of zeros may have any scale; that of one of subnormal numbers is not 0.
+    return np.where(largest, np.maximum(largest / np.float32(grid.levels), np.finfo(np.float32).tiny), np.float32(1))
+
+
+def round_to(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The nearest multiples of float32 scales, in float32."""
+    scaled = weight.astype(np.float32)
+    scaled /= scales
+    return np.rint(scaled, out=scaled)
 
 
 def _blocks(rows: int, columns: int) -> list[slice]:

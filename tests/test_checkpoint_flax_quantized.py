@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoint_samples as samples
+import jax
 import jax.numpy as jnp
 import numpy as np
 import packed_samples
 import pytest
 
-from gemma_tpu.checkpoint import CheckpointError, open_checkpoint, open_tree
+import gemma_tpu
+from gemma_tpu.checkpoint import (
+    CheckpointError,
+    load_params,
+    open_checkpoint,
+    open_tree,
+    orbax,
+    save_params,
+    stored_quantization,
+)
 from gemma_tpu.checkpoint.packed import QuantizedArray
+from gemma_tpu.model.linear import QuantizedWeight
+from gemma_tpu.quantization import Quantization
+from gemma_tpu.sharding import make_mesh, param_sharding
 
 CONFIG = packed_samples.config_of("ct-int8")
 SHAPES = {"int4": (jnp.int4, "4 bits"), "int8": (jnp.int8, "8 bits")}
@@ -63,12 +77,50 @@ def test_reads_what_peft_quantize_makes(method: str, root: str, tmp_path: Path) 
     assert (kept.values.dtype, kept.scales.shape) == (SHAPES[method][0], (3, 1, 6))
 
 
+@pytest.mark.parametrize("method", SHAPES)
+def test_kernels_are_kept_and_written_as_they_were(method: str, tmp_path: Path) -> None:
+    path = samples.save_orbax(tmp_path / "c", tree(method))
+    checkpoint = open_checkpoint(path, config=CONFIG)
+    assert stored_quantization(checkpoint) == Quantization(method, None, None)
+    device = make_mesh(CONFIG, (1, 1), jax.devices()[:1])
+    params = load_params(
+        checkpoint,
+        CONFIG,
+        dtype=jnp.bfloat16,
+        sharding=functools.partial(param_sharding, mesh=device),
+        grid=functools.partial(Quantization(method, None, None).grid, platform="tpu"),
+        progress=False,
+    )
+    down, stored = params["layers.0.mlp.down"], golden(method)
+    np.testing.assert_array_equal(down.values, stored["layer_0/mlp/_IntEinsum_linear/kernel"])
+    np.testing.assert_array_equal(down.scales, 1 / stored["layer_0/mlp/_IntEinsum_linear/scale"])
+
+    again = save_params(params, CONFIG, tmp_path / "d", layout="orbax")
+    found = {name: array for name, array in orbax.open_arrays(str(again), orbax.list_arrays(str(again))).items()}
+    assert {name for name in found if "_IntEinsum" in name} == stored.keys()
+    for name, array in stored.items():
+        values = found[name].read_all()
+        assert values.dtype == array.dtype
+        if name.endswith("/kernel"):
+            np.testing.assert_array_equal(values, array, err_msg=name)
+        else:
+            np.testing.assert_allclose(values, array, rtol=1.2e-7, err_msg=name)
+
+
 def test_from_memory() -> None:
     checkpoint = open_tree(tree("int4"), config=CONFIG)
     assert checkpoint.quantization == "gemma's peft.quantize (4 bits, per channel)"
     name = "layer_0/mlp/linear"
     np.testing.assert_allclose(checkpoint.arrays[name].read_all(), whole("int4")[name], rtol=1e-6)
     assert open_tree(samples.nested_tree(samples.sample(CONFIG).canonical), config=CONFIG).quantization is None
+
+
+def test_a_model_of_parameters_in_memory_keeps_them() -> None:
+    with gemma_tpu.from_params(tree("int8"), config=CONFIG, max_context=32, max_rows=1, dtype="float32") as model:
+        assert model.deployment.quantization == Quantization("int8", None, None)
+        down = model.params["layers.0.mlp.down"]
+    assert isinstance(down, QuantizedWeight)
+    np.testing.assert_array_equal(down.values, golden("int8")["layer_0/mlp/_IntEinsum_linear/kernel"])
 
 
 DAMAGE = {

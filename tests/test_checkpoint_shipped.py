@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_tpu.checkpoint import CheckpointError, open_checkpoint, resolve, shipped
-from gemma_tpu.cli.commands.plan import model_config
+from gemma_tpu.cli.commands.plan import model
 
 
 def test_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Path(found) == Path(__file__).parents[1] / "checkpoints" / "gemma3-demo"
     checkpoint = open_checkpoint(found)
     assert checkpoint.tokenizer_path is not None
-    assert model_config("gemma3-demo") == checkpoint.config
+    assert model("gemma3-demo") == (checkpoint.config, None)
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,10 @@ from gemma_tpu import bench
 from gemma_tpu.checkpoint import open_checkpoint, save_params
 from gemma_tpu.checkpoint.convert import LAYOUTS
 from gemma_tpu.cli import commands
+from gemma_tpu.cli.commands import plan
 from gemma_tpu.cli.main import main
 from gemma_tpu.cli.parser import command_names, make_parser
+from gemma_tpu.quantization import Quantization
 from gemma_tpu.verify.reference import REFERENCES
 
 COMPLETE = (
@@ -107,6 +109,9 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys) -> None:
     assert main(["convert", str(checkpoint), str(target), "--to", "safetensors"]) == 0
     assert open_checkpoint(target).config == CONFIG
     assert main(["convert", str(checkpoint), str(target), "--to", "safetensors"]) == 1
+    small = str(tmp_path / "small")
+    assert main(["convert", str(checkpoint), small, "--to", "orbax", "--quantize", "int4"]) == 0
+    assert plan.model(small) == (open_checkpoint(small).config, Quantization("int4", None, None))
     assert str(target) in capsys.readouterr().err
 
 

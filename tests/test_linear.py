@@ -17,7 +17,7 @@ from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.engine.forward import encode_images, forward
 from gemma_tpu.engine.request import ImageInput
 from gemma_tpu.image import to_pixels
-from gemma_tpu.model.linear import QuantizedWeight, Weight, as_matrix, contract, lookup
+from gemma_tpu.model.linear import QuantizedWeight, Weight, as_matrix, contract, dequantized, lookup
 from gemma_tpu.options import SamplingParams
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, tied_head=False)
@@ -104,6 +104,15 @@ def test_rows_of_a_quantised_table(shape: tuple[int, int], vocabulary: int) -> N
     found = jax.jit(functools.partial(lookup, mesh=mesh_of(*shape)))(table, ids)
     assert found.dtype == jnp.bfloat16
     assert np.array_equal(found, whole(table).astype(jnp.bfloat16)[ids])
+
+
+def test_rows_and_numbers_of_four_bits() -> None:
+    """For which jax has no implicit promotion."""
+    table = _weight((24, 16), (1,), "bfloat16")
+    narrow = dataclasses.replace(table, values=(table.values // 16).astype(jnp.int4))
+    wide = dataclasses.replace(table, values=table.values // 16)
+    assert np.array_equal(lookup(narrow, jnp.arange(24)[None]), lookup(wide, jnp.arange(24)[None]))
+    assert np.array_equal(dequantized(narrow), dequantized(wide))
 
 
 @pytest.mark.parametrize(("text", "tower"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")])

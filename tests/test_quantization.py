@@ -72,6 +72,35 @@ def test_weights_on_a_grid_stay_as_they_are_and_channels_of_nothing_are_nothing(
     assert np.abs(restored[4]).max() < 1e-37
 
 
+def test_what_int8_by_channel_loses_of_groups_of_32() -> None:
+    """Of weights with a scale for every 32 of them, as Google's QAT checkpoints are, which are quantised anew.
+
+    Half a step of the channel at most for each weight, at random a step / √12: for products 1.0%, at most 4.8% (of
+    their root mean square), where the four bits have cost 8.6%.
+    """
+    rng = np.random.default_rng(2)
+    exact = rng.standard_normal((512, 36, 32)).astype(np.float32) * rng.uniform(0.3, 3, (512, 36, 1)).astype(np.float32)
+    signed = np.take_along_axis(exact, np.abs(exact).argmax(2)[..., None], 2)
+    groups = (signed / -8).astype(np.float16).astype(np.float32)  # as llama.cpp's Q4_0
+    stored = np.clip(np.trunc(exact / groups + 8.5), 0, 15) - 8
+    weight, exact = (stored * groups).reshape(512, -1), exact.reshape(512, -1)
+    values, scales = quantize(weight, Grid(127, jnp.dtype("int8"), (1,)))
+    error = values * scales - weight
+    assert np.abs(error).max() <= 0.5001 * scales.max()
+    assert (np.abs(error) <= 0.5001 * scales).all()
+
+    x = rng.standard_normal((64, 1152)).astype(np.float32)
+    product, lost = x @ weight.T, x @ error.T
+    assert (np.abs(lost) <= 0.5001 * np.abs(x).sum(1)[:, None] * scales.T).all()
+    relative = np.linalg.norm(lost) / np.linalg.norm(product)
+    rounding = np.sqrt((scales**2).mean() / 12) / np.sqrt((weight**2).mean())
+    assert relative == pytest.approx(rounding, rel=0.1)
+    assert 0.008 < relative < 0.012
+    assert np.abs(lost).max() < 0.06 * np.sqrt((product**2).mean())
+    four_bits = np.linalg.norm(x @ (weight - exact).T) / np.linalg.norm(product)
+    assert relative < 0.15 * four_bits
+
+
 @pytest.mark.parametrize("config", [TEXT, MULTIMODAL, WIDE], ids=["text", "multimodal", "wide"])
 def test_what_products_sum_over_shares_a_scale(config: GemmaConfig) -> None:
     """As the toy weights of other tests have it, which say so by other names."""
@@ -90,6 +119,7 @@ def test_what_products_sum_over_shares_a_scale(config: GemmaConfig) -> None:
 def test_what_can_be_asked_for() -> None:
     assert as_quantization(None) is None
     assert as_quantization(Quantization(None, None, None)) is None
+    assert as_quantization("none") is None
     assert str(Quantization(None)) == "embedding int8"
     assert as_quantization("int4") == Quantization("int4", "int8", None)
     assert as_quantization(own := Quantization("int8", None, "int4")) is own
@@ -97,7 +127,7 @@ def test_what_can_be_asked_for() -> None:
     assert str(own) == "matrices int8, vision int4"
     for wrong in ("int2", "INT8", 8, True, {"matrices": "int8"}):
         with pytest.raises(
-            ValueError, match=r'^quantize must be "int8", "int4", a gemma_tpu\.Quantization or None, got'
+            ValueError, match=r'^quantize must be "int8", "int4", "none", a gemma_tpu\.Quantization or None, got'
         ):
             as_quantization(wrong)
     with pytest.raises(ValueError, match=r'^quantize: embedding must be "int8", "int4" or None, got 4'):

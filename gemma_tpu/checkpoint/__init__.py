@@ -9,6 +9,7 @@ from gemma_tpu.checkpoint.download import download, resolve
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.load import load_params
 from gemma_tpu.checkpoint.open import Checkpoint, open_checkpoint, open_tree
+from gemma_tpu.checkpoint.per_channel import stored_quantization
 from gemma_tpu.checkpoint.storage import read_file
 from gemma_tpu.checkpoint.text_assets import TextAssets, read_text_assets
 
@@ -28,4 +29,5 @@ __all__ = [
     "resolve",
     "sample_digests",
     "save_params",
+    "stored_quantization",
 ]

@@ -22,6 +22,21 @@ _PART = re.compile(r"(.+)/_IntEinsum_(\w+)/(kernel|scale)")
 _BITS = {np.dtype(jnp.int4): 4, np.dtype(np.int8): 8}
 
 
+# The contracted axes of the decoder's matrices.
+_SUMMED = {
+    "q_einsum/w": (1,), "kv_einsum/w": (2,), "qkv_einsum/w": (2,), "attn_vec_einsum/w": (0, 1),
+    "gating_einsum": (2,), "linear": (0,),
+}  # fmt: skip
+
+
+def quantized_name(canonical: str) -> tuple[str, tuple[int, ...]]:
+    """The module that holds kernel and scale of a matrix of the decoder, and its contracted axes."""
+    module, _, name = canonical.rpartition("/")
+    if name == "w":
+        return f"{module}/_IntEinsum_0", _SUMMED[f"{module.rpartition('/')[2]}/w"]
+    return f"{module}/_IntEinsum_{name}", _SUMMED[name]
+
+
 def dequantize(arrays: Mapping[str, LazyArray], path: str) -> dict[str, LazyArray]:
     """The same arrays with each kernel and scale as one of float32, by the name of the weight."""
     found: dict[str, LazyArray] = {}

@@ -49,6 +49,13 @@ class LazyArray(abc.ABC):
         view.sources = tuple(source.map_leaves(function) for source in self.sources)
         return view
 
+    def rearranged(self, function: Callable[[Leaf], LazyArray | None]) -> LazyArray | None:
+        """The same view of `function(leaf)`, of any dtype, in the place of each leaf.
+
+        None if `function` gives None, or if the view is not of the leaves' elements alone but computed from them.
+        """
+        return None
+
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
@@ -154,7 +161,7 @@ class LazyArray(abc.ABC):
         rearrange: Callable[[Box, np.ndarray], np.ndarray] = lambda _, array: array,
     ) -> LazyArray:
         """`base_box`: the box of this array that holds a box of the view; `rearrange` extracts the latter."""
-        return _Computed([self], shape, self.dtype, lambda box: [base_box(box)], rearrange)
+        return _View([self], shape, self.dtype, lambda box: [base_box(box)], rearrange)
 
 
 class Leaf(LazyArray):
@@ -167,6 +174,9 @@ class Leaf(LazyArray):
         yield self
 
     def map_leaves(self, function: Callable[[Leaf], Leaf]) -> LazyArray:
+        return function(self)
+
+    def rearranged(self, function: Callable[[Leaf], LazyArray | None]) -> LazyArray | None:
         return function(self)
 
 
@@ -264,6 +274,8 @@ def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator
     max_cost = 1.25 * array.cost(box)
     while count > 1:
         for candidate in axes:
+            if shape[candidate] < count:  # too few for blocks so small: another axis may do, or larger blocks
+                continue
             step, part = math.ceil(shape[candidate] / count), box[candidate]
             starts = range(part.start, part.stop, step)
             blocks = [_replace(box, candidate, slice(start, min(start + step, part.stop))) for start in starts]
@@ -300,6 +312,15 @@ class _Computed(LazyArray):
         return sum(source.cost(part) for source, part in zip(self.sources, self._boxes(box), strict=True))
 
 
+class _View(_Computed):
+    """The elements of one source in another order or number."""
+
+    def rearranged(self, function: Callable[[Leaf], LazyArray | None]) -> LazyArray | None:
+        if (source := self.sources[0].rearranged(function)) is None:
+            return None
+        return _View([source], self.shape, source.dtype, self._boxes, self._compute)
+
+
 class _Concatenated(LazyArray):
     """Reads one source after the other, so that only one is in memory beside the result."""
 
@@ -310,6 +331,11 @@ class _Concatenated(LazyArray):
         self.offsets = np.cumsum([0, *(part.shape[axis] for part in parts)]).tolist()
         self.shape = _replace(parts[0].shape, axis, self.offsets[-1])
         self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def rearranged(self, function: Callable[[Leaf], LazyArray | None]) -> LazyArray | None:
+        parts = [source.rearranged(function) for source in self.sources]
+        found = [part for part in parts if part is not None]
+        return concat(found, self.axis) if len(found) == len(parts) else None
 
     def pieces(self, box: Box) -> Iterator[tuple[LazyArray, Box, Box]]:
         """Yields each source that `box` overlaps, the box to read from it, and its position within `box`."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from gemma_tpu.checkpoint import checksums, lazy, names, slices, weight_checks
+from gemma_tpu.checkpoint import checksums, lazy, names, per_channel, slices, weight_checks
 from gemma_tpu.checkpoint.errors import CheckpointError
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.open import Checkpoint
@@ -47,6 +47,7 @@ def load_params(
 
     Each process reads only the shards of its own devices, replicated ones once, and casts them to `dtype` on the host.
     What is quantised is so there too, from the stored values: of a channel that several processes share each reads all.
+    Integers that are stored with a scale for each output channel stay as they are, if the grid's are as wide.
 
     Args:
       sharding: maps a name and shape to a sharding.
@@ -62,9 +63,13 @@ def load_params(
         config = dataclasses.replace(config, vision=None)
     elif checkpoint.config.vision is None:
         raise CheckpointError(f"{checkpoint.path}: is text-only, but a model with a vision tower was asked for")
-    arrays = weight_checks.add_checks(names.params_from_canonical(checkpoint.arrays, config))
+    arrays, scales = names.params_from_canonical(checkpoint.arrays, config), {}
+    for name, array in arrays.items():
+        if (integers := grid(name)) and (found := per_channel.of_param(array, name)) and integers.holds(found.bits):
+            arrays[name], scales[name] = found.values, found.scales
+    arrays = weight_checks.add_checks(arrays)
     plans = {
-        name: _ReadPlan(array, sharding(name, array.shape), np.dtype(dtype), grid(name))
+        name: _ReadPlan(array, sharding(name, array.shape), np.dtype(dtype), grid(name), scales.get(name))
         for name, array in arrays.items()
     }
     total = sum(plan.bytes_read for plan in plans.values())
@@ -110,12 +115,20 @@ class _Stopped(Exception):
 
 
 class _ReadPlan:
-    """The boxes of one parameter to read, and the shards of this process's devices to cut from each."""
+    """The boxes of one parameter to read, and the shards of this process's devices to cut from each.
+
+    `scales`: of an array that holds integers of the grid.
+    """
 
     def __init__(
-        self, array: LazyArray, sharding: jax.sharding.Sharding, dtype: np.dtype, grid: Grid | None = None
+        self,
+        array: LazyArray,
+        sharding: jax.sharding.Sharding,
+        dtype: np.dtype,
+        grid: Grid | None = None,
+        scales: LazyArray | None = None,
     ) -> None:
-        self.array, self.sharding, self.dtype, self.grid = array, sharding, dtype, grid
+        self.array, self.sharding, self.dtype, self.grid, self.scales = array, sharding, dtype, grid, scales
         devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(array.shape).items():
             box = slices.resolve_box(index or (), array.shape)
@@ -137,7 +150,7 @@ class _ReadPlan:
 
     def _whole_channels(self, box: Box) -> Box:
         """With all weights that share a scale with those of `box`."""
-        summed = self.grid.summed if self.grid else ()
+        summed = self.grid.summed if self.grid and self.scales is None else ()
         return tuple(slice(0, self.array.shape[axis]) if axis in summed else part for axis, part in enumerate(box))
 
     @property
@@ -161,7 +174,9 @@ class _ReadPlan:
         try:
             for read_box, shards in self.reads:
                 values, factors = self._read(read_box, report, stop), None
-                if self.grid:
+                if self.grid and self.scales is not None:
+                    factors = self.scales.read(self.grid.of_scales(read_box, slice(0, 1)))
+                elif self.grid:
                     values, factors = quantize(values, self.grid)
                 for box, devices in shards:
                     part = slices.relative(box, read_box)
@@ -185,7 +200,10 @@ class _ReadPlan:
 
     def _read(self, box: Box, report: Callable[[int], None], stop: threading.Event) -> np.ndarray:
         """In the dtype that the devices get, or what is to be quantised as it is stored."""
-        out = _aligned_empty(slices.box_shape(box), self.array.dtype if self.grid else self.dtype)
+        dtype = self.dtype
+        if self.grid:
+            dtype = self.array.dtype if self.scales is None else self.grid.dtype
+        out = _aligned_empty(slices.box_shape(box), dtype)
         for block in lazy.read_blocks(self.array, box):
             if stop.is_set():
                 raise _Stopped

@@ -22,6 +22,13 @@ def unpack(words: np.ndarray, bits: int, order: Sequence[int] = range(8)) -> np.
     the lowest bits are, then the next, and so on. A few more integers than there are come last, whose bits are zeros.
     """
     data = np.ascontiguousarray(words, words.dtype.newbyteorder("<")).view(np.uint8)
+    if order == range(8) and bits == 8:
+        return data
+    if order == range(8) and bits == 4:  # twice as fast as below
+        found = np.empty((*data.shape, 2), np.uint8)
+        np.bitwise_and(data, 15, out=found[..., 0])
+        np.right_shift(data, 4, out=found[..., 1])
+        return found.reshape(*found.shape[:-2], -1)
     if data.shape[-1] % bits:
         data = np.pad(data, [(0, 0)] * (data.ndim - 1) + [(0, -data.shape[-1] % bits)])
     data = data.reshape(*data.shape[:-1], -1, bits)  # the bytes of eight integers
@@ -33,6 +40,18 @@ def unpack(words: np.ndarray, bits: int, order: Sequence[int] = range(8)) -> np.
             part |= data[..., byte + 1] << (8 - shift)
         np.bitwise_and(part, (1 << bits) - 1, out=found[..., number])
     return found.reshape(*found.shape[:-2], -1)
+
+
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """Signed integers of 4 or 8 bits along the last axis, biased so that none is negative, in int32: as `unpack` reads.
+
+    What is left of the last word is zeros.
+    """
+    biased = (values.view(np.uint8) + np.uint8(1 << (bits - 1))).astype(np.uint8)  # modulo 256
+    biased = np.pad(biased, [(0, 0)] * (biased.ndim - 1) + [(0, -biased.shape[-1] % (32 // bits))])
+    if bits == 4:
+        biased = biased[..., ::2] | biased[..., 1::2] << 4
+    return np.ascontiguousarray(biased).view("<i4")
 
 
 class PackedIntegers(LazyArray):
@@ -165,6 +184,10 @@ class QuantizedArray(Leaf):
         if self.biases is not None:
             found += self._spread(self.biases, box, by_columns)
         return found
+
+    def spread_scales(self, box: Box) -> np.ndarray:
+        """float32 scales of the elements in `box`, to be broadcast."""
+        return self._spread(self.scales, box, False)
 
     def _blocks_box(self, box: Box) -> Box:
         """The box of scales that a box of the matrix needs."""

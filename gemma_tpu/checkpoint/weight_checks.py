@@ -29,12 +29,16 @@ def max_bits(values: np.ndarray) -> int:
 
 
 class CheckedArray(Leaf):
-    """A stored array that is checked when read. Raises `CheckpointError` naming it if a value is not finite."""
+    """A stored array that is checked when read. Raises `CheckpointError` naming it if a value is not finite.
+
+    Of integers, only whether all are zero is found out.
+    """
 
     def __init__(self, leaf: Leaf):
         self.leaf, self.name, self.file = leaf, leaf.name, leaf.file
         self.shape, self.dtype = leaf.shape, leaf.dtype
-        self._infinity = max_bits(np.array(np.inf, leaf.dtype))
+        self._integers = leaf.dtype.kind == "i"
+        self._infinity = 0 if self._integers else max_bits(np.array(np.inf, leaf.dtype))
         self._fused = len(leaf.shape) > 2 and leaf.shape[0] in _FUSED_SIZES
         self._nonzero: dict[int, bool] = {}  # by index of a fused matrix, among the values read
 
@@ -42,9 +46,13 @@ class CheckedArray(Leaf):
         values = self.leaf.read(box)
         parts = dict(enumerate(values, box[0].start)) if self._fused else {0: values}
         for index, part in parts.items():
-            if (bits := max_bits(part)) >= self._infinity:
+            if self._integers:
+                nonzero = bool(part.any())
+            elif (bits := max_bits(part)) >= self._infinity:
                 raise CheckpointError(f"{self.file}: {self.name} holds {self._describe(part)}")
-            self._nonzero[index] = bool(bits) or self._nonzero.get(index, False)
+            else:
+                nonzero = bool(bits)
+            self._nonzero[index] = nonzero or self._nonzero.get(index, False)
         return values
 
     def cost(self, box: Box) -> int:

@@ -57,9 +57,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "do not compare the files with their checksums",
     },
     "--quantize": {
-        "choices": ("int8", "int4"),
+        "choices": ("int8", "int4", "none"),
         "default": argparse.SUPPRESS,
-        "help": "keep the decoder's matrices as such integers, and the embeddings as int8 (default: as --dtype)",
+        "help": "keep the decoder's matrices as such integers, and the embeddings as int8; none: dequantise those that "
+        "are stored so (default: integers where they are stored with a scale for each channel, else as --dtype)",
     },
     "--tokenizer": {
         "metavar": "FILE",

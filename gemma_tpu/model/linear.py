@@ -47,7 +47,9 @@ def elements(weight: Any) -> Any:
 
 def dequantized(weight: Weight) -> jax.Array:
     """The numbers that a weight stands for; float32 if it is quantised."""
-    return weight.values * weight.scales if isinstance(weight, QuantizedWeight) else weight
+    if not isinstance(weight, QuantizedWeight):
+        return weight
+    return weight.values.astype(weight.scales.dtype) * weight.scales  # jax does not promote int4
 
 
 def as_matrix(weight: Weight) -> Weight:
@@ -89,7 +91,7 @@ def lookup(weight: Weight, ids: Int[Array, "B T"], mesh: Mesh | None = None) -> 
     if not isinstance(weight, QuantizedWeight):
         return _rows(weight, ids, mesh)
     values, scales = (_rows(part, ids, mesh) for part in (weight.values, weight.scales))
-    return (values * scales).astype(weight.dtype)
+    return (values.astype(scales.dtype) * scales).astype(weight.dtype)
 
 
 def _rows(table: Num[Array, "V D"], ids: Int[Array, "B T"], mesh: Mesh | None) -> Num[Array, "B T D"]:

@@ -75,7 +75,7 @@ def verify(
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {brief(value)}")
     check_integer("new_tokens", new_tokens, 1)
-    quantize = as_quantization(quantize)
+    quantization = as_quantization(quantize)
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     check_number("tolerance", tolerance, 0)
     python = str(python or sys.executable)
@@ -87,12 +87,12 @@ def verify(
     check_installed(against, python)  # before minutes of work on our side
     with tempfile.TemporaryDirectory(prefix="gemma-tpu-verify-") as folder:
         path, converted = "", True
-        if quantize is None:
+        if quantization is None:
             path, converted = reference_checkpoint(checkpoint, against, config, adapter, Path(folder), say)
-        say(f"gemma_tpu: loading {checkpoint} as {quantize or dtype}")
+        say(f"gemma_tpu: loading {checkpoint} as {quantization or dtype}")
         how = {"mesh": mesh, "tokenizer": tokenizer, "config": config, "adapter": adapter, "quantize": quantize}
         with Ours(checkpoint, dtype=dtype, **how) as ours:
-            if quantize is not None:
+            if quantization is not None:
                 path = dequantized_checkpoint(ours.model, against, Path(folder))
             questions, images = make_questions(ours.model, prompts, image, new_tokens)
             outputs = ours.run(questions, images, say)
@@ -108,7 +108,7 @@ def verify(
                     "against": against,
                     "versions": versions,
                     "dtype": dtype,
-                    "quantize": quantize and str(quantize),
+                    "quantize": quantization and str(quantization),
                     "converted": converted,
                 },
             )

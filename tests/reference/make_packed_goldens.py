@@ -127,6 +127,9 @@ def compressed_tensors() -> Iterator[Case]:
     yield case("ct-int4-zeros", "pack-quantized", "grouped", [zeros], "float32")
     channel = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": False}
     yield case("ct-int4-channel", "pack-quantized", "ragged", [linear | {"weights": channel}], "float16")
+    for bits in (8, 4):
+        weights = {"num_bits": bits, "type": "int", "strategy": "channel"}
+        yield case(f"ct-int{bits}-packed", "pack-quantized", "ragged", [linear | {"weights": weights}], "bfloat16")
     mixed = [
         {"targets": ["re:.*self_attn."], "weights": int8, "format": "pack-quantized"},
         {"targets": ["re:.*mlp.gate_proj"], "weights": int8 | {"num_bits": 6}, "format": "pack-quantized"},

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="orbax: nested, as Flax has it; orbax-flat: as Google releases Gemma; safetensors: as Hugging Face does",
     )
     add_dtype_argument(parser, "the weights written", default=None)
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        default=argparse.SUPPRESS,
+        help="the decoder's matrices as such integers, and the embeddings as they are (default: dequantise all)",
+    )
     add_shared(parser, "--adapter", "--no-verify")
     parser.set_defaults(needs_stdout=False)
 
@@ -32,8 +38,7 @@ def main(args: argparse.Namespace) -> int:
 
     adapter = None if args.adapter is None else resolve(args.adapter)
     progress = standard_streams.is_terminal(sys.stderr)
-    convert(
-        resolve(args.source), args.target, adapter=adapter, progress=progress, **values(args, "to", "dtype", "verify")
-    )
+    options = values(args, "to", "dtype", "quantize", "verify")
+    convert(resolve(args.source), args.target, adapter=adapter, progress=progress, **options)
     print(args.target)
     return 0

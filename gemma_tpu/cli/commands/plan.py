@@ -14,6 +14,7 @@ from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, values
 
 if TYPE_CHECKING:
     from gemma_tpu.config import GemmaConfig
+    from gemma_tpu.quantization import Quantization
 
 HELP = "Say what a model needs on a TPU slice, how fast it may be there, and what would fit. Needs no TPU."
 
@@ -72,14 +73,14 @@ def main(args: argparse.Namespace) -> int:
     from gemma_tpu.plan.compiled import topology_devices
     from gemma_tpu.plan.planner import make_plan, smallest_plan
 
-    config = model_config(args.model)
+    config, stored = model(args.model)
     options = {"rows": args.rows, "context": args.context, "dtype": args.dtype, "progress": _progress}
     options |= {"cache_tokens": args.cache_tokens, "stored_prefixes": args.stored_prefixes}
     if not 2 <= args.context <= config.max_context:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
     if "draft" in args:
-        options |= {"draft": model_config(args.draft), "draft_name": args.draft}
-    options |= values(args, "draft_tokens", "quantize")
+        options |= {"draft": model(args.draft)[0], "draft_name": args.draft}
+    options |= {"quantize": stored} | values(args, "draft_tokens", "quantize")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.chips is None:
@@ -110,16 +111,17 @@ def main(args: argparse.Namespace) -> int:
     return 0 if all(plan.fits for plan in plans) else 1
 
 
-def model_config(name: str) -> GemmaConfig:
-    """Of a size by its name, else of a checkpoint; none is downloaded."""
-    from gemma_tpu.checkpoint import open_checkpoint, resolve, shipped
+def model(name: str) -> tuple[GemmaConfig, Quantization | None]:
+    """Of a size by its name, else of a checkpoint with what it stores as integers; none is downloaded."""
+    from gemma_tpu.checkpoint import open_checkpoint, resolve, shipped, stored_quantization
     from gemma_tpu.config import CONFIGS
 
     if name in CONFIGS:
-        return CONFIGS[name]
+        return CONFIGS[name], None
     if not Path(name).exists() and "://" not in name and name != shipped.NAME:
         raise ValueError(f"{name} is neither a checkpoint nor one of {', '.join(CONFIGS)}")
-    return open_checkpoint(resolve(name)).config
+    checkpoint = open_checkpoint(resolve(name))
+    return checkpoint.config, stored_quantization(checkpoint)
 
 
 def _progress(what: str) -> None:
