@@ -92,8 +92,8 @@ def test_kernels_are_kept_and_written_as_they_were(method: str, tmp_path: Path) 
         progress=False,
     )
     down, stored = params["layers.0.mlp.down"], golden(method)
-    np.testing.assert_array_equal(down.values, stored["layer_0/mlp/_IntEinsum_linear/kernel"])
-    np.testing.assert_array_equal(down.scales, 1 / stored["layer_0/mlp/_IntEinsum_linear/scale"])
+    np.testing.assert_array_equal(down.values.T, stored["layer_0/mlp/_IntEinsum_linear/kernel"])
+    np.testing.assert_array_equal(down.scales.T, 1 / stored["layer_0/mlp/_IntEinsum_linear/scale"])
 
     again = save_params(params, CONFIG, tmp_path / "d", layout="orbax")
     found = {name: array for name, array in orbax.open_arrays(str(again), orbax.list_arrays(str(again))).items()}
@@ -120,7 +120,7 @@ def test_a_model_of_parameters_in_memory_keeps_them() -> None:
         assert model.deployment.quantization == Quantization("int8", None, None)
         down = model.params["layers.0.mlp.down"]
     assert isinstance(down, QuantizedWeight)
-    np.testing.assert_array_equal(down.values, golden("int8")["layer_0/mlp/_IntEinsum_linear/kernel"])
+    np.testing.assert_array_equal(down.values.T, golden("int8")["layer_0/mlp/_IntEinsum_linear/kernel"])
 
 
 DAMAGE = {

@@ -55,6 +55,7 @@ def _split_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     summed = tuple(axis for axis, letter in enumerate(given) if letter in dims)
     wide = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(wide), summed, keepdims=True) / _LEVELS, jnp.finfo(jnp.float32).tiny)
+    scale = jnp.where(jnp.isfinite(wide).all(summed, keepdims=True), scale, jnp.nan)  # a maximum may leave NaN out
     rest, parts = wide / scale, []
     for _ in range(2 if x.dtype == jnp.bfloat16 else 3):
         parts.append(jnp.round(rest))
