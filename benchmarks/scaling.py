@@ -15,22 +15,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import statistics
 import sys
-import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from decode import CALLS, step_seconds
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
+from gemma_tpu.cache.kv_cache import Pages
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs
 from gemma_tpu.engine.request import ImageInput
-from gemma_tpu.engine.row_params import recent_tokens, row_params
-from gemma_tpu.engine.step import activate
 from gemma_tpu.options import SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.plan.hlo import COLLECTIVES, Hlo
@@ -39,7 +39,7 @@ from gemma_tpu.sharding import make_mesh
 TOLERANCE, ROUNDED = 1e-4, 5e-2  # of the largest float32 logit, of the largest bfloat16 soft token
 PROMPT, ANSWER = 1200, 64
 CONTEXT = 4096
-ROWS, CALLS = (1, 8), 8
+ROWS = 1, 8
 
 
 def load(name: str, devices: int, dtype: str, rows: int) -> Model:
@@ -101,36 +101,31 @@ def check(name: str, counts: list[int]) -> bool:
     return good
 
 
+def compiled_decode(deployment: Deployment) -> str:
+    whole = NamedSharding(deployment.mesh, PartitionSpec())
+
+    def ints(size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=whole)
+
+    arrays = deployment.abstract_params, deployment.abstract_state, None, ints(deployment.rows)
+    pages = Pages(ints(deployment.pages), ints(deployment.pages))
+    lowered = programs.decode.lower(*arrays, pages, deployment=deployment, max_steps=STEPS_PER_CALL)
+    return lowered.compile().as_text()
+
+
 def measure(name: str, devices: int, context: int, length: int, repeats: int) -> str:
-    """A line of the table. Calls follow each other as the engine's do, the next one ready before the last is read."""
+    """A line of the table."""
     config = dataclasses.replace(CONFIGS[name], vision=None)
     mesh = make_mesh(config, (1, devices), jax.devices()[:devices])
     params = random_params(Deployment(config, mesh, max(ROWS), context, "bfloat16"))
     seconds, sent = [], 0
     for rows in ROWS:
         deployment = Deployment(config, mesh, rows, context, "bfloat16")
-        state = programs.init_state(deployment)
-        for row in range(rows):
-            numbers = row, length, 2, context - length
-            asked = activate(*numbers, SamplingParams(), ())
-            arrays = row_params(asked, config.vocab_size), recent_tokens(asked)
-            state = programs.activate(state, *map(np.int32, numbers), *arrays, deployment=deployment)
-        args = None, np.full(rows, STEPS_PER_CALL, np.int32)
-        static = {"deployment": deployment, "max_steps": STEPS_PER_CALL}
-        decode = programs.decode.lower(params, state, *args, **static).compile()
+        seconds.append(step_seconds(deployment, params, length, SamplingParams(), repeats))
         # Also those inside fusions, where XLA for GPUs puts the small ones.
-        lines = itertools.chain(*Hlo(decode.as_text()).computations.values())
+        lines = itertools.chain(*Hlo(compiled_decode(deployment)).computations.values())
         collectives = [one for one in lines if one.op.removesuffix("-start") in COLLECTIVES]
         sent = max([sent, *(array.nbytes for one in collectives for array in one.results)])
-        times = []
-        for _ in range(1 + repeats):  # the first is not at full speed yet
-            begin = time.perf_counter()
-            for _ in range(CALLS):
-                state, tokens = decode(params, state, *args)
-            jax.block_until_ready(tokens)
-            times.append((time.perf_counter() - begin) / CALLS / STEPS_PER_CALL)
-        seconds.append(statistics.median(times[1:]))
-        del state, tokens
     one, eight = seconds
     return f"| {name} | {devices} | {1e3 * one:.2f} | {ROWS[1] / eight:,.0f} | {sent / 2**20:.2f} |"
 

@@ -1,0 +1,107 @@
+"""Decode steps by themselves, for each width of the weights, against the time that reading the weights takes.
+
+    python benchmarks/decode.py --models gemma3-4b gemma3-27b --rows 1 8 32 --quantize none int8 int4
+
+Random weights of the real size in bfloat16. Prints for each row: milliseconds a step of greedy rows, and of rows that
+sample as Gemma's own settings have it; tokens/s; the share of the floor, which is the bytes of the weights over the
+rate of a copy, bytes read and written, that was measured before; and how many times as fast as unquantised weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma_tpu.bench import random_params
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
+from gemma_tpu.engine.runner import Runner
+from gemma_tpu.engine.step import Decode, PageOwners, Step, activate
+from gemma_tpu.model.params import Params
+from gemma_tpu.options import SamplingParams
+from gemma_tpu.quantization import as_quantization
+from gemma_tpu.sharding import make_mesh
+
+CALLS = 8
+GREEDY, USUAL = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0, top_k=64, top_p=0.95)
+
+
+def step_seconds(
+    deployment: Deployment, params: Params, length: int, options: SamplingParams, repeats: int = 3
+) -> float:
+    """Seconds of a decode step of all rows, from `length` tokens on. Calls follow each other as the engine's do."""
+    runner, rows = Runner(deployment, params, max_steps=STEPS_PER_CALL), deployment.rows
+    runner.reset()
+    row, start = np.full(deployment.pages, -1, np.int32), np.zeros(deployment.pages, np.int32)
+    own = deployment.pages // rows
+    row[: rows * own] = np.repeat(np.arange(rows), own)
+    start[: rows * own] = np.tile(np.arange(own) * deployment.page, rows)
+    left = deployment.context - length
+    runner.run(Step(activate=tuple(activate(place, length, 2, left, options, ()) for place in range(rows))))
+    step = Step(decode=Decode(tuple(range(rows)), STEPS_PER_CALL, PageOwners(row, start), None))
+    times, last = [], runner.run(step)
+    for _ in range(1 + repeats):  # the first is not at full speed yet
+        np.asarray(last.tokens)
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            before, last = last, runner.run(step)
+            np.asarray(before.tokens)
+        np.asarray(last.tokens)
+        times.append((time.perf_counter() - begin) / CALLS / STEPS_PER_CALL)
+    runner.close()
+    return statistics.median(times[1:])
+
+
+def copy_rate() -> float:
+    """Bytes per second of a copy on the first device, those read and those written."""
+    x = jnp.ones(2**26, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        jax.block_until_ready([copy(x) for _ in range(4)])
+        times.append(time.perf_counter() - begin)
+    return 4 * 2 * x.nbytes / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["gemma3-4b"], choices=CONFIGS)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--quantize", nargs="+", default=["none", "int8", "int4"], choices=["none", "int8", "int4"])
+    parser.add_argument("--context", type=int, default=4096, help="tokens of the caches")
+    parser.add_argument("--length", type=int, default=1024, help="tokens in them when the clock starts")
+    args = parser.parse_args()
+    rate = copy_rate()
+    device = jax.devices()[0].device_kind
+    print(f"{device}, jax {jax.__version__}, a copy at {rate / 1e9:,.0f} GB/s, cache {args.context}")
+    print("| model | weights | rows | ms, greedy | ms, top-k 64 and top-p 0.95 | tokens/s | of the floor | × none |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for model in args.models:
+        config = dataclasses.replace(CONFIGS[model], vision=None)
+        whole: dict[int, float] = {}
+        for width in args.quantize:
+            params, quantization = None, as_quantization(width)
+            for rows in args.rows:
+                deployment = Deployment(
+                    config, make_mesh(config), rows, args.context, jnp.bfloat16, quantization=quantization
+                )
+                params = params or random_params(deployment)
+                greedy, usual = (step_seconds(deployment, params, args.length, one) for one in (GREEDY, USUAL))
+                if width == "none":
+                    whole[rows] = greedy
+                floor = deployment.memory.weights / rate
+                faster = f"{whole[rows] / greedy:.2f}" if rows in whole else "–"
+                figures = f"{greedy * 1e3:.2f} | {usual * 1e3:.2f} | {rows / greedy:,.0f} | {floor / greedy:.0%}"
+                print(f"| {model} | {width} | {rows} | {figures} | {faster} |", flush=True)
+            del params
+
+
+if __name__ == "__main__":
+    main()
