@@ -2,7 +2,8 @@
 
 In most forms it first writes weights out as float32, those of all layers at once and at every call: four times the
 memory, and up to thirty times the time. What has a kernel (jax 0.10): two rows or more, both factors of one type, and a
-result in float32 or int32. It is fastest with the weight as the left factor and its last dimension summed over.
+result in float32 or int32. It is fastest with the last dimension of the weight summed over, and for a few rows with the
+weight as the left factor.
 """
 
 from __future__ import annotations
@@ -24,15 +25,11 @@ def cpu_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     A few rows that meet int8 are split into sums of int8 numbers, two for bfloat16 and three for float32, which is as
     exact as these types are beside the largest number of a row. A row with a number that is not finite gives NaN.
     """
-    given, dims, out = _letters(spec)
-    rows = [axis for axis, letter in enumerate(given) if letter not in dims]
-    count = math.prod(x.shape[axis] for axis in rows)
-    if weight.dtype == jnp.int8:
-        return _split_product(spec, x, weight) if count <= _FEW else _product_in_blocks(spec, x, weight)
-    if count > 1:
+    if weight.dtype != jnp.int8:
         return _dot(spec, x, weight)
-    added = [(0, int(axis == rows[-1])) for axis in range(x.ndim)]
-    return jax.lax.slice_in_dim(_dot(spec, jnp.pad(x, added), weight), 0, 1, axis=out.index(given[rows[-1]]))
+    given, dims, _ = _letters(spec)
+    rows = math.prod(size for letter, size in zip(given, x.shape, strict=True) if letter not in dims)
+    return _split_product(spec, x, weight) if rows <= _FEW else _product_in_blocks(spec, x, weight)
 
 
 def _letters(spec: str) -> list[str]:
@@ -41,13 +38,21 @@ def _letters(spec: str) -> list[str]:
 
 
 def _dot(spec: str, x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+    """Of matrices: a weight of more dimensions would be transposed first."""
     given, dims, out = _letters(spec)
-    (left, a), (right, b) = ((dims, weight), (given, x)) if dims[-1] not in out else ((given, x), (dims, weight))
-    summed = [letter for letter in given if letter in dims]
-    axes = [left.index(letter) for letter in summed], [right.index(letter) for letter in summed]
-    found = jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
-    letters = [letter for letter in left + right if letter in out]
-    return found.transpose([letters.index(letter) for letter in out])
+    sizes = dict(zip(given + dims, x.shape + weight.shape, strict=True))
+    inner, last = math.prod(sizes[letter] for letter in given if letter in dims), dims[-1] not in out
+    x, weight = x.reshape(-1, inner), weight.reshape((-1, inner) if last else (inner, -1))
+    rows = len(x)
+    x = jnp.pad(x, ((0, int(rows == 1)), (0, 0)))
+    if last and rows <= 3 * _FEW:
+        factors, axes, letters = (weight, x), (1, 1), dims + given
+    else:
+        factors, axes, letters = (x, weight), (1, int(last)), given + dims
+    found = jax.lax.dot_general(*factors, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=dtype)
+    found = found[:, :rows] if factors[1] is x else found[:rows]
+    letters = [letter for letter in letters if letter in out]
+    return found.reshape([sizes[letter] for letter in letters]).transpose([letters.index(letter) for letter in out])
 
 
 def _split_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
