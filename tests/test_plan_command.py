@@ -194,7 +194,7 @@ def test_load_refuses_what_does_not_fit_before_it_reads_a_weight(tmp_path: Path,
     monkeypatch.setattr("gemma_tpu.loading.device_capacity", lambda mesh: memory.resident - 1)
     monkeypatch.setattr("gemma_tpu.loading.load_params", lambda *_, **__: pytest.fail("a weight was read"))
     with pytest.raises(ValueError, match=r"(?s)512 tokens × 8 rows.*cache, global layers.*MISSING.*max_context"):
-        gemma_tpu.load(path, max_context=512, max_rows=8)
+        gemma_tpu.load(path, dtype="float32", max_context=512, max_rows=8)
 
 
 def test_what_fits_exactly_is_not_refused() -> None:
