@@ -81,9 +81,8 @@ def near(params: Params, config: GemmaConfig = DRAFT) -> dict[str, jax.Array]:
 
 def quantized(params: Params) -> dict[str, Weight]:
     """int8 in place of every weight that is multiplied by or looked up, with a scale for each output channel."""
-    last = re.compile(
-        r"embedder\.|qkv$|gate_up$|^layers\.\d+\.mlp\.down$"
-    )  # weights whose last dimension is summed over; else it is the output
+    # Weights whose last dimension is summed over; of the others it is the output.
+    last = re.compile(r"embedder\.|qkv$|gate_up$|^layers\.\d+\.mlp\.down$")
 
     def one(name: str, value: jax.Array) -> Weight:
         if name.endswith(("scale", "bias", "positions")):

@@ -192,6 +192,7 @@ class Hlo:
         for computation, one in self.executed():
             beside = {other.name: other.results for other in self.computations[computation]}
             read = [array for name in one.operands for array in beside.get(name, ())]
+            read.sort(key=lambda array: _bits(array.dtype), reverse=True)  # the narrowest of a size counts
             narrow = {array.size: _bits(array.dtype) for array in read if array.size in sizes and _bits(array.dtype)}
             found += [
                 f"{one.name} = {array}, a wider copy of a weight, from {one.origin or 'no operation'}"
