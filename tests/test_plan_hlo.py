@@ -157,6 +157,20 @@ def test_a_weight_that_is_written_out_wide_is_named() -> None:
     assert _hlo(lambda x, w: scaled(x, w, False), *specs).widened({N * N}) == []
 
 
+def test_a_weight_that_is_written_out_wide_beside_a_wide_array_of_its_size_is_named() -> None:
+    for narrow, wide in (("s8", "f32"), ("bf16", "f32")):
+        for first, second in ((narrow, wide), (wide, narrow)):
+            text = f"""HloModule m
+ENTRY %main (a: {first}[4,4], b: {second}[4,4]) -> f32[4,4] {{
+  %a = {first}[4,4]{{1,0}} parameter(0)
+  %b = {second}[4,4]{{1,0}} parameter(1)
+  ROOT %sum = f32[4,4]{{1,0}} add(%a, %b)
+}}
+"""
+            assert len(Hlo(text).widened({16})) == 1
+            assert Hlo(text).widened({15}) == []
+
+
 def test_a_gathered_weight_is_named_and_a_sum_of_activations_is_not() -> None:
     def gathered(x: jax.Array, w: jax.Array) -> jax.Array:
         return x @ jax.lax.with_sharding_constraint(w, WHOLE)
