@@ -212,7 +212,7 @@ def test_devices_send_each_other_activations_and_no_weights(name: str, sides: tu
     """At the real widths, with a model axis within the kv heads and beyond them; a local layer and a global one."""
     config = dataclasses.replace(CONFIGS[name], vision=None, layers=CONFIGS[name].layers[4:6])
     mesh = make_mesh(config, sides, jax.devices()[: math.prod(sides)])
-    deployment, rows, T = Deployment(config, mesh, sides[0], 4096, "bfloat16"), sides[0], 64
+    deployment, rows, T = Deployment(config, mesh, sides[0], 4096, "bfloat16"), sides[0], 128
     params, state = deployment.abstract_params, deployment.abstract_state
     shape = functools.partial(jax.ShapeDtypeStruct, dtype="int32")
     static = {"deployment": deployment}

@@ -8,6 +8,7 @@ weight as the left factor.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -38,19 +39,21 @@ def _letters(spec: str) -> list[str]:
 
 
 def _dot(spec: str, x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-    """Of matrices: a weight of more dimensions would be transposed first."""
     given, dims, out = _letters(spec)
     sizes = dict(zip(given + dims, x.shape + weight.shape, strict=True))
     inner, last = math.prod(sizes[letter] for letter in given if letter in dims), dims[-1] not in out
-    x, weight = x.reshape(-1, inner), weight.reshape((-1, inner) if last else (inner, -1))
-    rows = len(x)
-    x = jnp.pad(x, ((0, int(rows == 1)), (0, 0)))
-    if last and rows <= 3 * _FEW:
-        factors, axes, letters = (weight, x), (1, 1), dims + given
-    else:
-        factors, axes, letters = (x, weight), (1, int(last)), given + dims
-    found = jax.lax.dot_general(*factors, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=dtype)
-    found = found[:, :rows] if factors[1] is x else found[:rows]
+    rows, few = x.size // inner, last and x.size <= 3 * _FEW * inner
+    if dims[0] == "c" and "c" in out and not few:
+        # No mesh splits c. One dimension made of it and another that a mesh splits would have all of the weight sent.
+        one = f"{given},{dims[1:]}->{out.replace('c', '')}"
+        return jnp.stack([_dot(one, x, part, dtype) for part in weight], out.index("c"))
+    x = jnp.pad(x.reshape(rows, inner), ((0, int(rows == 1)), (0, 0)))
+    product = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
+    if few:
+        found, letters = product(weight, x, (((weight.ndim - 1,), (1,)), ((), ())))[..., :rows], dims + given
+    else:  # of matrices: a weight of more dimensions would be transposed first
+        weight = weight.reshape((-1, inner) if last else (inner, -1))
+        found, letters = product(x, weight, (((1,), (int(last),)), ((), ())))[:rows], given + dims
     letters = [letter for letter in letters if letter in out]
     return found.reshape([sizes[letter] for letter in letters]).transpose([letters.index(letter) for letter in out])
 
