@@ -86,6 +86,18 @@ def test_a_step_reads_quantised_weights_as_they_are(where, quantize: str) -> Non
         assert decode.cycles < plain["decode"].cycles
 
 
+def test_prefill_brings_the_pages_of_one_layer_together_at_a_time() -> None:
+    """Those of all layers at once would be as large as the cache of a long context itself."""
+    target, _ = compiled("v5e:1x1", (1, 1), 1, (), 65_536)
+    needed = []
+    for layers in (2, 6):
+        config = dataclasses.replace(SMALL, vision=None, layers=SMALL.layers[1:] * layers)
+        (prefill,) = compile_programs(target.replace(config=config), ["prefill"])
+        needed.append(prefill.temporaries)
+    page_bytes = target.deployment.memory.global_cache  # SMALL has one such layer
+    assert needed[1] - needed[0] < page_bytes < needed[0]
+
+
 @pytest.mark.parametrize("sample", list(DECODE.values())[:4], ids=list(DECODE)[:4])  # the last is too short to tell
 def test_a_step_takes_between_the_roofline_and_a_few_times_it(sample) -> None:
     target, found = compiled(*sample)

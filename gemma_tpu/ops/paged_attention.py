@@ -84,6 +84,8 @@ def _one_row(
     """Its pages are brought together, those of earlier positions first."""
     pages = min(len(start), -(-longest // key.shape[2]))
     order = jnp.argsort(jnp.where(row >= 0, start, jnp.iinfo(jnp.int32).max))[:pages]
+    # Or all layers bring theirs together before the first of them looks at its own.
+    query, order = jax.lax.optimization_barrier((query, order))
     mine = (row >= 0)[order]
 
     def together(x: jax.Array) -> jax.Array:
