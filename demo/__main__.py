@@ -58,6 +58,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mesh", type=_mesh, metavar="DATA,MODEL", help="for example 1,8 (default: all on model)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--quantize", choices=("int8", "int4"), help="keep the decoder's matrices as such integers")
+    parser.add_argument(
+        "--kv-cache-dtype", choices=("auto", "int8"), default="auto", help="of keys and values (default: that of the weights)"
+    )
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--draft", metavar="CHECKPOINT", help="a smaller Gemma 3 that guesses tokens for this one")
@@ -176,6 +179,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             mesh=arguments.mesh,
             dtype=arguments.dtype,
             quantize=arguments.quantize,
+            kv_cache_dtype=arguments.kv_cache_dtype,
             adapter=arguments.adapter,
             max_context=arguments.max_context,
             max_rows=arguments.max_rows,

@@ -92,7 +92,7 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype:
-        """That of weights and cache."""
+        """That of weights, and of the cache unless its `kv_cache_dtype` is another."""
         return np.dtype(self.deployment.dtype)
 
     @property

@@ -137,6 +137,7 @@ def bench(
     repeats: int,
     dtype: str = "auto",
     quantize: Quantization | str | None = None,
+    kv_cache_dtype: str = "auto",
     mesh: tuple[int, int] | None = None,
     verify: bool = True,
 ) -> Iterator[tuple[int, Measurement]]:
@@ -150,7 +151,7 @@ def bench(
     for name, value, least in (("prompt", prompt, 1), ("tokens", tokens, 2), ("repeats", repeats, 1)):
         check_integer(name, value, least)
     for max_rows in rows:
-        check_deployment(mesh, dtype, context, max_rows)
+        check_deployment(mesh, dtype, context, max_rows, kv_cache_dtype=kv_cache_dtype)
     if prompt + tokens > context:
         raise ValueError(f"prompt {prompt} and tokens {tokens} are more than the context of {context} tokens")
     quantization = as_quantization(quantize)
@@ -160,7 +161,8 @@ def bench(
         checkpoint = _open(source)
         config = checkpoint.config
         quantization = stored_quantization(checkpoint) if quantize is None else quantization
-    deployments = [deploy(config, mesh, dtype, context, max_rows, quantization=quantization)[0] for max_rows in rows]
+    kinds = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    deployments = [deploy(config, mesh, dtype, context, max_rows, **kinds)[0] for max_rows in rows]
     if (needed := _image_tokens(config) + 1) > context and config.vision:
         warnings.warn(f"no image is measured: that takes a context of {needed} tokens, not {context}", stacklevel=2)
     for max_rows, deployment in zip(rows, deployments, strict=True):
@@ -168,6 +170,7 @@ def bench(
             model = _random_model(deployment)
         else:
             options = {"mesh": mesh, "dtype": dtype, "quantize": quantize, "verify": verify, "progress": False}
+            options["kv_cache_dtype"] = kv_cache_dtype
             model = load(source, max_context=context, max_rows=max_rows, **options)
         shape = {"rows": max_rows, "prompt": prompt, "tokens": tokens}
         with model:

@@ -54,6 +54,7 @@ def load(
     stored_prefixes: int = 0,
     draft: str | Path | None = None,
     draft_tokens: int | None = None,
+    kv_cache_dtype: str = "auto",
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     verify: bool = True,
@@ -90,6 +91,8 @@ def load(
       draft_tokens: tokens to guess at each step, by default 4 if there is a draft model, else none; at most 15. Without
         a draft model they are what followed where the text so far was like its end (prompt lookup): for answers that
         repeat what was said, as in editing, summaries and code.
+      kv_cache_dtype: "int8" keeps keys and values as such integers, with a scale for each token and kv head: about half
+        of bfloat16's memory, and of what a decode step reads of the cache. "auto" keeps them in `dtype`.
       tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
@@ -101,7 +104,8 @@ def load(
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
     before a weight is read, if weights and state would not fit on the devices.
     """
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, draft is not None)
+    tokens = guesses(draft_tokens, draft is not None)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, tokens, kv_cache_dtype
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     quantization = as_quantization(quantize)
     _check_others(tokenizer, progress)
@@ -137,6 +141,7 @@ def from_params(
     cache_tokens: int | None = None,
     stored_prefixes: int = 0,
     draft_tokens: int | None = None,
+    kv_cache_dtype: str = "auto",
     tokenizer: Tokenizer | str | Path | bytes | None = None,
     text_only: bool = False,
     progress: bool | Any = False,
@@ -148,8 +153,8 @@ def from_params(
         FrozenDict, an NNX state or module (tunix's Gemma3), MaxText's tree. A trainer's state may be around it. LoRA
         parameters in it are merged.
       lora_alpha: of qwix's LoRA parameters, as tunix trains them: their tree does not hold it.
-      config, mesh, dtype, quantize, max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, tokenizer,
-        text_only, progress: as of `load`. There is no tokenizer unless one is given.
+      config, mesh, dtype, quantize, max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens,
+        kv_cache_dtype, tokenizer, text_only, progress: as of `load`. There is no tokenizer unless one is given.
 
     The arrays are copied through host memory, a few at a time, and stay the caller's: a device that holds them needs
     room for both. For one process; several load the same checkpoint instead.
@@ -158,7 +163,8 @@ def from_params(
     """
     if jax.process_count() > 1:
         raise ValueError("from_params is for one process: save the parameters with Orbax, and load() that checkpoint")
-    sizes = max_context, max_rows, cache_tokens, stored_prefixes, guesses(draft_tokens, False)
+    tokens = guesses(draft_tokens, False)
+    sizes = max_context, max_rows, cache_tokens, stored_prefixes, tokens, kv_cache_dtype
     config, mesh = as_config(config), check_deployment(mesh, dtype, *sizes)
     quantization = as_quantization(quantize)
     _check_others(tokenizer, progress)
@@ -183,9 +189,10 @@ def check_deployment(
     cache_tokens: Any = None,
     stored_prefixes: Any = 0,
     draft_tokens: Any = 0,
+    kv_cache_dtype: Any = "auto",
 ) -> Mesh | tuple[int, int] | None:
     """The mesh that is meant. ValueError for an argument that no model can take, before a file is opened."""
-    check_sizes(max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens)
+    check_sizes(max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, kv_cache_dtype)
     if not (isinstance(dtype, str) and dtype == "auto"):
         named_dtype(dtype)
     if isinstance(mesh, Mesh):
@@ -205,6 +212,7 @@ def _deploy(
     cache_tokens: int | None,
     stored_prefixes: int,
     draft_tokens: int,
+    kv_cache_dtype: str,
     quantization: Quantization | None,
     tokenizer: Tokenizer | str | Path | bytes | None,
     draft: Checkpoint | None = None,
@@ -212,7 +220,7 @@ def _deploy(
 ) -> Model:
     """Checks what a caller asks for against the checkpoint and the devices, then reads the weights."""
     sizes = max_context, max_rows, cache_tokens, stored_prefixes, draft_tokens, draft and draft.config
-    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes, quantization)
+    deployment, dtype_reason = deploy(checkpoint.config, mesh, dtype, *sizes, quantization, kv_cache_dtype)
     tokenizer, defaults, format = _text_side(checkpoint, tokenizer)
     how = {"dtype_reason": dtype_reason, "defaults": defaults, "format": format}
     with compiling_ahead(deployment, compile_ahead) as ahead:
@@ -230,6 +238,7 @@ def deploy(
     draft_tokens: int = 0,
     draft: GemmaConfig | None = None,
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> tuple[Deployment, str]:
     """What `load` makes of arguments that `check_deployment` has seen, and if the dtype was "auto" why it was chosen.
 
@@ -251,6 +260,7 @@ def deploy(
     check_draft(draft, config)
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     more |= {"draft_tokens": draft_tokens, "draft": draft, "quantization": quantization}
+    more |= {"kv_cache_dtype": kv_cache_dtype}
     one = functools.partial(Deployment, config, mesh, max_rows, max_context, **more)
     capacity = device_capacity(mesh)
     chosen, dtype_reason = resolve_dtype(dtype, mesh, lambda dtype: one(dtype).fits(capacity))

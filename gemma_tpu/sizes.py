@@ -7,6 +7,7 @@ from typing import Any
 from gemma_tpu.checks import as_tuple, brief, check_integer
 
 MAX_DRAFT_TOKENS = 15  # of a decode step, which also has the token before them: gemma_tpu.ops.attention.FEW together
+KV_CACHE_DTYPES = ("auto", "int8")  # auto: that of the weights
 _DRAFT_TOKENS = 4
 _MOST_ROWS = 1 << 16  # no device has room for them
 
@@ -25,8 +26,9 @@ def check_sizes(
     cache_tokens: Any = None,
     stored_prefixes: Any = 0,
     draft_tokens: Any = 0,
+    kv_cache_dtype: Any = "auto",
 ) -> None:
-    """ValueError for a size that no model can have."""
+    """ValueError for a size, or a dtype of the cache, that no model can have."""
     if max_context is not None:
         check_integer("max_context", max_context, 2)
     check_integer("max_rows", max_rows, 1, _MOST_ROWS)
@@ -35,6 +37,13 @@ def check_sizes(
         check_cache_tokens(cache_tokens, max_context or 2)
     check_integer("stored_prefixes", stored_prefixes, 0, _MOST_ROWS)
     check_integer("draft_tokens", draft_tokens, 0, MAX_DRAFT_TOKENS)
+    check_kv_cache_dtype(kv_cache_dtype)
+
+
+def check_kv_cache_dtype(kv_cache_dtype: Any) -> None:
+    """ValueError unless it is one of KV_CACHE_DTYPES."""
+    if not isinstance(kv_cache_dtype, str) or kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(f'kv_cache_dtype must be "auto" or "int8", got {brief(kv_cache_dtype)}')
 
 
 def check_cache_tokens(cache_tokens: int, max_context: int) -> None:

@@ -129,7 +129,7 @@ def make_engine(config: GemmaConfig, mesh: Mesh | None = None, params: Params | 
     draft = options.get("draft")
     params = on_mesh(params) | (as_draft(on_mesh(near(params, draft))) if draft else {})
     shape: dict[str, Any] = {"max_context": 128, "max_rows": 4, "chunks": (8, 16), "draft_tokens": 0, "draft": None}
-    shape |= {"cache_tokens": None, "stored_prefixes": 0}
+    shape |= {"cache_tokens": None, "stored_prefixes": 0, "kv_cache_dtype": "auto"}
     shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
     options = {"steps_per_call": 4} | options
     return Engine(make_deployment(config, mesh, **shape), params, **options)

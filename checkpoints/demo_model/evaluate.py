@@ -113,10 +113,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--set", choices=sets, default="generated")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="keep the weights as such integers")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto", help="of keys and values")
     parser.add_argument("--batch", type=int, default=8, help="questions at once (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help=f"keep the counts in {RESULTS.name}, beside this file")
     options = parser.parse_args(argv)
     how = {"max_context": 2048, "max_rows": options.batch, "quantize": options.quantize, "progress": False}
+    how["kv_cache_dtype"] = options.kv_cache_dtype
     with gemma_tpu.load(str(options.checkpoint), **how) as model:
         judge, asked = sets[options.set]
         results = summary(judge(model, asked(), options.batch))

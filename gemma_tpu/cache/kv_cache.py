@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Int
 
 from gemma_tpu.memory import shard_bytes, shard_size
 from gemma_tpu.ops.attention import Keys, Part, attend_part, finish, join
+from gemma_tpu.ops.int8 import Int8, Numbers, along, to_int8
 from gemma_tpu.ops.masks import KeyValues, Queries
 from gemma_tpu.ops.paged_attention import SHORTEST, paged_attention
 from gemma_tpu.ops.slots import Layer, store, store_one
@@ -70,7 +72,8 @@ class KVCache:
     Another kind of cache is another class with these methods; nothing else knows how keys and values are stored.
     """
 
-    layers: tuple[tuple[Any, Any], ...]  # keys, values: rings [R, K, S, H], pools [A, K, S, H]; or shapes, or shardings
+    # Keys, values: rings [R, K, S, H], pools [A, K, S, H], each an array or an `Int8`; or shapes, or shardings.
+    layers: tuple[tuple[Any, Any], ...]
     stored: tuple[tuple[Any, Any], ...]  # for each ring, those of stored prefixes
     windows: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})  # None: the whole context
     longest: int = dataclasses.field(metadata={"static": True})  # pages of a row
@@ -78,12 +81,14 @@ class KVCache:
 
     @classmethod
     def init(cls, windows: Sequence[int | None], shape: CacheShape, dtype: Any, mesh: Mesh) -> KVCache:
-        """An empty cache for layers with these windows."""
+        """An empty cache for layers with these windows. With int8 for `dtype` its arrays are those of `Int8`."""
         longest = -(-shape.context // shape.page)
 
         def zeros(count: int, slots: int) -> Layer:
-            layer = count, shape.num_kv_heads, slots, shape.head_dim
-            return jnp.zeros(layer, dtype), jnp.zeros(layer, dtype)
+            layer = jnp.zeros((count, shape.num_kv_heads, slots, shape.head_dim), dtype)
+            if dtype == jnp.int8:
+                layer = Int8(layer, jnp.zeros(layer.shape[:-1], jnp.float32))
+            return layer, jax.tree.map(jnp.copy, layer)
 
         most = longest * shape.page
         rings = [None if window is None else min(window + shape.slack, most) for window in windows]
@@ -93,7 +98,7 @@ class KVCache:
 
     def shardings(self) -> KVCache:
         """Split over rows or pages, kv heads and slots, as far as the mesh's axes divide them."""
-        return jax.tree.map(lambda x: partition("RKSH", x.shape, self.mesh), self)
+        return jax.tree.map(lambda x: partition("RKSH"[: x.ndim], x.shape, self.mesh), self)
 
     def write(
         self,
@@ -107,6 +112,7 @@ class KVCache:
     ) -> KVCache:
         """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S."""
         old, (B, T, *_) = self.layers[layer], key.shape
+        key, value = self._kept(layer, key), self._kept(layer, value)
         first, _, slots, _ = old[0].shape
         token = jnp.arange(T)
         position, kept = start[:, None] + token, token < count[:, None]
@@ -126,6 +132,7 @@ class KVCache:
         position before that position is written. In a ring it held the token that is just leaving the window.
         """
         old, row = self.layers[layer], jnp.arange(len(length))
+        key, value = self._kept(layer, key), self._kept(layer, value)
         first, _, slots, _ = old[0].shape
         if self.windows[layer] is None:
             table = pages.table(len(length), self.longest, slots)
@@ -152,6 +159,8 @@ class KVCache:
         """
         parts = []
         if own is not None:
+            # As the cache is going to hold them, so that answers do not depend on where chunks and reused prefixes end.
+            own = own._replace(key=self._kept(layer, own.key), value=self._kept(layer, own.value))
             window = self.windows[layer]
             parts.append(attend_part(query, position, own, window=window, mesh=self.mesh, length="T"))
         if length is not None:
@@ -173,7 +182,7 @@ class KVCache:
             longest, whose = self.longest * slots, (pages.row, pages.start, length)
             return paged_attention(query, position, keys, values, *whose, longest=longest, mesh=self.mesh)
         if rows is not None:
-            keys, values = keys[rows], values[rows]
+            keys, values = jax.tree.map(lambda x: x[rows], (keys, values))
         ring = Keys(keys, values, slot_positions(length, slots))
         return attend_part(query, position, ring, window=window, mesh=self.mesh)
 
@@ -182,7 +191,7 @@ class KVCache:
 
         def emptied(x: jax.Array, gone: Bool[Array, "first"]) -> jax.Array:
             # No slice: a cache that is split over rows stays where it is.
-            return jnp.where(gone[:, None, None, None], jnp.zeros((), x.dtype), x)
+            return jnp.where(along(gone, x), jnp.zeros((), x.dtype), x)
 
         return self._map(rings=lambda x: emptied(x, jnp.arange(x.shape[0]) == row), pools=lambda x: emptied(x, pages))
 
@@ -194,7 +203,7 @@ class KVCache:
 
         def copied(x: jax.Array) -> jax.Array:
             held = jnp.arange(len(source))[:, None] * x.shape[2] + jnp.arange(x.shape[2]) < tokens
-            return x.at[target].set(jnp.where(held[:, None, :, None], x[source], 0), mode="drop")
+            return x.at[target].set(jnp.where(along(held[:, None], x), x[source], 0), mode="drop")
 
         return self._map(pools=copied)
 
@@ -229,14 +238,24 @@ class KVCache:
         """Keys on each device of an abstract cache, by kv heads, summed over the layers: of all rows, or of one."""
         found = 0
         for (keys, _), window in zip(self.layers, self.windows, strict=True):
+            keys = keys.values if isinstance(keys, Int8) else keys
             first, *_ = keys.sharding.shard_shape(keys.shape)
             share = min(first, self.longest if window is None else 1) if one_row else first
             found += shard_size(keys) // keys.shape[-1] // first * share
         return found
 
+    def key_bytes(self) -> int:
+        """Of a key of one token and kv head, with its scale if it has one; a value has as many."""
+        keys, _ = self.layers[0]
+        return sum(math.prod(x.shape[3:]) * x.dtype.itemsize for x in jax.tree.leaves(keys))
+
     def shortest_read(self) -> int:
         """Tokens of the pages that a decode step reads at least, however few are in use."""
         return SHORTEST * self.mesh.shape["slots"]
+
+    def _kept(self, layer: int, x: jax.Array) -> Numbers:
+        """Keys or values of tokens in the form in which the cache keeps them."""
+        return to_int8(x) if isinstance(self.layers[layer][0], Int8) else x
 
     def _rings(self) -> Rings:
         return tuple(layer for layer, window in zip(self.layers, self.windows, strict=True) if window is not None)
@@ -254,16 +273,16 @@ class KVCache:
         def copied(window: int, old: jax.Array, new: jax.Array) -> jax.Array:
             position = slot_positions(length[None], new.shape[2])[0]
             needed = (position >= 0) & (position > length - window)
-            return old.at[to].set(jnp.where(needed[None, :, None], new[at], 0), mode="drop")
+            return old.at[to].set(jnp.where(along(needed[None], new[at]), new[at], 0), mode="drop")
 
         windows = [window for window in self.windows if window is not None]
         layers = zip(windows, target, source, strict=True)
-        return tuple((copied(window, old[0], new[0]), copied(window, old[1], new[1])) for window, old, new in layers)
+        return tuple(jax.tree.map(functools.partial(copied, window), old, new) for window, old, new in layers)
 
     def _map(self, rings: Change = lambda x: x, pools: Change = lambda x: x) -> KVCache:
         """With every array of the layers changed."""
         layers = zip(self.layers, self.windows, strict=True)
-        changed = [tuple(map(pools if window is None else rings, layer)) for layer, window in layers]
+        changed = [jax.tree.map(pools if window is None else rings, layer) for layer, window in layers]
         return dataclasses.replace(self, layers=tuple(changed))
 
     def _with(self, layer: int, new: Layer) -> KVCache:

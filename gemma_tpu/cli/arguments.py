@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.cli import standard_streams
+from gemma_tpu.sizes import KV_CACHE_DTYPES
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
@@ -46,6 +47,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "tokens to guess at each step (default: 4 with --draft, else 0); without --draft, from the text so far",
     },
     "--json": {"action": "store_true", "help": "print JSON"},
+    "--kv-cache-dtype": {
+        "choices": KV_CACHE_DTYPES,
+        "default": argparse.SUPPRESS,
+        "help": "of keys and values: int8 halves the memory of the cache (default: auto, that of the weights)",
+    },
     "--mesh": {
         "type": mesh_shape,
         "metavar": "DATA,MODEL",
@@ -142,14 +148,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
     )
-    add_shared(parser, "--quantize", "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
+    add_shared(parser, "--quantize", "--kv-cache-dtype", "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     add_distributed_arguments(parser)
 
 
 MODEL_OPTIONS = (
     *("mesh", "dtype", "quantize", "adapter", "max_context", "draft", "draft_tokens", "tokenizer", "text_only"),
-    "verify",
+    *("verify", "kv_cache_dtype"),
 )
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="write the curves, an SVG")
     parser.add_argument("--max-rows", type=int, default=8, metavar="N", help="answers at once (default: 8)")
     add_dtype_argument(parser, "weights and cache", default="auto")
-    add_shared(parser, "--quantize", "--mesh", "--json")
+    add_shared(parser, "--quantize", "--kv-cache-dtype", "--mesh", "--json")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,13 +82,14 @@ def _target(args: argparse.Namespace, load: Load) -> Iterator[Engine | Server]:
     elif args.in_process:
         import gemma_tpu
 
-        options = values(args, "mesh", "dtype", "quantize", "max_rows")
+        options = values(args, "mesh", "dtype", "quantize", "kv_cache_dtype", "max_rows")
         with gemma_tpu.load(args.source, max_context=load.context, progress=False, **options) as model:
             model.warmup()
             yield Engine(model)
     else:
         options = {"max-context": load.context, "max-queue": max(load.in_flight)}
         options |= {"max-rows": args.max_rows} | values(args, "dtype", "quantize")
+        options |= {name.replace("_", "-"): value for name, value in values(args, "kv_cache_dtype").items()}
         options |= {"mesh": ",".join(map(str, args.mesh))} if args.mesh else {}
         with started(args.source, [f"--{name}={value}" for name, value in options.items()]) as url:
             yield Server(url, stream=not args.whole)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.flash_attention import fits, flash
+from gemma_tpu.ops.int8 import Numbers, split
 from gemma_tpu.ops.masks import MASKED, KeyValues, Queries, by_head, sees
 from gemma_tpu.sharding import partition
 
@@ -32,8 +33,8 @@ class Keys(NamedTuple):
     `image` is 0 for text, else an id, of the queries' own tokens; None: all are text.
     """
 
-    key: Float[Array, "B K S H"]
-    value: Float[Array, "B K S H"]
+    key: Numbers  # [B, K, S, H]
+    value: Numbers
     position: Int[Array, "B S"]
     image: Int[Array, "B S"] | None = None
 
@@ -86,18 +87,18 @@ def attend_part(
     return on_devices(functools.partial(look_at, window=window), arguments, dims, mesh)
 
 
-def on_devices(look: Callable[..., Part], arguments: Sequence[jax.Array], dims: Sequence[str], mesh: Mesh) -> Part:
+def on_devices(look: Callable[..., Part], arguments: Sequence[Numbers], dims: Sequence[str], mesh: Mesh) -> Part:
     """What `look` gives of each device's share of the arguments, joined over devices with other keys.
 
     The first argument is the queries, the second the keys; `dims` are the letters of the arguments' dimensions.
     """
     if mesh.size == 1:
         return look(*arguments)
-    specs = tuple(partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True))
-    query, key = (jax.tree.leaves(tuple(spec)) for spec in specs[:2])
+    specs = tuple(specs_of(letters, x, mesh) for letters, x in zip(dims, arguments, strict=True))
+    query, key = (jax.tree.leaves(tuple(jax.tree.leaves(one)[0])) for one in specs[:2])
     split = tuple(axis for axis in key if axis not in query)
 
-    def local(*arguments: jax.Array) -> Part:
+    def local(*arguments: Any) -> Part:
         part = look(*arguments)
         if not split:
             return part
@@ -110,7 +111,12 @@ def on_devices(look: Callable[..., Part], arguments: Sequence[jax.Array], dims: 
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sums, check_vma=False)(*arguments)
 
 
-def look_at(query: Queries, key: jax.Array, *rest: jax.Array, window: int | None) -> Part:
+def specs_of(dims: str, x: Numbers, mesh: Mesh) -> Any:
+    """How an array lies on a mesh; scales, which have all dimensions but the last, as their values do."""
+    return jax.tree.map(lambda part: partition(dims[: part.ndim], part.shape, mesh).spec, x)
+
+
+def look_at(query: Queries, key: Numbers, *rest: Any, window: int | None) -> Part:
     """Attention to the keys at hand. The arguments as of `attend_part`."""
     rows = by_head(query)
     if query.shape[1] <= FEW:
@@ -126,13 +132,13 @@ def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
     return jnp.tile(x, (1, queries // x.shape[1]))
 
 
-def _in_kernel(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Array, window: int | None) -> Part:
+def _in_kernel(query: jax.Array, key: Numbers, value: Numbers, *ids: jax.Array, window: int | None) -> Part:
     query_pos, key_pos, query_image, key_image = ids
     position, image = (_per_query(x, query.shape[2]) for x in (query_pos, query_image))
     return Part(*flash(query, key, value, position, key_pos, image, key_image, window=window))
 
 
-def _blocks(query: jax.Array, *keys: jax.Array, window: int | None) -> Part:
+def _blocks(query: jax.Array, *keys: Any, window: int | None) -> Part:
     """The same in plain JAX, a block of keys at a time, as far as there are any."""
     B, K, Q, H = query.shape
     key, _, _, key_pos, *_ = keys
@@ -151,10 +157,10 @@ def _blocks(query: jax.Array, *keys: jax.Array, window: int | None) -> Part:
     return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)
 
 
-def _cut(keys: Sequence[jax.Array], start: jax.Array | int, size: int) -> tuple[jax.Array, ...]:
+def _cut(keys: Sequence[Any], start: jax.Array | int, size: int) -> tuple[Any, ...]:
     """The arguments of `_look` for `size` keys from `start`."""
     key, value, query_pos, key_pos, query_image, key_image = keys
-    key, value = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (key, value))
+    key, value = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2), (key, value))
     key_pos, key_image = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key_pos, key_image))
     return key, value, query_pos, key_pos, query_image, key_image
 
@@ -166,8 +172,8 @@ def _used(key_pos: Int[Array, "B S"]) -> Int[Array, ""]:
 
 def look_at_all(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key: Numbers,
+    value: Numbers,
     query_pos: jax.Array,
     key_pos: jax.Array,
     query_image: jax.Array,
@@ -178,9 +184,13 @@ def look_at_all(
     """At all keys at once."""
     B, K, *_ = query.shape
     mask = sees(query_pos[:, :, None], key_pos[:, None], query_image[:, :, None], key_image[:, None], window)
+    (key, key_scale), (value, value_scale) = (split(x, query.dtype) for x in (key, value))
     found = einsum("bkqh,bksh->bkqs", query, key, dtype=jnp.float32)
+    if key_scale is not None:
+        found *= key_scale[:, :, None]
     scores = jnp.where(mask[:, None, None], found.reshape(B, K, -1, *mask.shape[1:]), MASKED).reshape(found.shape)
     peak = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - peak[..., None])
-    weighted = einsum("bkqs,bksh->bkqh", weights.astype(value.dtype), value, dtype=jnp.float32)
+    scaled = weights if value_scale is None else weights * value_scale[:, :, None]
+    weighted = einsum("bkqs,bksh->bkqh", scaled.astype(value.dtype), value, dtype=jnp.float32)
     return Part(weighted, jnp.sum(weights, axis=-1), peak)

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.ops.einsum import precision
+from gemma_tpu.ops.int8 import Int8, Numbers
 from gemma_tpu.ops.masks import MASKED, sees
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512
@@ -32,8 +33,8 @@ def fits(queries: int, keys: int) -> bool:
 
 def flash(
     query: Float[Array, "B K Q H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S H"],
+    key: Numbers,
+    value: Numbers,
     query_pos: Int[Array, "B Q"],
     key_pos: Int[Array, "B S"],
     query_image: Int[Array, "B Q"],
@@ -55,8 +56,17 @@ def flash(
     query_ids = pl.BlockSpec((None, queries, 1), lambda b, k, i, j, last: (b, i, 0))
     key_ids = pl.BlockSpec((None, 1, keys), lambda b, k, i, j, last: (b, 0, jnp.minimum(j, last[b])))
     one_each = pl.BlockSpec((None, None, queries, 1), lambda b, k, i, j, last: (b, k, i, 0))
+
+    def keys_and_scales(x: Numbers) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
+        """Inputs of the kernel: a scale to each key stands in a row of lanes."""
+        if not isinstance(x, Int8):
+            return [x], [per_key]
+        per_scale = pl.BlockSpec((None, None, 1, keys), lambda b, k, i, j, last: (b, k, 0, jnp.minimum(j, last[b])))
+        return [x.values, x.scales[:, :, None]], [per_key, per_scale]
+
+    (key_inputs, key_specs), (value_inputs, value_specs) = keys_and_scales(key), keys_and_scales(value)
     weighted, total, peak = pl.pallas_call(
-        functools.partial(_kernel, window=window),
+        functools.partial(_kernel, window=window, key_inputs=len(key_inputs)),
         out_shape=(
             jax.ShapeDtypeStruct((B, K, Q, H), jnp.float32),
             jax.ShapeDtypeStruct((B, K, Q, 1), jnp.float32),
@@ -65,7 +75,7 @@ def flash(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, K, Q // queries, S // keys),
-            in_specs=[per_query, per_key, per_key, query_ids, key_ids, query_ids, key_ids],
+            in_specs=[per_query, *key_specs, *value_specs, query_ids, key_ids, query_ids, key_ids],
             out_specs=(per_query, one_each, one_each),
             scratch_shapes=[
                 pltpu.VMEM((queries, H), jnp.float32),
@@ -78,8 +88,8 @@ def flash(
     )(
         last,
         query,
-        key,
-        value,
+        *key_inputs,
+        *value_inputs,
         query_pos[:, :, None],
         key_pos[:, None],
         query_image[:, :, None],
@@ -91,24 +101,20 @@ def flash(
 def _kernel(
     last_ref,
     query_ref,
-    key_ref,
-    value_ref,
-    query_pos_ref,
-    key_pos_ref,
-    query_image_ref,
-    key_image_ref,
-    weighted_ref,
-    total_ref,
-    peak_ref,
-    weighted,
-    total,
-    peak,
-    *,
+    *refs,
     window: int | None,
+    key_inputs: int,
 ) -> None:
-    """One block of queries and one of keys; the sums stay in scratch memory over all the blocks of keys."""
+    """One block of queries and one of keys; the sums stay in scratch memory over all the blocks of keys.
+
+    `key_inputs`: keys alone, or with their scales behind them; so are the values.
+    """
+    (key_ref, *key_scale_ref), refs = refs[:key_inputs], refs[key_inputs:]
+    (value_ref, *value_scale_ref), refs = refs[:key_inputs], refs[key_inputs:]
+    query_pos_ref, key_pos_ref, query_image_ref, key_image_ref, *outputs, weighted, total, peak = refs
+    weighted_ref, total_ref, peak_ref = outputs
     j = pl.program_id(3)
-    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision(key_ref))
+    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision(query_ref))
 
     @pl.when(j == 0)
     def _begin() -> None:
@@ -118,7 +124,9 @@ def _kernel(
 
     @pl.when(j <= last_ref[pl.program_id(0)])
     def _look() -> None:
-        scores = dot(query_ref[...], key_ref[...], (((1,), (1,)), ((), ())))
+        scores = dot(query_ref[...], key_ref[...].astype(query_ref.dtype), (((1,), (1,)), ((), ())))
+        if key_scale_ref:
+            scores *= key_scale_ref[0][...]
         mask = sees(query_pos_ref[...], key_pos_ref[...], query_image_ref[...], key_image_ref[...], window)
         scores = jnp.where(mask, scores, MASKED)
         before = peak[...]
@@ -126,7 +134,9 @@ def _kernel(
         weights, shrunk = jnp.exp(scores - now[:, :1]), jnp.exp(before - now)
         peak[...] = now
         total[...] = total[...] * shrunk + jnp.sum(weights, axis=1, keepdims=True)
-        found = dot(weights.astype(value_ref.dtype), value_ref[...], (((1,), (0,)), ((), ())))
+        if value_scale_ref:
+            weights *= value_scale_ref[0][...]
+        found = dot(weights.astype(query_ref.dtype), value_ref[...].astype(query_ref.dtype), (((1,), (0,)), ((), ())))
         weighted[...] = weighted[...] * shrunk[:, :1] + found
 
     @pl.when(j == pl.num_programs(3) - 1)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.ops.attention import FEW, Part, look_at, look_at_all, on_devices
+from gemma_tpu.ops.attention import FEW, Part, look_at, look_at_all, on_devices, specs_of
 from gemma_tpu.ops.einsum import einsum
+from gemma_tpu.ops.int8 import Numbers, along
 from gemma_tpu.ops.masks import Queries, by_head
-from gemma_tpu.sharding import partition
 
 SHORTEST = 8192  # tokens of the pool that a decode step reads at least on each device
 _SHORTEST_ON_GPU = 65_536  # where each choice of what to read costs more than to read so many
 _COPY = 3  # what a page costs that is copied before it is read: it is read, written and read again
-Pool = Float[Array, "A K S H"]
+Pool = Numbers  # [A, K, S, H]
 
 
 def paged_attention(
@@ -45,12 +46,12 @@ def paged_attention(
     """
     arguments = (query, key, value, position, row, start, length)
     dims = ("BTK.H", "AKSH", "AKSH", "BT", "A", "A", "B")
-    specs = [partition(letters, x.shape, mesh).spec for letters, x in zip(dims, arguments, strict=True)]
+    specs = [jax.tree.leaves(specs_of(letters, x, mesh))[0] for letters, x in zip(dims, arguments, strict=True)]
     least = _SHORTEST_ON_GPU if mesh.devices.flat[0].platform == "gpu" else SHORTEST
     rows_split, slots_split = bool(specs[0][0]), bool(specs[1][2])
 
     def look(
-        query: jax.Array, key: jax.Array, value: jax.Array, position: jax.Array, row: jax.Array, *rest: jax.Array
+        query: jax.Array, key: Pool, value: Pool, position: jax.Array, row: jax.Array, *rest: jax.Array
     ) -> Part:
         start, length = rest
         here = row
@@ -72,8 +73,8 @@ def paged_attention(
 
 def _one_row(
     query: Queries,
-    key: jax.Array,
-    value: jax.Array,
+    key: Pool,
+    value: Pool,
     position: jax.Array,
     row: jax.Array,
     start: jax.Array,
@@ -90,18 +91,18 @@ def _one_row(
 
     def together(x: jax.Array) -> jax.Array:
         # Zeros for the pages of others, which may not be finite: 0 times NaN is NaN.
-        own = jnp.where(mine[:, None, None, None], x[order], 0)
-        return jnp.moveaxis(own, 1, 0).reshape(1, x.shape[1], -1, x.shape[3])
+        own = jnp.where(along(mine, x), x[order], 0)
+        return jnp.moveaxis(own, 1, 0).reshape(1, x.shape[1], -1, *x.shape[3:])
 
-    key, value = together(key), together(value)
+    key, value = jax.tree.map(together, (key, value))
     key_pos = key_pos[order].reshape(1, -1)
     return look_at(query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None)
 
 
 def _few_queries(
     query: Float[Array, "B K Q H"],
-    key: jax.Array,
-    value: jax.Array,
+    key: Pool,
+    value: Pool,
     position: Int[Array, "B T"],
     row: jax.Array,
     key_pos: jax.Array,
@@ -122,10 +123,10 @@ def _few_queries(
     operands = (key, value, row, key_pos)
     order = jnp.argsort(~used)  # stable: pages in use first
 
-    def copied(size: int, operands: Sequence[jax.Array]) -> Part:
-        return look(*(x[order[:size]] for x in operands))
+    def copied(size: int, operands: Sequence[Any]) -> Part:
+        return look(*jax.tree.map(lambda x: x[order[:size]], operands))
 
-    in_place = [lambda operands, size=size: look(*(x[:size] for x in operands)) for size in sizes]
+    in_place = [lambda operands, size=size: look(*jax.tree.map(lambda x: x[:size], operands)) for size in sizes]
     branches = [*in_place, *(functools.partial(copied, size) for size in few)]
     index = jnp.sum(end > jnp.array(sizes[:-1]), dtype=jnp.int32)
     if few:
@@ -137,7 +138,7 @@ def _few_queries(
 
 
 def _by_page(
-    query: jax.Array, position: jax.Array, key: jax.Array, value: jax.Array, row: jax.Array, key_pos: jax.Array
+    query: jax.Array, position: jax.Array, key: Pool, value: Pool, row: jax.Array, key_pos: jax.Array
 ) -> Part:
     """Attention of each row to its pages among these, all at once."""
     whose = jnp.maximum(row, 0)

@@ -8,19 +8,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-Layer = tuple[Float[Array, "first K S H"], Float[Array, "first K S H"]]  # keys, values; first: rows or pages
+from gemma_tpu.ops.int8 import Numbers
+
+Layer = tuple[Numbers, Numbers]  # keys, values [first, K, S, H]; first: rows or pages
 
 
 def store(
     layer: Layer,
     first: Int[Array, "B T"],
     slot: Int[Array, "B T"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
+    key: Numbers,
+    value: Numbers,
 ) -> Layer:
-    """Tokens in unique slots of `first` (rows or pages); those past the end of either are dropped."""
+    """Tokens [B, T, K, H] in unique slots of `first` (rows or pages); those past the end of either are dropped."""
     # An index for each head too: the TPU compiler copies a cache to another layout at each call if the windows of a
     # scatter hold several heads (jax 0.10 to 0.12).
     where = (first[:, None], jnp.arange(layer[0].shape[1])[:, None], slot[:, None])
@@ -29,20 +31,20 @@ def store(
         new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
         return old.at[where].set(new, mode="drop", unique_indices=True)
 
-    return put(layer[0], key), put(layer[1], value)
+    return jax.tree.map(put, layer, (key, value))
 
 
 def store_one(
     layer: Layer,
     first: Int[Array, "B"],
     slot: Int[Array, "B"],
-    key: Float[Array, "B one K H"],
-    value: Float[Array, "B one K H"],
+    key: Numbers,
+    value: Numbers,
     *,
     split: bool,
     inside: bool,
 ) -> Layer:
-    """One token of every row in a slot of `first`, its row or page, no two of them the same.
+    """One token [B, 1, K, H] of every row in a slot of `first`, its row or page, no two of them the same.
 
     `split`: the slots lie on several devices. `inside`: none is past the end; otherwise these are dropped, but a single
     one is to be inside.
@@ -59,12 +61,12 @@ def store_one(
         # it. On one device an update written as such prevents that, on several a second row, here one past the end.
         # TPUs no longer need either (libtpu 0.0.50), though steps take 1.6% fewer cycles with the first; GPUs may.
         if not split:
-            return jax.lax.dynamic_update_slice(old, new, (first[0], 0, slot[0], 0))
+            return jax.lax.dynamic_update_slice(old, new, (first[0], 0, slot[0], 0)[: old.ndim])
         where = (first[0], jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
         return old.at[where].set(jnp.concatenate([new, new]), mode="drop", unique_indices=True)
 
     def both(layer: Layer) -> Layer:
-        return put(layer[0], key), put(layer[1], value)
+        return jax.tree.map(put, layer, (key, value))
 
     def in_branch(layer: Layer) -> Layer:
         # XLA's CPU backend fuses the update of a single row into each of its readers, on a copy of the cache for each
@@ -74,7 +76,6 @@ def store_one(
     def in_layout(layer: Layer) -> Layer:
         # Where slices of a cache are read, the TPU compiler otherwise copies all of it to another layout with jax 0.10.
         # jax 0.12 does without: this can go once it is the oldest that is supported.
-        keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in both(layer))
-        return keys, values
+        return jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), both(layer))
 
     return jax.lax.platform_dependent(layer, cpu=in_branch, tpu=in_layout, default=both)

@@ -119,12 +119,14 @@ def deploy(
     draft_tokens: int = 0,
     draft: GemmaConfig | None = None,
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> Target:
     """A model on the mesh (data, model) that `load` would make of a slice's chips. ValueError for a draft it cannot."""
     check_draft(draft, config)
     small = draft and dataclasses.replace(draft, vision=None)  # it sees no images
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     more |= {"draft_tokens": draft_tokens, "draft": small, "quantization": quantization}
+    more |= {"kv_cache_dtype": kv_cache_dtype}
     return Target(Deployment(config, mesh_for(config, where, shape), rows, context, dtype, **more), where)
 
 

@@ -186,8 +186,8 @@ class Hlo:
                 found.append(f"{where}: {one.name} = {one.results[0]} {one.op}, from {one.origin or 'no operation'}")
         return found
 
-    def widened(self, sizes: Collection[int]) -> list[str]:
-        """Weights, of so many elements, that are written out as floats of more bits: a line for each."""
+    def widened(self, sizes: Collection[int], what: str = "a weight") -> list[str]:
+        """Arrays of so many elements, by default weights, that are written out as floats of more bits: a line for each."""
         found = []
         for computation, one in self.executed():
             beside = {other.name: other.results for other in self.computations[computation]}
@@ -195,7 +195,7 @@ class Hlo:
             read.sort(key=lambda array: _bits(array.dtype), reverse=True)  # the narrowest of a size counts
             narrow = {array.size: _bits(array.dtype) for array in read if array.size in sizes and _bits(array.dtype)}
             found += [
-                f"{one.name} = {array}, a wider copy of a weight, from {one.origin or 'no operation'}"
+                f"{one.name} = {array}, a wider copy of {what}, from {one.origin or 'no operation'}"
                 for array in one.results
                 if array.dtype.startswith(("f", "bf")) and one.op not in _CARRIERS
                 if narrow.get(array.size, math.inf) < _bits(array.dtype)

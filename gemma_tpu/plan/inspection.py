@@ -32,6 +32,8 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     problems = decode.hlo.offenders(sizes, rows * widest, rows * shared, rare=_ON_REQUEST)
     packed = {shard_size(weight.values) for weight in weights if isinstance(weight, QuantizedWeight)}
     problems += decode.hlo.widened(packed)
+    cache = {shard_size(x) for x in jax.tree.leaves(deployment.abstract_state.cache) if x.dtype == "int8"}
+    problems += decode.hlo.widened(cache - packed, "the cache")
     if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
     data, model = target.mesh_shape

@@ -21,7 +21,7 @@ from gemma_tpu.plan.roofline import (
 )
 from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
 from gemma_tpu.quantization import Quantization, as_quantization
-from gemma_tpu.sizes import guesses
+from gemma_tpu.sizes import check_kv_cache_dtype, guesses
 
 
 def make_plan(
@@ -38,6 +38,7 @@ def make_plan(
     draft: GemmaConfig | None = None,
     draft_name: str = "a draft model",
     quantize: Quantization | str | None = None,
+    kv_cache_dtype: str = "auto",
     images: int = 0,
     search: bool = True,
     progress: Progress = no_progress,
@@ -59,10 +60,12 @@ def make_plan(
     if cache_tokens is not None:
         check_integer("cache_tokens", cache_tokens, context)
     check_integer("stored_prefixes", stored_prefixes, 0)
+    check_kv_cache_dtype(kv_cache_dtype)
     if not isinstance(draft, GemmaConfig | None):
         raise ValueError(f"draft must be a GemmaConfig, got {brief(draft)}")
     speculation = {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes, "quantization": as_quantization(quantize)}
+    more |= {"kv_cache_dtype": kv_cache_dtype}
     choice = choose_mesh(config, where, rows, context, dtype, **more, **speculation)
     first, *others = choice.candidates
     plan = _plan(model, first, choice.reason, progress)
@@ -116,6 +119,7 @@ def smallest_plan(
     draft: GemmaConfig | None = None,
     draft_name: str = "a draft model",
     quantize: Quantization | str | None = None,
+    kv_cache_dtype: str = "auto",
     progress: Progress = no_progress,
 ) -> Plan:
     """A plan for the smallest slice of a chip's table that fits, else for the largest slice."""
@@ -123,10 +127,10 @@ def smallest_plan(
     sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     sizes |= {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     for where in slices(chip):
-        leanest = choose_mesh(config, where, **sizes, quantization=as_quantization(quantize)).candidates[-1]
+        leanest = choose_mesh(config, where, **sizes, quantization=as_quantization(quantize), kv_cache_dtype=kv_cache_dtype).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
-        named = {"draft_name": draft_name, "quantize": quantize}
+        named = {"draft_name": draft_name, "quantize": quantize, "kv_cache_dtype": kv_cache_dtype}
         plan = make_plan(model, config, where, **sizes, **named, search=False, progress=progress)
         if plan.fits:
             break

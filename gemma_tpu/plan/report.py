@@ -109,6 +109,7 @@ def load(plan: Plan) -> str:
     prefixes = f", {stored} stored prefix{'es' * (stored > 1)}" if stored else ""
     guesses = f", {one.draft_tokens} tokens guessed by {plan.draft or 'prompt lookup'}" if one.draft_tokens else ""
     kept = f"{one.quantization} weights, " if one.quantization else ""
+    kept += f"{one.kv_cache_dtype} cache, " if one.kv_cache_dtype != "auto" else ""
     return f"{kept}{one.dtype}, {one.context:,} tokens × {rows_text(one.rows)}, {images} images{prefixes}{guesses}"
 
 
@@ -181,6 +182,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "draft": plan.draft,
         "dtype": str(one.dtype),
         "quantization": one.quantization and dataclasses.asdict(one.quantization),
+        "kv_cache_dtype": one.kv_cache_dtype,
         "images": bool(one.config.vision),
         "fits": plan.fits,
         "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total, "capacity": target.where.chip.hbm},

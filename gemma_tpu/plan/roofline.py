@@ -150,7 +150,7 @@ def _attention(target: Target, queries: int, one_row: bool) -> tuple[float, floa
     """Bytes of the cache that a device reads, and scores of `queries` of each row, or of one row, with it."""
     deployment = target.deployment
     keys = deployment.abstract_state.cache.num_keys(one_row=one_row)
-    nbytes = 2 * keys * deployment.config.head_dim * jnp.dtype(deployment.dtype).itemsize
+    nbytes = 2 * keys * deployment.abstract_state.cache.key_bytes()
     return nbytes, keys * deployment.config.group_size * queries
 
 

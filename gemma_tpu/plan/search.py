@@ -165,6 +165,7 @@ def smallest_slice(base: Target, compiled: Sequence[Program], progress: Progress
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
     names = "rows", "context", "dtype", "cache_tokens", "stored_prefixes", "draft_tokens", "draft"
+    names += "quantization", "kv_cache_dtype"
     sizes = {name: getattr(wanted, name) for name in names}
     for where in slices(base.chip):
         choice = choose_mesh(wanted.config, where, **sizes).candidates[-1]

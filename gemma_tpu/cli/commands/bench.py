@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to decode at (default: 1 8)"
     )
     add_dtype_argument(parser, "weights and cache", default="auto")
-    add_shared(parser, "--quantize", "--mesh", "--no-verify", "--json")
+    add_shared(parser, "--quantize", "--kv-cache-dtype", "--mesh", "--no-verify", "--json")
     add_distributed_arguments(parser)
 
 
@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     results = []
     source = CONFIGS[args.model] if args.model else args.checkpoint
     options = values(args, "rows", "context", "prompt", "tokens", "repeats", "dtype", "quantize", "mesh", "verify")
+    options |= values(args, "kv_cache_dtype")
     for rows, measured in bench(source, **options):
         results.append({"rows": rows, **dataclasses.asdict(measured)})
         print(_line(results[-1]), flush=True, file=sys.stderr)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shared(parser, "--draft", "--draft-tokens")
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
-    add_shared(parser, "--quantize")
+    add_shared(parser, "--quantize", "--kv-cache-dtype")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
     parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
     add_shared(parser, "--json")
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--context must be in [2, {config.max_context}] for this model, got {args.context}")
     if "draft" in args:
         options |= {"draft": model(args.draft)[0], "draft_name": args.draft}
-    options |= {"quantize": stored} | values(args, "draft_tokens", "quantize")
+    options |= {"quantize": stored} | values(args, "draft_tokens", "quantize", "kv_cache_dtype")
     if args.images and config.vision is None:
         raise ValueError(f"{args.model} has no vision tower: it takes no --images")
     if args.chips is None:
