@@ -59,7 +59,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--quantize", choices=("int8", "int4"), help="keep the decoder's matrices as such integers")
     parser.add_argument(
-        "--kv-cache-dtype", choices=("auto", "int8"), default="auto", help="of keys and values (default: that of the weights)"
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        default="auto",
+        help="of keys and values (default: that of the weights)",
     )
     parser.add_argument("--max-context", type=int, default=8192, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--max-rows", type=int, default=4, metavar="N", help="answers at once (default: %(default)s)")

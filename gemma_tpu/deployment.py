@@ -57,10 +57,11 @@ class Deployment:
     """Hashable: the static argument of the device programs.
 
     `rows`: batch rows, the requests that run at once. `context`: tokens that prompt and answer of each may have.
-    `dtype` is that of weights and, unless `kv_cache_dtype` says otherwise, cache; `quantization` says which weights are integers instead. `chunks` are the
-    lengths in tokens of a prefill call, by default those that suit the platform. `cache_tokens`: what all rows and
-    stored prefixes together may have in the layers that see the whole context; by default as many as the rows could
-    need. `stored_prefixes`: prefixes of prompts that are kept beside the rows when the rings of these have gone on.
+    `dtype` is that of weights and, unless `kv_cache_dtype` says otherwise, cache; `quantization` says which weights are
+    integers instead. `chunks` are the lengths in tokens of a prefill call, by default those that suit the platform.
+    `cache_tokens`: what all rows and stored prefixes together may have in the layers that see the whole context; by
+    default as many as the rows could need. `stored_prefixes`: prefixes of prompts that are kept beside the rows when
+    the rings of these have gone on.
     `draft_tokens`: tokens that are guessed ahead at each decode step (gemma_tpu.engine.speculation), by a model of the
     config `draft`, or without one from the text so far. `kv_cache_dtype`:
     "int8" keeps keys and values as such integers with scales, "auto" in `dtype`. `cache` is the class of the cache.
@@ -245,5 +246,6 @@ class Deployment:
             raise ValueError(
                 f"{self.context:,} tokens × {self.rows} rows in {self.dtype} do not fit on {self.mesh.size} devices; "
                 f"each would hold\n{self.memory.table(capacity)}\nLoad with smaller max_context, max_rows or "
-                "cache_tokens, text_only, without a draft model, with kv_cache_dtype=\"int8\", or on more devices (`gemma-tpu plan` says what fits)"
+                'cache_tokens, text_only, without a draft model, with kv_cache_dtype="int8", '
+                "or on more devices (`gemma-tpu plan` says what fits)"
             )

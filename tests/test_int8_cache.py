@@ -83,7 +83,7 @@ def test_attention_reads_integers_as_the_numbers_they_stand_for(way: str, window
 def _rounding_logits(config: Any) -> np.ndarray:
     """Teacher-forced logits of all rows by the plain path, in which keys and values are rounded."""
     tokens, soft = _tokens(), _expected(config)[0]
-    index = number_soft_tokens(tokens)
+    index = jnp.asarray(number_soft_tokens(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     key_pos = jnp.where(positions < np.array(LENGTHS)[:, None], positions, -1)
     soft = soft.reshape(-1, VISION.num_soft_tokens, config.embed_dim)
@@ -97,7 +97,9 @@ def _rounding_logits(config: Any) -> np.ndarray:
 
     params = {name: x for name, x in random_params(config).items() if not name.startswith("vision.")}
     model = text_model(config, params)
-    return np.asarray(model.embedder.decode(model(model.embed(tokens, soft, index), positions, attend_layer)))
+    return np.asarray(
+        model.embedder.decode(model(model.embed(jnp.asarray(tokens), soft, index), positions, attend_layer))
+    )
 
 
 class _Int8(KVCache):

@@ -148,7 +148,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="room for prompt and answer together (default: 8192, or what the model was trained for if that is less)",
     )
-    add_shared(parser, "--quantize", "--kv-cache-dtype", "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens")
+    add_shared(
+        parser, "--quantize", "--kv-cache-dtype", "--adapter", "--tokenizer", "--no-verify", "--draft", "--draft-tokens"
+    )
     parser.add_argument("--text-only", action="store_true", help="leave out the vision tower")
     add_distributed_arguments(parser)
 

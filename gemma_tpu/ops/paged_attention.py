@@ -50,9 +50,7 @@ def paged_attention(
     least = _SHORTEST_ON_GPU if mesh.devices.flat[0].platform == "gpu" else SHORTEST
     rows_split, slots_split = bool(specs[0][0]), bool(specs[1][2])
 
-    def look(
-        query: jax.Array, key: Pool, value: Pool, position: jax.Array, row: jax.Array, *rest: jax.Array
-    ) -> Part:
+    def look(query: jax.Array, key: Pool, value: Pool, position: jax.Array, row: jax.Array, *rest: jax.Array) -> Part:
         start, length = rest
         here = row
         if rows_split:
@@ -137,9 +135,7 @@ def _few_queries(
     return jax.lax.switch(index, branches, operands)
 
 
-def _by_page(
-    query: jax.Array, position: jax.Array, key: Pool, value: Pool, row: jax.Array, key_pos: jax.Array
-) -> Part:
+def _by_page(query: jax.Array, position: jax.Array, key: Pool, value: Pool, row: jax.Array, key_pos: jax.Array) -> Part:
     """Attention of each row to its pages among these, all at once."""
     whose = jnp.maximum(row, 0)
     none = jnp.zeros_like(row)[:, None]

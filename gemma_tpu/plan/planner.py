@@ -127,7 +127,9 @@ def smallest_plan(
     sizes |= {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     sizes |= {"draft_tokens": guesses(draft_tokens, draft is not None), "draft": draft}
     for where in slices(chip):
-        leanest = choose_mesh(config, where, **sizes, quantization=as_quantization(quantize), kv_cache_dtype=kv_cache_dtype).candidates[-1]
+        leanest = choose_mesh(
+            config, where, **sizes, quantization=as_quantization(quantize), kv_cache_dtype=kv_cache_dtype
+        ).candidates[-1]
         if where != slices(chip)[-1] and not _may_fit(leanest, progress):
             continue
         named = {"draft_name": draft_name, "quantize": quantize, "kv_cache_dtype": kv_cache_dtype}
