@@ -25,6 +25,7 @@ from gemma_tpu.ops.attention import Part, _blocks, finish, look_at_all
 from gemma_tpu.ops.flash_attention import flash
 from gemma_tpu.ops.int8 import Int8, to_int8
 from gemma_tpu.ops.masks import attend, attention_mask, by_head
+from gemma_tpu.ops.slots import store_one
 from gemma_tpu.options import SamplingParams
 
 MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
@@ -48,6 +49,28 @@ def test_numbers_are_within_half_a_step() -> None:
     assert np.abs(np.asarray(kept.values)).max() == 127
     for bad in (np.nan, np.inf):
         assert not np.isfinite(to_int8(jnp.asarray([1.0, bad])).scales)
+
+
+@pytest.mark.parametrize("size", [24, 96])  # of slots: 32 share a register of a TPU, and are written together
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_token_changes_one_slot(rows: int, size: int) -> None:
+    rng = np.random.default_rng(2)
+    first, K, H = 4, 2, 16
+
+    def numbers(*shape: int) -> Int8:
+        values = rng.integers(-127, 128, (*shape, H))
+        return Int8(jnp.asarray(values, jnp.int8), jnp.asarray(rng.random(shape), jnp.float32))
+
+    old, new = [(numbers(first, K, size), numbers(first, K, size)), (numbers(rows, 1, K), numbers(rows, 1, K))]
+    for slot in (0, 15, size - 9, size - 1):
+        where = [2, 0, first + 1][:rows], [(slot + 7 * row) % size for row in range(rows)]  # the last is dropped
+        indices = [jnp.asarray(index, jnp.int32) for index in where]
+        found = jax.jit(functools.partial(store_one, split=False, inside=False))(old, *indices, *new)
+        expected = jax.tree.map(np.array, old)
+        for row in range(min(rows, 2)):
+            for kept, one in zip(jax.tree.leaves(expected), jax.tree.leaves(new), strict=True):
+                kept[where[0][row], :, where[1][row]] = one[row, 0]
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("window", [None, 40])

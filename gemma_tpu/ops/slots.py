@@ -12,6 +12,8 @@ from jaxtyping import Array, Int
 
 from gemma_tpu.ops.int8 import Numbers
 
+_TILE = 32  # successive slots of int8 that share a register of a TPU
+
 Layer = tuple[Numbers, Numbers]  # keys, values [first, K, S, H]; first: rows or pages
 
 
@@ -55,12 +57,18 @@ def store_one(
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.moveaxis(new, 1, 2).astype(old.dtype)
         if len(first) > 1:
+            if old.ndim == 3:  # scales: a TPU writes all of a row's or page's at once, or copies all there are
+                here = old.at[first].get(mode="fill" if mode == "drop" else mode)
+                new = jnp.where((jnp.arange(slots) == slot[:, None])[:, None], new, here)
+                return old.at[first].set(new, mode=mode, unique_indices=True)
             where = (first[:, None, None], jnp.arange(heads)[:, None], slot[:, None, None])
             return old.at[where].set(new, mode=mode, unique_indices=True)
         # XLA rewrites a scatter of a single row to an update of a slice, and may copy the cache to another layout for
         # it. On one device an update written as such prevents that, on several a second row, here one past the end.
         # TPUs no longer need either (libtpu 0.0.50), though steps take 1.6% fewer cycles with the first; GPUs may.
         if not split:
+            if old.dtype == jnp.int8 and slots % _TILE == 0:
+                return _update_tile(old, new, first[0], slot[0])
             return jax.lax.dynamic_update_slice(old, new, (first[0], 0, slot[0], 0)[: old.ndim])
         where = (first[0], jnp.arange(heads)[:, None], jnp.stack([slot, jnp.full(1, slots)])[:, None])
         return old.at[where].set(jnp.concatenate([new, new]), mode="drop", unique_indices=True)
@@ -79,3 +87,13 @@ def store_one(
         return jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), both(layer))
 
     return jax.lax.platform_dependent(layer, cpu=in_branch, tpu=in_layout, default=both)
+
+
+def _update_tile(old: jax.Array, new: jax.Array, first: Int[Array, ""], slot: Int[Array, ""]) -> jax.Array:
+    """Writes whole registers of a TPU, which copies an int8 cache to another layout before it writes a part of one."""
+    _, heads, _, head_dim = old.shape
+    tiles = old.reshape(len(old), heads, -1, _TILE, head_dim)
+    where = first, 0, slot // _TILE, 0, 0
+    tile = jax.lax.dynamic_slice(tiles, where, (1, heads, 1, _TILE, head_dim))
+    tile = jnp.where((jnp.arange(_TILE) == slot % _TILE)[:, None], new[:, :, None], tile)
+    return jax.lax.dynamic_update_slice(tiles, tile, where).reshape(old.shape)
