@@ -1,4 +1,4 @@
-"""What rounding weights does to a model's predictions: KL divergence of the next token's distribution from float32's.
+"""What rounding weights, or keys and values, does to a model's predictions: KL divergence of the next token's distribution from float32's.
 
     python benchmarks/quantization_loss.py --model gemma3-270m
 
@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma_tpu.config import CONFIGS
+from gemma_tpu.config import CONFIGS, GemmaConfig
 from gemma_tpu.engine.forward import forward
-from gemma_tpu.model import param_shapes
+from gemma_tpu.model import param_shapes, text_model
 from gemma_tpu.model.linear import QuantizedWeight, Weight
+from gemma_tpu.ops.int8 import to_int8
+from gemma_tpu.ops.masks import attend, attention_mask
 from gemma_tpu.quantization import Grid, Quantization, quantize
 
 EVERY = Quantization("int8", "int8")
@@ -70,6 +72,18 @@ FORMS: dict[str, Rounding] = {
 }
 
 
+def with_int8_cache(config: GemmaConfig, params: dict[str, Weight], tokens: np.ndarray) -> jax.Array:
+    """Logits where every key and value is as such a cache holds it."""
+    model, position = text_model(config, params), jnp.arange(tokens.shape[1])[None]
+
+    def attend_layer(layer: int, query: jax.Array, *kept: jax.Array) -> jax.Array:
+        key, value = (to_int8(jnp.moveaxis(x, 1, 2)) for x in kept)
+        mask = attention_mask(position, position, window=config.layers[layer].window)
+        return attend(query, key.values * key.scales[..., None], value.values * value.scales[..., None], mask)
+
+    return model.embedder.decode(model(model.embed(jnp.asarray(tokens)), position, attend_layer))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CONFIGS, default="gemma3-270m")
@@ -79,22 +93,29 @@ def main() -> None:
     weights = random_weights(config)
     tokens = np.random.default_rng(1).integers(4, config.vocab_size, (1, args.tokens))
 
-    def predicted(rounded: Rounding, dtype: str = "float32") -> np.ndarray:
+    def predicted(rounded: Rounding, dtype: str = "float32", run: Callable[..., jax.Array] = forward) -> np.ndarray:
         params: dict[str, Weight] = {}
         for name, weight in weights.items():
             grid = EVERY.grid(name, "cpu")
             params[name] = rounded(weight, name, grid) if grid else jnp.asarray(weight, dtype)
-        return np.asarray(jax.nn.log_softmax(forward(config, params, tokens)[0]), np.float64)
+        return np.asarray(jax.nn.log_softmax(run(config, params, tokens)[0]), np.float64)
 
-    exact = predicted(lambda weight, _, __: jnp.asarray(weight))
+    def show(form: str, found: np.ndarray) -> None:
+        divergence = (np.exp(exact) * (exact - found)).sum(axis=-1)
+        same = (exact.argmax(axis=-1) == found.argmax(axis=-1)).mean()
+        print(f"| {form} | {divergence.mean():.1e} | {divergence.max():.1e} | {same:.0%} |", flush=True)
+
+    exact = predicted(_as_they_are)
     print(f"{args.model}, random weights, {args.tokens} positions: KL from float32, nats")
     print("| weights | mean | largest | most likely token the same |")
     print("|---|---|---|---|")
     for form, rounded in FORMS.items():
-        found = predicted(rounded, "bfloat16" if form == "bfloat16" else "float32")
-        divergence = (np.exp(exact) * (exact - found)).sum(axis=-1)
-        same = (exact.argmax(axis=-1) == found.argmax(axis=-1)).mean()
-        print(f"| {form} | {divergence.mean():.1e} | {divergence.max():.1e} | {same:.0%} |", flush=True)
+        show(form, predicted(rounded, "bfloat16" if form == "bfloat16" else "float32"))
+    show("float32, cache int8", predicted(_as_they_are, run=with_int8_cache))
+
+
+def _as_they_are(weight: np.ndarray, _: str, __: Grid) -> Weight:
+    return jnp.asarray(weight)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,10 @@ def compiled(
     context: int = CONTEXT,
     draft_tokens: int = 0,
     quantize: str | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> tuple[Target, dict[str, Program]]:
     """`draft_tokens` are guessed by DRAFT."""
     more = {"draft_tokens": draft_tokens, "draft": DRAFT if draft_tokens else None}
-    target = deploy(SMALL, parse_slice(topology), mesh, rows, context, **more, quantization=as_quantization(quantize))
+    more |= {"quantization": as_quantization(quantize), "kv_cache_dtype": kv_cache_dtype}
+    target = deploy(SMALL, parse_slice(topology), mesh, rows, context, **more)
     return target, {program.name: program for program in compile_programs(target, names)}

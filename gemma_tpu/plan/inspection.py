@@ -23,8 +23,10 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
         return ["the compiler refused it"]
     # It has none of the vision tower's.
     weights = deployment.text.abstract_params.values()
-    kept = (*map(elements, weights), *jax.tree.leaves(deployment.abstract_state.cache))
-    sizes = {shard_size(array) for array in kept if len(array.shape) > 1}
+    kept = jax.tree.leaves(deployment.abstract_state.cache)
+    kept = [array for array in kept if len(array.shape) == 4]  # without an int8 cache's scales, a 64th of it
+    kept += [array for array in map(elements, weights) if len(array.shape) > 1]
+    sizes = set(map(shard_size, kept))
     # The largest activation is a mask or score of every slot, or the logits; the largest that is sent is one of D,
     # queries, keys and values, or the logits that a token is drawn from.
     widest = max(config.vocab_size, deployment.context * config.num_heads)
@@ -32,8 +34,8 @@ def decode_problems(target: Target, decode: Program) -> list[str]:
     problems = decode.hlo.offenders(sizes, rows * widest, rows * shared, rare=_ON_REQUEST)
     packed = {shard_size(weight.values) for weight in weights if isinstance(weight, QuantizedWeight)}
     problems += decode.hlo.widened(packed)
-    cache = {shard_size(x) for x in jax.tree.leaves(deployment.abstract_state.cache) if x.dtype == "int8"}
-    problems += decode.hlo.widened(cache - packed, "the cache")
+    cache = {shard_size(array) for array in kept if array.dtype == "int8"} - packed
+    problems += decode.hlo.widened(cache, "the cache")
     if (state := deployment.memory.state) > decode.aliased:
         problems.append(f"{state - decode.aliased:,} bytes of the state are not written in place")
     data, model = target.mesh_shape
