@@ -1,4 +1,4 @@
-"""What rounding weights, or keys and values, does to a model's predictions: KL divergence of the next token's distribution from float32's.
+"""What rounding weights, or keys and values, does to a model's predictions: KL divergence from those of float32.
 
     python benchmarks/quantization_loss.py --model gemma3-270m
 

@@ -53,6 +53,21 @@ def checkpoint(tmp_path_factory) -> Path:
     return path
 
 
+def test_the_cache_is_what_the_command_says(checkpoint: Path, capsys, monkeypatch) -> None:
+    loaded = []
+    load = gemma_tpu.load
+    monkeypatch.setattr(gemma_tpu, "load", lambda *args, **how: loaded.append(load(*args, **how)) or loaded[-1])
+    texts = []
+    for dtype in ("auto", "int8"):
+        how = ["--kv-cache-dtype", dtype, "--max-new-tokens", "5", "--max-context", "64", "--json"]
+        assert main(["generate", str(checkpoint), "Hello", *how]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert [model.deployment.kv_cache_dtype for model in loaded] == ["auto", "int8"]
+    assert texts[0] == texts[1]
+    with pytest.raises(ValueError, match="kv_cache_dtype must be \"auto\" or \"int8\", got 'int4'"):
+        load(str(checkpoint), kv_cache_dtype="int4")
+
+
 def test_generate(checkpoint: Path, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "picture.png"
     PIL.Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)

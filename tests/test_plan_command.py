@@ -75,6 +75,21 @@ def test_a_plan_as_a_table(capsys) -> None:
     assert {line.rindex(" ms") + 3 for line in times} == {lines[at].index("compiler") + len("compiler")}
 
 
+def test_an_int8_cache_is_counted(capsys, monkeypatch) -> None:
+    _, found = compiled("v5e:2x2", (1, 4), 4)
+    monkeypatch.setattr(planner, "compile_programs", lambda *_, **__: list(found.values()))
+    memory = []
+    for more in ([], ["--kv-cache-dtype", "int8"]):
+        assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", *more]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        memory.append(plan["memory"])
+        assert plan["kv_cache_dtype"] == ("int8" if more else "auto")
+    head_dim = CONFIGS["gemma3-4b"].head_dim
+    for name in ("global_cache", "local_cache"):
+        assert memory[1][name] / memory[0][name] == (head_dim + 4) / (2 * head_dim)
+    assert memory[1]["weights"] == memory[0]["weights"]
+
+
 def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
     programs = list(compiled("v5e:2x2", (1, 4), 4)[1].values())
     monkeypatch.setattr(planner, "compile_programs", lambda target, progress: programs)

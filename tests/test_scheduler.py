@@ -17,7 +17,7 @@ from gemma_tpu.engine.scheduler import Scheduler
 from gemma_tpu.engine.step import Drawn
 from gemma_tpu.options import SamplingParams
 
-STEPS = int(os.environ.get("SCHEDULER_STEPS", "500000"))
+STEPS = int(os.environ.get("SCHEDULER_STEPS", "150000"))
 
 
 def check(counts: dict[str, int]) -> None:

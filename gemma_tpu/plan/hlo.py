@@ -187,7 +187,7 @@ class Hlo:
         return found
 
     def widened(self, sizes: Collection[int], what: str = "a weight") -> list[str]:
-        """Arrays of so many elements, by default weights, that are written out as floats of more bits: a line for each."""
+        """Weights (`what`), of so many elements, that are written out as floats of more bits: a line for each."""
         found = []
         for computation, one in self.executed():
             beside = {other.name: other.results for other in self.computations[computation]}
