@@ -40,7 +40,8 @@ def model_cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def hugging_face(model_cache, monkeypatch):
     repos = ("unsloth/gemma-3-4b-it", "google/gemma-3-270m")
-    with checkpoint_hub.serve({repo: REPOSITORY for repo in repos} | {"somebody/quantised": {"q4.gguf": b""}}) as hub:
+    several = {"somebody/quantised": {"q4.gguf": b"", "q8.gguf": b""}}
+    with checkpoint_hub.serve({repo: REPOSITORY for repo in repos} | several) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import checkpoint_samples as samples
+import gguf_written
 import huggingface_hub  # gradio depends on it
 import pytest
 from hub_fixtures import FILES, NEEDED, REPOSITORY, contents, error, hub
@@ -145,6 +146,21 @@ def test_any_repository_of_hugging_face(name, key, hugging_face, model_cache):
     assert hugging_face.requests == []
 
 
+def test_a_repository_of_a_gguf_model(tmp_path, hugging_face, monkeypatch):
+    """As google/gemma-3-4b-it-qat-q4_0-gguf has them: a model and its vision tower, and no file beside."""
+    made = gguf_written.write_both(tmp_path)
+    files = {"gemma-3-4b-it-q4_0.gguf": "model.gguf", "mmproj-model-f16-4B.gguf": "mmproj-model.gguf"}
+    there = {name: (made / file).read_bytes() for name, file in files.items()}
+    hugging_face.repos["google/gemma-3-4b-it-qat-q4_0-gguf"] = there | {"README.md": b"text"}
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(CheckpointError, match=r"needs pip install 'gemma_tpu\[gguf\]'"):
+            resolve("google/gemma-3-4b-it-qat-q4_0-gguf")
+    assert not hugging_face.downloaded()
+    gguf_written.check_values(open_checkpoint(resolve("google/gemma-3-4b-it-qat-q4_0-gguf")))
+    assert hugging_face.downloaded() == files.keys()
+
+
 def test_a_download_asks_again_for_what_has_changed(hugging_face, model_cache):
     first = download("unsloth/gemma-3-4b-it")
     hugging_face.repos["unsloth/gemma-3-4b-it"] = REPOSITORY | {"config.json": b'{"newer": 1}'}
@@ -181,13 +197,19 @@ def test_what_another_program_has_downloaded_needs_no_network(hugging_face, mode
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["a/model.safetensors", "x.bin", "y.gguf"], r"as \.bin, \.gguf only: .* an Orbax.* download a .gguf file"),
+        (["a/model.safetensors", "x.bin", "a/y.gguf"], r"as \.bin, \.gguf only: .* an Orbax.* in no folder"),
+        (["mmproj-model-f16.gguf", "x.task"], r"as \.gguf, \.task only"),
+        (["a-Q4_0.gguf", "a-Q8_0.gguf", "mmproj.gguf"], r"holds 2 GGUF models \(a-Q4_0.gguf, a-Q8_0.gguf, …\): fetch"),
         (["README.md"], r"holds README.md: what can be fetched"),
         (["model.safetensors", "consolidated.safetensors", "original/params.json", "config.json"], [0, 3]),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
           "pytorch_model.bin", "onnx/config.json", "tokenizer.json", "chat_template.jinja"], [0, 1, 2, 5, 6]),
         (["_METADATA", "d/0123", "manifest.ocdbt", "config.json"], [0, 1, 2, 3]),
         (["ckpt/_METADATA", "ckpt/d/0123", "other/x.npz", "tokenizer.model"], [0, 1, 3]),
+        (["gemma-3-12b-it-q4_0.gguf", "mmproj-model-f16-12B.gguf", "README.md", "config.json"], [0, 1]),
+        (["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "mmproj-F32.gguf", "mmproj-F16.gguf", "mmproj-BF16.gguf"],
+         [0, 1, 4]),
+        (["model.safetensors", "model.gguf"], [0]),
     ],
 )  # fmt: skip
 def test_which_files_of_a_repository_are_needed(files, expected):
@@ -204,7 +226,7 @@ def test_which_files_of_a_repository_are_needed(files, expected):
         ("unsloth/gemma-3-5b-it", r"no such file or directory here, and Hugging Face does not have it, or does not"),
         ("google/medgema-4b-it", r"; did you mean google/medgemma-4b-it or"),
         ("unsloth/gemma-3-4b-it@v3", r"has it, but not in this revision: see https://huggingface.co/unsloth/gemma-3"),
-        ("somebody/quantised", r"has weights as \.gguf only"),
+        ("somebody/quantised", r"holds 2 GGUF models \(q4.gguf, q8.gguf, …\)"),
         ("checkpoints/mine", r"in checkpoints/; if a repository .* https://huggingface.co/checkpoints/mine$"),
         ("./mine", r"no such file or directory, and no name"),
         ("a/b/c", r"no such file or directory, and no name"),

@@ -64,7 +64,7 @@ def test_the_cache_is_what_the_command_says(checkpoint: Path, capsys, monkeypatc
         texts.append(json.loads(capsys.readouterr().out)["text"])
     assert [model.deployment.kv_cache_dtype for model in loaded] == ["auto", "int8"]
     assert texts[0] == texts[1]
-    with pytest.raises(ValueError, match="kv_cache_dtype must be \"auto\" or \"int8\", got 'int4'"):
+    with pytest.raises(ValueError, match='kv_cache_dtype must be "auto" or "int8", got \'int4\''):
         load(str(checkpoint), kv_cache_dtype="int4")
 
 

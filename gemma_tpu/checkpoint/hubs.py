@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_tpu.checkpoint import checksums
+from gemma_tpu.checkpoint.gguf_file import SUFFIX
 from gemma_tpu.checkpoint.hub_errors import Unavailable, explain, retry_while_busy
 
 HUGGING_FACE, KAGGLE = "https://huggingface.co", "https://www.kaggle.com/models"
 _NO_CLIENT = "needs pip install 'gemma_tpu[hub]'"
 _TEXT_ASSETS = (".json", ".jinja", "tokenizer.model")
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 _UNSUPPORTED = (".bin", ".gguf", ".pth", ".h5", ".task", ".litertlm", ".onnx", ".npz", ".ckpt", ".msgpack", ".sbs")
 
 
@@ -60,7 +64,7 @@ def _cached_snapshot(repo: str, options: dict[str, Any]) -> Path | None:
 
 
 def select_files(files: Sequence[str]) -> list[str]:
-    """The files of a repository that `load` needs: safetensors or Orbax files, and text assets.
+    """The files of a repository that `load` needs: safetensors or Orbax files and text assets, or its GGUF model.
 
     Skips weights in subfolders (adapters, trainer states) and a "consolidated" second copy of sharded weights. Raises
     `Unavailable` if there are no weights in a supported format.
@@ -71,15 +75,32 @@ def select_files(files: Sequence[str]) -> list[str]:
     if not weights:
         roots = tuple(name.removesuffix(mark) for name in files for mark in _ORBAX if name.endswith(mark))
         weights = [name for name in files if roots and name.startswith(roots)]
+    if not weights and (model := _gguf_model([name for name in top if name.endswith(SUFFIX)])):
+        return model  # which has the texts in itself
     if not weights:
         other = sorted({ext for name in files for ext in _UNSUPPORTED if name.endswith(ext)})
         holds = f"has weights as {', '.join(other)} only" if other else f"holds {', '.join(files[:5]) or 'nothing'}"
-        own = ", or download a .gguf file with its mmproj into a directory and give that" if ".gguf" in other else ""
         raise Unavailable(
-            f"{holds}: what can be fetched is *.safetensors or an Orbax checkpoint; take the repository that has "
-            f"one{own}"
+            f"{holds}: what can be fetched is an Orbax checkpoint, or *.safetensors or *.gguf in no folder; take the "
+            "repository that has one"
         )
     return sorted({*weights, *(name for name in top if name.endswith(_TEXT_ASSETS))})
+
+
+def _gguf_model(files: Sequence[str]) -> list[str]:
+    """The model among a repository's GGUF files, all its shards, with a vision tower; nothing if there is none."""
+    towers = [name for name in files if "mmproj" in name.lower()]  # so llama.cpp looks for them, too
+    shards = [name for name in files if name not in towers]
+    models = sorted({_SHARD.sub("", name) for name in shards})
+    if len(models) > 1:
+        raise Unavailable(
+            f"holds {len(models)} GGUF models ({', '.join(models[:3])}, …): fetch one, and the mmproj file for images, "
+            "into a directory (hf download OWNER/NAME FILE FILE --local-dir DIRECTORY) and give that"
+        )
+    if models and importlib.util.find_spec("gguf") is None:
+        raise Unavailable("holds a GGUF model, which needs pip install 'gemma_tpu[gguf]'")
+    exact = [name for width in ("bf16", "f16", "f32", "") for name in towers if width in name.lower()]
+    return sorted([*shards, *exact[:1]]) if models else []
 
 
 def from_kaggle(handle: str, cache: Path | None) -> Path:
