@@ -109,6 +109,10 @@ def compare(checkpoint: str, mesh: str) -> None:
         found["mistakes"] = mistakes(model)
         after = model.generate("Hello", **ANSWER)
         found |= {"after them": after.tokens, "guesses": after.usage.draft_tokens}
+    integers = {"adapter": f"{checkpoint}-adapter", "quantize": "int8", "kv_cache_dtype": "int8"}
+    with gemma_tpu.load(checkpoint, mesh=(data, width), **integers, **SETTINGS) as model:
+        found["answer of integers"] = len(model.generate("Hello", **ANSWER).tokens)
+        found["logits of integers"] = np.asarray(model.logits([[2, 71, 72, 73]])).tolist()
     try:
         gemma_tpu.load("no/such/checkpoint")
     except ValueError as error:
