@@ -94,14 +94,13 @@ def device_capacity(mesh: Mesh) -> int | None:
 
 def _free_memory() -> int | None:
     """Bytes that Linux would give without swapping, and a container may have; None elsewhere."""
-    try:
-        found = re.search(r"^MemAvailable: +(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    limits = [int(found[1]) * 1024] if found else []
+    limits = []
+    with contextlib.suppress(OSError):
+        found = re.search(rb"^MemAvailable:\s+(\d+) kB", _MEMORY.read_bytes(), re.MULTILINE)
+        limits = [int(found[1]) * 1024] if found else []
     for path in _CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            limits.append(int(path.read_text()))
+            limits += [limit for limit in [int(path.read_text())] if limit > 0]
     return min(limits, default=None)
 
 

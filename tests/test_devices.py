@@ -112,13 +112,21 @@ def test_auto_is_what_the_devices_compute_in(devices, largest: str | None, dtype
 
 @pytest.mark.parametrize(
     ("free", "limit", "found"),
-    [(4096, "max", 4 << 20), (4096, str(1 << 20), 1 << 20), (1024, str(1 << 40), 1 << 20), (None, None, None)],
+    [
+        (4096, "max", 4 << 20),
+        (4096, "-1", 4 << 20),
+        (4096, str(1 << 20), 1 << 20),
+        (1024, str(1 << 40), 1 << 20),
+        (None, str(1 << 20), 1 << 20),
+        (None, None, None),
+    ],
 )
 def test_devices_of_a_cpu_share_what_the_host_or_a_container_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, limit: str | None, found: int | None
 ) -> None:
     if free is not None:
         (tmp_path / "meminfo").write_text(f"MemTotal:       9999 kB\nMemFree: 7 kB\nMemAvailable:   {free} kB\n")
+    if limit is not None:
         (tmp_path / "limit").write_text(f"{limit}\n")
     monkeypatch.setattr("gemma_tpu.devices._MEMORY", tmp_path / "meminfo")
     monkeypatch.setattr("gemma_tpu.devices._CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit"))

@@ -50,6 +50,7 @@ def _dot(spec: str, x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike
     x = jnp.pad(x.reshape(rows, inner), ((0, int(rows == 1)), (0, 0)))
     product = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
     if few:
+        weight = weight.reshape(*(sizes[letter] for letter in dims if letter in out), inner)
         found, letters = product(weight, x, (((weight.ndim - 1,), (1,)), ((), ())))[..., :rows], dims + given
     else:  # of matrices: a weight of more dimensions would be transposed first
         weight = weight.reshape((-1, inner) if last else (inner, -1))
