@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.cli import standard_streams
-from gemma_tpu.sizes import KV_CACHE_DTYPES
 
 if TYPE_CHECKING:
     from gemma_tpu.api import Model
@@ -48,7 +47,7 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--kv-cache-dtype": {
-        "choices": KV_CACHE_DTYPES,
+        "choices": ("auto", "int8"),
         "default": argparse.SUPPRESS,
         "help": "of keys and values: int8 halves the memory of the cache (default: auto, that of the weights)",
     },
