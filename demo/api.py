@@ -112,7 +112,8 @@ def build_api(loader: Loader, origins: Sequence[str]) -> fastapi.FastAPI:
 async def _stream_lines(answer: Answer, active: ActiveAnswers) -> AsyncIterator[str]:
     """The lines of an answer, which stops if the client disconnects."""
     key, sent, ahead = secrets.token_urlsafe(), 0, None
-    with active.track(key, answer):
+    with active.track(key) as asked:
+        asked.started(answer)
         yield _line(id=key, forgotten=answer.forgotten)
         while True:
             reported, ahead = ahead, answer.queue_position

@@ -94,6 +94,11 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         notices = [tab.panel.notice for tab in tabs]
         language.input(lambda: [""] * len(notices), None, notices, queue=False, **quiet)
 
+        async def complete(*conversations: Conversation) -> gr.Radio:
+            for conversation in conversations:
+                conversation.restored.set()
+            return gr.Radio(interactive=True)
+
         async def leave(request: gr.Request) -> None:
             active.stop(request.session_hash or "")
 
@@ -103,7 +108,8 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         loaded = loaded.then(translate, *translated, **unlimited)
         for tab in tabs:
             loaded = tab.restore_on(loaded.then, language)
-        loaded = loaded.then(lambda: gr.Radio(interactive=True), None, language, queue=False, **quiet)
+        conversations = [tab.conversation for tab in tabs]
+        loaded = loaded.then(complete, conversations, language, queue=False, **quiet)
         refreshed.append(loaded.then(refresh, language, status_outputs, **quiet))
         for event in refreshed:
             for tab in tabs:

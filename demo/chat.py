@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gemma_tpu import Completion, Model, TextStream
 
 _LOG = logging.getLogger(__name__)
+_RESTORING = 30.0  # seconds that a page may take to restore itself
 _TRUNCATED = ("length", "cancelled")  # finish reasons of incomplete answers
 
 
@@ -100,29 +102,46 @@ class AnyAnswer(Protocol):
     def statistics(self, lang: str) -> str: ...
 
 
-class ActiveAnswers:
-    """The answers being generated, by session, so that they stop when the visitor leaves the page."""
+class Asked:
+    """A question from the moment it is sent; `answer` follows. It ends when the visitor leaves the page (`left`)."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, list[AnyAnswer]] = {}
+        self.answer: AnyAnswer | None = None
+        self.left = False
+
+    def started(self, answer: AnyAnswer) -> None:
+        self.answer = answer
+        if self.left:  # while it was being started
+            answer.stop()
+
+    def leave(self) -> None:
+        self.left = True
+        if self.answer is not None:
+            self.answer.stop()
+
+
+class ActiveAnswers:
+    """The questions being answered, by session, so that the answers stop when the visitor leaves the page."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, list[Asked]] = {}
 
     @contextlib.contextmanager
-    def track(self, session: str, answer: AnyAnswer) -> Iterator[None]:
-        """Stops `answer` on exit if it is not done."""
-        self._answers.setdefault(session, []).append(answer)
+    def track(self, session: str) -> Iterator[Asked]:
+        """Stops the answer on exit if it is not done."""
+        asked = Asked()
+        self._asked.setdefault(session, []).append(asked)
         try:
-            yield
+            yield asked
         finally:
-            answer.stop()
-            active = self._answers.get(session, [])
-            if answer in active:
-                active.remove(answer)
-            if not active:
-                self._answers.pop(session, None)
+            asked.leave()
+            self._asked[session].remove(asked)
+            if not self._asked[session]:
+                del self._asked[session]
 
     def stop(self, session: str) -> None:
-        for answer in self._answers.pop(session, []):
-            answer.stop()
+        for asked in self._asked.get(session, []):
+            asked.leave()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +205,7 @@ class Conversation:
     """
 
     def __init__(self) -> None:
+        self.restored = asyncio.Event()  # set once the page shows what an earlier visit stored
         self._turns: list[Turn] = []
         self._attached: tuple[str, ...] = ()
         self._context_start = 0
@@ -194,6 +214,13 @@ class Conversation:
 
     def __deepcopy__(self, memo: dict) -> Conversation:
         return Conversation()  # gr.State copies its initial value for each visitor
+
+    async def wait_until_restored(self) -> bool:
+        """Waits, for a few seconds at most, so that a visitor's first question follows the conversation before it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RESTORING):
+                await self.restored.wait()
+        return self.restored.is_set()
 
     @property
     def writing(self) -> bool:

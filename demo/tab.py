@@ -186,6 +186,7 @@ class ChatTab:
 
     async def _clear(self, conversation: Conversation, lang: str) -> Updates:
         conversation.lang = lang
+        await conversation.wait_until_restored()  # or it would come back
         await asyncio.to_thread(conversation.clear)
         return {
             **self.panel.idle(conversation),
@@ -204,7 +205,7 @@ class ChatTab:
     ) -> AsyncIterator[Updates]:
         pictures, params = rest[: len(self.pictures)], _params(request, *rest[len(self.pictures) :])
         model = self._loader.model
-        problem = self._problem(model, conversation, prompt, pictures, lang)
+        problem = await self._problem(model, conversation, prompt, pictures, lang)
         if model is None or problem:
             yield {self.panel.notice: notice(problem)}
             return
@@ -232,14 +233,15 @@ class ChatTab:
     ) -> AsyncGenerator[Updates, None]:
         """Updates of the page during the answer that `start` starts."""
         panel = self.panel
-        try:
-            # On a thread: reading and resizing pictures would block other visitors.
-            turn = await asyncio.to_thread(start)
-        except (ValueError, RuntimeError) as error:
-            yield {panel.notice: notice(text("refused", conversation.lang, error=explain(error)))}
-            return
-        answer, shown, stored_at = turn.answer, {}, time.monotonic()
-        with self._active.track(request.session_hash or "", answer):
+        with self._active.track(request.session_hash or "") as asked:
+            try:
+                # On a thread: reading and resizing pictures would block other visitors.
+                turn = await asyncio.to_thread(start)
+            except (ValueError, RuntimeError) as error:
+                yield {panel.notice: notice(text("refused", conversation.lang, error=explain(error)))}
+                return
+            answer, shown, stored_at = turn.answer, {}, time.monotonic()
+            asked.started(answer)
             stored = await asyncio.to_thread(pack, conversation, turn.pictures)
             yield {**panel.busy(conversation), panel.stored: stored, **first_updates}
             while not answer.done:
@@ -253,7 +255,7 @@ class ChatTab:
         problem = text("broke", conversation.lang, error=explain(answer.error)) if answer.error else ""
         yield {**panel.idle(conversation, problem), panel.stored: pack(conversation)}
 
-    def _problem(
+    async def _problem(
         self,
         model: Model | None,
         conversation: Conversation,
@@ -266,6 +268,8 @@ class ChatTab:
             return not_ready_text(self._loader.status, lang)
         if reason := unsupported_text(model, lang):
             return reason
+        if not await conversation.wait_until_restored():
+            return text("unfinished", lang)
         if conversation.writing:
             return text("busy", lang)
         if not prompt.strip():

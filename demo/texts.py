@@ -105,6 +105,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "This browser could not store the whole conversation.",
         "浏览器未能保留此前的全部对话。",
     ),
+    "unfinished": (
+        "This page is not complete yet: reload it, then ask again.",
+        "页面尚未加载完整：请刷新后再提问。",
+    ),
     # Errors.
     "not_loaded": ("The model is not loaded yet: press “Load model” first.", "模型尚未加载：请先点击“加载模型”。"),
     "still_loading": ("The model is still loading; please try again in a moment.", "模型仍在加载，请稍后再试。"),

@@ -234,13 +234,20 @@ def test_stop_clear_and_leaving_close_the_stream() -> None:
     active = ActiveAnswers()
 
     def leave(conversation: Conversation, turn: Turn) -> None:
-        with active.track("visitor", turn.answer):
+        with active.track("visitor") as asked:
+            asked.started(turn.answer)
             active.stop("someone else")
             assert not turn.answer.done
             active.stop("visitor")
             wait_for(lambda: turn.answer.done)
 
-    for end in (lambda c, _: c.stop(), lambda c, _: c.clear(), leave):
+    def leave_before_it_starts(conversation: Conversation, turn: Turn) -> None:
+        with active.track("visitor") as asked:
+            active.stop("visitor")
+            asked.started(turn.answer)
+            wait_for(lambda: turn.answer.done)
+
+    for end in (lambda c, _: c.stop(), lambda c, _: c.clear(), leave, leave_before_it_starts):
         conversation = Conversation()
         turn = ask(conversation, model, "Why?")
         wait_for(lambda turn=turn: turn.answer.text == "So")
@@ -248,7 +255,7 @@ def test_stop_clear_and_leaving_close_the_stream() -> None:
         end(conversation, turn)
         wait_for(lambda turn=turn: turn.answer.done)
         assert turn.answer.error is None
-    assert active._answers == {}
+    assert active._asked == {}
 
 
 def test_statistics_line() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from demo_site import CHROMIUM, Visit, busy, proxy, serve, wait_for
+from demo_site import CHROMIUM, WAIT, Visit, busy, proxy, serve, wait_for
 from gradio.utils import get_upload_folder
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from ports import free_port
 from small_models import Gate
 
+import demo.chat
+import demo.tab
 import gemma_tpu
+from demo.chat import Conversation
+from demo.session_storage import unpack
 from demo.texts import text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
@@ -70,6 +76,43 @@ def test_a_refresh_keeps_conversation_draft_and_language(visit: Visit, model: ge
     refresh(visit)
     expect(visit.stats("image")).to_have_text(text("prompt_keys", "zh"))
     expect(visit.answers("image")).to_have_count(0)
+
+
+def test_a_question_sent_before_the_page_is_restored_follows_the_conversation(
+    visit: Visit, model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.go("text")
+    visit.set("text", max_new_tokens=20)
+    chat = model.chat(max_new_tokens=20)
+    assert visit.ask("text", "What?") == chat.send("What?").text
+
+    restore = threading.Event()
+
+    def slow(stored: str, conversation: Conversation) -> Any:
+        assert restore.wait(WAIT / 1000)
+        return unpack(stored, conversation)
+
+    monkeypatch.setattr(demo.tab, "unpack", slow)
+    refresh(visit)
+    visit.set("text", max_new_tokens=20)
+    visit.begin("text", "And where?")
+    visit.page.wait_for_timeout(500)
+    assert not busy(model)
+    restore.set()
+    expect(visit.answers("text")).to_have_count(2)
+    visit.ended("text")
+    assert visit.answer("text") == chat.send("And where?").text
+    refresh(visit)
+    expect(visit.answers("text")).to_have_count(2)
+
+    # A page that is never restored says so.
+    restore.clear()
+    monkeypatch.setattr(demo.chat, "_RESTORING", 0.1)
+    refresh(visit)
+    visit.begin("text", "Why?")
+    expect(visit.notice("text")).to_have_text(text("unfinished", "en"))
+    restore.set()
+    expect(visit.answers("text")).to_have_count(2)
 
 
 def test_tabs_of_a_browser_have_conversations_of_their_own(visit: Visit, server: str) -> None:
