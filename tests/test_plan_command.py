@@ -32,14 +32,14 @@ def small(monkeypatch) -> None:
     monkeypatch.setitem(CONFIGS, "gemma3-4b", SMALL)
     monkeypatch.setitem(CONFIGS, "gemma3-270m", DRAFT)
 
-    def compile_programs(target, names=PROGRAMS, progress=no_progress):
+    def compile_cached(target, names=PROGRAMS, progress=no_progress):
         sizes = target.where.topology, target.mesh_shape, target.deployment.rows
         found = compiled(*sizes, draft_tokens=target.deployment.draft_tokens)
         assert found[0] == target
         progress("compiling decode")
         return [found[1][name] for name in names]
 
-    monkeypatch.setattr(planner, "compile_programs", compile_programs)
+    monkeypatch.setattr(planner, "compile_cached", compile_cached)
 
 
 def test_a_plan_as_json(capsys) -> None:
@@ -77,7 +77,7 @@ def test_a_plan_as_a_table(capsys) -> None:
 
 def test_an_int8_cache_is_counted(capsys, monkeypatch) -> None:
     _, found = compiled("v5e:2x2", (1, 4), 4)
-    monkeypatch.setattr(planner, "compile_programs", lambda *_, **__: list(found.values()))
+    monkeypatch.setattr(planner, "compile_cached", lambda *_, **__: list(found.values()))
     memory = []
     for more in ([], ["--kv-cache-dtype", "int8"]):
         assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", *more]) == 0
@@ -92,7 +92,7 @@ def test_an_int8_cache_is_counted(capsys, monkeypatch) -> None:
 
 def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
     programs = list(compiled("v5e:2x2", (1, 4), 4)[1].values())
-    monkeypatch.setattr(planner, "compile_programs", lambda target, progress: programs)
+    monkeypatch.setattr(planner, "compile_cached", lambda target, progress: programs)
     plans = []
     for count in (0, 3):
         assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", "--stored-prefixes", str(count)]) == 0
@@ -130,11 +130,11 @@ def test_a_draft_model_is_counted_and_its_step_compared_with_one_of_one_token(ca
 def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkeypatch) -> None:
     found, asked = compiled("v5e:2x2", (1, 4), 4)[1], []
 
-    def compile_programs(target, names=PROGRAMS, progress=no_progress):
+    def compile_cached(target, names=PROGRAMS, progress=no_progress):
         asked.append(target.deployment)
         return [found[name] for name in names if target.deployment.config.vision or name != "encode"]
 
-    monkeypatch.setattr(planner, "compile_programs", compile_programs)
+    monkeypatch.setattr(planner, "compile_cached", compile_cached)
     assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--draft-tokens", "3"]) == 0
     text = capsys.readouterr().out
     assert "3 tokens guessed by prompt lookup" in text
@@ -183,7 +183,7 @@ def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkey
 def test_errors_are_one_line_before_anything_is_compiled(
     arguments: list[str], message: str, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(planner, "compile_programs", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(planner, "compile_cached", lambda *_, **__: pytest.fail("compiled"))
     assert main(["plan", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("gemma-tpu: ")

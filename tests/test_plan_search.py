@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import pytest
@@ -27,17 +28,19 @@ def _needs(target: Target) -> int:
     return int(300e6 + 40 * target.deployment.rows * target.deployment.context * 256 / target.mesh_shape[1])
 
 
-@pytest.fixture
-def compilations(monkeypatch) -> list[Target]:
-    """Compiles by the law; returns what was compiled."""
+def _compiled(target: Target, names: Sequence[str] = ("decode", "prefill")) -> list[Program]:
+    return [Program(name, 1.0, 0, temporaries=_needs(target)) for name in names]
+
+
+def _ask(*searches: search.Search) -> tuple[list[search.Answer], list[Target]]:
+    """The answers, and what was compiled for them, by the law."""
     seen: list[Target] = []
 
-    def compile_programs(target: Target, names=("decode", "prefill"), progress=None) -> list[Program]:
-        seen.append(target)
-        return [Program(name, 1.0, 0, temporaries=_needs(target)) for name in names]
+    def compile_all(wanted: list[tuple[Target, tuple[str, ...]]]) -> list[list[Program]]:
+        seen.extend(target for target, _ in wanted)
+        return [_compiled(*one) for one in wanted]
 
-    monkeypatch.setattr(search, "compile_programs", compile_programs)
-    return seen
+    return list(search.answer({str(i): one for i, one in enumerate(searches)}, compile_all).values()), seen
 
 
 def _fits(target: Target) -> bool:
@@ -45,24 +48,23 @@ def _fits(target: Target) -> bool:
 
 
 @pytest.mark.parametrize(("rows", "context"), [(8, 8192), (64, 65_536)])
-def test_answers_were_compiled_and_are_near_the_true_ones(compilations, rows: int, context: int) -> None:
+def test_answers_were_compiled_and_are_near_the_true_ones(rows: int, context: int) -> None:
     base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), rows, context)
-    compiled = search.compile_programs(base)
-    for answer, field, step in (
-        (search.largest_context(base, compiled), "context", search.CONTEXT_STEP),
-        (search.most_rows(base, compiled), "rows", 1),
-    ):
+    compiled = _compiled(base)
+    answers, seen = _ask(search.largest_context(base, compiled), search.most_rows(base, compiled))
+    for answer, field, step in zip(answers, ("context", "rows"), (search.CONTEXT_STEP, 1), strict=True):
         assert answer.compiled
         values = range(step, (131_072 if field == "context" else search.MOST_ROWS) + 1, step)
         truth = max(value for value in values if _fits(base.replace(**{field: value})))
         assert 0.9 * truth <= answer.value <= truth, field
-    assert len(compilations) <= 7
+        assert answer.value in {getattr(one.deployment, field) for one in [base, *seen]}
+    assert len(seen) <= 6
     assert _fits(base) == search.fits(base, total_memory(base, compiled))
 
 
-def test_the_smallest_slice_fits_and_the_next_smaller_does_not(compilations) -> None:
+def test_the_smallest_slice_fits_and_the_next_smaller_does_not() -> None:
     base = deploy(TEXT, parse_slice("v5e-16"), (1, 16), 32, 65_536)
-    answer = search.smallest_slice(base, search.compile_programs(base))
+    (answer,), _ = _ask(search.smallest_slice(base, _compiled(base)))
     fitting = [
         where.name
         for where in search.slices(base.chip)
@@ -71,21 +73,21 @@ def test_the_smallest_slice_fits_and_the_next_smaller_does_not(compilations) -> 
     assert answer.value == fitting[0]
 
 
-def test_other_deployments_have_the_guesses_too(compilations) -> None:
+def test_other_deployments_have_the_guesses_too() -> None:
     guesses = {"draft_tokens": 3, "draft": DRAFT}
     base = deploy(TEXT, parse_slice("v5e-4"), (1, 4), 8, 8192, **guesses)
-    found = search.compile_programs(base)
-    for answer in (search.largest_context, search.most_rows, search.smallest_slice):
-        assert answer(base, found).compiled
-    assert len({one.deployment for one in compilations}) > 3
-    assert {(one.deployment.draft_tokens, one.deployment.draft) for one in compilations} == {(3, DRAFT)}
+    searches = search.largest_context, search.most_rows, search.smallest_slice
+    answers, seen = _ask(*[one(base, _compiled(base)) for one in searches])
+    assert all(answer.compiled for answer in answers)
+    assert len({one.deployment for one in [base, *seen]}) > 3
+    assert {(one.deployment.draft_tokens, one.deployment.draft) for one in seen} == {(3, DRAFT)}
     for choice in search.choose_mesh(TEXT, base.where, 8, 8192, "bfloat16", **guesses).candidates:
         assert choice.deployment.draft == DRAFT
 
 
-def test_nothing_fits_is_an_answer_too(compilations) -> None:
+def test_nothing_fits_is_an_answer_too() -> None:
     base = deploy(CONFIGS["gemma3-27b"], parse_slice("v5e-1"), (1, 1), 1, 8192)
-    answer = search.largest_context(base, search.compile_programs(base))
+    (answer,), _ = _ask(search.largest_context(base, _compiled(base)))
     assert (answer.value, str(answer)) == (None, "none")
 
 

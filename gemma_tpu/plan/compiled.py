@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -27,7 +28,7 @@ from gemma_tpu.engine.rows import images_of_chunk
 from gemma_tpu.environment import LIBTPU_ALONE
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.plan.chips import Chip, Slice
-from gemma_tpu.plan.hlo import Hlo
+from gemma_tpu.plan.hlo import Collective, Hlo
 from gemma_tpu.quantization import Quantization
 from gemma_tpu.sharding import make_mesh
 
@@ -48,6 +49,16 @@ _LIBTPU = {
 
 def no_progress(_: str) -> None:
     pass
+
+
+def versions() -> dict[str, str]:
+    """Of what compiles."""
+    found = {"jax": jax.__version__}
+    try:
+        found["libtpu"] = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:  # given by TPU_LIBRARY_PATH alone
+        found["libtpu"] = "unknown"
+    return found
 
 
 @functools.cache
@@ -138,7 +149,8 @@ class Program:
     compiler refused, `needs` is set instead: the bytes it asked for. `cycles` is the compiler's estimate for one call;
     in the case of decode for one step that reads whole caches and takes the likeliest token, `sampled_cycles` if a row
     samples with a small top-k and top-p, and `short_cycles` if the caches hold little; a draft model guesses as many
-    tokens as it may. `hlo` is None, and there are no cycles, if the compiler refused.
+    tokens as it may. `collectives` are those of that call or step, outside of conditionals. `hlo` and `collectives`
+    are None, and there are no cycles, if the compiler refused. `kept`: this is from an earlier plan, without `hlo`.
     """
 
     name: str
@@ -153,6 +165,8 @@ class Program:
     sampled_cycles: int = 0
     short_cycles: int = 0
     needs: int | None = None
+    collectives: tuple[Collective, ...] | None = None
+    kept: bool = False
     hlo: Hlo | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -174,7 +188,6 @@ def compile_programs(
     return compiled
 
 
-@functools.lru_cache(maxsize=4)  # what is asked for again while one plan is made; 27B's HLO takes a GB or so
 def _compile(deployment: Deployment, name: str) -> Program:
     lower = {"decode": _lower_decode, "prefill": _lower_prefill, "encode": _lower_encode}[name]
     return compile_one(name, *lower(deployment), draft_steps=1 + deployment.draft_tokens)
@@ -209,6 +222,7 @@ def compile_one(name: str, lowered: Any, inputs: int = 0, draft_steps: int = 1) 
         cycles=hlo.cycles(part, cheapest="/(more|sample)/"),
         sampled_cycles=hlo.cycles(part, cheapest="/(more|all)/cond$"),
         short_cycles=hlo.cycles(part, cheapest=_NOT_DRAFTED),
+        collectives=tuple(hlo.collectives(part, branches=False)),
         hlo=hlo,
     )
 

@@ -9,7 +9,8 @@ from gemma_tpu.checks import brief, check_integer
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import IMAGE_BATCHES
 from gemma_tpu.plan.chips import Chip, Slice, slices
-from gemma_tpu.plan.compiled import Program, Progress, Target, compile_programs, no_progress, total_memory
+from gemma_tpu.plan.compilation_cache import compile_all, compile_cached
+from gemma_tpu.plan.compiled import Program, Progress, Target, no_progress, total_memory
 from gemma_tpu.plan.hlo import Collective
 from gemma_tpu.plan.report import Plan, Speed, rows_text
 from gemma_tpu.plan.roofline import (
@@ -19,7 +20,7 @@ from gemma_tpu.plan.roofline import (
     kernel_seconds,
     prefill_roofline,
 )
-from gemma_tpu.plan.search import choose_mesh, fits, largest_context, most_rows, smallest_slice
+from gemma_tpu.plan.search import answer, choose_mesh, fits, largest_context, most_rows, smallest_slice
 from gemma_tpu.quantization import Quantization, as_quantization
 from gemma_tpu.sizes import check_kv_cache_dtype, guesses
 
@@ -81,19 +82,18 @@ def make_plan(
         plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
         return plan
-    would_fit = {}
-    for question, answer in (
-        (f"largest context, {rows_text(rows)}", largest_context),
-        (f"most rows, {context:,} tokens", most_rows),
-        (f"smallest slice of {where.chip.name}", smallest_slice),
-    ):
-        progress(question)
-        would_fit[question] = answer(plan.target, plan.programs, progress)
-    return dataclasses.replace(plan, would_fit=would_fit)
+    progress("looking for what would fit")
+    compiled = plan.target, plan.programs
+    searches = {
+        f"largest context, {rows_text(rows)}": largest_context(*compiled),
+        f"most rows, {context:,} tokens": most_rows(*compiled),
+        f"smallest slice of {where.chip.name}": smallest_slice(*compiled),
+    }
+    return dataclasses.replace(plan, would_fit=answer(searches, lambda wanted: compile_all(wanted, progress)))
 
 
 def _plan(model: str, target: Target, reason: str, progress: Progress) -> Plan:
-    programs = compile_programs(target, progress=progress)
+    programs = compile_cached(target, progress=progress)
     memory = total_memory(target, programs)
     return Plan(model, target, reason, programs, memory, _speeds(target, programs))
 
@@ -101,7 +101,7 @@ def _plan(model: str, target: Target, reason: str, progress: Progress) -> Plan:
 def _plain_step(target: Target, progress: Progress) -> Speed:
     """A decode step of the same, without guesses."""
     plain = target.replace(draft_tokens=0, draft=None)
-    step, *_ = _speeds(plain, compile_programs(plain, ["decode"], progress))
+    step, *_ = _speeds(plain, compile_cached(plain, ["decode"], progress))
     return dataclasses.replace(step, what=f"decode step of 1 token, {rows_text(target.deployment.rows)}")
 
 
@@ -144,13 +144,13 @@ def _may_fit(target: Target, progress: Progress) -> bool:
     """Whether weights and state fit, and then prefill, which as a rule needs most."""
     if target.deployment.memory.resident > target.chip.hbm:
         return False
-    return fits(target, total_memory(target, compile_programs(target, ["prefill"], progress)))
+    return fits(target, total_memory(target, compile_cached(target, ["prefill"], progress)))
 
 
 def _speeds(target: Target, compiled: Sequence[Program]) -> list[Speed]:
     found, special = [], []
     for program in compiled:
-        sent = _collectives(program)
+        sent = program.collectives
         what, roofline = _KINDS[program.name](target, sent)
         found.append(Speed(what, _seconds(program, program.cycles, roofline, target), roofline))
         if program.name == "decode" and program.sampled_cycles > program.cycles:
@@ -174,31 +174,24 @@ def _images_of_a_prompt(speeds: Sequence[Speed], images: int) -> Speed:
     return Speed(f"vision tower, a prompt's {images}", call.compiler * share, Roofline(**parts))
 
 
-def _collectives(program: Program) -> list[Collective] | None:
-    """What one call (decode: one greedy step) sends; None if nobody knows."""
-    if program.hlo is None:
-        return None
-    return program.hlo.collectives(program.hlo.step if program.name == "decode" else None, branches=False)
-
-
 def _seconds(program: Program, cycles: int, roofline: Roofline, target: Target) -> float:
-    if program.hlo is None:
+    if program.needs is not None:
         return 0.0
     kernels = kernel_seconds(target, program.name)
     return cycles / target.chip.clock + roofline.interconnect + kernels
 
 
-def _decode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+def _decode(target: Target, sent: Sequence[Collective] | None) -> tuple[str, Roofline]:
     guesses, rows = target.deployment.draft_tokens, rows_text(target.deployment.rows)
     what = f"decode step of {guesses + 1} tokens, {rows}" if guesses else f"decode step, {rows}"
     return what, decode_roofline(target, sent)
 
 
-def _prefill(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+def _prefill(target: Target, sent: Sequence[Collective] | None) -> tuple[str, Roofline]:
     return f"prefill, {target.chunk:,} tokens", prefill_roofline(target, sent)
 
 
-def _encode(target: Target, sent: list[Collective] | None) -> tuple[str, Roofline]:
+def _encode(target: Target, sent: Sequence[Collective] | None) -> tuple[str, Roofline]:
     return f"vision tower, {IMAGE_BATCHES[0]} images", encode_roofline(target, sent)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from typing import Any
-
-import jax
 
 from gemma_tpu.memory import Memory
 from gemma_tpu.plan.chips import GIB, Slice
-from gemma_tpu.plan.compiled import Program, Target
+from gemma_tpu.plan.compiled import Program, Target, versions
 from gemma_tpu.plan.roofline import Roofline
 from gemma_tpu.plan.search import Answer, fits
 
@@ -65,15 +62,6 @@ class Plan:
         return sum(program.seconds for program in self.programs)
 
 
-def versions() -> dict[str, str]:
-    found = {"jax": jax.__version__}
-    try:
-        found["libtpu"] = importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:  # given by TPU_LIBRARY_PATH alone
-        found["libtpu"] = "unknown"
-    return found
-
-
 def text(plan: Plan) -> str:
     where = plan.target.where
     data, model = plan.target.mesh_shape
@@ -97,7 +85,9 @@ def text(plan: Plan) -> str:
     if plan.would_fit:
         lines.append("what would fit")
         lines += [f"  {question:{width}} {answer}" for question, answer in plan.would_fit.items()]
-    compiled = ", ".join(f"{program.name} {program.seconds:.0f} s" for program in plan.programs)
+    compiled = ", ".join(
+        f"{program.name} {program.seconds:.0f} s{' (kept)' * program.kept}" for program in plan.programs
+    )
     lines += [f"compiled: {compiled}; {', '.join(f'{name} {value}' for name, value in versions().items())}"]
     return "\n".join([*lines, _PREDICTIONS])
 
@@ -190,7 +180,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "plain_step": plan.plain_step and _prediction(plan.plain_step),
         "step_ratio": plan.step_ratio,
         "programs": [
-            {field.name: getattr(program, field.name) for field in dataclasses.fields(program) if field.name != "hlo"}
+            {name: value for name, value in vars(program).items() if name not in ("hlo", "collectives")}
             | {"peak": program.peak}
             for program in plan.programs
         ],

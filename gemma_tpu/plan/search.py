@@ -1,9 +1,12 @@
-"""Which mesh, and what would fit: by an estimate fitted to one compilation, and compiled again to be sure."""
+"""Which mesh, and what would fit: by an estimate fitted to one compilation, and compiled again to be sure.
+
+Searches compile nothing themselves: they yield what they want compiled, and are sent the programs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from jax.typing import DTypeLike
@@ -11,7 +14,7 @@ from jax.typing import DTypeLike
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory
 from gemma_tpu.plan.chips import GIB, Slice, slices
-from gemma_tpu.plan.compiled import Program, Progress, Target, compile_programs, deploy, no_progress, total_memory
+from gemma_tpu.plan.compiled import Program, Target, deploy, total_memory
 from gemma_tpu.plan.roofline import decode_roofline
 
 CONTEXT_STEP = 1024  # tokens
@@ -82,6 +85,9 @@ class Answer:
         return f"{shown} ({'compiled' if self.compiled else 'estimated'})"
 
 
+Search = Generator[tuple[Target, tuple[str, ...]], list[Program], Answer]
+
+
 class Estimate:
     """Memory of other deployments of the same model on the same chips, from one that was compiled."""
 
@@ -116,8 +122,7 @@ def largest(
     values: set[int],
     known: int,
     make: Callable[[int], Target],
-    progress: Progress = no_progress,
-) -> Answer:
+) -> Search:
     """The largest of `values` whose deployment fits, by compiling at most three; that of `known` is `base`."""
     estimate, ascending = Estimate(base, compiled), sorted(values | {known})
     fit, unfit = -1, len(ascending)  # indices: known to fit, known not to
@@ -135,7 +140,7 @@ def largest(
         if low < 0 or (fit >= 0 and ascending[low] < 1.03 * ascending[fit]):
             break
         other = make(ascending[low])
-        memory = total_memory(other, compile_programs(other, ("decode", "prefill"), progress))
+        memory = total_memory(other, (yield other, ("decode", "prefill")))
         estimate.learn(other, memory)
         if fits(other, memory):
             fit = low
@@ -146,22 +151,22 @@ def largest(
     return Answer(ascending[fit], True, fit == len(ascending) - 1)
 
 
-def largest_context(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
+def largest_context(base: Target, compiled: Sequence[Program]) -> Search:
     """At the rows of `base`."""
     longest = base.deployment.config.max_context
     values = {*range(CONTEXT_STEP, longest, CONTEXT_STEP), longest}
     known = base.deployment.context
-    return largest(base, compiled, values, known, lambda context: base.replace(context=context), progress)
+    return largest(base, compiled, values, known, lambda context: base.replace(context=context))
 
 
-def most_rows(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
+def most_rows(base: Target, compiled: Sequence[Program]) -> Search:
     """At the context of `base`, on its mesh."""
     data = base.mesh_shape[0]
     values = set(range(data, MOST_ROWS + 1, data))
-    return largest(base, compiled, values, base.deployment.rows, lambda rows: base.replace(rows=rows), progress)
+    return largest(base, compiled, values, base.deployment.rows, lambda rows: base.replace(rows=rows))
 
 
-def smallest_slice(base: Target, compiled: Sequence[Program], progress: Progress = no_progress) -> Answer:
+def smallest_slice(base: Target, compiled: Sequence[Program]) -> Search:
     """Of the chips of `base`, for its rows and context: the first that fits when compiled, of those that may."""
     estimate, tries, wanted = Estimate(base, compiled), 0, base.deployment
     names = "rows", "context", "dtype", "cache_tokens", "stored_prefixes", "draft_tokens", "draft"
@@ -174,8 +179,25 @@ def smallest_slice(base: Target, compiled: Sequence[Program], progress: Progress
         if choice == base or estimate.total(choice) > where.chip.hbm or tries == 3:
             continue
         tries += 1
-        memory = total_memory(choice, compile_programs(choice, ("prefill", "encode", "decode"), progress))
+        memory = total_memory(choice, (yield choice, ("prefill", "encode", "decode")))
         if fits(choice, memory):
             return Answer(where.name, True)
         estimate.learn(choice, memory)
     return Answer(None, False)
+
+
+def answer(
+    searches: Mapping[str, Search], compile_all: Callable[[list[tuple[Target, tuple[str, ...]]]], list[list[Program]]]
+) -> dict[str, Answer]:
+    """The searches' answers, by their names: in each round what they all want is compiled together."""
+    answers: dict[str, Answer] = {}
+    ready: dict[str, Any] = dict.fromkeys(searches)  # a search begins with None
+    while ready:
+        wanted = {}
+        for name, programs in ready.items():
+            try:
+                wanted[name] = searches[name].send(programs)
+            except StopIteration as end:
+                answers[name] = end.value
+        ready = dict(zip(wanted, compile_all(list(wanted.values())) if wanted else [], strict=True))
+    return {name: answers[name] for name in searches}
