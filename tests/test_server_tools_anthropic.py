@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -58,6 +60,33 @@ def test_anthropic(claude: anthropic.Anthropic, script: Script, stream: bool) ->
     assert turns[3] == f"user\n{told}\nSure?<end_of_turn>\n"
     counted = claude.messages.count_tokens(model="tiny", messages=history, tools=CLAUDE_TOOLS)
     assert counted.input_tokens == last.usage.input_tokens
+
+
+@pytest.mark.parametrize("asked", ["What is it?", None])
+def test_images_of_results_follow_them(
+    claude: anthropic.Anthropic, script: Script, asked: str | None, red_png: Path
+) -> None:
+    """What a tool such as a screenshot gives."""
+    script.says += ["It is red."]
+    data = base64.b64encode(red_png.read_bytes()).decode()
+    image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    text: Any = {"type": "text", "text": "done"}
+    history: Any = [
+        QUESTION,
+        {"role": "assistant", "content": [{**USE, "id": str(i)} for i in range(2)]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "0", "content": [text, image, text]},
+            {"type": "tool_result", "tool_use_id": "1", "content": [image]},
+            *([{"type": "text", "text": asked}] if asked else []),
+        ]},
+    ]  # fmt: skip
+    answer = claude.messages.create(model="tiny", max_tokens=50, tools=CLAUDE_TOOLS, messages=history)
+    assert answer.content[0].text == "It is red."
+    turn = script.prompts[0].split("<start_of_turn>")[3]
+    told = "<tool_response>\ndonedone\n</tool_response>\n<tool_response>\n\n</tool_response>\n"
+    assert turn.startswith(f"user\n{told}")
+    assert turn.endswith(f"{asked or ''}<end_of_turn>\n")
+    assert turn.count("<start_of_image>") == turn.count("<end_of_image>") == 2
 
 
 def test_anthropics_tool_choice(claude: anthropic.Anthropic, script: Script) -> None:
@@ -118,6 +147,12 @@ USE = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
         ("messages[2].content[1].source: ", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {
             "role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}, {"type": "image",
             "source": {"type": "url", "url": "http://127.0.0.1/a.png"}}]}]}),
+        ("messages[2].content[0].content[1].source: ", {"messages": [
+            QUESTION, {"role": "assistant", "content": [USE]}, {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "x"}, {
+                    "type": "image", "source": {"type": "url", "url": "http://127.0.0.1/a.png"}}]}]}]}),
+        ("messages[2].content[0].content[0].", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {
+            "role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [USE]}]}]}),
     ],
 )  # fmt: skip
 def test_what_anthropics_clients_are_told(tool_site: Site, script: Script, said: str, asked: dict[str, Any]) -> None:

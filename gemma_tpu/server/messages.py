@@ -66,11 +66,10 @@ async def _conversation(
     exchange: Exchange, body: CountRequest
 ) -> tuple[list[Mapping[str, Any]], list[int | None], bool]:
     """Messages for `Model.stream`, the turns that they are from, and whether crops of images are asked for."""
-    given, turns = body.as_openai()
+    given, turns, parts = body.as_openai()
 
     def place(message: int, part: int) -> str:
-        results = turns[:message].count(turns[message])  # of the same turn, before its other blocks
-        return f"messages[{turns[message]}].content[{results + part}].source"
+        return f"messages[{turns[message]}].{parts[message][part]}.source"
 
     converted, crops = await read_messages(exchange.service, given, place)
     system = [{"role": "system", "content": body.system_text}] if body.system_text else []

@@ -60,18 +60,35 @@ class ToolUseBlock(Strict):
     caller: only({"type": "direct"})
 
 
+def _result_kind(value: Any) -> str:
+    return "<image>" if isinstance(value, dict) and value.get("type") == "image" else "<text>"
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")], Discriminator(_result_kind)
+]
+
+
 class ToolResultBlock(Strict):
-    """An error is told to the model as its text is."""
+    """An error is told to the model as its text is. Images follow the results of their turn, before what is asked."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: either(str, list[TextBlock]) | None = None
+    content: either(str, list[ResultBlock]) | None = None
     is_error: bool | None = None
     cache_control: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
-        return _text(self.content)
+        if isinstance(self.content, list):
+            return _text([block for block in self.content if isinstance(block, TextBlock)])
+        return self.content or ""
+
+    @property
+    def images(self) -> list[tuple[int, ImageBlock]]:
+        """With their places in the content."""
+        blocks = self.content if isinstance(self.content, list) else []
+        return [(i, block) for i, block in enumerate(blocks) if isinstance(block, ImageBlock)]
 
 
 class ThinkingBlock(Strict):
@@ -205,31 +222,43 @@ class CountRequest(Strict):
     def tool_use(self) -> ToolUse:
         return self._use
 
-    def as_openai(self) -> tuple[list[Message], list[int]]:
-        """The messages as `gemma_tpu.server.images` takes them, and the place of the turn that each is from."""
-        made = [(i, message) for i, turn in enumerate(self.messages) for message in _as_openai(turn)]
-        return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
+    def as_openai(self) -> tuple[list[Message], list[int], list[list[str]]]:
+        """The messages as `gemma_tpu.server.images` takes them, the turn that each is from, and where in it the parts
+        of its content are."""
+        made = [(i, *found) for i, turn in enumerate(self.messages) for found in _as_openai(turn)]
+        messages = [Message.model_validate(message) for _, message, _ in made]
+        return messages, [i for i, _, _ in made], [places for _, _, places in made]
 
 
-def _as_openai(turn: Turn) -> list[dict[str, Any]]:
+def _as_openai(turn: Turn) -> list[tuple[dict[str, Any], list[str]]]:
     """A turn of a user may be the results of several calls, and a question: a message each."""
     if isinstance(turn.content, str):
-        return [{"role": turn.role, "content": turn.content}]
+        return [({"role": turn.role, "content": turn.content}, [])]
     parts: list[dict[str, Any]] = []
+    places: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for block in turn.content:
+    for i, block in enumerate(turn.content):
         if isinstance(block, TextBlock):
             parts.append({"type": "text", "text": block.text})
+            places.append(f"content[{i}]")
         elif isinstance(block, ImageBlock):
-            parts.append({"type": "image_url", "image_url": {"url": block.source.address}})
+            parts.append(_image(block))
+            places.append(f"content[{i}]")
         elif isinstance(block, ToolUseBlock):
             function = {"name": block.name, "arguments": json.dumps(block.input)}
             calls.append({"id": block.id, "type": "function", "function": function})
         elif isinstance(block, ToolResultBlock):
             results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text})
+            parts += [_image(image) for _, image in block.images]
+            places += [f"content[{i}].content[{j}]" for j, _ in block.images]
+    told: list[tuple[dict[str, Any], list[str]]] = [(result, []) for result in results]
     said = {"role": turn.role, "content": parts, **({"tool_calls": calls} if calls else {})}
-    return [*results, said] if parts or calls or not results else results
+    return [*told, (said, places)] if parts or calls or not results else told
+
+
+def _image(block: ImageBlock) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": block.source.address}}
 
 
 class MessagesRequest(CountRequest):
