@@ -165,6 +165,22 @@ def test_every_field_of_the_api_is_known() -> None:
         ("input[1].arguments", {"input": [*HELLO, CALL | {"arguments": "{"}, OUTPUT]}),
         ("input[1]", {"input": [*HELLO, OUTPUT]}),
         ("input[2]", {"input": [*HELLO, CALL, OUTPUT | {"call_id": "2"}]}),
+        (
+            "input[2].output[1].image_url",
+            {
+                "input": [
+                    *HELLO,
+                    CALL,
+                    OUTPUT
+                    | {
+                        "output": [
+                            {"type": "input_text", "text": "x"},
+                            {"type": "input_image", "image_url": "http://127.0.0.1/a.png"},
+                        ]
+                    },
+                ]
+            },
+        ),
         ("input[0].call_id", {"input": [{"type": "function_call", "name": "now", "arguments": "{}"}]}),
         ("store", {"store": True}),
         ("previous_response_id", {"previous_response_id": "resp_1"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -50,6 +52,35 @@ def test_responses(tool_client: openai.OpenAI, script: Script, stream: bool) -> 
     assert turns[2] == f"model\nI look.\n{WRITTEN[1]}<end_of_turn>\n"
     told = "<tool_response>\nget_product\n</tool_response>\n<tool_response>\nnow\n</tool_response>"
     assert turns[3] == f"user\n{told}<end_of_turn>\n"
+
+
+def test_images_of_results_follow_them(tool_client: openai.OpenAI, script: Script, red_png: Path) -> None:
+    """What a tool such as a screenshot gives: with a question behind it, an answer, another call, or nothing."""
+    data = base64.b64encode(red_png.read_bytes()).decode()
+    image: Any = {"type": "input_image", "image_url": f"data:image/png;base64,{data}"}
+    text: Any = {"type": "input_text", "text": "done"}
+    calls: Any = [{"type": "function_call", "call_id": str(i), "name": "now", "arguments": "{}"} for i in range(2)]
+    results: Any = [
+        {"type": "function_call_output", "call_id": "0", "output": [text, image, text]},
+        {"type": "function_call_output", "call_id": "1", "output": [image]},
+    ]
+    question = {"role": "user", "content": "What is it?"}
+    script.says += ["It is red."] * 4
+    told = "<tool_response>\ndonedone\n</tool_response>\n<tool_response>\n\n</tool_response>\n"
+    for behind, asked in (
+        ([], ""),
+        ([question], "What is it?"),
+        ([{"role": "assistant", "content": "Red."}, question], ""),
+        ([calls[0], {**results[0], "output": "noon"}], ""),
+    ):
+        history: Any = [{"role": "user", "content": "Which?"}, *calls, *results, *behind]
+        answer = tool_client.responses.create(model="tiny", tools=FUNCTIONS, input=history)
+        assert answer.output_text == "It is red."
+        turn = script.prompts[-1].split("<start_of_turn>")[3]
+        assert turn.startswith(f"user\n{told}")
+        assert turn.endswith(f"{asked}<end_of_turn>\n")
+        assert turn.count("<start_of_image>") == 2
+        assert script.prompts[-1].count("<start_of_image>") == 2
 
 
 def test_how_responses_call(tool_client: openai.OpenAI, script: Script) -> None:

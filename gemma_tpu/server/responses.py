@@ -28,10 +28,10 @@ async def responses(exchange: Exchange) -> Response:
     model = service.model(body.model)
     exchange.stack.enter_context(service.admit(model, 1))
     limit = service.max_new_tokens(model, body.max_output_tokens, "max_output_tokens")
-    messages, places = body.as_messages()
+    messages, places, parts = body.as_messages()
 
     def place(message: int, part: int) -> str:
-        return f"input[{places[message]}].content[{part}].image_url"
+        return f"{parts[message][part]}.image_url"
 
     converted, crops = await read_messages(service, messages, place)
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []

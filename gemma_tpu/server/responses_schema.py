@@ -224,25 +224,46 @@ class ResponsesRequest(Strict):
         options = {name: value for name, value in given.items() if value is not None}
         return options | {"drop_oldest": self.truncation == "auto"}
 
-    def as_messages(self) -> tuple[list[Message], list[int]]:
-        """The input as `gemma_tpu.server.images` takes it, and the place of the item that each message is from.
+    def as_messages(self) -> tuple[list[Message], list[int], list[list[str]]]:
+        """The input as `gemma_tpu.server.images` takes it, the place of the item that each message is from, and where
+        the parts of its content are.
 
-        Calls belong to the message of the assistant before them.
+        Calls belong to the message of the assistant before them. Images of results follow the last of these, in the
+        user's message.
         """
         if isinstance(self.input, str):
-            return [Message.model_validate({"role": "user", "content": self.input})], [0]
-        made: list[tuple[int, dict[str, Any]]] = []
+            return [Message.model_validate({"role": "user", "content": self.input})], [0], [[]]
+        made: list[tuple[int, dict[str, Any], list[str]]] = []
+        shown: list[tuple[str, dict[str, Any]]] = []  # images of results, by their places
         for i, item in enumerate(self.input):
-            if isinstance(item, CallItem):
+            if isinstance(item, OutputItem):
+                parts = _parts(item.output, f"input[{i}].output")
+                texts = "".join(part["text"] for _, part in parts if part["type"] == "text")
+                made.append((i, {"role": "tool", "tool_call_id": item.call_id, "content": texts}, []))
+                shown += [(place, part) for place, part in parts if part["type"] != "text"]
+            elif isinstance(item, CallItem | MessageItem):
+                if shown and getattr(item, "role", None) != "user":
+                    made.append(_message(i - 1, "user", shown))
+                    shown = []
+                if isinstance(item, MessageItem):
+                    made.append(_message(i, item.role, [*shown, *_parts(item.content, f"input[{i}].content")]))
+                    shown = []
+                    continue
                 if not made or made[-1][1]["role"] != "assistant":
-                    made.append((i, {"role": "assistant", "content": None}))
+                    made.append((i, {"role": "assistant", "content": None}, []))
                 made[-1][1].setdefault("tool_calls", []).append(item.as_call())
-            elif isinstance(item, OutputItem):
-                made.append((i, {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}))
-            elif isinstance(item, MessageItem):
-                made.append((i, {"role": item.role, "content": _content(item.content)}))
-        return [Message.model_validate(message) for _, message in made], [i for i, _ in made]
+        if shown:
+            made.append(_message(len(self.input) - 1, "user", shown))
+        messages = [Message.model_validate(message) for _, message, _ in made]
+        return messages, [i for i, _, _ in made], [places for _, _, places in made]
 
 
-def _content(content: str | list[ItemPart]) -> str | list[dict[str, Any]]:
-    return content if isinstance(content, str) else [part.as_part() for part in content]
+def _parts(content: str | list[ItemPart], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """With their places."""
+    if isinstance(content, str):
+        return [(where, {"type": "text", "text": content})]
+    return [(f"{where}[{j}]", part.as_part()) for j, part in enumerate(content)]
+
+
+def _message(i: int, role: str, parts: list[tuple[str, dict[str, Any]]]) -> tuple[int, dict[str, Any], list[str]]:
+    return i, {"role": role, "content": [part for _, part in parts]}, [place for place, _ in parts]
