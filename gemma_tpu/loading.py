@@ -92,7 +92,9 @@ def load(
         a draft model they are what followed where the text so far was like its end (prompt lookup): for answers that
         repeat what was said, as in editing, summaries and code.
       kv_cache_dtype: "int8" keeps keys and values as such integers, with a scale for each token and kv head: about half
-        of bfloat16's memory for the cache; on a TPU decode steps take longer. "auto" keeps them in `dtype`.
+        of bfloat16's memory for the cache. What differs in its last bit, as it may between a prompt read anew and one
+        found in the cache, can round to another integer, so that a close choice between two tokens goes the other way.
+        "auto" keeps them in `dtype`.
       tokenizer: a SentencePiece model or a tokenizer.json; by default the one beside the weights.
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
