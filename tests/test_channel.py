@@ -32,8 +32,10 @@ def connected() -> Iterator[tuple[Peer, socket.socket]]:
         far.settimeout(BOUND)
         stop = threading.Timer(BOUND, near._link.shutdown, [socket.SHUT_RDWR])  # who waits for ever fails then
         stop.start()
-        yield near, far
-        stop.cancel()
+        try:
+            yield near, far
+        finally:
+            stop.cancel()
     with contextlib.suppress(ConnectionError):
         while True:
             near.receive()
@@ -55,6 +57,16 @@ def test_messages_of_any_length() -> None:
         with contextlib.suppress(ConnectionError):
             while True:
                 other.receive()
+
+
+def test_a_heartbeat_that_is_being_sent_does_not_cost_the_last_message() -> None:
+    with connected() as (near, far):
+        other = Peer(far.dup(), "this one")
+        other._send_lock.acquire()
+        threading.Timer(0.2, other._send_lock.release).start()
+        other.close(b"last words")
+        assert near.receive() == b"last words"
+        near.close(b"")
 
 
 def test_signs_of_life_are_enough() -> None:

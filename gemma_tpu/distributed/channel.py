@@ -18,6 +18,7 @@ import jax
 
 _HEARTBEAT = 3  # seconds between heartbeats
 _TIMEOUT = 15  # seconds of silence after which a process counts as lost
+_CLOSING = 3  # seconds that a last message waits for one that is being sent
 _LENGTH = struct.Struct("<Q")  # precedes each message, in bytes; 0 is a heartbeat
 
 
@@ -55,8 +56,8 @@ class Peer:
             raise
 
     def close(self, last: bytes) -> None:
-        """Sends a last message, unless that would block, and closes the connection."""
-        if self._send_lock.acquire(blocking=False):
+        """Sends a last message, unless that would block for long, and closes the connection."""
+        if self._send_lock.acquire(timeout=_CLOSING):  # a heartbeat that is being sent takes less
             with contextlib.suppress(OSError, ValueError):  # the other side may be gone
                 if select.select([], [self._link], [], 0)[1]:
                     self._link.send(_LENGTH.pack(len(last)) + last)
