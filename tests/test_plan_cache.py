@@ -74,7 +74,7 @@ def test_refusals_are_kept_too(compiled: list[str], target: Target) -> None:
 
 
 def test_whatever_the_program_depends_on_is_compiled_for_itself(
-    compiled: list[str], target: Target, monkeypatch: pytest.MonkeyPatch
+    compiled: list[str], target: Target, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of(**changes: object) -> Target:
         return dataclasses.replace(target, deployment=dataclasses.replace(target.deployment, **changes))
@@ -112,6 +112,12 @@ def test_whatever_the_program_depends_on_is_compiled_for_itself(
     assert changes_the_key()
     monkeypatch.setattr(compilation_cache, "_sources", lambda: "edited")
     assert changes_the_key()
+    library = folder / "libtpu.so"  # another build in the same place
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(library))
+    for build in (b"one", b"another"):
+        library.write_bytes(build)
+        assert changes_the_key()
+        assert not changes_the_key()
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_a_flag=true")
     assert changes_the_key()
     jax.config.update("jax_default_matmul_precision", "float32")

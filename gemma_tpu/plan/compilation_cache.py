@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -71,7 +72,10 @@ def _key(target: Target, name: str) -> str:
     deployment = target.deployment
     sizes = {field.name: getattr(deployment, field.name) for field in dataclasses.fields(deployment)}
     sizes["mesh"] = target.mesh_shape
-    flags = [os.environ.get(flag) for flag in _ENVIRONMENT]
+    flags: list[object] = [os.environ.get(flag) for flag in _ENVIRONMENT]
+    with contextlib.suppress(KeyError, OSError):  # a compiler named by its path says no version
+        library = os.stat(os.environ["TPU_LIBRARY_PATH"])
+        flags += [library.st_size, library.st_mtime_ns]
     flags += [getattr(jax.config, name) for name in ("jax_default_matmul_precision", "jax_enable_x64")]
     flags += [jax.config.read("jax_disable_most_optimizations")]
     return hashlib.sha256(repr((name, target.where, sizes, flags, versions(), _sources())).encode()).hexdigest()
