@@ -22,6 +22,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.memory import Memory, shard_bytes
 from gemma_tpu.model import Params, as_draft, param_shapes
 from gemma_tpu.model.linear import QuantizedWeight, Weight
+from gemma_tpu.ops import triton_attention
 from gemma_tpu.ops.rows import min_rows
 from gemma_tpu.quantization import Grid, Quantization
 from gemma_tpu.sharding import param_sharding
@@ -164,8 +165,8 @@ class Deployment:
         """`batch_always` says it for all calls; by default they are what suits the platform.
 
         On an accelerator a few rows that rest come almost for free, and fewer programs are fewer to compile. Many have
-        rings as large as the weights: on an H100, a lone answer of 4B beside 63 such rows has less than half its speed,
-        and on four chips of a v5e its step takes 1.4 × the cycles. On a CPU each row costs as much as the others.
+        rings as large as the weights: on four chips of a v5e, a lone answer of 4B beside 63 such rows takes 1.4 × the
+        cycles a step. A GPU's kernel looks at no keys of theirs. On a CPU each row costs as much as the others.
         """
         if self.rows == 1:
             return Calls(together=True, few=())
@@ -173,7 +174,8 @@ class Deployment:
             return Calls(together=batch_always, few=() if batch_always else (1,))
         if self.platform == "cpu":
             return Calls(together=False, few=(1,))
-        costly = self.memory.local_cache > self.memory.weights // 4
+        in_kernel = triton_attention.fits(self.mesh, self.config.head_dim)
+        costly = self.memory.local_cache > self.memory.weights // 4 and not in_kernel
         # Rows are taken out and put back at each call: that pays for a small part of them, where they all are.
         few = (1, 8) if costly and self.mesh.shape["data"] == 1 else ()
         return Calls(together=True, few=tuple(rows for rows in few if rows <= self.rows // 8))

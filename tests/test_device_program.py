@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_tpu.engine import device_program
 from gemma_tpu.engine.device_program import device_program as program
 
 
@@ -44,11 +43,13 @@ def test_each_platform_computes_the_same(platform: str) -> None:
 
 
 def test_loops_and_branches_are_in_graphs_on_a_gpu_alone(asked: list) -> None:
-    program(static=("deployment",), donated=())(lambda deployment: deployment)
-    plain, gpu = asked
+    made = program(static=("deployment",), donated=())(lambda deployment: deployment)
+    plain, graphs, none = asked
     assert plain is None
-    assert {"WHILE", "CONDITIONAL"} <= set(gpu["xla_gpu_enable_command_buffer"].split(","))
-    assert list(device_program._OPTIONS) == ["gpu"]
+    assert {"WHILE", "CONDITIONAL"} <= set(graphs["xla_gpu_enable_command_buffer"].split(","))
+    assert none["xla_gpu_graph_min_graph_size"] > 10_000
+    for platform, expected in (("cpu", made._usual), ("tpu", made._usual), ("gpu", made._in_graphs)):
+        assert made._for(Hashable(platform)) is expected
 
 
 class Hashable(SimpleNamespace):

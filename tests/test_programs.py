@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
@@ -140,13 +141,20 @@ def test_prefill_then_decode_equals_the_plain_path(
     With fewer kv heads than devices the cache is split along its length; its blocks need not divide it. A decode step
     reads some prefix of it.
     """
-    seen: list[np.ndarray] = []
-    monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(attention_ops, "BLOCK", block)
     monkeypatch.setattr(paged_ops, "SHORTEST", block)
-    jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
-    cached = _Cached(mesh_of(*shape, config), config, cache)
+    read_and_decode(mesh_of(*shape, config), config, monkeypatch, size, cache)
+
+
+def read_and_decode(
+    mesh: Mesh, config: GemmaConfig, monkeypatch: pytest.MonkeyPatch, size: int, cache: type = KVCache
+) -> _Cached:
+    """All of it in chunks of up to `size`, then token by token, with the logits of the plain path."""
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
+    jax.clear_caches()
+    cached = _Cached(mesh, config, cache)
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
     for row, length in enumerate(LENGTHS):
@@ -162,12 +170,13 @@ def test_prefill_then_decode_equals_the_plain_path(
             monkeypatch.setitem(row_ops._MIN_ROWS, "cpu", 8)
             jax.clear_caches()
         for position in range(targets[row], length):
-            single = position % 2 == 0 and shape == (1, 1)
+            single = position % 2 == 0 and mesh.size == 1
             cached.decode(row, position, int(tokens[row, position]), single=single)
             jax.effects_barrier()
             logits = seen[-1][0 if single else row]
             assert np.abs(logits - expected[row, position]).max() < 1e-4, (row, position)
     assert len(seen) == sum(LENGTHS) - sum(targets)
+    return cached
 
 
 def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:

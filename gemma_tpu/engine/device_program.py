@@ -12,17 +12,32 @@ import jax
 # waits until the device gets there: so nothing is queued while the device works. As parts of a CUDA graph they are
 # decided on the device. The others are what XLA has in graphs by default; where the driver knows no conditional nodes,
 # XLA leaves these out.
-_IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
-_OPTIONS: dict[str, dict[str, bool | str]] = {"gpu": {"xla_gpu_enable_command_buffer": _IN_GRAPHS}}
+_IN_GRAPHS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+}
+# Without any, kernels are launched one by one, which takes the host less time than to change the addresses in a graph.
+_NO_GRAPHS = {"xla_gpu_graph_min_graph_size": 1_000_000}
 
 
 class DeviceProgram:
-    """A jitted function that takes a `deployment`: the platform of its mesh says how it is compiled."""
+    """A jitted function that takes a `deployment`: the platform of its mesh says how it is compiled.
 
-    def __init__(self, function: Callable[..., Any], static: Sequence[str], donated: Sequence[str]) -> None:
+    `loops`: whether it has loops or branches with this deployment.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        static: Sequence[str],
+        donated: Sequence[str],
+        loops: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
         functools.update_wrapper(self, function)
         jit = functools.partial(jax.jit, function, static_argnames=static, donate_argnames=donated)
-        self._usual, self._on = jit(), {name: jit(compiler_options=options) for name, options in _OPTIONS.items()}
+        self._usual, self._in_graphs, self._no_graphs = (
+            jit(compiler_options=options) for options in (None, _IN_GRAPHS, _NO_GRAPHS)
+        )
+        self._loops = loops
 
     def __call__(self, *args: Any, deployment: Any, **others: Any) -> Any:
         return self._for(deployment)(*args, deployment=deployment, **others)
@@ -32,9 +47,15 @@ class DeviceProgram:
         return self._for(deployment).lower(*args, deployment=deployment, **others)
 
     def _for(self, deployment: Any) -> Any:
-        return self._on.get(deployment.platform, self._usual)
+        if deployment.platform != "gpu":
+            return self._usual
+        return self._in_graphs if self._loops(deployment) else self._no_graphs
 
 
-def device_program(*, static: Sequence[str], donated: Sequence[str]) -> Callable[[Callable[..., Any]], DeviceProgram]:
-    """A decorator: names of the arguments that are static, and of those whose buffers are given up."""
-    return functools.partial(DeviceProgram, static=static, donated=donated)
+def device_program(
+    *, static: Sequence[str], donated: Sequence[str], **options: Any
+) -> Callable[[Callable[..., Any]], DeviceProgram]:
+    """A decorator: names of the arguments that are static, and of those whose buffers are given up. `options` as of
+    `DeviceProgram`.
+    """
+    return functools.partial(DeviceProgram, static=static, donated=donated, **options)

@@ -24,7 +24,7 @@ from gemma_tpu.engine.draw import draw, nothing_drawn
 from gemma_tpu.engine.forward import hidden_states, image_ids
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, Transformer, draft_params, text_model, vision_model
-from gemma_tpu.ops.attention import own_keys
+from gemma_tpu.ops.attention import by_kernel, own_keys
 from gemma_tpu.ops.logits import last_tokens, unpack
 from gemma_tpu.ops.logprobs import log_probs
 from gemma_tpu.ops.patch_attention import patch_attention
@@ -56,6 +56,19 @@ def finite(logits: Float[Array, "*batch V"]) -> Bool[Array, "*batch"]:
     return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
+def model_in_step(model: Transformer, params: Params, deployment: Deployment, i: Int[Array, ""]) -> Transformer:
+    """The model for turn `i` of a loop, of `params`.
+
+    XLA for GPUs would convert each norm's scale to float32 before the loop, in a kernel of its own: 137 of 4B at every
+    call. So there they seem to be others at each turn.
+    """
+    if deployment.platform != "gpu":
+        return model
+    norms = {name: x for name, x in params.items() if x.shape == (deployment.config.embed_dim,)}
+    norms, _ = jax.lax.optimization_barrier((norms, i))
+    return text_model(deployment.config, params | norms)
+
+
 @functools.partial(jax.jit, static_argnames=("deployment",))
 def encode(
     params: Params, pixels: Float[Array, "I side side 3"], *, deployment: Deployment
@@ -79,7 +92,12 @@ def blank_image(deployment: Deployment) -> Float[Array, "soft D"]:
     return on_all(jnp.zeros(shape, deployment.dtype), deployment)
 
 
-@device_program(static=("deployment", "fresh"), donated=("state",))
+def _attends_in_loops(deployment: Deployment) -> bool:
+    """Whether `prefill` does, in the lack of a kernel."""
+    return not by_kernel(deployment.mesh, deployment.dtype, deployment.config.head_dim)
+
+
+@device_program(static=("deployment", "fresh"), donated=("state",), loops=_attends_in_loops)
 def prefill(
     params: Params,
     state: State,
@@ -268,6 +286,7 @@ def decode(
 
     def step(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
         i, row, drawn = carry
+        model_now = model_in_step(model, params, deployment, i)
         active = (i < steps) & (row.remaining > 0)
         position = row.length[:, None]
         cache = row.cache
@@ -278,9 +297,9 @@ def decode(
             cache = cache.append(layer, unpad(key), unpad(value), row.length, pages)
             return pad(cache.attend(layer, unpad(query), position, length=held, pages=pages))
 
-        x = model.embed(pad(row.last[:, None]), mesh=deployment.mesh)
-        x = model(x, pad(position), attend_layer, mesh=deployment.mesh)
-        logits = unpad(model.embedder.decode(x))
+        x = model_now.embed(pad(row.last[:, None]), mesh=deployment.mesh)
+        x = model_now(x, pad(position), attend_layer, mesh=deployment.mesh)
+        logits = unpad(model_now.embedder.decode(x))
         good = finite(logits)[:, 0]
         new = draw(logits, active, row, drawn.tokens)
         token = new.tokens[:, 0]

@@ -20,7 +20,7 @@ from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.device_program import device_program
 from gemma_tpu.engine.draw import draw, nothing_drawn, sampled
-from gemma_tpu.engine.programs import finite, on_all, pin
+from gemma_tpu.engine.programs import finite, model_in_step, on_all, pin
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
 from gemma_tpu.model import Params, draft_params, text_model
 from gemma_tpu.ops.attention import own_keys
@@ -129,6 +129,7 @@ def decode(
 
     def step(carry: Carry) -> Carry:
         i, row, drawn, made = carry
+        model_now = model_in_step(model, params, deployment, i)
         active = (i < steps) & (row.remaining > 0)
         guesses, row = guess(row, active)
         fed = jnp.concatenate([row.last[:, None], guesses], axis=1)
@@ -143,8 +144,8 @@ def decode(
             own = own_keys(key, value, own_position)
             return pad(row.cache.attend(layer, unpad(query), position, length=held, pages=pages, own=own))
 
-        x = model(model.embed(pad(fed), mesh=mesh), pad(position), attend_layer, mesh=mesh)
-        logits = unpad(model.embedder.decode(x))
+        x = model_now(model_now.embed(pad(fed), mesh=mesh), pad(position), attend_layer, mesh=mesh)
+        logits = unpad(model_now.embedder.decode(x))
         new = draw(logits, active, row, drawn.tokens)
         tokens = jnp.where(finite(logits), new.tokens, NOT_FINITE)
         last = jnp.any(tokens[:, :, None] == row_params.stop[:, None], axis=-1) | (tokens == NOT_FINITE)

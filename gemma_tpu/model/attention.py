@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
+from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope, rms_norm
 from gemma_tpu.model.linear import as_matrix, contract
 from gemma_tpu.ops.masks import KeyValues, Queries
 from gemma_tpu.sharding import constrain
@@ -29,9 +30,12 @@ class Attention(nnx.Module):
         """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
         flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()))
         qkv = flat.reshape(*x.shape[:2], *self.qkv.shape[:-1])
-        query = apply_rope(self.query_norm(qkv[:, :, :, :-2]), rope) * self.query_scale
-        key = apply_rope(self.key_norm(qkv[:, :, :, -2]), rope)
-        return query.astype(x.dtype), key.astype(x.dtype), qkv[:, :, :, -1]
+        # Queries and key together, in fewer kernels than one after the other.
+        G = qkv.shape[3] - 2
+        scales = jnp.stack([*[self.query_norm.scale[...]] * G, self.key_norm.scale[...]])
+        both = apply_rope(rms_norm(qkv[:, :, :, :-1], scales), rope)
+        both = (both * jnp.array([*[self.query_scale] * G, 1.0])[:, None]).astype(x.dtype)
+        return both[:, :, :, :-1], both[:, :, :, -1], qkv[:, :, :, -1]
 
     def output(self, encoded: Queries, mesh: Mesh | None) -> Float[Array, "B T D"]:
         flat = encoded.reshape(*encoded.shape[:2], -1)

@@ -25,10 +25,15 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPS)
-        # Not (1 + scale), which XLA for TPUs would add in a kernel of its own.
-        return (normed + normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return rms_norm(x, self.scale[...])
+
+
+def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, "*some dim"]) -> Float[Array, "*batch dim"]:
+    """`RMSNorm`, with scales that may differ along the last few axes."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPS)
+    # Not (1 + scale), which XLA for TPUs would add in a kernel of its own.
+    return (normed + normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Embedder(nnx.Module):

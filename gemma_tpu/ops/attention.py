@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gemma_tpu.ops import triton_attention
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.flash_attention import fits, flash
 from gemma_tpu.ops.int8 import Numbers, split
@@ -80,11 +81,16 @@ def attend_part(
     Each device looks at its own heads and slots; what those that share a cache's slots found is then joined.
     """
     key, value, key_pos, image = keys
-    images = (jnp.zeros_like(position), jnp.zeros_like(key_pos)) if image is None else (image, image)
+    few = key.shape[2] < triton_attention.BLOCK  # at once
+    by_block = not few and by_kernel(mesh, query.dtype, query.shape[-1], query.shape[1])
+    look = _by_block if by_block else look_at
+    images = (image, image) if image is not None else (jnp.zeros_like(position), jnp.zeros_like(key_pos))
+    if image is None and by_block:
+        images = ()
     arguments = (query, key, value, position, key_pos, *images)
     whole, positions = f"BK{length}H", f"B{length}"
     dims = ("BTK.H", whole, whole, "BT", positions, "BT", positions)  # all query heads of a kv head, whatever splits G
-    return on_devices(functools.partial(look_at, window=window), arguments, dims, mesh)
+    return on_devices(functools.partial(look, window=window), arguments, dims[: len(arguments)], mesh)
 
 
 def on_devices(look: Callable[..., Part], arguments: Sequence[Numbers], dims: Sequence[str], mesh: Mesh) -> Part:
@@ -128,6 +134,20 @@ def look_at(query: Queries, key: Numbers, *rest: Any, window: int | None) -> Par
     return jax.lax.platform_dependent(rows, key, *rest, tpu=kernel, default=blocks)
 
 
+def by_kernel(mesh: Mesh, dtype: Any, head_dim: int, queries: int = FEW + 1) -> bool:
+    """Whether a GPU's kernel looks at cached keys, for so many queries of a row: not for many in float32, of which it
+    makes more products than XLA does."""
+    return (queries <= FEW or dtype != jnp.float32) and triton_attention.fits(mesh, head_dim)
+
+
+def _by_block(query: Queries, key: Numbers, value: Numbers, *ids: jax.Array, window: int | None) -> Part:
+    """`look_at` in a GPU's kernel."""
+    position, key_pos, *images = ids
+    blocks = triton_attention.blocks_of(_used(key_pos))
+    where = position, key_pos, blocks, None, tuple(images) or None
+    return Part(*triton_attention.look_by_block(by_head(query), key, value, *where, window=window))
+
+
 def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
     return jnp.tile(x, (1, queries // x.shape[1]))
 
@@ -142,7 +162,7 @@ def _blocks(query: jax.Array, *keys: Any, window: int | None) -> Part:
     """The same in plain JAX, a block of keys at a time, as far as there are any."""
     B, K, Q, H = query.shape
     key, _, _, key_pos, *_ = keys
-    S, used = key.shape[2], _used(key_pos)
+    S, used = key.shape[2], jnp.max(_used(key_pos))
     block = min(BLOCK, S)
     if block == S:
         return look_at_all(query, *keys, window=window)
@@ -165,9 +185,9 @@ def _cut(keys: Sequence[Any], start: jax.Array | int, size: int) -> tuple[Any, .
     return key, value, query_pos, key_pos, query_image, key_image
 
 
-def _used(key_pos: Int[Array, "B S"]) -> Int[Array, ""]:
-    """The number of keys without those at the end that are empty in every row."""
-    return jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, key_pos.shape[1] + 1), 0))
+def _used(key_pos: Int[Array, "B S"]) -> Int[Array, "B"]:
+    """The number of each row's keys without the empty ones at its end."""
+    return jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, key_pos.shape[1] + 1), 0), axis=1)
 
 
 def look_at_all(

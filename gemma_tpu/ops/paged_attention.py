@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_tpu.ops.attention import FEW, Part, look_at, look_at_all, on_devices, specs_of
+from gemma_tpu.ops import triton_attention
+from gemma_tpu.ops.attention import FEW, Part, by_kernel, look_at, look_at_all, on_devices, specs_of
 from gemma_tpu.ops.einsum import einsum
 from gemma_tpu.ops.int8 import Numbers, along
 from gemma_tpu.ops.masks import Queries, by_head
 
-SHORTEST = 8192  # tokens of the pool that a decode step reads at least on each device
-_SHORTEST_ON_GPU = 65_536  # where each choice of what to read costs more than to read so many
+SHORTEST = 8192  # tokens of the pool that a decode step reads at least on each device, but for the kernel of GPUs
 _COPY = 3  # what a page costs that is copied before it is read: it is read, written and read again
 Pool = Numbers  # [A, K, S, H]
 
@@ -47,8 +47,8 @@ def paged_attention(
     arguments = (query, key, value, position, row, start, length)
     dims = ("BTK.H", "AKSH", "AKSH", "BT", "A", "A", "B")
     specs = [jax.tree.leaves(specs_of(letters, x, mesh))[0] for letters, x in zip(dims, arguments, strict=True)]
-    least = _SHORTEST_ON_GPU if mesh.devices.flat[0].platform == "gpu" else SHORTEST
-    rows_split, slots_split = bool(specs[0][0]), bool(specs[1][2])
+    by_block = by_kernel(mesh, query.dtype, query.shape[-1], query.shape[1])
+    rows_split, slots_split, page = bool(specs[0][0]), bool(specs[1][2]), key.shape[2]
 
     def look(query: jax.Array, key: Pool, value: Pool, position: jax.Array, row: jax.Array, *rest: jax.Array) -> Part:
         start, length = rest
@@ -61,8 +61,10 @@ def paged_attention(
         key_pos = start[:, None] + slot
         held = jnp.where(here >= 0, length[jnp.maximum(here, 0)], 0)
         key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
+        if by_block:
+            return _by_block(by_head(query), key, value, position, here, key_pos, longest=-(-longest // page))
         if query.shape[1] <= FEW:
-            return _few_queries(by_head(query), key, value, position, here, key_pos, least=least)
+            return _few_queries(by_head(query), key, value, position, here, key_pos)
         return _one_row(query, key, value, position, here, start, key_pos, longest=longest)
 
     part = on_devices(look, arguments, dims, mesh)
@@ -97,7 +99,7 @@ def _one_row(
     return look_at(query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None)
 
 
-def _few_queries(
+def _by_block(
     query: Float[Array, "B K Q H"],
     key: Pool,
     value: Pool,
@@ -105,16 +107,31 @@ def _few_queries(
     row: jax.Array,
     key_pos: jax.Array,
     *,
-    least: int,
+    longest: int,
 ) -> Part:
-    """The pool is read where it lies, up to its last page in use; if few pages are, these are copied instead.
+    """Each row's own pages alone, `longest` at most, in a GPU's kernel."""
+    rows, pages = jnp.arange(len(position)), jnp.arange(len(row))
+    mine = (row == rows[:, None]) & jnp.any(key_pos >= 0, axis=1)
+    count = jnp.cumsum(mine, axis=1)
+    place = jnp.zeros((len(rows), longest), jnp.int32)
+    place = place.at[rows[:, None], jnp.where(mine, count - 1, longest)].set(pages, mode="drop")
+    blocks = count[:, -1] * triton_attention.blocks_of(key.shape[2])
+    return Part(*triton_attention.look_by_block(query, key, value, position, key_pos, blocks, place, window=None))
 
-    `least`: tokens that are always read.
-    """
+
+def _few_queries(
+    query: Float[Array, "B K Q H"],
+    key: Pool,
+    value: Pool,
+    position: Int[Array, "B T"],
+    row: jax.Array,
+    key_pos: jax.Array,
+) -> Part:
+    """The pool is read where it lies, up to its last page in use; if few pages are, these are copied instead."""
     pages, slots = key.shape[0], key.shape[2]
     used = row >= 0
     count, end = jnp.sum(used), jnp.max(jnp.where(used, jnp.arange(1, pages + 1), 0))
-    shortest = max(1, least // slots)
+    shortest = max(1, SHORTEST // slots)
     sizes = [size for i in range(pages.bit_length()) if (size := shortest << i) < pages] + [pages]
     few = [size for size in sizes[::2] if size * _COPY < pages]
     look = functools.partial(_by_page, query, position)
