@@ -26,7 +26,7 @@ from gemma_tpu.engine.rows import Row, chunk_end, make_prefill, page_owners
 from gemma_tpu.engine.step import NOT_FINITE, Activate, Clear, Decode, Drawn, Prefill, Step, activate, token_logprobs
 from gemma_tpu.options import NO_TOKEN, TokenLogprob
 
-_STEPS_BESIDE = 2  # of a call beside the next chunk of a prompt, or beside the host that makes masks for a grammar
+_STEPS_BESIDE = 2  # of a call that runs while the host makes the masks of rows that are held to a grammar
 
 
 class Occupancy(NamedTuple):
@@ -324,13 +324,10 @@ class Scheduler:
         rows = [row for row in decoding if row.mask is not None or not row.constrained]
         if not rows:
             return None
-        steps = self.steps_per_call
-        if any(row.prefilling for row in self.rows):
-            steps = min(
-                steps, _STEPS_BESIDE
-            )  # the next chunk is to begin soon, and to take the host less than the device
-        elif not all(row.dispatched for row in rows):
-            steps = 1  # a row's first token is worth a call of its own: its caller is waiting for it
+        # A row's first token is worth a call of its own: its caller is waiting for it.
+        # And while prompts are prefilled, a call of one step lets the next chunk begin soon.
+        waiting = any(row.prefilling for row in self.rows)
+        steps = 1 if waiting or not all(row.dispatched for row in rows) else self.steps_per_call
         if any(row.constrained for row in decoding):  # a mask is good for one step, and the next should not wait long
             steps = 1 if any(row.constrained for row in rows) else min(steps, _STEPS_BESIDE)
         masks = {row.index: row.mask for row in rows if row.mask is not None}

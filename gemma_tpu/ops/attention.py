@@ -144,8 +144,9 @@ def _by_block(query: Queries, key: Numbers, value: Numbers, *ids: jax.Array, win
     """`look_at` in a GPU's kernel."""
     position, key_pos, *images = ids
     blocks = triton_attention.blocks_of(_used(key_pos))
-    where = position, key_pos, blocks, None, tuple(images) or None
-    return Part(*triton_attention.look_by_block(by_head(query), key, value, *where, window=window))
+    ids = (images[0], images[1]) if images else None
+    rows = by_head(query)
+    return Part(*triton_attention.look_by_block(rows, key, value, position, key_pos, blocks, images=ids, window=window))
 
 
 def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
