@@ -13,6 +13,8 @@ from gemma_tpu.model.linear import as_matrix, contract
 from gemma_tpu.ops.masks import KeyValues, Queries
 from gemma_tpu.sharding import constrain
 
+_FEW = 16  # tokens of a decode step, with guesses
+
 
 class Attention(nnx.Module):
     """The projections of a layer. q, k and v are one product: kv head k holds its G query heads, its key, its value."""
@@ -30,12 +32,17 @@ class Attention(nnx.Module):
         """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
         flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()))
         qkv = flat.reshape(*x.shape[:2], *self.qkv.shape[:-1])
-        # Queries and key together, in fewer kernels than one after the other.
-        G = qkv.shape[3] - 2
+        G, value = qkv.shape[3] - 2, qkv[:, :, :, -1]
+        if x.shape[1] > _FEW:
+            query = apply_rope(self.query_norm(qkv[:, :, :, :G]), rope) * self.query_scale
+            key = apply_rope(self.key_norm(qkv[:, :, :, G]), rope)
+            return query.astype(x.dtype), key.astype(x.dtype), value
+        # Queries and key together, in fewer kernels. Of a chunk of a prompt, XLA for TPUs would then bring the pages of
+        # two layers together at a time.
         scales = jnp.stack([*[self.query_norm.scale[...]] * G, self.key_norm.scale[...]])
         both = apply_rope(rms_norm(qkv[:, :, :, :-1], scales), rope)
         both = (both * jnp.array([*[self.query_scale] * G, 1.0])[:, None]).astype(x.dtype)
-        return both[:, :, :, :-1], both[:, :, :, -1], qkv[:, :, :, -1]
+        return both[:, :, :, :G], both[:, :, :, G], value
 
     def output(self, encoded: Queries, mesh: Mesh | None) -> Float[Array, "B T D"]:
         flat = encoded.reshape(*encoded.shape[:2], -1)

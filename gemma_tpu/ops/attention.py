@@ -135,8 +135,7 @@ def look_at(query: Queries, key: Numbers, *rest: Any, window: int | None) -> Par
 
 
 def by_kernel(mesh: Mesh, dtype: Any, head_dim: int, queries: int = FEW + 1) -> bool:
-    """Whether a GPU's kernel looks at cached keys, for so many queries of a row: not for many in float32, of which it
-    makes more products than XLA does."""
+    """Whether a GPU's kernel looks at the keys, for so many queries of a row: not for many in float32, untried."""
     return (queries <= FEW or dtype != jnp.float32) and triton_attention.fits(mesh, head_dim)
 
 
@@ -144,9 +143,11 @@ def _by_block(query: Queries, key: Numbers, value: Numbers, *ids: jax.Array, win
     """`look_at` in a GPU's kernel."""
     position, key_pos, *images = ids
     blocks = triton_attention.blocks_of(_used(key_pos))
-    ids = (images[0], images[1]) if images else None
+    of_images = (images[0], images[1]) if images else None
     rows = by_head(query)
-    return Part(*triton_attention.look_by_block(rows, key, value, position, key_pos, blocks, images=ids, window=window))
+    return Part(
+        *triton_attention.look_by_block(rows, key, value, position, key_pos, blocks, images=of_images, window=window)
+    )
 
 
 def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
