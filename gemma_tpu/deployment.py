@@ -166,7 +166,7 @@ class Deployment:
 
         On an accelerator a few rows that rest come almost for free, and fewer programs are fewer to compile. Many have
         rings as large as the weights: on four chips of a v5e, a lone answer of 4B beside 63 such rows takes 1.4 × the
-        cycles a step. A GPU's kernel looks at no keys of theirs. On a CPU each row costs as much as the others.
+        cycles a step. A GPU's kernel looks at one block of theirs. On a CPU each row costs as much as the others.
         """
         if self.rows == 1:
             return Calls(together=True, few=())

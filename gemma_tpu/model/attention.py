@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope, rms_norm
 from gemma_tpu.model.linear import as_matrix, contract
+from gemma_tpu.ops.attention import FEW
 from gemma_tpu.ops.masks import KeyValues, Queries
 from gemma_tpu.sharding import constrain
-
-_FEW = 16  # tokens of a decode step, with guesses
 
 
 class Attention(nnx.Module):
@@ -33,7 +32,7 @@ class Attention(nnx.Module):
         flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()))
         qkv = flat.reshape(*x.shape[:2], *self.qkv.shape[:-1])
         G, value = qkv.shape[3] - 2, qkv[:, :, :, -1]
-        if x.shape[1] > _FEW:
+        if x.shape[1] > FEW:
             query = apply_rope(self.query_norm(qkv[:, :, :, :G]), rope) * self.query_scale
             key = apply_rope(self.key_norm(qkv[:, :, :, G]), rope)
             return query.astype(x.dtype), key.astype(x.dtype), value
