@@ -38,8 +38,9 @@ class PlainCache:
         position = jnp.where(token < count[:, None], start[:, None] + token, self.keys.shape[2])
         return self._set((rows[:, None], layer, position), key, value)
 
-    def append(self, layer, key, value, length, pages):
-        return self._set((jnp.arange(len(length)), layer, length), key[:, 0], value[:, 0])
+    def append_and_attend(self, layer, query, key, value, *, length, held, pages):
+        cache = self._set((jnp.arange(len(length)), layer, length), key[:, 0], value[:, 0])
+        return cache, cache.attend(layer, query, length[:, None], length=held, pages=pages)
 
     def _set(self, where, key, value):
         keys, values = (x.at[where].set(y, mode="drop") for x, y in ((self.keys, key), (self.values, value)))

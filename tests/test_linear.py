@@ -24,7 +24,7 @@ MULTIMODAL = dataclasses.replace(TEXT, vision=VISION, tied_head=False)
 SPECS = {  # of every product in the model: shapes of the activations and of the weight, dimensions that are summed over
     "btd,od->bto": ((2, 3, 8), (6, 8), (1,)),
     "bto,od->btd": ((2, 3, 6), (6, 8), (0,)),
-    "btd,cfd->cbtf": ((2, 3, 8), (2, 5, 8), (2,)),
+    "btd,cfd->cfbt": ((2, 3, 8), (2, 5, 8), (2,)),
     "ipe,cnhe->cipnh": ((2, 3, 8), (3, 2, 4, 8), (3,)),
     "ipnh,nhe->ipe": ((2, 3, 2, 4), (2, 4, 8), (0, 1)),
 }
@@ -32,7 +32,7 @@ LARGE = {  # more than a block of rows, whole blocks and not; of activations one
     "btd,vd->btv": [((1, 1, 8), (512, 8), (1,)), ((2, 17, 8), (512, 8), (1,)), ((2, 17, 8), (700, 8), (1,))],
     "bto,od->btd": [((1, 1, 512), (512, 8), (0,)), ((3, 11, 512), (512, 8), (0,)), ((3, 11, 700), (700, 8), (0,))],
     "btf,df->btd": [((1, 1, 700), (8, 700), (1,)), ((33, 1, 700), (300, 700), (1,))],
-    "btd,cfd->cbtf": [((1, 1, 8), (2, 513, 8), (2,)), ((2, 17, 8), (2, 513, 8), (2,))],
+    "btd,cfd->cfbt": [((1, 1, 8), (2, 513, 8), (2,)), ((2, 17, 8), (2, 513, 8), (2,))],
     "ipe,cnhe->cipnh": [((2, 33, 8), (3, 2, 300, 8), (3,)), ((1, 1, 8), (3, 300, 2, 8), (3,))],
     "ipnh,nhe->ipe": [((2, 33, 2, 300), (2, 300, 8), (0, 1)), ((2, 33, 300, 2), (300, 2, 8), (0, 1))],
 }

@@ -9,7 +9,7 @@ import pytest
 from gemma_tpu.ops.cpu_products import cpu_product
 
 FORMS = [
-    ("btd,cfd->cbtf", (70,), (2, 33, 70)),
+    ("btd,cfd->cfbt", (70,), (2, 33, 70)),
     ("bto,od->btd", (70,), (70, 33)),
     ("btf,df->btd", (300,), (257, 300)),
     ("ipe,cnhe->cipnh", (70,), (3, 2, 8, 70)),

@@ -21,6 +21,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from gemma_tpu.memory import shard_bytes, shard_size
+from gemma_tpu.ops import append_attention
+from gemma_tpu.ops.append_attention import append_to_pages, append_to_rings
 from gemma_tpu.ops.attention import Keys, Part, attend_part, finish, join
 from gemma_tpu.ops.int8 import Int8, Numbers, along, to_int8
 from gemma_tpu.ops.masks import KeyValues, Queries
@@ -125,12 +127,7 @@ class KVCache:
         row = jnp.broadcast_to(rows[:, None], (B, T))
         return self._with(layer, store(old, row, jnp.where(kept, position % slots, slots + token), key, value))
 
-    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
-        """Stores one more token of every row, at position `length`.
-
-        Rows at rest are written to as well, in a ring or where they have a page: nothing reads the slot of the next
-        position before that position is written. In a ring it held the token that is just leaving the window.
-        """
+    def _append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
         old, row = self.layers[layer], jnp.arange(len(length))
         key, value = self._kept(layer, key), self._kept(layer, value)
         first, _, slots, _ = old[0].shape
@@ -140,6 +137,36 @@ class KVCache:
             row = jnp.where(page < first, page, first + row)
         where = {"split": self.mesh.shape["slots"] > 1, "inside": self.windows[layer] is not None}
         return self._with(layer, store_one(old, row, length % slots, key, value, **where))
+
+    def append_and_attend(
+        self,
+        layer: int,
+        query: Queries,
+        key: KeyValues,
+        value: KeyValues,
+        *,
+        length: Int[Array, "R"],
+        held: Int[Array, "R"],
+        pages: Pages,
+    ) -> tuple[KVCache, Queries]:
+        """Stores one more token of every row, at position `length`, and attends to the row with it: to `held` tokens.
+
+        Rows at rest, which may hold fewer, are written to as well, in a ring or where they have a page: nothing reads
+        the slot of the next position before that position is written. In a ring it held the token that is just leaving
+        the window.
+        """
+        (keys, values), slots = self.layers[layer], self.layers[layer][0].shape[2]
+        if not append_attention.fits(query, self.layers[layer], self.mesh):
+            cache = self._append(layer, key, value, length, pages)
+            return cache, cache.attend(layer, query, length[:, None], length=held, pages=pages)
+        new = query, self._kept(layer, key), self._kept(layer, value), (keys, values), length
+        if (window := self.windows[layer]) is None:
+            whose, longest = (pages.row, pages.start), self.longest * slots
+            stored, encoded = append_to_pages(*new, held - 1, *whose, longest=longest, mesh=self.mesh)
+        else:
+            before = slot_positions(held - 1, slots)
+            stored, encoded = append_to_rings(*new, before, window=window, mesh=self.mesh)
+        return self._with(layer, stored), encoded
 
     def attend(
         self,

@@ -294,8 +294,9 @@ def decode(
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             nonlocal cache
-            cache = cache.append(layer, unpad(key), unpad(value), row.length, pages)
-            return pad(cache.attend(layer, unpad(query), position, length=held, pages=pages))
+            own = (unpad(x) for x in (query, key, value))
+            cache, encoded = cache.append_and_attend(layer, *own, length=row.length, held=held, pages=pages)
+            return pad(encoded)
 
         x = model_now.embed(pad(row.last[:, None]), mesh=deployment.mesh)
         x = model_now(x, pad(position), attend_layer, mesh=deployment.mesh)

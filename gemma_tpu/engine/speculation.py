@@ -73,8 +73,9 @@ def _drafted(
 
         def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             nonlocal cache
-            cache = cache.append(layer, unpad(key), unpad(value), at, pages)
-            return pad(cache.attend(layer, unpad(query), at[:, None], length=held, pages=pages))
+            own = (unpad(x) for x in (query, key, value))
+            cache, encoded = cache.append_and_attend(layer, *own, length=at, held=held, pages=pages)
+            return pad(encoded)
 
         known = jnp.where(token < config.vocab_size, token, NO_TOKEN)
         x = model(model.embed(pad(known[:, None]), mesh=mesh), pad(at[:, None]), attend_layer, mesh=mesh)

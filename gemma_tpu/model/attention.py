@@ -36,12 +36,13 @@ class Attention(nnx.Module):
             query = apply_rope(self.query_norm(qkv[:, :, :, :G]), rope) * self.query_scale
             key = apply_rope(self.key_norm(qkv[:, :, :, G]), rope)
             return query.astype(x.dtype), key.astype(x.dtype), value
-        # Queries and key together, in fewer kernels. Of a chunk of a prompt, XLA for TPUs would then bring the pages of
-        # two layers together at a time.
-        scales = jnp.stack([*[self.query_norm.scale[...]] * G, self.key_norm.scale[...]])
-        both = apply_rope(rms_norm(qkv[:, :, :, :-1], scales), rope)
-        both = (both * jnp.array([*[self.query_scale] * G, 1.0])[:, None]).astype(x.dtype)
-        return both[:, :, :, :G], both[:, :, :, G], value
+        # All together, in one kernel. Of a chunk of a prompt, XLA for TPUs would then bring the pages of two layers
+        # together at a time.
+        head = jnp.arange(G + 2)[:, None]
+        scales = jnp.where(head < G, self.query_norm.scale[...], self.key_norm.scale[...])
+        normed = apply_rope(rms_norm(qkv, scales), rope) * jnp.where(head < G, self.query_scale, 1.0)
+        qkv = jnp.where(head > G, qkv, normed.astype(x.dtype))
+        return qkv[:, :, :, :G], qkv[:, :, :, G], qkv[:, :, :, G + 1]
 
     def output(self, encoded: Queries, mesh: Mesh | None) -> Float[Array, "B T D"]:
         flat = encoded.reshape(*encoded.shape[:2], -1)

@@ -65,8 +65,9 @@ class MLP(nnx.Module):
         self.down = nnx.Param(init()(rngs.params(), (embed_dim, hidden_dim)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = contract("btd,cfd->cbtf", x, self.gate_up.get_value())
-        hidden = jax.nn.gelu(gate, approximate=True) * up
+        # Outputs first, as XLA for GPUs computes the product of a few rows: it would transpose one with scales.
+        gate, up = contract("btd,cfd->cfbt", x, self.gate_up.get_value())
+        hidden = jnp.moveaxis(jax.nn.gelu(gate, approximate=True) * up, 0, -1)
         return contract("btf,df->btd", hidden, self.down.get_value())
 
 

@@ -101,8 +101,7 @@ def on_devices(look: Callable[..., Part], arguments: Sequence[Numbers], dims: Se
     if mesh.size == 1:
         return look(*arguments)
     specs = tuple(specs_of(letters, x, mesh) for letters, x in zip(dims, arguments, strict=True))
-    query, key = (jax.tree.leaves(tuple(jax.tree.leaves(one)[0])) for one in specs[:2])
-    split = tuple(axis for axis in key if axis not in query)
+    split = tuple(sorted(axes_of(specs[1]) - axes_of(specs[0])))
 
     def local(*arguments: Any) -> Part:
         part = look(*arguments)
@@ -120,6 +119,12 @@ def on_devices(look: Callable[..., Part], arguments: Sequence[Numbers], dims: Se
 def specs_of(dims: str, x: Numbers, mesh: Mesh) -> Any:
     """How an array lies on a mesh; scales, which have all dimensions but the last, as their values do."""
     return jax.tree.map(lambda part: partition(dims[: part.ndim], part.shape, mesh).spec, x)
+
+
+def axes_of(specs: Any) -> set[str]:
+    """The axes of a mesh over which an array is split, by what `specs_of` says of it."""
+    spec, *_ = jax.tree.leaves(specs)
+    return set(jax.tree.leaves(tuple(spec)))
 
 
 def look_at(query: Queries, key: Numbers, *rest: Any, window: int | None) -> Part:
@@ -142,12 +147,13 @@ def by_kernel(mesh: Mesh, dtype: Any, head_dim: int, queries: int = FEW + 1) -> 
 def _by_block(query: Queries, key: Numbers, value: Numbers, *ids: jax.Array, window: int | None) -> Part:
     """`look_at` in a GPU's kernel."""
     position, key_pos, *images = ids
-    blocks = triton_attention.blocks_of(_used(key_pos))
+    blocks = triton_attention.blocks_of(used(key_pos))
     of_images = (images[0], images[1]) if images else None
     rows = by_head(query)
-    return Part(
-        *triton_attention.look_by_block(rows, key, value, position, key_pos, blocks, images=of_images, window=window)
+    sums, *_ = triton_attention.look_by_block(
+        rows, key, value, position, key_pos, blocks, images=of_images, window=window
     )
+    return Part(*sums)
 
 
 def _per_query(x: Int[Array, "B T"], queries: int) -> Int[Array, "B Q"]:
@@ -164,7 +170,7 @@ def _blocks(query: jax.Array, *keys: Any, window: int | None) -> Part:
     """The same in plain JAX, a block of keys at a time, as far as there are any."""
     B, K, Q, H = query.shape
     key, _, _, key_pos, *_ = keys
-    S, used = key.shape[2], jnp.max(_used(key_pos))
+    S, longest = key.shape[2], jnp.max(used(key_pos))
     block = min(BLOCK, S)
     if block == S:
         return look_at_all(query, *keys, window=window)
@@ -176,7 +182,7 @@ def _blocks(query: jax.Array, *keys: Any, window: int | None) -> Part:
         key_pos = jnp.where(start + jnp.arange(block) >= i * block, key_pos, -1)
         return join(part, look_at_all(query, key, value, query_pos, key_pos, *images, window=window))
 
-    return jax.lax.fori_loop(0, (used + block - 1) // block, step, nothing)
+    return jax.lax.fori_loop(0, (longest + block - 1) // block, step, nothing)
 
 
 def _cut(keys: Sequence[Any], start: jax.Array | int, size: int) -> tuple[Any, ...]:
@@ -187,7 +193,7 @@ def _cut(keys: Sequence[Any], start: jax.Array | int, size: int) -> tuple[Any, .
     return key, value, query_pos, key_pos, query_image, key_image
 
 
-def _used(key_pos: Int[Array, "B S"]) -> Int[Array, "B"]:
+def used(key_pos: Int[Array, "B S"]) -> Int[Array, "B"]:
     """The number of each row's keys without the empty ones at its end."""
     return jnp.max(jnp.where(key_pos >= 0, jnp.arange(1, key_pos.shape[1] + 1), 0), axis=1)
 

@@ -48,6 +48,12 @@ def split(x: Numbers, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     return (x.values.astype(dtype), x.scales) if isinstance(x, Int8) else (x, None)
 
 
+def dequantized(x: Numbers) -> jax.Array:
+    """The numbers that are meant, in float32."""
+    numbers, scales = split(x, jnp.float32)
+    return numbers.astype(jnp.float32) if scales is None else numbers * scales[..., None]
+
+
 def along(mask: jax.Array, x: jax.Array) -> jax.Array:
     """`mask` with dimensions of 1 behind its own, to stand beside values or scales."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

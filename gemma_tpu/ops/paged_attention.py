@@ -52,23 +52,35 @@ def paged_attention(
 
     def look(query: jax.Array, key: Pool, value: Pool, position: jax.Array, row: jax.Array, *rest: jax.Array) -> Part:
         start, length = rest
-        here = row
-        if rows_split:
-            here = jnp.where(row >= 0, row - jax.lax.axis_index("data") * query.shape[0], -1)
         slot = jnp.arange(key.shape[2])
         if slots_split:
             slot += jax.lax.axis_index("slots") * key.shape[2]
-        key_pos = start[:, None] + slot
-        held = jnp.where(here >= 0, length[jnp.maximum(here, 0)], 0)
-        key_pos = jnp.where(key_pos < held[:, None], key_pos, -1)
+        here, key_pos = held_tokens(row, start, length, slot, rows_split)
         if by_block:
-            return _by_block(by_head(query), key, value, position, here, key_pos, longest=-(-longest // page))
+            blocks, place = pages_of_rows(here, key_pos, query.shape[0], -(-longest // page))
+            whose = position, key_pos, blocks, place
+            sums, *_ = triton_attention.look_by_block(by_head(query), key, value, *whose, window=None)
+            return Part(*sums)
         if query.shape[1] <= FEW:
             return _few_queries(by_head(query), key, value, position, here, key_pos)
         return _one_row(query, key, value, position, here, start, key_pos, longest=longest)
 
     part = on_devices(look, arguments, dims, mesh)
     return part._replace(total=jnp.where(part.total == 0, 1, part.total))
+
+
+def held_tokens(
+    row: Int[Array, "A"], start: Int[Array, "A"], length: Int[Array, "B"], slot: Int[Array, "S"], rows_split: bool
+) -> tuple[Int[Array, "A"], Int[Array, "A S"]]:
+    """Whose each page is of this device's rows, and the positions of what it holds of their first `length` tokens.
+
+    `slot` are those of a page that are here; `rows_split`: whether rows lie on several devices.
+    """
+    if rows_split:
+        row = jnp.where(row >= 0, row - jax.lax.axis_index("data") * len(length), -1)
+    position = start[:, None] + slot
+    held = jnp.where(row >= 0, length[jnp.maximum(row, 0)], 0)
+    return row, jnp.where(position < held[:, None], position, -1)
 
 
 def _one_row(
@@ -99,24 +111,16 @@ def _one_row(
     return look_at(query, key, value, position, key_pos, jnp.zeros_like(position), jnp.zeros_like(key_pos), window=None)
 
 
-def _by_block(
-    query: Float[Array, "B K Q H"],
-    key: Pool,
-    value: Pool,
-    position: Int[Array, "B T"],
-    row: jax.Array,
-    key_pos: jax.Array,
-    *,
-    longest: int,
-) -> Part:
-    """Each row's own pages alone, `longest` at most, in a GPU's kernel."""
-    rows, pages = jnp.arange(len(position)), jnp.arange(len(row))
-    mine = (row == rows[:, None]) & jnp.any(key_pos >= 0, axis=1)
+def pages_of_rows(
+    row: Int[Array, "A"], position: Int[Array, "A S"], rows: int, longest: int
+) -> tuple[Int[Array, "B"], Int[Array, "B pages"]]:
+    """How many blocks of `triton_attention` each row has in its pages that hold tokens, and which pages these are."""
+    number = jnp.arange(rows)
+    mine = (row == number[:, None]) & jnp.any(position >= 0, axis=1)
     count = jnp.cumsum(mine, axis=1)
-    place = jnp.zeros((len(rows), longest), jnp.int32)
-    place = place.at[rows[:, None], jnp.where(mine, count - 1, longest)].set(pages, mode="drop")
-    blocks = count[:, -1] * triton_attention.blocks_of(key.shape[2])
-    return Part(*triton_attention.look_by_block(query, key, value, position, key_pos, blocks, place, window=None))
+    place = jnp.zeros((rows, longest), jnp.int32)
+    place = place.at[number[:, None], jnp.where(mine, count - 1, longest)].set(jnp.arange(len(row)), mode="drop")
+    return count[:, -1] * triton_attention.blocks_of(position.shape[1]), place
 
 
 def _few_queries(

@@ -31,6 +31,8 @@ def row_padding(
 
     def pad(x: jax.Array) -> jax.Array:
         grouped = x.reshape(groups, own, *x.shape[1:])
+        if own == 1:  # copies of it, which XLA makes where they are read
+            return jnp.broadcast_to(grouped, (groups, 1 + added, *x.shape[1:])).reshape(-1, *x.shape[1:])
         return jnp.pad(grouped, ((0, 0), (0, added), *((0, 0),) * (x.ndim - 1))).reshape(-1, *x.shape[1:])
 
     def unpad(x: jax.Array) -> jax.Array:

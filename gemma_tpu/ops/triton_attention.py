@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.ops.einsum import precision
-from gemma_tpu.ops.int8 import Int8, Numbers
+from gemma_tpu.ops.int8 import Numbers, dequantized, split
 from gemma_tpu.ops.masks import MASKED, sees
 
 BLOCK = 64  # keys that a program looks at in one go
@@ -30,6 +30,18 @@ _LEAST, _MOST = 16, 64  # queries of a program: a GPU multiplies no fewer, and i
 
 Sums = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"], Float[Array, "B K Q"]]  # weighted values, total, peak
 _Running = tuple[jax.Array, jax.Array, jax.Array]  # the same, of a program
+
+
+class New(NamedTuple):
+    """A token of each row that is not among the keys: it is looked at too, and stored in `slot` of `first`, its row of
+    a ring or its page (-1: nowhere). No query of the call may see what that slot held.
+
+    `numbers`: its key and value, [B, K, H] each. None: they are the last two of the queries at hand.
+    """
+
+    numbers: tuple[Numbers, Numbers] | None
+    first: Int[Array, "B"]
+    slot: Int[Array, "B"]
 
 
 def fits(mesh: Mesh, head_dim: int) -> bool:
@@ -45,7 +57,7 @@ def blocks_of(slots: Any) -> Any:
 
 
 def look_by_block(
-    query: Float[Array, "B K Q H"],
+    query: Float[Array, "B K heads H"],
     key: Numbers,
     value: Numbers,
     query_pos: Int[Array, "B T"],
@@ -53,82 +65,125 @@ def look_by_block(
     blocks: Int[Array, "B"],
     place: Int[Array, "B N"] | None = None,
     images: tuple[Int[Array, "B T"], Int[Array, "A S"]] | None = None,
+    new: New | None = None,
     *,
     window: int | None,
+    dtype: Any = jnp.float32,
     interpret: bool = False,
-) -> Sums:
-    """The three sums of a `Part`, of keys and values [A, K, S, H]; a query that sees no key reads zeros.
+) -> tuple[Sums, Numbers, Numbers]:
+    """The three sums of a `Part`, of keys and values [A, K, S, H], and these: a query that sees no key reads zeros.
 
     Row b has its keys in `key[place[b, 0]]`, `key[place[b, 1]]`, …, or in `key[b]` alone. It looks at the first
     `blocks[b]` blocks of these, and of them at slots that hold a position. `images` are the ids of queries and keys.
+    `dtype`: of the weighted values.
     """
     from jax.experimental.pallas import triton  # takes 0.1 s, which only GPUs need
 
     B, K, Q, H = query.shape
+    Q -= 2 if new and new.numbers is None else 0
     queries = min(max(_LEAST, pl.next_power_of_2(Q)), _MOST)
-    wanted = max(1, _PROGRAMS * _LEAST // (K * pl.cdiv(Q, queries) * queries))
-    row, first, last, ends = _shares(blocks, wanted)
-    # Optional arrays are lists of one or none.
-    keys, values = (list(x) if isinstance(x, Int8) else [x] for x in (key, value))
-    optional = keys, values, [] if place is None else [place], list(images or ())
+    most = B * blocks_of(key_pos.shape[1]) * (1 if place is None else place.shape[1])
+    wanted = max(1, min(most, _PROGRAMS * _LEAST // (K * pl.cdiv(Q, queries) * queries)))
+    shares = _shares(blocks, wanted)
+    P = len(shares.row)
 
-    def call(kernel: Callable[..., None], name: str, sums: tuple[int, ...], grid: tuple[int, ...]) -> Any:
+    def call(kernel: Callable[..., None], name: str, *outputs: Any, grid: tuple[int, ...], aliases: int = 0) -> Any:
         return pl.pallas_call(
             kernel,
-            out_shape=tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*sums, H), sums, sums)),
+            out_shape=outputs,
             grid=grid,
+            input_output_aliases={i: len(outputs) - 1 + i for i in range(aliases)},
             compiler_params=triton.CompilerParams(num_warps=8 if queries == _MOST else 4, num_stages=2),
             interpret=interpret,
             name=name,
         )
 
-    look = functools.partial(_look, queries=queries, window=window, counts=tuple(map(len, optional)))
-    found = call(look, "look_by_block", (len(row), K, Q), (len(row), K, pl.cdiv(Q, queries)))(
-        row, first, last, query_pos, query, key_pos, *(x for some in optional for x in some)
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    keys = key, value
+    stored = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), keys) if new else None  # where they lie
+
+    def look(keys: Any, shares: _Shares, *references: Any) -> None:
+        """Nothing, for the shares that are not needed: they would take longer to store than the others to look."""
+
+        share, k, nth = (pl.program_id(axis) for axis in range(3))  # outside of the branch, for the interpreter
+
+        @pl.when(share < shares.end[B - 1])
+        def _() -> None:
+            _look((share, k, nth * queries), keys, shares, *references, queries=queries, window=window)
+
+    looked = call(
+        look,
+        "look_by_block",
+        *(array(P, K, Q, H), array(P, K, Q), array(P, K, Q), stored),
+        grid=(P, K, pl.cdiv(Q, queries)),
+        aliases=len(jax.tree.leaves(stored)),
     )
-    return found if wanted == 1 else call(_join, "join_shares", (B, K, Q), (B, K, Q))(ends, *found)
+    *sums, stored = looked(keys, shares, query_pos, query, key_pos, place, images, new)
+    if wanted > 1:
+        outputs = array(B, K, Q, H, dtype=dtype), array(B, K, Q)
+        encoded, log_total = call(_join, "join_shares", *outputs, grid=(B, K, Q))(shares.end, *sums)
+        sums = encoded, jnp.ones_like(log_total), log_total
+    return tuple(sums), *(stored or keys)
 
 
-def _shares(blocks: Int[Array, "B"], wanted: int) -> tuple[jax.Array, ...]:
-    """About so many shares of all rows' blocks, of about equal size, none of more than one row. If 1 is wanted, one for
-    each row.
+class _Shares(NamedTuple):
+    """Shares of all rows' blocks, none of more than one row, and those of a row next to each other.
 
-    Returns: the row of each, its first block and the one after its last, int32[P] each (none for shares that are not
-    needed); and for each row the share after its last, int32[B].
+    `row`, `first` and `last`, int32[P]: the row of each, its first block and the one after its last; none for shares
+    that are not needed. `end`, int32[B]: the share after each row's last.
     """
+
+    row: Any
+    first: Any
+    last: Any
+    end: Any
+
+
+def _begin(end: Any, b: jax.Array) -> jax.Array:
+    """The first share of row b, in a kernel."""
+    return jnp.where(b > 0, end[jnp.maximum(b - 1, 0)], 0)
+
+
+def _shares(blocks: Int[Array, "B"], wanted: int) -> _Shares:
+    """About so many, of about equal size, and at least one for each row; if 1 is wanted, just these."""
     B = len(blocks)
     if wanted == 1:
-        return jnp.arange(B), jnp.zeros_like(blocks), blocks, jnp.arange(1, B + 1)
+        return _Shares(jnp.arange(B), jnp.zeros_like(blocks), blocks, jnp.arange(1, B + 1))
     each = jnp.maximum(-(-jnp.sum(blocks) // wanted), 1)
-    ends = jnp.cumsum(-(-blocks // each))
-    share = jnp.arange(wanted + B - 1)
-    row = jnp.sum(ends <= share[:, None], axis=1)
+    end = jnp.cumsum(jnp.maximum(-(-blocks // each), 1))
+    share = jnp.arange(wanted + B)
+    row = jnp.sum(end <= share[:, None], axis=1)
     needed, row = row < B, jnp.minimum(row, B - 1)
-    first = (share - jnp.where(row > 0, ends[row - 1], 0)) * each
+    first = (share - jnp.where(row > 0, end[row - 1], 0)) * each
     last = jnp.minimum(first + each, blocks[row])
-    return row, jnp.where(needed, first, 0), jnp.where(needed, last, 0), ends
+    return _Shares(row, jnp.where(needed, first, 0), jnp.where(needed, last, 0), end)
 
 
 def _look(
-    row_ref,
-    first_ref,
-    last_ref,
-    query_pos_ref,
-    query_ref,
-    key_pos_ref,
-    *refs,
+    which: tuple[Any, Any, Any],
+    keys: Any,
+    shares: _Shares,
+    query_pos_ref: Any,
+    query_ref: Any,
+    key_pos_ref: Any,
+    place_ref: Any,
+    images: Any,
+    new: New | None,
+    weighted_ref: Any,
+    total_ref: Any,
+    peak_ref: Any,
+    stored: Any,
+    *,
     queries: int,
     window: int | None,
-    counts: tuple[int, ...],
 ) -> None:
-    """A share of one kv head, for some of its queries. `counts` of optional arrays, see `look_by_block`."""
+    """`which`: a share, a kv head, and the first of the queries at hand. The rest is as of `look_by_block`."""
     from jax.experimental.pallas import triton
 
-    refs = list(refs)
-    key_refs, value_refs, place_ref, images = ([refs.pop(0) for _ in range(count)] for count in counts)
-    weighted_ref, total_ref, peak_ref = refs
-    share, k, begin = pl.program_id(0), pl.program_id(1), pl.program_id(2) * queries
-    b, (Q, H), S, T = row_ref[share], query_ref.shape[2:], key_refs[0].shape[2], query_pos_ref.shape[1]
+    share, k, begin = which
+    b, (Q, H), S, T = shares.row[share], weighted_ref.shape[2:], keys[0].shape[2], query_pos_ref.shape[1]
     nth = begin + jnp.arange(queries)
     rows, real = pl.ds(begin, queries), jnp.broadcast_to((nth < Q)[:, None], (queries, H))
     query = triton.load(query_ref.at[b, k, rows], mask=real, other=0)
@@ -139,42 +194,57 @@ def _look(
     def look(i: jax.Array, sums: _Running) -> _Running:
         weighted, total, before = sums
         per_place = blocks_of(S)
-        a, begin = (place_ref[0][b, i // per_place], i % per_place * BLOCK) if place_ref else (b, i * BLOCK)
+        a, begin = (b, i * BLOCK) if place_ref is None else (place_ref[b, i // per_place], i % per_place * BLOCK)
         slots, inside = pl.ds(begin, BLOCK), begin + jnp.arange(BLOCK) < S
         whole = jnp.broadcast_to(inside[:, None], (BLOCK, H))
         key_pos = triton.load(key_pos_ref.at[a, slots], mask=inside, other=-1)
         key_image = triton.load(images[1].at[a, slots], mask=inside, other=0)[None] if images else None
-        (key, *key_scale), (value, *value_scale) = (
-            [triton.load(x.at[a, k, slots], mask=whole if x.ndim == 4 else inside, other=0) for x in some]
-            for some in (key_refs, value_refs)
-        )
+
+        def load(ref: Any) -> jax.Array:
+            return triton.load(ref.at[a, k, slots], mask=whole if ref.ndim == 4 else inside, other=0)
+
+        (key, key_scale), (value, value_scale) = (split(jax.tree.map(load, x), query.dtype) for x in keys)
         # What holds no position may not be finite, and 0 times NaN is NaN.
-        value = jnp.where((key_pos >= 0)[:, None], value, 0).astype(query.dtype)
-        scores = dot(query, key.astype(query.dtype), (((1,), (1,)), ((), ())))
-        if key_scale:
-            scores *= key_scale[0]
+        value = jnp.where((key_pos >= 0)[:, None], value, 0)
+        scores = dot(query, key, (((1,), (1,)), ((), ())))
+        if key_scale is not None:
+            scores *= key_scale
         mask = sees(query_pos, key_pos[None], query_image, key_image, window)
         scores = jnp.where(mask, scores, MASKED)
         peak = jnp.maximum(before, jnp.max(scores, axis=1))
         weights, shrunk = jnp.where(mask, jnp.exp(scores - peak[:, None]), 0), jnp.exp(before - peak)
         total = total * shrunk + jnp.sum(weights, axis=1)
-        if value_scale:
-            weights *= jnp.where(key_pos >= 0, value_scale[0], 0)
+        if value_scale is not None:
+            weights *= jnp.where(key_pos >= 0, value_scale, 0)
         found = dot(weights.astype(query.dtype), value, (((1,), (0,)), ((), ())))
         return weighted * shrunk[:, None] + found, total, peak
 
-    nothing = jnp.zeros((queries, H)), jnp.zeros(queries), jnp.full(queries, MASKED)
-    weighted, total, peak = jax.lax.fori_loop(first_ref[share], last_ref[share], look, nothing)
+    sums = jnp.zeros((queries, H)), jnp.zeros(queries), jnp.full(queries, MASKED)
+    if new is not None:  # the first share of a row has seen it, and stores it
+        opens = share == _begin(shares.end, b)
+        own = new.numbers and jax.tree.map(lambda ref: ref[b, k], new.numbers)
+        own = own or (query_ref[b, k, Q], query_ref[b, k, Q + 1])
+        kept = opens & (new.first[b] >= 0)
+
+        def store(ref: Any, x: jax.Array) -> None:
+            at = ref.at[jnp.where(kept, new.first[b], 0), k, new.slot[b]]
+            triton.store(at, x, mask=jnp.broadcast_to(kept, x.shape))
+
+        jax.tree.map(store, stored, own)
+        own_key, own_value = map(dequantized, own)
+        scores = jnp.sum(query.astype(jnp.float32) * own_key, axis=1)
+        weighted = jnp.where(opens, jnp.broadcast_to(own_value, (queries, H)), 0)
+        sums = weighted, jnp.where(opens, jnp.ones(queries), 0), jnp.where(opens, scores, MASKED)
+    weighted, total, peak = jax.lax.fori_loop(shares.first[share], shares.last[share], look, sums)
     triton.store(weighted_ref.at[share, k, rows], weighted, mask=real)
     triton.store(total_ref.at[share, k, rows], _divisor(total), mask=nth < Q)
     triton.store(peak_ref.at[share, k, rows], peak, mask=nth < Q)
 
 
-def _join(ends_ref, weighted_ref, total_ref, peak_ref, *outputs) -> None:
-    """The shares of a row as one, for one query."""
+def _join(end_ref: Any, weighted_ref: Any, total_ref: Any, peak_ref: Any, encoded_ref: Any, log_total_ref: Any) -> None:
+    """The shares of a row as one, for one query: what it reads, and the logarithm of its total of weights."""
     b, k, q = (pl.program_id(axis) for axis in range(3))
-    end = ends_ref[b]
-    begin = jnp.where(b > 0, ends_ref[jnp.maximum(b - 1, 0)], 0)
+    begin, end = _begin(end_ref, b), end_ref[b]
 
     def some(i: jax.Array, sums: _Running) -> _Running:
         weighted, total, before = sums
@@ -190,8 +260,9 @@ def _join(ends_ref, weighted_ref, total_ref, peak_ref, *outputs) -> None:
 
     nothing = jnp.zeros(weighted_ref.shape[3]), jnp.float32(0), jnp.float32(MASKED)
     weighted, total, peak = jax.lax.fori_loop(0, pl.cdiv(end - begin, _JOINED), some, nothing)
-    for ref, sums in zip(outputs, (weighted, _divisor(total), peak), strict=True):
-        ref[b, k, q] = sums
+    total = _divisor(total)
+    encoded_ref[b, k, q] = (weighted / total).astype(encoded_ref.dtype)
+    log_total_ref[b, k, q] = peak + jnp.log(total)
 
 
 def _divisor(total: jax.Array) -> jax.Array:
