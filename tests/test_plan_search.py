@@ -85,6 +85,24 @@ def test_estimates_compile_nothing_and_are_never_too_large(rows: int, context: i
         assert 0.9 * truth <= answer.value <= truth, field
 
 
+@pytest.mark.parametrize("tries", [0, search.TRIES], ids=["estimated", "compiled"])
+def test_the_vision_tower_has_its_room_in_every_answer(tries: int) -> None:
+    base = deploy(SMALL, parse_slice("v5e-1"), (1, 1), 64, 65_536)
+    encode = Program("encode", 1.0, 0, temporaries=4 * 2**30)
+    (answer,), seen = _ask(search.most_rows(base, [*_compiled(base), encode], tries))
+    assert bool(seen) == (tries > 0)
+    memory = base.replace(rows=answer.value).deployment.memory
+    assert 0.9 * base.chip.hbm < memory.resident + 4 * 2**30 < base.chip.hbm
+
+
+def test_with_no_tries_left_the_answer_is_what_was_compiled_though_more_is_likely() -> None:
+    base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 64, 65_536)
+    much = [Program(name, 1.0, 0, temporaries=4 * 2**30) for name in ("decode", "prefill")]  # others need far less
+    ((once,), (first,)), ((more,), _) = (_ask(search.most_rows(base, much, tries)) for tries in (1, search.TRIES))
+    assert (once.value, once.compiled) == (first.deployment.rows, True)
+    assert more.value > 1.1 * once.value
+
+
 def test_what_was_compiled_is_the_answer_where_nothing_much_larger_is_likely() -> None:
     base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 64, 8192)
     (rows,), _ = _ask(search.most_rows(base.replace(context=131_072), _compiled(base.replace(context=131_072))))

@@ -123,15 +123,17 @@ def _growing(target: Target) -> float:
     """Bytes on a device of the arrays in prefill and decode that grow with rows and context.
 
     Prefill brings the pages of its row together, those of one layer at a time, and its keys and values are laid out
-    anew for the kernel; a decode step has float32 logits of every row, and scores with every key.
+    anew for the kernel; it may copy the rings of a layer. A decode step has float32 logits of every row, and scores
+    with every key.
     """
     deployment, (data, model) = target.deployment, target.mesh_shape
     config, T = deployment.config, 1 + deployment.draft_tokens
     layers = sum(layer.window is None for layer in config.layers)
+    rings = deployment.memory.local_cache / max(1, config.num_layers - layers)
     share = deployment.context / deployment.page / (deployment.pages / deployment.page_groups)
     gathered = deployment.memory.global_cache * share / max(1, layers)
     numbers = config.vocab_size + config.num_heads * deployment.context
-    return gathered + 4 * deployment.rows / data * T * numbers / model
+    return gathered + rings + 4 * deployment.rows / data * T * numbers / model
 
 
 def fits(target: Target, memory: Memory) -> bool:
