@@ -95,6 +95,13 @@ def test_the_vision_tower_has_its_room_in_every_answer(tries: int) -> None:
     assert 0.9 * base.chip.hbm < memory.resident + 4 * 2**30 < base.chip.hbm
 
 
+def test_temporaries_are_never_taken_to_shrink() -> None:
+    base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 128, 131_072)
+    (answer,), _ = _ask(search.largest_context(base, [Program("prefill", 1.0, 0, temporaries=4 * 2**30)]))
+    memory = base.replace(context=answer.value).deployment.memory
+    assert 0.9 * base.chip.hbm < memory.resident + 4 * 2**30 < base.chip.hbm
+
+
 def test_with_no_tries_left_the_answer_is_what_was_compiled_though_more_is_likely() -> None:
     base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 64, 65_536)
     much = [Program(name, 1.0, 0, temporaries=4 * 2**30) for name in ("decode", "prefill")]  # others need far less
@@ -133,21 +140,21 @@ def test_a_slice_that_was_compiled_for_and_fits_is_not_estimated() -> None:
     assert search.choose_mesh(large, base.where, 32, 8192, "bfloat16").candidates[-1] != base
 
 
-def test_on_fewer_chips_temporaries_are_taken_to_grow_as_each_does_more() -> None:
+def test_on_fewer_chips_temporaries_are_taken_to_grow_and_on_more_not_to_shrink() -> None:
     spread = deploy(SMALL, parse_slice("v5e-4"), (4, 1), 8, 8192)
     shared, alone = (
         deploy(SMALL, parse_slice(where), shape, 8, 8192) for where, shape in (("v5e-4", (1, 4)), ("v5e-1", (1, 1)))
     )
 
-    def added(base: Target, name: str, size: int) -> int:
-        estimate = search.Estimate(base, [Program(name, 1.0, 0, temporaries=size, code=2**30)])
-        return estimate.total(alone) - alone.deployment.memory.resident - 2**30
+    def factor(base: Target, name: str, other: Target) -> float:
+        sizes = [search.Estimate(base, [Program(name, 1.0, 0, temporaries=size)]) for size in (0, 10**9)]
+        without, with_them = (one.total(other) for one in sizes)
+        return (with_them - without) / 10**9
 
-    nothing = added(alone, "encode", 0)
-    assert added(alone, "encode", 10**9) == nothing + 10**9
-    assert added(spread, "encode", 10**9) == nothing + 4 * 10**9  # four images in place of one
-    assert added(shared, "encode", 10**9) == nothing + 4 * 10**9  # every head in place of a quarter
-    assert added(shared, "prefill", 10**9) - added(shared, "prefill", 0) == 4 * 10**9
+    assert factor(alone, "encode", alone) == factor(alone, "prefill", alone) == 1
+    assert factor(spread, "encode", alone) == 4  # four images in place of one
+    assert factor(shared, "encode", alone) == factor(shared, "prefill", alone) == 4  # every head in place of a quarter
+    assert [factor(alone, name, other) for name in ("encode", "prefill") for other in (spread, shared)] == [1] * 4
 
 
 def test_a_longer_chunk_is_taken_to_need_more() -> None:
