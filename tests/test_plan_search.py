@@ -157,6 +157,13 @@ def test_on_fewer_chips_temporaries_are_taken_to_grow_and_on_more_not_to_shrink(
     assert [factor(alone, name, other) for name in ("encode", "prefill") for other in (spread, shared)] == [1] * 4
 
 
+def test_a_program_that_the_compiler_refused_is_taken_to_have_code() -> None:
+    base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 4, 8192)
+    refused = Program("prefill", 1.0, 0, needs=2**34)
+    estimates = [search.Estimate(base, [one]) for one in (refused, dataclasses.replace(refused, code=2**27))]
+    assert [one.total(base) - estimates[0].total(base) for one in estimates] == [0, 2**26]  # 64 MiB stand for it
+
+
 def test_a_longer_chunk_is_taken_to_need_more() -> None:
     """That of a context of 64 tokens is 64 long, and others 1,024."""
     base = deploy(TEXT, parse_slice("v5e-1"), (1, 1), 4, 64)
