@@ -22,9 +22,9 @@ CONTEXT_STEP = 1024  # tokens
 MOST_ROWS = 256
 TRIES = 3  # deployments that a search compiles where its answers are not to be estimates
 _NEAR = 1.03  # of a size that is known to fit: what is less than that beyond it is not looked at
-_GROWTH = 2  # bytes of temporaries for each of the arrays that grow with rows and context
+_GROWTH = 2.25  # bytes of temporaries for each of the arrays that grow with rows and context
 _LEAST_CODE = 64 * 2**20  # bytes of a program, which the compiler does not say of one that it refuses
-_MARGIN = 128 * 2**20  # bytes by which an estimate may be wrong: the compiler's choices differ from size to size
+_MARGIN = 192 * 2**20  # bytes by which an estimate may be wrong: the compiler's choices differ from size to size
 
 
 def mesh_shapes(chips: int, rows: int) -> list[tuple[int, int]]:
@@ -98,8 +98,8 @@ class Estimate:
     """Memory of other deployments of the same model on the same kind of chip, from one that was compiled.
 
     It is meant to err upwards alone. What stays is known exactly. Temporaries are never taken to be less than in the
-    base, and to grow by twice the arrays in them that do; what a layer needs on one chip in place of several grows as
-    the part of the model on each does.
+    base, and to grow by a little over twice the arrays in them that do; what a layer needs on one chip in place of
+    several grows as the part of the model on each does.
     """
 
     def __init__(self, base: Target, compiled: Sequence[Program]) -> None:
