@@ -14,6 +14,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 from plan_samples import CONTEXT, DRAFT, SMALL
 
 from gemma_tpu.plan import compilation_cache, report
+from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan.chips import parse_slice
 from gemma_tpu.plan.compilation_cache import compile_cached
 from gemma_tpu.plan.compiled import Program, Target, deploy
@@ -100,6 +101,13 @@ def test_whatever_the_program_depends_on_is_compiled_for_itself(
     places = [deploy(SMALL, parse_slice(name), (1, 4), 4, CONTEXT) for name in ("v6e:2x2", "v5p:2x2x1")]
     every = [target, *(of(**{name: value}) for name, value in changed.items()), *places]
     assert len({compilation_cache._key(one, name) for one in every for name in ("decode", "prefill")}) == 2 * len(every)
+    # The vision tower's program sees nothing of rows, context and cache.
+    images = {name: compilation_cache._key(of(**{name: value}), "encode") for name, value in changed.items()}
+    assert len({images[name] for name in ("config", "mesh", "dtype", "quantization", "rows")}) == 5
+    assert set(images.values()) - {images[name] for name in ("config", "mesh", "dtype", "quantization")} == {
+        compilation_cache._key(target, "encode")
+    }
+    assert len({compilation_cache._key(one, "encode") for one in (target, *places)}) == 3
 
     def changes_the_key() -> bool:
         before = len(compiled)
@@ -187,3 +195,12 @@ def test_an_error_of_one_program_is_raised_and_the_rest_are_not_begun(
         compile_cached(target, ["decode", "prefill", "encode"] * 20)
     assert len(seen) < 60
     assert not folder.exists()
+
+
+def test_the_program_of_the_vision_tower_is_the_same_for_other_rows_and_contexts() -> None:
+    """As traced, to the letter: what is kept of it stands for all of them."""
+    targets = [
+        deploy(SMALL, parse_slice("v5e:2x2"), (2, 2), rows, context) for rows, context in ((4, 64), (8, CONTEXT))
+    ]
+    first, second = (plan_compiled._lower_encode(one.deployment)[0].as_text() for one in targets)
+    assert first == second

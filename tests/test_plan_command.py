@@ -75,6 +75,38 @@ def test_a_plan_as_a_table(capsys) -> None:
     assert {line.rindex(" ms") + 3 for line in times} == {lines[at].index("compiler") + len("compiler")}
 
 
+def test_what_would_fit_is_estimated_unless_it_is_to_be_compiled(capsys, monkeypatch) -> None:
+    _, found = compiled("v5e:2x2", (1, 4), 4)
+    asked = []
+
+    def compile_all(wanted, progress):
+        asked.extend(target for target, _ in wanted)
+        return [[found[name] for name in names] for _, names in wanted]
+
+    monkeypatch.setattr(planner, "compile_all", compile_all)
+    answers = {}
+    for more in ([], ["--exact"]):
+        assert main(["plan", "gemma3-4b", *ARGUMENTS, "--json", *more]) == 0
+        would_fit = json.loads(capsys.readouterr().out)["would_fit"]
+        assert set(would_fit) == {"largest context, 4 rows", "most rows, 4,096 tokens", "smallest slice of v5e"}
+        assert {answer["compiled"] for answer in would_fit.values()} == {bool(more)}
+        assert bool(asked) == bool(more)
+        answers[bool(more)] = [answer["value"] for answer in would_fit.values()]
+    assert answers[False] == answers[True] == [131_072, 256, "v5e-1"]
+    for more in ([], ["--exact"]):
+        assert main(["plan", "gemma3-4b", *ARGUMENTS, *more]) == 0
+        said = capsys.readouterr()
+        assert ("131,072 (estimated)" in said.out, "--exact" in said.out) == (not more, not more)
+        assert ("looking for what would fit" in said.err) == bool(more)
+
+
+def test_nothing_is_looked_for_where_that_is_not_asked(capsys) -> None:
+    for more in ([*ARGUMENTS, "--quick"], ["--chips", "v5e-4", *ARGUMENTS[2:]]):
+        assert main(["plan", "gemma3-4b", "--json", *more]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert (plan[0] if "--chips" in more else plan)["would_fit"] == {}
+
+
 def test_an_int8_cache_is_counted(capsys, monkeypatch) -> None:
     _, found = compiled("v5e:2x2", (1, 4), 4)
     monkeypatch.setattr(planner, "compile_cached", lambda *_, **__: list(found.values()))
@@ -178,6 +210,7 @@ def test_guesses_without_a_draft_model_are_those_of_prompt_lookup(capsys, monkey
         (["gemma3-1b", "--chips", "v5e-1,v5e:3x7"], "no topology v5e:3x7"),
         (["gemma3-4b", "--chips", "v5e-1", "--images", "4"], "--images goes with --topology"),
         (["gemma3-4b", "--chips", "v5e-1", "--quick"], "--quick goes with --topology"),
+        (["gemma3-4b", "--chips", "v5e-1", "--exact"], "--exact goes with --topology"),
     ],
 )
 def test_errors_are_one_line_before_anything_is_compiled(

@@ -23,9 +23,10 @@ from gemma_tpu.ops.patch_attention import patch_attention
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan import planner
 from gemma_tpu.plan.chips import parse_slice
-from gemma_tpu.plan.compiled import compile_one, compile_programs, deploy, total_memory
+from gemma_tpu.plan.compiled import PROGRAMS, Program, Target, compile_one, compile_programs, deploy, total_memory
 from gemma_tpu.plan.inspection import decode_problems
 from gemma_tpu.plan.roofline import decode_roofline, encode_roofline, prefill_roofline
+from gemma_tpu.plan.search import Estimate
 from gemma_tpu.sharding import partition
 
 WHOLE = ("v5e:2x2", (1, 4), 4)  # all three programs
@@ -222,6 +223,24 @@ def test_a_copy_of_the_cache_is_named() -> None:
     problems = decode_problems(target, spoilt)
     assert any("copy" in problem and "bf16[4,1,512,128]" in problem for problem in problems), problems
     assert any("not written in place" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("v5e:2x2", (1, 4), 4, PROGRAMS, 65_536), ("v5e:2x2", (1, 4), 64), ("v5e:1x1", (1, 1), 4)],
+    ids=["a longer context", "more rows", "fewer chips"],
+)
+def test_an_estimate_is_no_less_than_the_compiler_says(other) -> None:
+    """Nor much more: its margins are a few hundred MB."""
+    estimate = Estimate(*_all_of(WHOLE))
+    target, found = _all_of(other)
+    needed = total_memory(target, found).total
+    assert needed <= estimate.total(target) < needed + 500e6
+
+
+def _all_of(sample) -> tuple[Target, list[Program]]:
+    target, found = compiled(*sample)
+    return target, list(found.values())
 
 
 def test_what_the_compiler_refuses_says_how_much_it_needs() -> None:

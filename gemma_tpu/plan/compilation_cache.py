@@ -23,6 +23,7 @@ from gemma_tpu.plan.hlo import Collective
 
 # Two at a time: the compiler keeps little more than a core busy with one, and takes a GB or two for it.
 _COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+_ENCODE = ("config", "mesh", "dtype", "quantization")  # of a deployment, all that the vision tower's program looks at
 _ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "TPU_LIBRARY_PATH")
 
 
@@ -70,7 +71,8 @@ def _compile(target: Target, name: str, progress: Progress) -> Program:
 
 def _key(target: Target, name: str) -> str:
     deployment = target.deployment
-    sizes = {field.name: getattr(deployment, field.name) for field in dataclasses.fields(deployment)}
+    fields = _ENCODE if name == "encode" else [field.name for field in dataclasses.fields(deployment)]
+    sizes = {field: getattr(deployment, field) for field in fields}
     sizes["mesh"] = target.mesh_shape
     flags: list[object] = [os.environ.get(flag) for flag in _ENVIRONMENT]
     with contextlib.suppress(KeyError, OSError):  # a compiler named by its path says no version

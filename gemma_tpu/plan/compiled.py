@@ -108,6 +108,12 @@ class Target:
         return self.deployment.prefill_sizes[-1]
 
     @property
+    def images(self) -> int:
+        """Images on a device in a full call of the vision tower."""
+        batch, data = IMAGE_BATCHES[0], self.mesh_shape[0]
+        return batch // data if batch % data == 0 else batch
+
+    @property
     def draft(self) -> Target | None:
         """The draft model alone."""
         small = self.deployment.draft

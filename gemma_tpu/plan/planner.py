@@ -20,7 +20,7 @@ from gemma_tpu.plan.roofline import (
     kernel_seconds,
     prefill_roofline,
 )
-from gemma_tpu.plan.search import answer, choose_mesh, fits, largest_context, most_rows, smallest_slice
+from gemma_tpu.plan.search import TRIES, answer, choose_mesh, fits, largest_context, most_rows, smallest_slice
 from gemma_tpu.quantization import Quantization, as_quantization
 from gemma_tpu.sizes import check_kv_cache_dtype, guesses
 
@@ -42,9 +42,11 @@ def make_plan(
     kv_cache_dtype: str = "auto",
     images: int = 0,
     search: bool = True,
+    exact: bool = False,
     progress: Progress = no_progress,
 ) -> Plan:
-    """A plan for a slice. `images`: of a prompt. `search`: also look for what would fit, by compiling a few times.
+    """A plan for a slice. `images`: of a prompt. `search`: also say what would fit, by an estimate from what was
+    compiled for the plan or, if `exact`, by compiling a few times more.
 
     `draft_tokens` are guessed at each step, by a model of the config `draft` if there is one, and weights kept as
     `quantize` says: see `gemma_tpu.load`.
@@ -82,8 +84,9 @@ def make_plan(
         plan = dataclasses.replace(plan, speeds=[*plan.speeds, _images_of_a_prompt(plan.speeds, images)])
     if not search:
         return plan
-    progress("looking for what would fit")
-    compiled = plan.target, plan.programs
+    if exact:
+        progress("looking for what would fit")
+    compiled = plan.target, plan.programs, TRIES if exact else 0
     searches = {
         f"largest context, {rows_text(rows)}": largest_context(*compiled),
         f"most rows, {context:,} tokens": most_rows(*compiled),

@@ -83,7 +83,8 @@ def text(plan: Plan) -> str:
         ratios = f"{least:.2f} (roofline), {plan.step_ratio:.2f} (compiler)"
         lines.append(f"a step of {tokens} tokens / one of 1 token: {ratios}; {_PAYS}")
     if plan.would_fit:
-        lines.append("what would fit")
+        estimated = any(answer.value is not None and not answer.compiled for answer in plan.would_fit.values())
+        lines.append(f"what would fit{' (estimates err on the side of too little; --exact compiles)' * estimated}")
         lines += [f"  {question:{width}} {answer}" for question, answer in plan.would_fit.items()]
     compiled = ", ".join(
         f"{program.name} {program.seconds:.0f} s{' (kept)' * program.kept}" for program in plan.programs

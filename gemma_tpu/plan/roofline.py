@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from gemma_tpu.deployment import IMAGE_BATCHES, Deployment
+from gemma_tpu.deployment import Deployment
 from gemma_tpu.memory import shard_bytes, shard_size
 from gemma_tpu.model.linear import elements
 from gemma_tpu.plan.compiled import Target
@@ -138,12 +138,10 @@ def kernel_seconds(target: Target, program: str) -> float:
 
 def _patch_attention(target: Target) -> tuple[int, float]:
     """Images on a device in a full call of the vision tower, and scores of their patches in its heads."""
-    config, (data, model) = target.deployment.config.vision, target.mesh_shape
+    config, (_, model) = target.deployment.config.vision, target.mesh_shape
     assert config
-    batch = IMAGE_BATCHES[0]
-    images = batch // data if batch % data == 0 else batch
     heads = config.num_heads / (model if config.num_heads % model == 0 else 1)
-    return images, images * config.depth * heads * config.num_patches**2
+    return target.images, target.images * config.depth * heads * config.num_patches**2
 
 
 def _attention(target: Target, queries: int, one_row: bool) -> tuple[float, float]:

@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser, "weights and cache", default="bfloat16")
     add_shared(parser, "--quantize", "--kv-cache-dtype")
     parser.add_argument("--images", type=int, metavar="N", help="images in a prompt; 0 leaves out the vision tower")
-    parser.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument("--quick", action="store_true", help="do not look for what would fit besides")
+    search.add_argument(
+        "--exact", action="store_true", help="compile what would fit besides, some minutes more, not estimate it"
+    )
     add_shared(parser, "--json")
 
 
@@ -65,6 +69,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("--images goes with --topology: --chips compares text alone (--images 0 is understood)")
     if args.chips is not None and args.quick:
         raise ValueError("--quick goes with --topology: --chips looks for nothing that would fit besides")
+    if args.chips is not None and args.exact:
+        raise ValueError("--exact goes with --topology: --chips looks for nothing that would fit besides")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs what it then reports as an error
     import jax
 
@@ -94,11 +100,11 @@ def main(args: argparse.Namespace) -> int:
     for where in places:
         if isinstance(where, Slice):
             topology_devices(where)  # so that one that there is not is said before another is compiled for
-    search = args.chips is None and not args.quick
+    search = {"search": args.chips is None and not args.quick, "exact": args.exact}
     plans = [
         smallest_plan(args.model, config, where, **options)
         if isinstance(where, Chip)
-        else make_plan(args.model, config, where, images=args.images or 0, search=search, **options)
+        else make_plan(args.model, config, where, images=args.images or 0, **search, **options)
         for where in places
     ]
     if args.json:
