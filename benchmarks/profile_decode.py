@@ -2,7 +2,7 @@
 
     python benchmarks/profile_decode.py --model gemma3-4b --rows 1 --quantize int8
 
-Random weights of the real size in bfloat16, or quantised. `--json` prints one line for docs/performance.md.
+Random weights of the real size in bfloat16, or quantised; greedy rows.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from decode import GREEDY, begin
+from decode import GREEDY, begin, step_seconds
 
 from gemma_tpu.bench import random_params
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
+from gemma_tpu.deployment import Deployment
+from gemma_tpu.engine.step import Step
+from gemma_tpu.model import Params
 from gemma_tpu.quantization import as_quantization
 from gemma_tpu.sharding import make_mesh
 
@@ -36,33 +36,28 @@ PARTS = {
 }
 
 
-def profile(deployment: Deployment, length: int) -> tuple[dict[str, tuple[float, float]], float]:
-    """Of a decode step: microseconds and calls of each kernel, and the microseconds from step to step."""
-    runner, step = begin(deployment, random_params(deployment), length, GREEDY)
+def profile(deployment: Deployment, params: Params, length: int) -> dict[str, tuple[float, float]]:
+    """Of a decode step: microseconds and calls of each kernel.
+
+    Of calls of one step each: of a loop in a CUDA graph, the trace has the first turn alone.
+    """
+    runner, step = begin(deployment, params, length, GREEDY)
+    assert step.decode
+    one = Step(decode=dataclasses.replace(step.decode, steps=1))
     for _ in range(2):
-        np.asarray(runner.run(step).tokens)
+        np.asarray(runner.run(one).tokens)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            drawn = [runner.run(step) for _ in range(CALLS)]
-            jax.block_until_ready(drawn)
+            jax.block_until_ready([runner.run(one) for _ in range(CALLS)])
         (trace,) = Path(folder).rglob("*.xplane.pb")
         traced = jax.profiler.ProfileData.from_file(str(trace))
     runner.close()
-    events = [
-        event
-        for plane in traced.planes
-        if plane.name.startswith("/device:")
-        for line in plane.lines
-        if line.name.startswith("Stream")
-        for event in line.events
-    ]
-    steps = CALLS * STEPS_PER_CALL
     kernels: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
-    for event in events:
-        kernels[re.sub(r"_\d+\b|\.\d+", "", event.name)].append(event.duration_ns)
-    begins, ends = min(event.start_ns for event in events), max(event.start_ns + event.duration_ns for event in events)
-    each = {name: (sum(times) / 1e3 / steps, len(times) / steps) for name, times in kernels.items()}
-    return each, (ends - begins) / 1e3 / steps
+    for plane in traced.planes:
+        for line in plane.lines if plane.name.startswith("/device:") else ():
+            for event in line.events if line.name.startswith("Stream") else ():
+                kernels[re.sub(r"_(\d+\b|$)|\.\d+", "", event.name)].append(event.duration_ns)
+    return {name: (sum(times) / 1e3 / CALLS, len(times) / CALLS) for name, times in kernels.items()}
 
 
 def by_part(kernels: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -81,31 +76,25 @@ def main() -> None:
     parser.add_argument("--quantize", choices=["none", "int8", "int4"], default="none")
     parser.add_argument("--context", type=int, default=4096, help="tokens of the cache")
     parser.add_argument("--length", type=int, default=1024, help="tokens in it")
-    parser.add_argument("--top", type=int, default=25, help="kernels to show")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--top", type=int, default=12, help="kernels to show")
     args = parser.parse_args()
     config = dataclasses.replace(CONFIGS[args.model], vision=None)
-    more = {"quantization": as_quantization(args.quantize)}
-    deployment = Deployment(config, make_mesh(config), args.rows, args.context, jnp.bfloat16, **more)
-    kernels, whole = profile(deployment, args.length)
-    parts = by_part(kernels)
+    quantization = as_quantization(args.quantize)
+    mesh = make_mesh(config)
+    deployment = Deployment(config, mesh, args.rows, args.context, jnp.bfloat16, quantization=quantization)
+    params = random_params(deployment)
+    whole = step_seconds(deployment, params, args.length, GREEDY) * 1e6
+    kernels = profile(deployment, params, args.length)
+    device = jax.devices()[0].device_kind
+    print(f"{device}, jax {jax.__version__}, {args.model}, {args.quantize}, {args.rows} row(s), cache {args.context}")
+    print(f"| of a step, {whole:,.0f} µs in all | µs | kernels | µs each |")
+    print("|---|---|---|---|")
     between = whole - sum(us for us, _ in kernels.values())
-    if args.json:
-        said: dict[str, Any] = {
-            name: getattr(args, name) for name in ("model", "rows", "quantize", "context", "length")
-        }
-        said |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "us": whole, "between": between}
-        print(json.dumps(said | {"parts": parts}))
-        return
-    print(f"{args.model}, {args.quantize}, {args.rows} row(s): {whole:,.0f} µs a step, {between:,.0f} of it no kernel")
-    print(f"{'µs':>9} {'calls':>7} {'µs each':>8}")
-    rows = [*parts.items(), ("", None), *sorted(kernels.items(), key=lambda one: -one[1][0])[: args.top]]
-    for name, figures in rows:
-        print(
-            f"{figures[0]:9.1f} {figures[1]:7.1f} {figures[0] / max(figures[1], 1e-9):8.2f}  {name[:110]}"
-            if figures
-            else ""
-        )
+    rows = [*by_part(kernels).items(), ("no kernel", (between, 0.0))]
+    rows += sorted(kernels.items(), key=lambda one: -one[1][0])[: args.top]
+    for name, (us, calls) in rows:
+        each = f"{us / calls:.2f}" if calls else ""
+        print(f"| {name[:60]} | {us:,.0f} | {calls:,.0f} | {each} |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from unittest import mock
 
 import jax
@@ -125,7 +126,7 @@ def test_reused_prefixes_and_guesses(more: dict) -> None:
     test_engine_cache.test_a_prefix_is_found_again_past_the_window((1, 1), True, more)
 
 
-def test_only_what_was_tried_runs_them() -> None:
+def test_only_what_was_tried_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the device's own words, and the head's size."""
 
     def fits(platform: str, capability: str, head_dim: int = 256) -> bool:
@@ -137,6 +138,8 @@ def test_only_what_was_tried_runs_them() -> None:
     assert not fits("gpu", "9.0", 96)
     assert not any(fits("gpu", other) for other in ("7.5", "8.0", "8.9", "gfx90a"))
     assert not triton_attention.fits(mesh_of(1, 1), 256)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not fits("gpu", "9.0")  # a later jax, without Triton
 
 
 def test_a_prefill_without_loops_is_in_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:

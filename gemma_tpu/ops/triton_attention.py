@@ -10,6 +10,7 @@ queries of a kv head; P: shares.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,10 +46,14 @@ class New(NamedTuple):
 
 
 def fits(mesh: Mesh, head_dim: int) -> bool:
-    """Whether the devices run these kernels: NVIDIA's Hopper, on which they were tried."""
+    """Whether the devices run these kernels: NVIDIA's Hopper, on which they were tried, if jax has Triton."""
     device = mesh.devices.flat[0]
     hopper = device.platform == "gpu" and str(getattr(device, "compute_capability", "")).startswith("9.")
-    return hopper and _LEAST <= head_dim == pl.next_power_of_2(head_dim)
+    return (
+        hopper
+        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+        and _LEAST <= head_dim == pl.next_power_of_2(head_dim)
+    )
 
 
 def blocks_of(slots: Any) -> Any:

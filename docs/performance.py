@@ -1,0 +1,115 @@
+"""Makes docs/performance.md of what benchmarks printed.
+
+    python -m docs.performance > docs/performance.md              # of the recordings in docs/performance
+    python -m docs.performance --measure > docs/performance.md    # on a GPU, after recording all but `BEFORE` anew
+
+Recordings are a benchmark's output as it is. That takes some eight minutes on an H100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from gemma_tpu.config import CONFIGS
+from gemma_tpu.model import param_shapes
+
+ROOT = Path(__file__).parents[1]
+RECORDINGS = Path(__file__).with_suffix("")
+BEFORE = "profile-before"  # what an earlier version did: commit 2c853e6, with today's benchmark
+
+_DECODE, _PROFILE = "python benchmarks/decode.py --models", "python benchmarks/profile_decode.py --model"
+COMMANDS = {
+    "decode-4b": f"{_DECODE} gemma3-4b --rows 1 8 32 --quantize none int8 int4",
+    "decode-27b": f"{_DECODE} gemma3-27b --rows 1 --quantize none int8 int4",
+    "decode-long": f"{_DECODE} gemma3-4b --rows 8 --quantize none --context 65536 --length 60000",
+    "profile": f"{_PROFILE} gemma3-4b",
+    BEFORE: f"{_PROFILE} gemma3-4b",
+}
+
+_PAGE = """# Performance
+
+Made by `python -m docs.performance`; each table is what the command above it printed, on a GPU. What the TPU compiler
+says of the time of a step on TPUs stands in [tpu.md](tpu.md), the load of many requests in [gpu.md](gpu.md). Figures
+vary by some 5% from one card to the next.
+
+The floor is the time in which a copy would move as many bytes as a step has to read: the weights, and the keys and
+values of the tokens in the cache. The rate of a copy was measured in the same run.
+
+## Decode steps
+
+{decode-4b}
+
+{decode-27b}
+
+With a long cache the keys and values are most of what is read:
+
+{decode-long}
+
+## Where the time of a step goes
+
+The first rows of a table sum up those behind them. Products of weights read them at {share} of the rate of the copy
+above. What is left beside them is a fixed number of short kernels, of which each takes longer to start than to run:
+that is why one row is further from the floor than many keys are, a small model further than a large one, and integers
+further than bfloat16.
+
+{profile}
+
+Before the new token's key and value were stored by the kernel that attends to them, and before queries, key and value
+were normed together:
+
+{profile-before}
+"""
+
+
+def recording(name: str) -> str:
+    return (RECORDINGS / f"{name}.txt").read_text().strip()
+
+
+def section(name: str) -> str:
+    """A command, and what it printed."""
+    device, *table = recording(name).splitlines()
+    return "\n".join([f"`{COMMANDS[name]}`", "", f"{device}:", "", *table])
+
+
+def page() -> str:
+    return _PAGE.format(share=f"{_share_of_products():.0%}", **{name: section(name) for name in COMMANDS})
+
+
+def _share_of_products() -> float:
+    """Of the rate of a copy: that at which the products of a row read bfloat16 weights."""
+    shapes = param_shapes(dataclasses.replace(CONFIGS["gemma3-4b"], vision=None)).values()
+    nbytes = 2 * sum(math.prod(x.shape) for x in shapes)
+    (us,) = re.findall(r"^\| products \| ([\d,]+)", recording("profile"), re.MULTILINE)
+    (rate,) = re.findall(r"a copy at ([\d,]+) GB/s", recording("decode-4b"))
+    return nbytes / _number(us) / 1e3 / _number(rate)
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def measure() -> None:
+    for name, command in COMMANDS.items():
+        if name != BEFORE:
+            print(command, file=sys.stderr)
+            words = [sys.executable, *command.split()[1:]]
+            done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+            (RECORDINGS / f"{name}.txt").write_text(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="record anew")
+    if parser.parse_args().measure:
+        measure()
+    print(page(), end="")
+
+
+if __name__ == "__main__":
+    main()
