@@ -205,6 +205,19 @@ def test_blocks_with_ragged_ends_into_buffers_that_are_used_again(layout, shape,
     assert len(made) <= 4 < len(params)  # as many as there are parameters on their way at once
 
 
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+def test_a_box_of_a_stored_array_written_into_an_array(large, layout):
+    """Whole rows and parts of them, in row-major and other order, as stored and cast."""
+    (leaf,) = open_checkpoint(large[layout], config=LARGE).arrays["embedder/input_embedding"].leaves()
+    expected = samples.sample(LARGE).ours["embedder.table"]
+    for box in [(slice(8, 40), slice(0, 512)), (slice(7, 9), slice(3, 200)), (slice(5, 6), slice(500, 512))]:
+        for dtype in (samples.BF16, np.dtype(np.float16), np.dtype(np.float32)):
+            for order in ("C", "F"):
+                out = np.zeros(expected[box].shape, dtype, order)
+                leaf.read_into(box, out)
+                np.testing.assert_array_equal(out, expected[box].astype(dtype))
+
+
 def test_a_buffer_is_lent_to_one_at_a_time():
     buffers = Buffers(1000)
     with buffers.lend((2, 100), np.dtype(np.int32)) as a, buffers.lend((3,), np.dtype(np.int8)) as b:

@@ -31,6 +31,7 @@ GridOf = Callable[[str], Grid | None]
 _HOST_BYTES = 1 << 30
 # Host memory for what reading blocks of them takes beside that; a larger block is read alone.
 _BLOCKS_BYTES = 512 << 20
+_READERS = min(16, os.cpu_count() or 1)
 
 
 def load_params(
@@ -56,7 +57,7 @@ def load_params(
       text_only: skips the vision tower.
       progress: a function of (bytes read, total bytes), or True for a progress bar on standard error.
       concurrency: parameters on their way at once at most, fewer if they are large; while one is copied to its
-        devices, blocks of the others are read, as many at once as there are processor cores.
+        devices, blocks of the others are read, as many at once as there are processor cores, or 16.
 
     Raises `CheckpointError` naming the file and the parameter if anything cannot be read, is not finite, or does not
     match its checksum (`open_checkpoint`); no arrays stay on devices. A `CheckpointWarning` names all-zero matrices.
@@ -81,7 +82,7 @@ def load_params(
 
     with (
         reporter(progress, total) as report,
-        ThreadPoolExecutor(os.cpu_count(), "load-read") as readers,
+        ThreadPoolExecutor(_READERS, "load-read") as readers,
         ThreadPoolExecutor(concurrency, "load") as pool,
     ):
         reader = _Reader(readers, report, stop, Buffers(0 if _adopted(plans.values()) else _HOST_BYTES))
