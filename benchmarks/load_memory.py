@@ -21,40 +21,11 @@ import time
 from pathlib import Path
 
 import jax
-import ml_dtypes
 import numpy as np
+import random_checkpoint
 
-from gemma_tpu.checkpoint import checksums, convert, hf, hf_names, lazy, load_params, names, open_checkpoint
-from gemma_tpu.checkpoint.config_io import to_json
-from gemma_tpu.config import CONFIGS, GemmaConfig
-
-
-class Random(lazy.Zeros):
-    """Random bits in the range of weights, made when they are read: the same few million again and again."""
-
-    _bits = np.random.default_rng(0).standard_normal(1 << 22, np.float32).astype(ml_dtypes.bfloat16)
-
-    def read(self, box: lazy.Box) -> np.ndarray:
-        return np.resize(self._bits, lazy.box_shape(box))
-
-
-def write(path: Path, config: GemmaConfig, layout: str) -> None:
-    dtype = np.dtype(ml_dtypes.bfloat16)
-    canonical = {name: Random(shape, dtype) for name, shape in names.canonical_shapes(config).items()}
-    hf_path = path.with_name(f"{path.name}-safetensors") if layout != "safetensors" else path
-    hf_path.mkdir(parents=True)
-    rows = config.vocab_size + (hf_names.EXTRA_ROWS if config.vision else 0)
-    hf.write_directory(hf_path, hf_names.hf_from_canonical(canonical, config, rows))
-    (hf_path / "config.json").write_text(to_json(config))
-    checksums.write(hf_path)
-    if layout != "safetensors":
-        start, before = time.perf_counter(), memory("VmRSS")
-        convert(hf_path, path, to=layout)
-        seconds, held = time.perf_counter() - start, memory("VmHWM") - before
-        print(f"converted safetensors to {layout} in {seconds:.1f} s, {held / 1e9:.2f} GB of host memory at the peak")
-        for file in hf_path.iterdir():
-            file.unlink()
-        hf_path.rmdir()
+from gemma_tpu.checkpoint import load_params, open_checkpoint
+from gemma_tpu.config import CONFIGS
 
 
 def memory(line: str) -> int:
@@ -77,19 +48,10 @@ class Sampler(threading.Thread):
             self.peak = max(self.peak, memory("VmRSS") - arrays)
 
 
-def forget(path: Path) -> None:
-    """Takes the files out of memory, so that they come from the disk."""
-    for file in path.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def measure(path: Path, dtype: str, concurrency: int, verify: bool, cold: bool) -> None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if cold:
-        forget(path)
+        random_checkpoint.forget(path)
     checkpoint = open_checkpoint(path, verify=verify)
     jax.device_put(np.zeros(8), device).block_until_ready()
     before = memory("VmRSS")
@@ -123,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--size", choices=CONFIGS, default="gemma3-4b")
-    parser.add_argument("--layout", choices=("orbax", "orbax-flat", "safetensors"), default="orbax-flat")
+    parser.add_argument("--layout", choices=random_checkpoint.LAYOUTS, default="orbax-flat")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="without comparing checksums")
@@ -135,7 +97,10 @@ def main() -> None:
         return
     path = arguments.directory / f"{arguments.size}-{arguments.layout}"
     if not path.exists():
-        write(path, CONFIGS[arguments.size], arguments.layout)
+        start, before = time.perf_counter(), memory("VmRSS")
+        random_checkpoint.write(path, CONFIGS[arguments.size], arguments.layout)
+        seconds, held = time.perf_counter() - start, memory("VmHWM") - before
+        print(f"wrote {path} in {seconds:.1f} s, {held / 1e9:.2f} GB of host memory at the peak")
     command = [sys.executable, __file__, str(arguments.directory), "--measure", str(path)]
     command += ["--dtype", arguments.dtype, "--concurrency", str(arguments.concurrency)]
     command += ["--no-verify"] * (not arguments.verify) + ["--cold"] * arguments.cold

@@ -59,6 +59,44 @@ def test_a_box_of_a_view_is_what_numpy_says(index):
         np.testing.assert_array_equal(view.read(box), expected[box])
 
 
+@pytest.mark.parametrize("index", range(13))
+@pytest.mark.parametrize("layout", ["rows", "strided", "wider"])
+def test_a_box_of_a_view_written_into_an_array(index, layout):
+    """Whatever the array's strides, and also if it has another dtype; around it nothing changes."""
+    view, expected = list(views())[index]
+    for box in [slices.whole(view.shape), *random_boxes(view.shape)]:
+        shape = slices.box_shape(box)
+        around = np.full([size + 2 for size in shape], 7, np.float64 if layout == "wider" else view.dtype)
+        inner = tuple(slice(1, -1) for _ in shape)
+        out = np.full(shape, 7, view.dtype) if layout == "rows" else around[inner]
+        view.read_into(box, out)
+        np.testing.assert_array_equal(out, expected[box])
+        if layout != "rows":
+            around[inner] = 7
+            assert (around == 7).all()
+
+
+def test_storage_writes_where_a_view_says():
+    """Without an array in between: a leaf gets the memory of `out` itself, in its own order."""
+    targets: list[np.ndarray] = []
+
+    class Written(Counted):
+        def read_into(self, box, out):
+            targets.append(out)
+            super().read_into(box, out)
+
+    def written(*shape: int) -> Written:
+        return Written(np.random.default_rng(0).standard_normal(shape).astype(np.float32), "a")
+
+    q, kv = written(8, 16, 4), written(2, 4, 16, 4)
+    fused = lazy.concat([q.transpose(0, 2, 1).split(0, (4, 2)), kv.transpose(1, 0, 3, 2)], 1)
+    out = np.zeros(fused.shape, np.float32)
+    fused.read_into(slices.whole(fused.shape), out)
+    np.testing.assert_array_equal(out, fused.read_all())
+    assert all(np.shares_memory(target, out) for target in targets[:5])
+    assert [target.shape for target in targets[:5]] == [(2, 16, 4)] * 4 + [(2, 4, 16, 4)]
+
+
 def test_a_shard_of_a_fused_view_reads_its_part_of_each_array_and_no_more():
     q, kv = leaf(8, 16, 4), leaf(2, 4, 16, 4)
     fused = lazy.concat([q.transpose(0, 2, 1).split(0, (4, 2)), kv.transpose(1, 0, 3, 2)], 1)

@@ -15,9 +15,10 @@ import pytest
 from checkpoint_samples import CONFIGS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_tpu.checkpoint import lazy, load_params, open_checkpoint, orbax, save_params
+from gemma_tpu.checkpoint import host_memory, lazy, load_params, open_checkpoint, orbax, save_params, weight_checks
 from gemma_tpu.checkpoint import load as load_module
-from gemma_tpu.checkpoint.load import _MemoryBudget, _ReadPlan
+from gemma_tpu.checkpoint.host_memory import Buffers, MemoryBudget
+from gemma_tpu.checkpoint.load import _ReadPlan
 from gemma_tpu.checkpoint.names import params_from_canonical
 from gemma_tpu.config import GemmaConfig, gemma3_layers
 from gemma_tpu.model.linear import QuantizedWeight
@@ -182,6 +183,55 @@ def test_an_interrupted_load_leaves_no_array_and_no_thread(error, large, monkeyp
     assert blocks < 100  # of more than 500: those that were being read stop between two blocks
 
 
+@pytest.mark.parametrize("layout", ["flat", "stacked", "hf"])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4)])
+@pytest.mark.parametrize("dtype", [samples.BF16, np.float32], ids=["stored", "cast"])
+def test_blocks_with_ragged_ends_into_buffers_that_are_used_again(layout, shape, dtype, tmp_path, monkeypatch):
+    """As onto an accelerator: its copy is made before the next parameter is read into the same memory."""
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(weight_checks, "_PIECE_BYTES", 90)
+    monkeypatch.setattr(load_module, "_adopted", lambda plans: False)
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda values, device: put(np.array(values), device))
+    made = []
+    aligned = host_memory._aligned
+    monkeypatch.setattr(host_memory, "_aligned", lambda size: made.append(size) or aligned(size))
+    sample = samples.sample(CONFIGS["grouped-8"])
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "model"))
+    checkpoint = open_checkpoint(save(layout, tmp_path / "c", sample), config=sample.config)
+    params = load_params(checkpoint, sample.config, dtype=dtype, sharding=divided(mesh), progress=False)
+    for name, array in params.items():
+        np.testing.assert_array_equal(np.asarray(array), sample.ours[name].astype(dtype), err_msg=name)
+    assert len(made) <= 4 < len(params)  # as many as there are parameters on their way at once
+
+
+@pytest.mark.parametrize("layout", ["flat", "hf"])
+def test_a_box_of_a_stored_array_written_into_an_array(large, layout):
+    """Whole rows and parts of them, in row-major and other order, as stored and cast."""
+    (leaf,) = open_checkpoint(large[layout], config=LARGE).arrays["embedder/input_embedding"].leaves()
+    expected = samples.sample(LARGE).ours["embedder.table"]
+    for box in [(slice(8, 40), slice(0, 512)), (slice(7, 9), slice(3, 200)), (slice(5, 6), slice(500, 512))]:
+        for dtype in (samples.BF16, np.dtype(np.float16), np.dtype(np.float32)):
+            for order in ("C", "F"):
+                out = np.zeros(expected[box].shape, dtype, order)
+                leaf.read_into(box, out)
+                np.testing.assert_array_equal(out, expected[box].astype(dtype))
+
+
+def test_a_buffer_is_lent_to_one_at_a_time():
+    buffers = Buffers(1000)
+    with buffers.lend((2, 100), np.dtype(np.int32)) as a, buffers.lend((3,), np.dtype(np.int8)) as b:
+        assert not np.shares_memory(a, b)
+        assert a.ctypes.data % host_memory.ALIGNMENT == b.ctypes.data % host_memory.ALIGNMENT == 0
+        assert a.shape == (2, 100)
+    with buffers.lend((5, 10), np.dtype(np.float64)) as c, buffers.lend((3,), np.dtype(np.int8)) as d:
+        assert np.shares_memory(a, c)  # the smallest that is large enough
+        assert np.shares_memory(b, d)
+    with buffers.lend((2000,), np.dtype(np.int8)):
+        pass
+    assert sum(buffer.nbytes for buffer in buffers._free) <= 1000
+
+
 @pytest.mark.parametrize("layout", ["flat", "hf"])
 def test_a_shard_at_a_time_is_in_host_memory(large, layout):
     """If shards lie apart in the file; otherwise, and on one device, the array as a whole."""
@@ -199,7 +249,7 @@ def test_a_shard_at_a_time_is_in_host_memory(large, layout):
 
 
 def test_host_memory_is_bounded():
-    memory, lock = _MemoryBudget(100), threading.Lock()
+    memory, lock = MemoryBudget(100), threading.Lock()
     held: list[int] = []
     most: list[list[int]] = []
     together = threading.Barrier(2)

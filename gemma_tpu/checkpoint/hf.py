@@ -64,11 +64,22 @@ class SafetensorsArray(Leaf):
 
     def read(self, box: Box) -> np.ndarray:
         around, first, last = self._span(box)
+        values = np.empty(last - first, np.uint8)
+        self._fill(values, first)
+        return values.view(self.dtype).reshape(slices.box_shape(around))[*slices.relative(box, around), ...]
+
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        around, first, _ = self._span(box)
+        if around == box and out.dtype == self.dtype and out.flags.c_contiguous:
+            self._fill(out.reshape(-1).view(np.uint8), first)
+        else:
+            super().read_into(box, out)
+
+    def _fill(self, out: np.ndarray, start: int) -> None:
         try:
-            values = storage.read_range(self.file, first, last)
+            storage.read_range(self.file, start, out)
         except CheckpointError as error:
             raise CheckpointError(f"{error} (while reading {self.name})") from error
-        return values.view(self.dtype).reshape(slices.box_shape(around))[*slices.relative(box, around), ...]
 
     def cost(self, box: Box) -> int:
         _, first, last = self._span(box)

@@ -34,6 +34,13 @@ class LazyArray(abc.ABC):
     def read(self, box: Box) -> np.ndarray:
         """The elements in `box`. The result may be a view; do not write to it."""
 
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        """Writes the elements in `box` to `out`, an array of their shape with any strides, cast to its dtype.
+
+        Storage writes there itself where it can, without another array in between.
+        """
+        copy(out, self.read(box))
+
     @abc.abstractmethod
     def cost(self, box: Box) -> int:
         """Uncompressed bytes that `read(box)` reads from storage."""
@@ -77,6 +84,7 @@ class LazyArray(abc.ABC):
             tuple(self.shape[axis] for axis in axes),
             lambda box: tuple(box[position] for position in order),
             lambda _, array: array.transpose(axes),
+            lambda _, out: out.transpose(order),
         )
 
     def split(self, axis: int, sizes: tuple[int, ...]) -> LazyArray:
@@ -99,7 +107,13 @@ class LazyArray(abc.ABC):
             array = array.reshape(_replace(array.shape, axis, rows, array.shape[axis] // rows))
             return array[*whole(array.shape[: axis + 1]), inner] if rows > 1 else array
 
-        return self._view(_replace(self.shape, axis, *sizes), base_box, rearrange)
+        def invert(box: Box, out: np.ndarray) -> np.ndarray | None:
+            rows, columns = box_shape(box)[axis : axis + 2]
+            if rows > 1 and columns < count:
+                return None
+            return _reshaped(out, (*out.shape[:axis], rows * columns, *out.shape[axis + 2 :]))
+
+        return self._view(_replace(self.shape, axis, *sizes), base_box, rearrange, invert)
 
     def merge(self, axis: int) -> LazyArray:
         """Merges `axis` and the next axis, row-major."""
@@ -118,12 +132,22 @@ class LazyArray(abc.ABC):
             array = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
             return array[*whole(array.shape[:axis]), slice(start, start + box[axis].stop - box[axis].start)]
 
-        return self._view((*self.shape[:axis], self.shape[axis] * count, *self.shape[axis + 2 :]), base_box, rearrange)
+        def invert(box: Box, out: np.ndarray) -> np.ndarray | None:
+            shape = box_shape(base_box(box))
+            return _reshaped(out, shape) if math.prod(shape) == out.size else None
+
+        shape = (*self.shape[:axis], self.shape[axis] * count, *self.shape[axis + 2 :])
+        return self._view(shape, base_box, rearrange, invert)
 
     def expand(self, axis: int) -> LazyArray:
         """Adds an axis of size 1 before `axis`."""
         shape = (*self.shape[:axis], 1, *self.shape[axis:])
-        return self._view(shape, lambda box: _replace(box, axis), lambda _, array: np.expand_dims(array, axis))
+        return self._view(
+            shape,
+            lambda box: _replace(box, axis),
+            lambda _, array: np.expand_dims(array, axis),
+            lambda _, out: out.squeeze(axis),
+        )
 
     def take(self, axis: int, index: int) -> LazyArray:
         """The elements at `index` of `axis`; drops the axis."""
@@ -131,6 +155,7 @@ class LazyArray(abc.ABC):
             _replace(self.shape, axis),
             lambda box: (*box[:axis], slice(0, 1), *box[axis:]),
             lambda _, array: array.squeeze(axis),
+            lambda _, out: np.expand_dims(out, axis),
         )
 
     def crop(self, axis: int, start: int, stop: int) -> LazyArray:
@@ -159,9 +184,13 @@ class LazyArray(abc.ABC):
         shape: tuple[int, ...],
         base_box: Callable[[Box], Box],
         rearrange: Callable[[Box, np.ndarray], np.ndarray] = lambda _, array: array,
+        invert: Callable[[Box, np.ndarray], np.ndarray | None] = lambda _, out: out,
     ) -> LazyArray:
-        """`base_box`: the box of this array that holds a box of the view; `rearrange` extracts the latter."""
-        return _View([self], shape, self.dtype, lambda box: [base_box(box)], rearrange)
+        """`base_box`: the box of this array that holds a box of the view; `rearrange` extracts the latter.
+
+        `invert`: views an output for a box as one for its base box; None if that has no such strides, or is larger.
+        """
+        return _View(self, shape, base_box, rearrange, invert)
 
 
 class Leaf(LazyArray):
@@ -262,13 +291,13 @@ def stack(parts: Sequence[LazyArray], axis: int = 0) -> LazyArray:
     return concat([part.expand(axis) for part in parts], axis)
 
 
-def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator[Box]:
-    """Divides `box` along one axis into blocks of about BLOCK_BYTES, or of a multiple that avoids rereading.
+def read_blocks(array: LazyArray, box: Box, axis: int | None = None, size: int | None = None) -> Iterator[Box]:
+    """Divides `box` along one axis into blocks of about `size` bytes, or of a multiple that avoids rereading.
 
-    `axis`: the axis to divide; by default the first that works.
+    `axis`: the axis to divide; by default the first that works. `size`: by default BLOCK_BYTES.
     """
     shape = box_shape(box)
-    count = math.ceil(math.prod(shape) * array.dtype.itemsize / BLOCK_BYTES)
+    count = math.ceil(math.prod(shape) * array.dtype.itemsize / (size or BLOCK_BYTES))
     axes = range(len(shape)) if axis is None else [axis]
     # Blocks that cut a stored chunk each read all of it. Larger blocks cut fewer chunks; 25% of rereading is allowed.
     max_cost = 1.25 * array.cost(box)
@@ -284,6 +313,12 @@ def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator
                 return
         count //= 2
     yield box
+
+
+def _reshaped(out: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A view of `out` in another shape, to write to; None if only a copy has it."""
+    result = out.reshape(shape)
+    return result if np.may_share_memory(result, out) else None
 
 
 def _replace(items: Sequence[_T], axis: int, *new: _T) -> tuple[_T, ...]:
@@ -315,10 +350,33 @@ class _Computed(LazyArray):
 class _View(_Computed):
     """The elements of one source in another order or number."""
 
+    def __init__(
+        self,
+        source: LazyArray,
+        shape: tuple[int, ...],
+        base_box: Callable[[Box], Box],
+        rearrange: Callable[[Box, np.ndarray], np.ndarray],
+        invert: Callable[[Box, np.ndarray], np.ndarray | None],
+    ):
+        super().__init__([source], shape, source.dtype, lambda box: [base_box(box)], rearrange)
+        self._base_box, self._invert = base_box, invert
+
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        if (base := self._invert(box, out)) is not None:
+            self.sources[0].read_into(self._base_box(box), base)
+            return
+        # Strides that fit no box of the source may fit its rows, as long as they cut no stored chunk.
+        rows = [_replace(box, 0, slice(row, row + 1)) for row in range(box[0].start, box[0].stop)] if box else []
+        if len(rows) > 1 and sum(map(self.cost, rows)) == self.cost(box):
+            for row in rows:
+                self.read_into(row, out[relative(row, box)])
+        else:
+            super().read_into(box, out)
+
     def rearranged(self, function: Callable[[Leaf], LazyArray | None]) -> LazyArray | None:
         if (source := self.sources[0].rearranged(function)) is None:
             return None
-        return _View([source], self.shape, source.dtype, self._boxes, self._compute)
+        return _View(source, self.shape, self._base_box, self._compute, self._invert)
 
 
 class _Concatenated(LazyArray):
@@ -348,9 +406,12 @@ class _Concatenated(LazyArray):
 
     def read(self, box: Box) -> np.ndarray:
         out = np.empty(box_shape(box), self.dtype)
-        for part, part_box, target in self.pieces(box):
-            copy(out[target], part.read(part_box))
+        self.read_into(box, out)
         return out
+
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        for part, part_box, target in self.pieces(box):
+            part.read_into(part_box, out[target])
 
     def cost(self, box: Box) -> int:
         return sum(part.cost(part_box) for part, part_box, _ in self.pieces(box))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from gemma_tpu.checkpoint import checksums, lazy, names, per_channel, slices, weight_checks
 from gemma_tpu.checkpoint.errors import CheckpointError
+from gemma_tpu.checkpoint.host_memory import Buffers, MemoryBudget
 from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
@@ -28,8 +29,9 @@ ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 GridOf = Callable[[str], Grid | None]
 # Host memory for parameters that are read in parallel; a larger parameter is read alone.
 _HOST_BYTES = 1 << 30
-# XLA's CPU backend adopts a host buffer without a copy if it is aligned to this many bytes.
-_ALIGNMENT = 64
+# Host memory for what reading blocks of them takes beside that; a larger block is read alone.
+_BLOCKS_BYTES = 512 << 20
+_READERS = min(16, os.cpu_count() or 1)
 
 
 def load_params(
@@ -54,7 +56,8 @@ def load_params(
       grid: maps a name to the integers that stand for its weights, or to None.
       text_only: skips the vision tower.
       progress: a function of (bytes read, total bytes), or True for a progress bar on standard error.
-      concurrency: parameters to read at once at most; fewer if they are large.
+      concurrency: parameters on their way at once at most, fewer if they are large; while one is copied to its
+        devices, blocks of the others are read, as many at once as there are processor cores, or 16.
 
     Raises `CheckpointError` naming the file and the parameter if anything cannot be read, is not finite, or does not
     match its checksum (`open_checkpoint`); no arrays stay on devices. A `CheckpointWarning` names all-zero matrices.
@@ -73,16 +76,21 @@ def load_params(
         for name, array in arrays.items()
     }
     total = sum(plan.bytes_read for plan in plans.values())
-    memory = _MemoryBudget(_HOST_BYTES)
+    memory = MemoryBudget(_HOST_BYTES)
     loaded: dict[str, Weight] = {}
     stop = threading.Event()
 
-    with reporter(progress, total) as report, ThreadPoolExecutor(concurrency, "load") as pool:
+    with (
+        reporter(progress, total) as report,
+        ThreadPoolExecutor(_READERS, "load-read") as readers,
+        ThreadPoolExecutor(concurrency, "load") as pool,
+    ):
+        reader = _Reader(readers, report, stop, Buffers(0 if _adopted(plans.values()) else _HOST_BYTES))
 
         def load(name: str) -> None:
             with memory.reserve(plans[name].host_bytes):
                 try:
-                    loaded[name] = plans[name].load(report, stop)
+                    loaded[name] = plans[name].load(reader)
                 except _Stopped:
                     return
                 except BaseException as error:  # including KeyboardInterrupt
@@ -112,6 +120,42 @@ def load_params(
 
 class _Stopped(Exception):
     """Reading was stopped because another parameter failed."""
+
+
+class _Reader:
+    """Reads blocks in parallel. `buffers`: of the arrays whose values go to devices."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, report: Callable[[int], None], stop: threading.Event, buffers: Buffers
+    ) -> None:
+        self.buffers = buffers
+        self._pool, self._report, self._stop, self._memory = pool, report, stop, MemoryBudget(_BLOCKS_BYTES)
+
+    def read(self, array: LazyArray, box: Box, out: np.ndarray) -> None:
+        """Writes the elements in `box` to `out`, cast to its dtype. No thread writes there after this ends."""
+
+        def read(block: Box) -> None:
+            # A block that is stored packed is larger than what is read of it; views may make copies of it.
+            size = 3 * max(math.prod(slices.box_shape(block)) * array.dtype.itemsize, array.cost(block))
+            with self._memory.reserve(size):
+                if self._stop.is_set():
+                    raise _Stopped
+                try:
+                    array.read_into(block, out[slices.relative(block, box)])
+                    self._report(math.prod(slices.box_shape(block)) * array.dtype.itemsize)
+                except BaseException:
+                    self._stop.set()
+                    raise
+
+        futures = [self._pool.submit(read, block) for block in lazy.read_blocks(array, box)]
+        _, others = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in others:
+            future.cancel()
+        wait(others)
+        errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
+        # The cause, and not that others stopped for it.
+        for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
+            raise error
 
 
 class _ReadPlan:
@@ -160,32 +204,20 @@ class _ReadPlan:
 
     @property
     def host_bytes(self) -> int:
-        """An upper estimate of the host memory for `load`: the result, and a block with its copies."""
+        """An upper estimate of the host memory for `load`, beside that for blocks."""
         itemsize = self.array.dtype.itemsize + self.grid.dtype.itemsize if self.grid else self.dtype.itemsize
-        result = max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * itemsize
-        blocks = [next(lazy.read_blocks(self.array, box)) for box, _ in self.reads]
-        # A block that is stored packed is larger than what is read of it.
-        sizes = (math.prod(slices.box_shape(block)) * self.array.dtype.itemsize for block in blocks)
-        return result + 3 * max(*sizes, *(self.array.cost(block) for block in blocks))
+        return max(math.prod(slices.box_shape(box)) for box, _ in self.reads) * itemsize
 
-    def load(self, report: Callable[[int], None], stop: threading.Event) -> Weight:
+    def load(self, reader: _Reader) -> Weight:
         parts: list[jax.Array] = []
         scales: list[jax.Array] = []
         try:
             for read_box, shards in self.reads:
-                values, factors = self._read(read_box, report, stop), None
-                if self.grid and self.scales is not None:
-                    factors = self.scales.read(self.grid.of_scales(read_box, slice(0, 1)))
-                elif self.grid:
-                    values, factors = quantize(values, self.grid)
-                for box, devices in shards:
-                    part = slices.relative(box, read_box)
-                    parts += [jax.device_put(values[part], device) for device in devices]
-                    if self.grid and factors is not None:
-                        own = factors[self.grid.of_scales(part, slice(None))]
-                        scales += [jax.device_put(own, device) for device in devices]
-                # Bounds host memory: the buffer is free once the devices have the values.
-                jax.block_until_ready((parts, scales))
+                with reader.buffers.lend(slices.box_shape(read_box), self._read_dtype) as values:
+                    reader.read(self.array, read_box, values)
+                    self._put(values, read_box, shards, parts, scales)
+                    # The buffer is free once the devices have the values.
+                    jax.block_until_ready((parts, scales))
             whole = jax.make_array_from_single_device_arrays(self.array.shape, self.sharding, parts)
             if self.grid is None:
                 return whole
@@ -198,42 +230,30 @@ class _ReadPlan:
                 array.delete()
             raise
 
-    def _read(self, box: Box, report: Callable[[int], None], stop: threading.Event) -> np.ndarray:
-        """In the dtype that the devices get, or what is to be quantised as it is stored."""
-        dtype = self.dtype
-        if self.grid:
-            dtype = self.array.dtype if self.scales is None else self.grid.dtype
-        out = _aligned_empty(slices.box_shape(box), dtype)
-        for block in lazy.read_blocks(self.array, box):
-            if stop.is_set():
-                raise _Stopped
-            values = self.array.read(block)
-            slices.copy(out[slices.relative(block, box)], values)
-            report(values.nbytes)
-        return out
+    @property
+    def _read_dtype(self) -> np.dtype:
+        """What the devices get, or what is to be quantised as it is stored."""
+        if self.grid is None:
+            return self.dtype
+        return self.array.dtype if self.scales is None else self.grid.dtype
+
+    def _put(
+        self, values: np.ndarray, box: Box, shards: list[_Shard], parts: list[jax.Array], scales: list[jax.Array]
+    ) -> None:
+        """Starts copying the shards of `values`, which are those in `box`; appends to `parts` and `scales`."""
+        factors = None
+        if self.grid and self.scales is not None:
+            factors = self.scales.read(self.grid.of_scales(box, slice(0, 1)))
+        elif self.grid:
+            values, factors = quantize(values, self.grid)
+        for shard, devices in shards:
+            part = slices.relative(shard, box)
+            parts += [jax.device_put(values[part], device) for device in devices]
+            if self.grid and factors is not None:
+                own = factors[self.grid.of_scales(part, slice(None))]
+                scales += [jax.device_put(own, device) for device in devices]
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
-
-
-class _MemoryBudget:
-    """Bounds the host memory in use; a reservation larger than the budget gets all of it, alone."""
-
-    def __init__(self, size: int):
-        self._size, self._used, self._changed = size, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def reserve(self, size: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + size <= self._size)
-            self._used += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= size
-                self._changed.notify_all()
+def _adopted(plans: Iterable[_ReadPlan]) -> bool:
+    """Whether a device keeps host arrays as its own, as a CPU does, so that they cannot be used again."""
+    return any(device.platform == "cpu" for plan in plans for device in plan.sharding.addressable_devices)

@@ -45,7 +45,20 @@ class OrbaxArray(Leaf):
         try:
             return self.store[box].read(order="C").result()
         except Exception as error:
-            raise CheckpointError(f"{self.file}: cannot read {self.name}: {one_line(error)}") from error
+            raise self._unreadable(error) from error
+
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        if out.dtype != self.dtype:
+            super().read_into(box, out)
+            return
+        try:
+            target = ts.array(out, copy=False, write=True)
+            target.write(self.store[box].translate_to[(0,) * len(box)] if box else self.store).result()
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.file}: cannot read {self.name}: {one_line(error)}")
 
     def cost(self, box: Box) -> int:
         count = 1

@@ -176,23 +176,23 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def read_range(path: str, start: int, stop: int) -> np.ndarray:
-    """The bytes from `start` to `stop` of a file. Reads local files directly, since TensorStore copies twice."""
+def read_range(path: str, start: int, out: np.ndarray) -> None:
+    """Fills `out` with the bytes of a file from `start` on. Reads local files directly: TensorStore copies twice."""
     if is_remote(path):
-        values = np.frombuffer(_read(path, slice(start, stop)) or b"", np.uint8)
+        values = np.frombuffer(_read(path, slice(start, start + len(out))) or b"", np.uint8)
         count = len(values)
+        out[:count] = values
     else:
-        values, count = np.empty(stop - start, np.uint8), 0
+        count = 0
         try:
             with open(path, "rb", buffering=0) as file:
                 file.seek(start)
-                while count < len(values) and (read := file.readinto(values[count:].data)):
+                while count < len(out) and (read := file.readinto(out[count:].data)):
                     count += read
         except OSError as error:
             raise unreadable(path, error) from error
-    if count != stop - start:
+    if count != len(out):
         raise CheckpointError(f"{path}: the file ends early")
-    return values
 
 
 def _read(path: str, byte_range: slice) -> bytes | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from gemma_tpu.checkpoint import lazy, slices
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.checkpoint.names import abbreviate
@@ -15,6 +16,7 @@ from gemma_tpu.checkpoint.slices import Box
 
 # All-zero layers have no effect, but these are indispensable.
 _REQUIRED = ("embedder.table", "embedder.head")
+_PIECE_BYTES = 1 << 20  # read and checked at once, so that a core's cache still has what is to be checked
 _FUSED_SIZES = (2, 3)  # Google stacks k and v, gate and up, or q, k and v along axis 0
 
 
@@ -44,6 +46,19 @@ class CheckedArray(Leaf):
 
     def read(self, box: Box) -> np.ndarray:
         values = self.leaf.read(box)
+        self._check(box, values)
+        return values
+
+    def read_into(self, box: Box, out: np.ndarray) -> None:
+        for piece in lazy.read_blocks(self.leaf, box, size=_PIECE_BYTES):
+            target = out[slices.relative(piece, box)]
+            if out.dtype == self.dtype:
+                self.leaf.read_into(piece, target)
+                self._check(piece, target)
+            else:
+                slices.copy(target, self.read(piece))
+
+    def _check(self, box: Box, values: np.ndarray) -> None:
         parts = dict(enumerate(values, box[0].start)) if self._fused else {0: values}
         for index, part in parts.items():
             if self._integers:
@@ -52,8 +67,10 @@ class CheckedArray(Leaf):
                 raise CheckpointError(f"{self.file}: {self.name} holds {self._describe(part)}")
             else:
                 nonzero = bool(bits)
-            self._nonzero[index] = nonzero or self._nonzero.get(index, False)
-        return values
+            if nonzero:
+                self._nonzero[index] = True
+            else:
+                self._nonzero.setdefault(index, False)  # another thread may just have found another part nonzero
 
     def cost(self, box: Box) -> int:
         return self.leaf.cost(box)
