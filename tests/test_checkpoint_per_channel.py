@@ -282,16 +282,15 @@ def test_a_matrix_is_read_in_blocks_twice_and_no_more(to, tmp_path, monkeypatch)
     config = dataclasses.replace(samples.small(layers=1, vision=None), embed_dim=64, hidden_dim=512)
     sample = samples.sample(config)
     src, reads = save(tmp_path / "src", sample), []
-    read = hf.SafetensorsArray.read
+    fill = hf.SafetensorsArray._fill
 
-    def counted(self, box):
-        values = read(self, box)
+    def counted(self, out, start):
         if "_proj" in self.name:
-            reads.append((self.name, values.nbytes))
-        return values
+            reads.append((self.name, out.nbytes))
+        fill(self, out, start)
 
     monkeypatch.setattr(lazy, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(hf.SafetensorsArray, "read", counted)
+    monkeypatch.setattr(hf.SafetensorsArray, "_fill", counted)
     convert(src, tmp_path / "c", to=to, quantize="int8", progress=False)
     assert max(nbytes for _, nbytes in reads) <= 8192
     matrices = {name: array.nbytes for name, array in sample.hf.items() if "_proj" in name}
