@@ -127,7 +127,8 @@ class KVCache:
         row = jnp.broadcast_to(rows[:, None], (B, T))
         return self._with(layer, store(old, row, jnp.where(kept, position % slots, slots + token), key, value))
 
-    def _append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
+    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
+        """Stores one more token of every row, at position `length`."""
         old, row = self.layers[layer], jnp.arange(len(length))
         key, value = self._kept(layer, key), self._kept(layer, value)
         first, _, slots, _ = old[0].shape
@@ -157,7 +158,7 @@ class KVCache:
         """
         (keys, values), slots = self.layers[layer], self.layers[layer][0].shape[2]
         if not append_attention.fits(query, self.layers[layer], self.mesh):
-            cache = self._append(layer, key, value, length, pages)
+            cache = self.append(layer, key, value, length, pages)
             return cache, cache.attend(layer, query, length[:, None], length=held, pages=pages)
         new = query, self._kept(layer, key), self._kept(layer, value), (keys, values), length
         if (window := self.windows[layer]) is None:
