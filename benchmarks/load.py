@@ -35,6 +35,7 @@ import numpy as np
 import random_checkpoint
 
 from gemma_tpu.checkpoint import convert, load_params, open_checkpoint
+from gemma_tpu.checkpoint.orbax import OrbaxArray
 from gemma_tpu.config import CONFIGS
 
 _BLOCK = 16 << 20
@@ -83,22 +84,27 @@ def put(_: Path) -> float:
     def run(source: np.ndarray) -> None:
         jax.device_put(source, device).block_until_ready()
 
-    best = 0.0
-    for threads in (1, 2, 4):
+    def rate(threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, sources[:threads]))
             work = [sources[i % threads] for i in range(count)]
-            best = max(best, size * count / seconds(lambda: list(pool.map(run, work))))  # noqa: B023
-    return best
+            return size * count / seconds(lambda: list(pool.map(run, work)))
+
+    return max(map(rate, (1, 2, 4)))
 
 
 def decode(path: Path) -> float:
     """Bytes of the arrays per second."""
     checkpoint = open_checkpoint(path, verify=False)
-    leaves = {leaf.name: leaf for array in checkpoint.arrays.values() for leaf in array.leaves()}
+    leaves = {
+        leaf.name: leaf
+        for array in checkpoint.arrays.values()
+        for leaf in array.leaves()
+        if isinstance(leaf, OrbaxArray)
+    }
 
-    def run(leaf: object) -> None:
-        leaf.store.read().result()  # type: ignore[attr-defined]
+    def run(leaf: OrbaxArray) -> None:
+        leaf.store.read().result()
 
     with ThreadPoolExecutor(4) as pool:
         return checkpoint.nbytes / seconds(lambda: list(pool.map(run, leaves.values())))

@@ -143,7 +143,7 @@ class _Reader:
                 try:
                     array.read_into(block, out[slices.relative(block, box)])
                     self._report(math.prod(slices.box_shape(block)) * array.dtype.itemsize)
-                except BaseException:
+                except BaseException:  # including KeyboardInterrupt: the other blocks need not be read
                     self._stop.set()
                     raise
 
