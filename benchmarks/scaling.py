@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_tpu.api import Model
 from gemma_tpu.bench import random_params
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.engine import programs

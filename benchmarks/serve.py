@@ -58,10 +58,11 @@ def make_model(args: argparse.Namespace, load: Load, config: Any):
     from gemma_tpu.loading import deploy
     from gemma_tpu.text.vocabulary import AddedToken
 
-    sizes = {"max_context": load.context, "max_rows": args.max_rows}
+    cache = {"kv_cache_dtype": args.kv_cache_dtype}
     if args.checkpoint:
-        return gemma_tpu.load(args.checkpoint, dtype=args.dtype, progress=False, **sizes)
-    deployment, _ = deploy(config, None, args.dtype, load.context, args.max_rows)
+        sizes = {"max_context": load.context, "max_rows": args.max_rows}
+        return gemma_tpu.load(args.checkpoint, dtype=args.dtype, progress=False, **sizes, **cache)
+    deployment, _ = deploy(config, None, args.dtype, load.context, args.max_rows, **cache)
     file = DEMO / "tokenizer.model"
     pieces = range(gemma_tpu.Tokenizer(file).vocab_size, config.vocab_size)
     tokenizer = gemma_tpu.Tokenizer(file, added=[AddedToken(i, f"[{i}]", False) for i in pieces])
@@ -135,6 +136,7 @@ def main() -> None:
     source.add_argument("--checkpoint")
     parser.add_argument("--gemma", help="interpreter with gemma 3.3")
     parser.add_argument("--dtype", help="default: bfloat16 for random weights, else float32")
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "int8"))
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     parser.add_argument("--max-rows", type=int, default=8)
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")

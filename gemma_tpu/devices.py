@@ -86,13 +86,13 @@ def device_capacity(mesh: Mesh) -> int | None:
     """
     local = mesh.local_devices
     if all(device.platform == "cpu" for device in local):
-        free = _free_memory()
+        free = free_memory()
         return free and free // len(local)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
     return min((limit for limit in limits if limit), default=None)
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Bytes that Linux would give without swapping, and a container may have; None elsewhere."""
     limits = []
     with contextlib.suppress(OSError):

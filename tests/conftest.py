@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def _how_programs_are_compiled(request: pytest.FixtureRequest) -> None:
     jax.config.update("jax_disable_most_optimizations", not planner and name not in _RUN_LONG)
     jax.config.update("jax_enable_compilation_cache", not planner)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def fresh_traces() -> Iterator[None]:
+    """For a test that changes what jax traces: it finds nothing of earlier tests, and leaves nothing to later ones."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 def pytest_unconfigure() -> None:

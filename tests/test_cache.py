@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh
 from small_models import TEXT, mesh_of
 
-from gemma_tpu.cache.kv_cache import CacheShape, KVCache, Pages, slot_positions
+from gemma_tpu.cache.kv_cache import CacheShape, KVCache
+from gemma_tpu.cache.layer import Pages, slot_positions
 from gemma_tpu.config import GemmaConfig, gemma3_layers
 from gemma_tpu.sharding import make_mesh
 

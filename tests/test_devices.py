@@ -136,7 +136,7 @@ def test_devices_of_a_cpu_share_what_the_host_or_a_container_has(
 
 
 def test_a_model_that_a_host_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_tpu.devices._free_memory", lambda: 13 << 30)
+    monkeypatch.setattr("gemma_tpu.devices.free_memory", lambda: 13 << 30)
     config = CONFIGS["gemma3-4b"]
     one = make_mesh(config, devices=jax.devices()[:1])
     assert deploy(config, one, "auto", 1024, 1)[0].dtype == jnp.bfloat16

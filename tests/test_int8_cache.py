@@ -133,6 +133,7 @@ class _Int8(KVCache):
         return KVCache.init(windows, shape, jnp.dtype("int8"), mesh)
 
 
+@pytest.mark.usefixtures("fresh_traces")
 @pytest.mark.parametrize(("shape", "kv_heads", "size"), [((1, 1), 4, 5), ((1, 8), 1, 16), ((2, 4), 2, 16)])
 def test_prefill_then_decode_equals_the_path_that_rounds(
     shape: tuple[int, int], kv_heads: int, size: int, monkeypatch: pytest.MonkeyPatch
@@ -140,7 +141,6 @@ def test_prefill_then_decode_equals_the_path_that_rounds(
     """Past the window, over chunk borders, ragged, with images; and what is lost against float32 is little."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
-    jax.clear_caches()
     config = dataclasses.replace(MULTIMODAL, num_kv_heads=kv_heads)
     cached, tokens, expected = _Cached(mesh_of(*shape, config), config, _Int8), _tokens(), _rounding_logits(config)
     assert all(isinstance(x, Int8) for layer in cached.state.cache.layers for x in layer)

@@ -79,6 +79,7 @@ def _plain_logits(params, tokens, soft_tokens, block: int = 512) -> jax.Array:
     return model.embedder.decode(x[:, -NEW - 1 : -1])[0]
 
 
+@pytest.mark.usefixtures("fresh_traces")
 def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks through 127 wraps of the rings, images at both sides of chunk borders, positions beyond 100,000."""
     params, rng = random_params(CONFIG), np.random.default_rng(0)
@@ -94,7 +95,6 @@ def test_the_whole_context_equals_the_plain_path(monkeypatch: pytest.MonkeyPatch
     pixels = np.stack([to_pixels(picture, VISION.image_size) for picture in pictures])
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
-    jax.clear_caches()
     engine = _engine(params, chunks=(64, CHUNK))
     try:
         answer = list(_tokens(engine, tokens.tolist(), images))

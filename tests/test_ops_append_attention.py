@@ -12,7 +12,8 @@ import pytest
 from small_models import TEXT, mesh_of
 from test_ops_triton_attention import in_kernels  # noqa: F401
 
-from gemma_tpu.cache.kv_cache import CacheShape, KVCache, Pages
+from gemma_tpu.cache.kv_cache import CacheShape, KVCache
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.ops import append_attention, triton_attention
 
 K, G, H, PAGE, PAGES = 4, 2, 8, 8, 16

@@ -29,13 +29,12 @@ look = jax.jit(functools.partial(look_by_block, interpret=True), static_argnames
 
 
 @pytest.fixture
-def in_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_kernels(monkeypatch: pytest.MonkeyPatch, fresh_traces: None) -> None:
     """What a Hopper GPU runs, with blocks so small that a window has several."""
     monkeypatch.setattr(triton_attention, "fits", lambda mesh, head_dim: True)
     monkeypatch.setattr(triton_attention, "look_by_block", functools.partial(look_by_block, interpret=True))
     monkeypatch.setattr(triton_attention, "BLOCK", 4)
     monkeypatch.setattr(triton_attention, "_PROGRAMS", 16)
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 7, 64, 500])

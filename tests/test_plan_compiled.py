@@ -14,7 +14,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 
 from plan_samples import CONTEXT, SMALL, compiled
 
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.engine import programs
 from gemma_tpu.memory import shard_bytes
 from gemma_tpu.ops.flash_attention import flash

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from plain_cache import PlainCache
 from small_models import TEXT, VISION, mesh_of, random_params
 
-from gemma_tpu.cache.kv_cache import KVCache, Pages
+from gemma_tpu.cache.kv_cache import KVCache
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.config import CONFIGS, SOFT_TOKEN, GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import draw as drawing
@@ -120,6 +121,7 @@ class _Cached:
         return int(drawn.tokens[0, 0 if single else row])
 
 
+@pytest.mark.usefixtures("fresh_traces")
 @pytest.mark.parametrize(
     ("shape", "kv_heads", "size", "block", "cache"),
     [
@@ -153,7 +155,6 @@ def read_and_decode(
     """All of it in chunks of up to `size`, then token by token, with the logits of the plain path."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
-    jax.clear_caches()
     cached = _Cached(mesh, config, cache)
     tokens, (_, expected) = _tokens(), _expected(config)
     targets = []
@@ -184,13 +185,13 @@ def _record(seen: list[np.ndarray], logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
+@pytest.mark.usefixtures("fresh_traces")
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
 def test_pages_of_rows_that_rest_are_not_looked_at(mesh: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor free ones: NaN there spoils nothing."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "sample", lambda logits, *_: _record(seen, logits))
     monkeypatch.setattr(paged_ops, "SHORTEST", 8)
-    jax.clear_caches()
     cached = _Cached(mesh_of(*mesh))
     row, resting, length = 2, 3, 6  # of one group where there are two
     cached.prefill(row, 0, length, 16, whole=True)

@@ -13,7 +13,7 @@ import pytest
 from small_models import TEXT, VISION, mesh_of, quantized, random_params
 
 import gemma_tpu
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.config import GemmaConfig, gemma3_layers
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs
@@ -177,6 +177,7 @@ def wide_copies(dtype: str, quantization: Quantization | None, rows: int) -> lis
     return [line for one in found for line in Hlo(one.compile().as_text()).widened(sizes)]
 
 
+@pytest.mark.usefixtures("fresh_traces")
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(
     ("dtype", "quantization"),

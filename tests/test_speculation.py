@@ -14,7 +14,7 @@ from small_models import DRAFT, TEXT, VISION, make_deployment, make_engine, mesh
 from test_engine import images, is_greedy, prompt, run
 
 import gemma_tpu
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.pool import PagePool
 from gemma_tpu.engine import programs, speculation
 from gemma_tpu.engine.errors import NotFiniteError

@@ -2,9 +2,9 @@
 
 A row's tokens always fill positions 0 … length-1. In a ring, position p lives in slot p % S, so the row's length alone
 says which position each slot holds: no positions are stored, and nothing of an earlier occupant can be seen. A page
-holds successive tokens of one row. Whose it is comes with each call (`Pages`), so that long and short rows share the
-pool. What rings held when a prefix of a prompt ended can be stored, and brought back when that prefix comes again; its
-pages stay where they are. Letters: see gemma_tpu.config; R: rows of the cache.
+holds successive tokens of one row. Whose it is comes with each call (`Pages` of gemma_tpu.cache.layer), so that long
+and short rows share the pool. What rings held when a prefix of a prompt ended can be stored, and brought back when that
+prefix comes again; its pages stay where they are. Letters: see gemma_tpu.config; R: rows of the cache.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from gemma_tpu.cache.layer import LayerCache, slot_positions
 from gemma_tpu.memory import shard_bytes, shard_size
-from gemma_tpu.ops import append_attention
-from gemma_tpu.ops.append_attention import append_to_pages, append_to_rings
-from gemma_tpu.ops.attention import Keys, Part, attend_part, finish, join
-from gemma_tpu.ops.int8 import Int8, Numbers, along, to_int8
-from gemma_tpu.ops.masks import KeyValues, Queries
-from gemma_tpu.ops.paged_attention import SHORTEST, paged_attention
-from gemma_tpu.ops.slots import Layer, store, store_one
+from gemma_tpu.ops.int8 import Int8, along
+from gemma_tpu.ops.masks import Queries
+from gemma_tpu.ops.paged_attention import SHORTEST
+from gemma_tpu.ops.slots import Layer
 from gemma_tpu.sharding import partition
 
 Change = Callable[[jax.Array], jax.Array]
@@ -50,20 +48,6 @@ class CacheShape:
     slack: int
     num_kv_heads: int
     head_dim: int
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Pages:
-    """Whose tokens each page holds, as far as a call is concerned: the row in the call, -1 for none of them."""
-
-    row: Any  # int32[A]
-    start: Any  # int32[A], the position of its first token
-
-    def table(self, rows: int, longest: int, size: int) -> Int[Array, "B pages"]:
-        """Which page has each row's first `size` tokens, which those that follow, …; A where none has."""
-        where = jnp.where(self.row < 0, rows, self.row), self.start // size
-        return jnp.full((rows, longest), len(self.row)).at[where].set(jnp.arange(len(self.row)), mode="drop")
 
 
 @jax.tree_util.register_dataclass
@@ -102,117 +86,22 @@ class KVCache:
         """Split over rows or pages, kv heads and slots, as far as the mesh's axes divide them."""
         return jax.tree.map(lambda x: partition("RKSH"[: x.ndim], x.shape, self.mesh), self)
 
-    def write(
-        self,
-        layer: int,
-        rows: Int[Array, "B"],
-        key: KeyValues,
-        value: KeyValues,
-        start: Int[Array, "B"],
-        count: Int[Array, "B"],
-        pages: Pages,
-    ) -> KVCache:
-        """Stores the first `count` tokens of each row at positions start, start + 1, …; a ring keeps the last S."""
-        old, (B, T, *_) = self.layers[layer], key.shape
-        key, value = self._kept(layer, key), self._kept(layer, value)
-        first, _, slots, _ = old[0].shape
-        token = jnp.arange(T)
-        position, kept = start[:, None] + token, token < count[:, None]
-        # Tokens that are not kept get indices past the end, each its own, so that the indices stay unique.
-        if self.windows[layer] is None:
-            page = jnp.take_along_axis(pages.table(B, self.longest, slots), position // slots, axis=1, mode="clip")
-            page = jnp.where(kept, page, first + jnp.arange(B)[:, None] * T + token)
-            return self._with(layer, store(old, page, position % slots, key, value))
-        kept &= token >= count[:, None] - slots
-        row = jnp.broadcast_to(rows[:, None], (B, T))
-        return self._with(layer, store(old, row, jnp.where(kept, position % slots, slots + token), key, value))
+    def write(self, layer: int, *tokens: Any, **where: Any) -> KVCache:
+        """`LayerCache.write`."""
+        return self._with(layer, self._layer(layer).write(*tokens, **where))
 
-    def append(self, layer: int, key: KeyValues, value: KeyValues, length: Int[Array, "R"], pages: Pages) -> KVCache:
-        """Stores one more token of every row, at position `length`."""
-        old, row = self.layers[layer], jnp.arange(len(length))
-        key, value = self._kept(layer, key), self._kept(layer, value)
-        first, _, slots, _ = old[0].shape
-        if self.windows[layer] is None:
-            table = pages.table(len(length), self.longest, slots)
-            page = jnp.take_along_axis(table, (length // slots)[:, None], axis=1, mode="clip")[:, 0]
-            row = jnp.where(page < first, page, first + row)
-        where = {"split": self.mesh.shape["slots"] > 1, "inside": self.windows[layer] is not None}
-        return self._with(layer, store_one(old, row, length % slots, key, value, **where))
+    def append(self, layer: int, *tokens: Any, **where: Any) -> KVCache:
+        """`LayerCache.append`."""
+        return self._with(layer, self._layer(layer).append(*tokens, **where))
 
-    def append_and_attend(
-        self,
-        layer: int,
-        query: Queries,
-        key: KeyValues,
-        value: KeyValues,
-        *,
-        length: Int[Array, "R"],
-        held: Int[Array, "R"],
-        pages: Pages,
-    ) -> tuple[KVCache, Queries]:
-        """Stores one more token of every row, at position `length`, and attends to the row with it: to `held` tokens.
-
-        Rows at rest, which may hold fewer, are written to as well, in a ring or where they have a page: nothing reads
-        the slot of the next position before that position is written. In a ring it held the token that is just leaving
-        the window.
-        """
-        (keys, values), slots = self.layers[layer], self.layers[layer][0].shape[2]
-        if not append_attention.fits(query, self.layers[layer], self.mesh):
-            cache = self.append(layer, key, value, length, pages)
-            return cache, cache.attend(layer, query, length[:, None], length=held, pages=pages)
-        new = query, self._kept(layer, key), self._kept(layer, value), (keys, values), length
-        if (window := self.windows[layer]) is None:
-            whose, longest = (pages.row, pages.start), self.longest * slots
-            stored, encoded = append_to_pages(*new, held - 1, *whose, longest=longest, mesh=self.mesh)
-        else:
-            before = slot_positions(held - 1, slots)
-            stored, encoded = append_to_rings(*new, before, window=window, mesh=self.mesh)
+    def append_and_attend(self, layer: int, *tokens: Any, **where: Any) -> tuple[KVCache, Queries]:
+        """`LayerCache.append_and_attend`."""
+        stored, encoded = self._layer(layer).append_and_attend(*tokens, **where)
         return self._with(layer, stored), encoded
 
-    def attend(
-        self,
-        layer: int,
-        query: Queries,
-        position: Int[Array, "B T"],
-        *,
-        length: Int[Array, "B"] | None,
-        pages: Pages,
-        rows: Int[Array, "B"] | None = None,
-        own: Keys | None = None,
-    ) -> Queries:
-        """Attention to the first `length` cached tokens (None: to none) of each row, and to the `own` tokens at hand.
-
-        The queries belong to `rows` of the cache, None for all of them in order, and stand at `position`. Where several
-        of them look at cached tokens, they are few, or of one row.
-        """
-        parts = []
-        if own is not None:
-            # As the cache is going to hold them, so that answers do not depend on where chunks and reused prefixes end.
-            own = own._replace(key=self._kept(layer, own.key), value=self._kept(layer, own.value))
-            window = self.windows[layer]
-            parts.append(attend_part(query, position, own, window=window, mesh=self.mesh, length="T"))
-        if length is not None:
-            parts.append(self._cached(layer, query, position, length, pages, rows))
-        return finish(functools.reduce(join, parts), query)
-
-    def _cached(
-        self,
-        layer: int,
-        query: Queries,
-        position: Int[Array, "B T"],
-        length: Int[Array, "B"],
-        pages: Pages,
-        rows: Int[Array, "B"] | None,
-    ) -> Part:
-        keys, values = self.layers[layer]
-        slots = keys.shape[2]
-        if (window := self.windows[layer]) is None:
-            longest, whose = self.longest * slots, (pages.row, pages.start, length)
-            return paged_attention(query, position, keys, values, *whose, longest=longest, mesh=self.mesh)
-        if rows is not None:
-            keys, values = jax.tree.map(lambda x: x[rows], (keys, values))
-        ring = Keys(keys, values, slot_positions(length, slots))
-        return attend_part(query, position, ring, window=window, mesh=self.mesh)
+    def attend(self, layer: int, *queries: Any, **where: Any) -> Queries:
+        """`LayerCache.attend`."""
+        return self._layer(layer).attend(*queries, **where)
 
     def clear(self, row: Int[Array, ""], pages: Bool[Array, "A"]) -> KVCache:
         """Zeros in place of the keys and values of a row's rings and of pages: 0 times NaN would be NaN."""
@@ -281,10 +170,6 @@ class KVCache:
         """Tokens of the pages that a decode step reads at least, however few are in use."""
         return SHORTEST * self.mesh.shape["slots"]
 
-    def _kept(self, layer: int, x: jax.Array) -> Numbers:
-        """Keys or values of tokens in the form in which the cache keeps them."""
-        return to_int8(x) if isinstance(self.layers[layer][0], Int8) else x
-
     def _rings(self) -> Rings:
         return tuple(layer for layer, window in zip(self.layers, self.windows, strict=True) if window is not None)
 
@@ -313,12 +198,8 @@ class KVCache:
         changed = [jax.tree.map(pools if window is None else rings, layer) for layer, window in layers]
         return dataclasses.replace(self, layers=tuple(changed))
 
+    def _layer(self, layer: int) -> LayerCache:
+        return LayerCache(*self.layers[layer], self.windows[layer], self.longest, self.mesh)
+
     def _with(self, layer: int, new: Layer) -> KVCache:
         return dataclasses.replace(self, layers=(*self.layers[:layer], new, *self.layers[layer + 1 :]))
-
-
-def slot_positions(length: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
-    """The position each slot holds once a row has `length` tokens: the latest p < length with p % S = slot, or -1."""
-    last = length[:, None] - 1
-    position = last - (last - jnp.arange(slots)) % slots
-    return jnp.where(position >= 0, position, -1)

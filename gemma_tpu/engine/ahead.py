@@ -1,16 +1,22 @@
-"""Compiles a model's programs from the shapes of their arguments, while its weights are being read."""
+"""Compiles a model's programs from the shapes of their arguments: several at a time, and while its weights are read."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
+from gemma_tpu.devices import free_memory
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.step import Step
 from gemma_tpu.engine.warmup import warmup_steps
@@ -18,6 +24,8 @@ from gemma_tpu.model import Params
 
 _LOG = logging.getLogger(__name__)
 _THREAD = "gemma-compile"
+_AT_ONCE = 8  # programs; about ten take long
+_MEMORY = 4 << 30  # bytes of the host that one of them may need
 
 
 class _Shape(jax.ShapeDtypeStruct):
@@ -28,60 +36,128 @@ class _Shape(jax.ShapeDtypeStruct):
 
 
 class _Compiler(Runner):
-    """Compiles what a runner would call. jax finds it again for a call with arguments of the same shapes."""
+    """Has `pool` compile what a runner would call. jax finds it again for a call with arguments of the same shapes.
+
+    Tracing and lowering hold Python's lock, so the caller's thread does that.
+    """
+
+    def __init__(self, deployment: Deployment, params: Params, *, max_steps: int, pool: ThreadPoolExecutor) -> None:
+        super().__init__(deployment, params, max_steps=max_steps)
+        self._pool, self._known = pool, dict[Any, tuple[Future[None], Any]]()
+        self._called: list[Future[None]] = []
+        self.stopped = False
+
+    def begin(self, step: Step) -> list[Future[None]]:
+        """Those of the programs that a step calls."""
+        self._called = []
+        self.run(step)
+        return self._called
 
     def _call(self, program: Any, *args: Any, **static: Any) -> Any:
-        lowered = program.lower(*args, **static)
-        shardings = lowered.compile().output_shardings
-        return jax.tree.map(lambda x, where: _Shape(x.shape, x.dtype, sharding=where), lowered.out_info, shardings)
+        leaves, structure = jax.tree.flatten(args)
+        key = program, structure, tuple(map(_seen_by_jit, leaves)), tuple(static.items())
+        if key not in self._known:
+            lowered = program.lower(*args, **static)
+            self._known[key] = self._pool.submit(self._compile, lowered), self._results(lowered.out_info)
+        compiled, results = self._known[key]
+        self._called.append(compiled)
+        return results
+
+    def _compile(self, lowered: Any) -> None:
+        if self.stopped or not threading.main_thread().is_alive():
+            return
+        try:
+            lowered.compile()
+        except Exception:  # raised again where the program is called
+            _LOG.debug("compiling ahead failed", exc_info=True)
+
+    def _results(self, shapes: Any) -> Any:
+        """Every program leaves the state where it is, and all else whole on each device."""
+        whole = NamedSharding(self._deployment.mesh, PartitionSpec())
+
+        def placed(x: Any) -> Any:
+            if isinstance(x, State):
+                return jax.tree.map(_placed, x, x.shardings(self._deployment.mesh))
+            return _placed(x, whole)
+
+        return jax.tree.map(placed, shapes, is_leaf=lambda x: isinstance(x, State))
+
+
+def _placed(x: Any, where: Any) -> _Shape:
+    return _Shape(x.shape, x.dtype, sharding=where)
+
+
+def _seen_by_jit(x: Any) -> Any:
+    """What of an argument makes another program."""
+    return (x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "shape") else x
 
 
 class Ahead:
-    """Compiles, on a thread of its own, what the steps of `warmup_steps` run, in their order.
+    """Compiles, on threads of its own, what the steps of `warmup_steps` run, in their order.
 
-    The process does not end while a program is being compiled: XLA would crash.
+    `params` have the shapes of the parameters. The process does not end while a program is being compiled: XLA would
+    crash.
     """
 
     def __init__(
-        self, deployment: Deployment, *, steps_per_call: int = STEPS_PER_CALL, batch_always: bool | None = None
+        self,
+        deployment: Deployment,
+        params: Params,
+        *,
+        steps_per_call: int = STEPS_PER_CALL,
+        batch_always: bool | None = None,
     ) -> None:
-        compiler = _Compiler(deployment, cast(Params, deployment.abstract_params), max_steps=steps_per_call)
+        free = free_memory()
+        pool = ThreadPoolExecutor(
+            max(1, min(_AT_ONCE, os.cpu_count() or 1, _AT_ONCE if free is None else free // _MEMORY)), _THREAD
+        )
+        self._compiler = _Compiler(deployment, params, max_steps=steps_per_call, pool=pool)
         steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
-        self._compiled = [threading.Event() for _ in steps]
-        self._stopped = False
+        self._begun: list[Future[list[Future[None]]]] = [Future() for _ in steps]
         # No daemon, whoever loads: a loader's thread is one.
-        threading.Thread(target=self._run, args=(compiler, steps), name=_THREAD, daemon=False).start()
+        threading.Thread(target=self._run, args=(pool, steps), name=_THREAD, daemon=False).start()
 
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""
-        self._compiled[number].wait()
+        for program in self._begun[number].result():
+            program.result()
 
     def stop(self) -> None:
-        """After the program that is being compiled."""
-        self._stopped = True
+        """After the programs that are being compiled."""
+        self._compiler.stopped = True
 
-    def _run(self, compiler: Runner, steps: Sequence[Step]) -> None:
-        try:
-            compiler.reset()
-            for step, compiled in zip(steps, self._compiled, strict=True):
-                if self._stopped or not threading.main_thread().is_alive():
-                    break
-                compiler.run(step)
-                compiled.set()
-        except Exception:  # raised again where the program is called
-            _LOG.debug("compiling ahead failed", exc_info=True)
-        finally:
-            for compiled in self._compiled:
-                compiled.set()
+    def _run(self, pool: ThreadPoolExecutor, steps: Sequence[Step]) -> None:
+        with pool:
+            try:
+                self._compiler.reset()
+                for step, begun in zip(steps, self._begun, strict=True):
+                    if self._compiler.stopped or not threading.main_thread().is_alive():
+                        break
+                    begun.set_result(self._compiler.begin(step))
+            except Exception:
+                _LOG.warning("lowering ahead failed", exc_info=True)
+            finally:
+                for begun in self._begun:
+                    if not begun.done():
+                        begun.set_result([])
+
+
+def compiler(deployment: Deployment, params: Params, **options: Any) -> Callable[[], Ahead | None]:
+    """Begins to compile when it is called, for the shapes of `params`; `options` as of `Ahead`.
+
+    It does nothing for one of several processes, since on some platforms those compile a program together, when all of
+    them call it.
+    """
+    if jax.process_count() > 1:
+        return lambda: None
+    shapes = jax.tree.map(lambda x: _placed(x, x.sharding), params)
+    return functools.partial(Ahead, deployment, shapes, **options)
 
 
 @contextlib.contextmanager
 def compiling_ahead(deployment: Deployment, wanted: bool) -> Iterator[Ahead | None]:
-    """Goes on after the block, unless that fails. None if it is not wanted, or for one of several processes.
-
-    Those compile a program together on some platforms, when all of them call it.
-    """
-    ahead = Ahead(deployment) if wanted and jax.process_count() == 1 else None
+    """Goes on after the block, unless that fails. None if it is not wanted."""
+    ahead = compiler(deployment, cast(Params, deployment.abstract_params))() if wanted else None
     try:
         yield ahead
     except BaseException:

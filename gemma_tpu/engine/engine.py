@@ -13,7 +13,7 @@ import numpy as np
 from gemma_tpu.config import SOFT_TOKEN
 from gemma_tpu.deployment import IMAGE_BATCHES, REMEMBERED_IMAGES, STEPS_PER_CALL, Deployment
 from gemma_tpu.distributed.processes import open_runner
-from gemma_tpu.engine.ahead import Ahead
+from gemma_tpu.engine.ahead import Ahead, compiler
 from gemma_tpu.engine.errors import require_finite
 from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
@@ -42,6 +42,7 @@ class Engine(Worker):
     ) -> None:
         self.deployment = deployment
         self._calls, self._ahead = deployment.calls(batch_always), ahead
+        self._compile = compiler(deployment, params, steps_per_call=steps_per_call, batch_always=batch_always)
         memory = CacheMemory(
             rows=deployment.rows,
             pages=deployment.pages,
@@ -108,6 +109,7 @@ class Engine(Worker):
         `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
         """
         steps = warmup_steps(self.deployment, self._calls)
+        self._ahead = self._ahead or self._compile()
         for done, (label, step) in enumerate(steps):
             if progress:
                 progress(label, done, len(steps))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.state import RowParams, State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.device_program import device_program

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import programs, speculation

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.device_program import device_program

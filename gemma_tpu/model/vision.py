@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -67,8 +68,17 @@ class VisionBlock(nnx.Module):
         self.mlp = VisionMLP(config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "I P E"], attend: AttendPatches) -> Float[Array, "I P E"]:
-        x = x + self.attention(self.attention_norm(x), attend)
-        return x + self.mlp(self.mlp_norm(x))
+        return _block(*nnx.split(self), x, attend)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "attend"))
+def _block(
+    definition: nnx.GraphDef, weights: nnx.State, x: Float[Array, "I P E"], attend: AttendPatches
+) -> Float[Array, "I P E"]:
+    """Traced and lowered once for all blocks, as those of the decoder."""
+    block = nnx.merge(definition, weights)
+    x = x + block.attention(block.attention_norm(x), attend)
+    return x + block.mlp(block.mlp_norm(x))
 
 
 class PatchEmbedding(nnx.Module):

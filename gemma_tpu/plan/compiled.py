@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from gemma_tpu.cache.kv_cache import Pages
+from gemma_tpu.cache.layer import Pages
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import IMAGE_BATCHES, STEPS_PER_CALL, Deployment, check_draft
 from gemma_tpu.engine import programs, speculation
