@@ -21,7 +21,9 @@ import gemma_tpu
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine import ahead as engine_ahead
+from gemma_tpu.engine import programs
 from gemma_tpu.engine.ahead import Ahead
+from gemma_tpu.engine.ahead import _Compiler as Compiler
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.step import Step
 from gemma_tpu.engine.warmup import warmup_steps
@@ -31,13 +33,14 @@ MULTIMODAL = dataclasses.replace(TEXT, vision=VISION)
 
 
 @contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
-    """The names of the threads that compile, once for each program."""
-    found: list[str] = []
+def compiled() -> Iterator[list[tuple[str, str]]]:
+    """The name of the thread that compiles and of what, once for each program."""
+    found: list[tuple[str, str]] = []
 
-    def listen(name: str, *_, **__) -> None:
+    def listen(name: str, *_, fun_name: str = "", **__) -> None:
         if "backend_compile" in name:
-            found.append(threading.current_thread().name.partition("_")[0])  # the rest numbers the threads of a pool
+            thread = threading.current_thread().name.partition("_")[0]  # the rest numbers the threads of a pool
+            found.append((thread, fun_name.removeprefix("jit(").removesuffix(")")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -62,7 +65,7 @@ def test_warm_up_finds_what_was_compiled_ahead(
         for number in range(len(warmup_steps(deployment, deployment.calls(together)))):
             ahead.wait(number)
     assert len(ahead_of_weights) > 15
-    assert set(ahead_of_weights) == {"gemma-compile"}
+    assert {thread for thread, _ in ahead_of_weights} == {"gemma-compile"}
     params = {
         name: jax.device_put(value, param_sharding(name, value.shape, mesh))
         for name, value in random_params(MULTIMODAL).items()
@@ -85,9 +88,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_weights_are_read_meanwhile(checkpoint: Path, monkeypatch) -> None:
     """Reading ends when one program is compiled, the others when warm-up has begun: it waits for them."""
-    warming, run_step = threading.Event(), engine_ahead._Compiler.run
+    warming, run_step = threading.Event(), Compiler.run
 
-    def run_later(self: engine_ahead._Compiler, step: Step) -> None:
+    def run_later(self: Compiler, step: Step) -> None:
         warming.wait()
         run_step(self, step)
 
@@ -95,13 +98,13 @@ def test_weights_are_read_meanwhile(checkpoint: Path, monkeypatch) -> None:
         while not during:
             time.sleep(0.001)
 
-    monkeypatch.setattr(engine_ahead._Compiler, "run", run_later)
+    monkeypatch.setattr(Compiler, "run", run_later)
     with compiled() as during:
         model = gemma_tpu.load(checkpoint, max_context=80, compile_ahead=True, progress=progress)
-    assert "gemma-compile" in during
+    assert "gemma-compile" in dict(during)
     with model, compiled() as after:
         model.warmup(lambda *_: warming.set())
-    assert set(after) == {"gemma-compile"}
+    assert set(dict(after)) == {"gemma-compile"}
 
 
 def test_nothing_more_is_compiled_for_weights_that_cannot_be_read(checkpoint: Path, monkeypatch) -> None:
@@ -115,7 +118,7 @@ def test_nothing_more_is_compiled_for_weights_that_cannot_be_read(checkpoint: Pa
     def progress(done: int, total: int) -> None:
         raise OSError("no disk")
 
-    monkeypatch.setattr(engine_ahead._Compiler, "run", run_step)
+    monkeypatch.setattr(Compiler, "run", run_step)
     threads = set(threading.enumerate())
     with pytest.raises(OSError, match="no disk"):
         gemma_tpu.load(checkpoint, max_context=88, compile_ahead=True, progress=progress)
@@ -128,7 +131,7 @@ def test_nothing_more_is_compiled_for_weights_that_cannot_be_read(checkpoint: Pa
 def test_the_process_waits_for_the_program_that_is_compiled(checkpoint: Path, monkeypatch) -> None:
     """Also if a thread that it does not wait for loads the model, as that of a loader."""
     step, models = threading.Event(), []
-    monkeypatch.setattr(engine_ahead._Compiler, "run", lambda *_: step.wait())
+    monkeypatch.setattr(Compiler, "run", lambda *_: step.wait())
 
     def load() -> None:
         models.append(gemma_tpu.load(checkpoint, max_context=92, compile_ahead=True, progress=False))
@@ -146,8 +149,37 @@ def test_the_process_waits_for_the_program_that_is_compiled(checkpoint: Path, mo
 
 def test_what_cannot_be_compiled_is_said_by_warm_up(checkpoint: Path, monkeypatch) -> None:
     fail = mock.Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room"))
-    monkeypatch.setattr(engine_ahead._Compiler, "run", fail)
+    monkeypatch.setattr(Compiler, "run", fail)
     with gemma_tpu.load(checkpoint, max_context=96, compile_ahead=True, progress=False) as model:
         monkeypatch.setattr(model.engine._runner, "run", fail)
         with pytest.raises(RuntimeError, match="no room for weights, caches and programs"):
             model.warmup()
+
+
+def test_a_request_waits_for_the_programs_that_it_needs(checkpoint: Path, monkeypatch) -> None:
+    """One whose turn has not come is compiled by the request's own thread."""
+    compile_one, wait_for, begun = Compiler._compile, Ahead.wait_for, list[int]()
+    reached, asked = threading.Event(), threading.Event()
+
+    def slowly(self, lowered) -> None:
+        begun.append(1)
+        if len(begun) == 5:  # a state, masks, decode steps of all rows, counts, decode steps of one
+            reached.set()
+            asked.wait(20)
+        compile_one(self, lowered)
+
+    def ask(self, program, *args) -> None:
+        if program is programs.decode:
+            reached.wait(60)
+            asked.set()
+        wait_for(self, program, *args)
+
+    monkeypatch.setattr(engine_ahead, "_AT_ONCE", 1)
+    monkeypatch.setattr(Compiler, "_compile", slowly)
+    monkeypatch.setattr(Ahead, "wait_for", ask)
+    with compiled() as found, gemma_tpu.load(checkpoint, max_context=84, compile_ahead=True, progress=False) as model:
+        assert len(run(model.engine.submit(prompt(5), (), NO_STOP))) == 20
+        model.warmup()
+    assert ("gemma-engine", "prefill") in found
+    assert ("gemma-compile", "decode") in found
+    assert ("gemma-engine", "decode") not in found

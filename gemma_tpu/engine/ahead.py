@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -53,9 +53,17 @@ class _Compiler(Runner):
         self.run(step)
         return self._called
 
+    @property
+    def wanted(self) -> bool:
+        return not self.stopped and threading.main_thread().is_alive()
+
+    def begun(self, program: Any, args: Any, static: dict[str, Any]) -> Future[None] | None:
+        """None for a program that has not been begun with."""
+        known = self._known.get(_key(program, args, static))
+        return known and known[0]
+
     def _call(self, program: Any, *args: Any, **static: Any) -> Any:
-        leaves, structure = jax.tree.flatten(args)
-        key = program, structure, tuple(map(_seen_by_jit, leaves)), tuple(static.items())
+        key = _key(program, args, static)
         if key not in self._known:
             lowered = program.lower(*args, **static)
             self._known[key] = self._pool.submit(self._compile, lowered), self._results(lowered.out_info)
@@ -64,7 +72,7 @@ class _Compiler(Runner):
         return results
 
     def _compile(self, lowered: Any) -> None:
-        if self.stopped or not threading.main_thread().is_alive():
+        if not self.wanted:
             return
         try:
             lowered.compile()
@@ -87,9 +95,19 @@ def _placed(x: Any, where: Any) -> _Shape:
     return _Shape(x.shape, x.dtype, sharding=where)
 
 
+def _key(program: Any, args: Any, static: dict[str, Any]) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    return program, structure, tuple(map(_seen_by_jit, leaves)), tuple(static.items())
+
+
 def _seen_by_jit(x: Any) -> Any:
     """What of an argument makes another program."""
-    return (x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "shape") else x
+    if not hasattr(x, "shape"):
+        return x
+    spec = list(getattr(getattr(x, "sharding", None), "spec", ()))
+    while spec and spec[-1] is None:  # the results of programs have no such ends, unlike what is put on a mesh
+        spec.pop()
+    return x.shape, x.dtype, tuple(spec)
 
 
 class Ahead:
@@ -107,20 +125,28 @@ class Ahead:
         steps_per_call: int = STEPS_PER_CALL,
         batch_always: bool | None = None,
     ) -> None:
-        free = free_memory()
-        pool = ThreadPoolExecutor(
-            max(1, min(_AT_ONCE, os.cpu_count() or 1, _AT_ONCE if free is None else free // _MEMORY)), _THREAD
-        )
+        at_once = min(_AT_ONCE, os.cpu_count() or 1, (free_memory() or _AT_ONCE * _MEMORY) // _MEMORY)
+        pool = ThreadPoolExecutor(max(1, at_once), _THREAD)
         self._compiler = _Compiler(deployment, params, max_steps=steps_per_call, pool=pool)
         steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
         self._begun: list[Future[list[Future[None]]]] = [Future() for _ in steps]
         # No daemon, whoever loads: a loader's thread is one.
-        threading.Thread(target=self._run, args=(pool, steps), name=_THREAD, daemon=False).start()
+        self._thread = threading.Thread(target=self._run, args=(pool, steps), name=_THREAD, daemon=False)
+        self._thread.start()
 
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""
         for program in self._begun[number].result():
-            program.result()
+            with contextlib.suppress(CancelledError):  # see `wait_for`
+                program.result()
+
+    def wait_for(self, program: Any, args: Any, static: dict[str, Any]) -> None:
+        """Until a program that is being compiled for such arguments is: its caller would compile it once more.
+
+        One that is yet to be compiled is left to the caller, who need not wait for those before it.
+        """
+        if self._thread.is_alive() and (begun := self._compiler.begun(program, args, static)) and not begun.cancel():
+            begun.result()
 
     def stop(self) -> None:
         """After the programs that are being compiled."""
@@ -131,11 +157,12 @@ class Ahead:
             try:
                 self._compiler.reset()
                 for step, begun in zip(steps, self._begun, strict=True):
-                    if self._compiler.stopped or not threading.main_thread().is_alive():
+                    if not self._compiler.wanted:
                         break
                     begun.set_result(self._compiler.begin(step))
             except Exception:
-                _LOG.warning("lowering ahead failed", exc_info=True)
+                if self._compiler.wanted:
+                    _LOG.warning("lowering ahead failed", exc_info=True)
             finally:
                 for begun in self._begun:
                     if not begun.done():

@@ -69,7 +69,9 @@ class Engine(Worker):
             keep_text=deployment.looks_up,
         )
         super().__init__(scheduler)
-        self._start(open_runner(deployment, params, self._abort, max_steps=steps_per_call))
+        runner = open_runner(deployment, params, self._abort, max_steps=steps_per_call)
+        runner.ahead = ahead
+        self._start(runner)
 
     def submit(
         self,
@@ -109,7 +111,7 @@ class Engine(Worker):
         `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
         """
         steps = warmup_steps(self.deployment, self._calls)
-        self._ahead = self._ahead or self._compile()
+        self._ahead = self._runner.ahead = self._ahead or self._compile()
         for done, (label, step) in enumerate(steps):
             if progress:
                 progress(label, done, len(steps))

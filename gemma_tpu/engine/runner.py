@@ -41,6 +41,7 @@ class Runner:
         self._deployment, self._max_steps = deployment, max_steps
         self._static = {"deployment": deployment.text}
         self._state: State | None = None
+        self.ahead: Any = None  # what compiles the programs meanwhile, if anything does: an `Ahead`
 
     @in_32_bits
     def reset(self) -> None:
@@ -153,6 +154,8 @@ class Runner:
     # The calls of a step.
 
     def _call(self, program: Any, *args: Any, **static: Any) -> Any:
+        if self.ahead:
+            self.ahead.wait_for(program, args, static)
         return program(*args, **static)
 
     def _encode(self, images: Encode) -> None:

@@ -15,31 +15,31 @@ Progress = Callable[[str, int, int], None]  # (what is being done, steps done, s
 
 
 def warmup_steps(deployment: Deployment, calls: Calls) -> list[tuple[str, Step]]:
-    """Each with what it compiles, in words."""
+    """Each with what it compiles, in words; first what every answer needs."""
+    nobody = _nobody(deployment)
     steps = []
+    for few in (None, *calls.few):
+        picked = None if few is None else tuple(range(few))
+        steps.append(("decode", Step(decode=Decode((0,), 0, nobody, picked, count=True, masks={}))))
+    past = deployment.rows  # a row past the end is none: the write is dropped
+    penalized = SamplingParams(presence_penalty=1.0)
+    steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, penalized, ()),))))
+    steps.append(("release", Step(release=(past,))))
+    steps.append(("clear", Step(before=(Clear(past, ()),))))
+    shapes = [(1, size, fresh) for fresh in (True, False) for size in deployment.prefill_sizes]
+    if calls.together and deployment.prefill_rows > 1:
+        shapes.append((deployment.prefill_rows, deployment.prefill_sizes[0], True))
+    for B, size, fresh in shapes:
+        steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
     if vision := deployment.config.vision:
         side = vision.image_size
         for batch in IMAGE_BATCHES:
             digests = tuple(b"warm-up %d" % i for i in range(batch))
             pixels = np.zeros((batch, side, side, 3), deployment.dtype)
             steps.append((f"{batch} images", Step(encode=(Encode(digests, pixels),), forget=digests)))
-    shapes = [(1, size, fresh) for size in deployment.prefill_sizes for fresh in (True, False)]
-    if calls.together and deployment.prefill_rows > 1:
-        shapes.append((deployment.prefill_rows, deployment.prefill_sizes[0], True))
-    for B, size, fresh in shapes:
-        steps.append((f"prefill {B}×{size}", Step(prefill=(_nothing(deployment, B, size, fresh),))))
-    past = deployment.rows  # a row past the end is none: the write is dropped
     for kind in COPIES if deployment.stored_prefixes else COPIES[:1]:
         target = deployment.stored_prefixes if kind == "store" else past
         steps.append((f"{kind} a prefix", Step(before=(Copy(kind, 0, target, 0, [0], [deployment.pages]),))))
-    penalized = SamplingParams(presence_penalty=1.0)
-    steps.append(("activate", Step(activate=(activate(past, 0, 0, 0, penalized, ()),))))
-    steps.append(("release", Step(release=(past,))))
-    steps.append(("clear", Step(before=(Clear(past, ()),))))
-    nobody = _nobody(deployment)
-    for few in (None, *calls.few):
-        picked = None if few is None else tuple(range(few))
-        steps.append(("decode", Step(decode=Decode((0,), 0, nobody, picked, count=True, masks={}))))
     return steps
 
 

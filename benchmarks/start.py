@@ -1,0 +1,82 @@
+"""From the start of a process to the first answer, and to all programs compiled, with random weights of a real size.
+
+    python benchmarks/start.py DIRECTORY [--size gemma3-4b] [--max-rows 8] [--max-context 4096]
+
+Writes random bfloat16 weights of that size into DIRECTORY, unless an earlier run left them there. Each line is of a
+fresh process, which reads them from the system's cache: first with an empty cache of compiled programs, then with what
+that run left. Seconds count from before Python imports anything; checksums are compared, as always. "first answer": 16
+tokens to a prompt of 40, from a model that is loaded with `compile_ahead=True`; "all programs": `Model.warmup`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def measure(path: Path, what: str, sizes: dict[str, int], began: float) -> dict[str, float | str]:
+    import jax
+
+    import gemma_tpu
+
+    with gemma_tpu.load(path, dtype="bfloat16", compile_ahead=True, progress=False, **sizes) as model:
+        loaded = time.time() - began
+        if what == "first answer":
+            params = gemma_tpu.SamplingParams(max_new_tokens=16, ignore_eos=True)
+            count = sum(map(len, model.engine.submit(list(range(2, 42)), (), params)))
+            if count != 16:
+                raise SystemExit(f"{count} tokens instead of 16")
+        else:
+            model.warmup()
+        done = time.time() - began
+        return {"loaded": loaded, what: done, "device": jax.devices()[0].device_kind}
+
+
+def in_fresh_process(arguments: argparse.Namespace, path: Path, what: str, cache: Path) -> dict[str, float | str]:
+    command = [sys.executable, __file__, str(path), "--measure", what, "--began", repr(time.time())]
+    command += ["--max-rows", str(arguments.max_rows), "--max-context", str(arguments.max_context)]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
+    return json.loads(said.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--size", default="gemma3-4b")
+    parser.add_argument("--max-rows", type=int, default=8)
+    parser.add_argument("--max-context", type=int, default=4096)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        sizes = {"max_rows": arguments.max_rows, "max_context": arguments.max_context}
+        print(json.dumps(measure(arguments.directory, arguments.measure, sizes, arguments.began)))
+        return
+
+    import random_checkpoint
+
+    from gemma_tpu.config import CONFIGS
+
+    path = arguments.directory / f"{arguments.size}-safetensors"
+    if not path.exists():
+        random_checkpoint.write(path, CONFIGS[arguments.size], "safetensors")
+    for what in ("first answer", "all programs"):
+        with tempfile.TemporaryDirectory() as cache:
+            for state in ("empty", "warm"):
+                found = in_fresh_process(arguments, path, what, Path(cache))
+                print(
+                    f"{found['device']}, {arguments.size}: {what} after {found[what]:.1f} s, loaded after "
+                    f"{found['loaded']:.1f} s, with {'an empty' if state == 'empty' else 'a warm'} compilation cache",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
