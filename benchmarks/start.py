@@ -25,6 +25,8 @@ def measure(path: Path, what: str, sizes: dict[str, int], began: float) -> dict[
 
     import gemma_tpu
 
+    device = jax.devices()[0].device_kind
+    ready = time.time() - began
     with gemma_tpu.load(path, dtype="bfloat16", compile_ahead=True, progress=False, **sizes) as model:
         loaded = time.time() - began
         if what == "first answer":
@@ -35,7 +37,7 @@ def measure(path: Path, what: str, sizes: dict[str, int], began: float) -> dict[
         else:
             model.warmup()
         done = time.time() - began
-        return {"loaded": loaded, what: done, "device": jax.devices()[0].device_kind}
+        return {"device": device, "ready": ready, "loaded": loaded, what: done}
 
 
 def in_fresh_process(arguments: argparse.Namespace, path: Path, what: str, cache: Path) -> dict[str, float | str]:
@@ -72,8 +74,9 @@ def main() -> None:
             for state in ("empty", "warm"):
                 found = in_fresh_process(arguments, path, what, Path(cache))
                 print(
-                    f"{found['device']}, {arguments.size}: {what} after {found[what]:.1f} s, loaded after "
-                    f"{found['loaded']:.1f} s, with {'an empty' if state == 'empty' else 'a warm'} compilation cache",
+                    f"{found['device']}, {arguments.size}, {'an empty' if state == 'empty' else 'a warm'} compilation "
+                    f"cache: JAX has its devices after {found['ready']:.1f} s, the model is loaded after "
+                    f"{found['loaded']:.1f} s, {what} after {found[what]:.1f} s",
                     flush=True,
                 )
 

@@ -15,7 +15,7 @@ import pytest
 from checkpoint_samples import CONFIGS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_tpu.checkpoint import host_memory, lazy, load_params, open_checkpoint, orbax, save_params, weight_checks
+from gemma_tpu.checkpoint import host_memory, lazy, load_params, open_checkpoint, orbax, save_params
 from gemma_tpu.checkpoint import load as load_module
 from gemma_tpu.checkpoint.host_memory import Buffers, MemoryBudget
 from gemma_tpu.checkpoint.load import _ReadPlan
@@ -189,7 +189,6 @@ def test_an_interrupted_load_leaves_no_array_and_no_thread(error, large, monkeyp
 def test_blocks_with_ragged_ends_into_buffers_that_are_used_again(layout, shape, dtype, tmp_path, monkeypatch):
     """As onto an accelerator: its copy is made before the next parameter is read into the same memory."""
     monkeypatch.setattr(lazy, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(weight_checks, "_PIECE_BYTES", 90)
     monkeypatch.setattr(load_module, "_adopted", lambda plans: False)
     put = jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda values, device: put(np.array(values), device))
@@ -202,7 +201,7 @@ def test_blocks_with_ragged_ends_into_buffers_that_are_used_again(layout, shape,
     params = load_params(checkpoint, sample.config, dtype=dtype, sharding=divided(mesh), progress=False)
     for name, array in params.items():
         np.testing.assert_array_equal(np.asarray(array), sample.ours[name].astype(dtype), err_msg=name)
-    assert len(made) <= 4 < len(params)  # as many as there are parameters on their way at once
+    assert len(made) <= 8 < len(params)  # as many as there are parameters on their way at once
 
 
 @pytest.mark.parametrize("layout", ["flat", "hf"])

@@ -291,13 +291,13 @@ def stack(parts: Sequence[LazyArray], axis: int = 0) -> LazyArray:
     return concat([part.expand(axis) for part in parts], axis)
 
 
-def read_blocks(array: LazyArray, box: Box, axis: int | None = None, size: int | None = None) -> Iterator[Box]:
-    """Divides `box` along one axis into blocks of about `size` bytes, or of a multiple that avoids rereading.
+def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator[Box]:
+    """Divides `box` along one axis into blocks of about BLOCK_BYTES, or of a multiple that avoids rereading.
 
-    `axis`: the axis to divide; by default the first that works. `size`: by default BLOCK_BYTES.
+    `axis`: the axis to divide; by default the first that works.
     """
     shape = box_shape(box)
-    count = math.ceil(math.prod(shape) * array.dtype.itemsize / (size or BLOCK_BYTES))
+    count = math.ceil(math.prod(shape) * array.dtype.itemsize / BLOCK_BYTES)
     axes = range(len(shape)) if axis is None else [axis]
     # Blocks that cut a stored chunk each read all of it. Larger blocks cut fewer chunks; 25% of rereading is allowed.
     max_cost = 1.25 * array.cost(box)

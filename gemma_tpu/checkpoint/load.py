@@ -43,7 +43,7 @@ def load_params(
     grid: GridOf = lambda _: None,
     text_only: bool = False,
     progress: Progress | bool = True,
-    concurrency: int = 4,
+    concurrency: int = 8,
 ) -> dict[str, Weight]:
     """Reads the parameters, named as in `gemma_tpu.model.param_shapes`, onto devices.
 

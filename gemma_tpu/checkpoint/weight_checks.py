@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gemma_tpu.checkpoint import lazy, slices
 from gemma_tpu.checkpoint.errors import CheckpointError, CheckpointWarning
 from gemma_tpu.checkpoint.lazy import LazyArray, Leaf
 from gemma_tpu.checkpoint.names import abbreviate
@@ -16,7 +15,6 @@ from gemma_tpu.checkpoint.slices import Box
 
 # All-zero layers have no effect, but these are indispensable.
 _REQUIRED = ("embedder.table", "embedder.head")
-_PIECE_BYTES = 1 << 20  # read and checked at once, so that a core's cache still has what is to be checked
 _FUSED_SIZES = (2, 3)  # Google stacks k and v, gate and up, or q, k and v along axis 0
 
 
@@ -50,13 +48,11 @@ class CheckedArray(Leaf):
         return values
 
     def read_into(self, box: Box, out: np.ndarray) -> None:
-        for piece in lazy.read_blocks(self.leaf, box, size=_PIECE_BYTES):
-            target = out[slices.relative(piece, box)]
-            if out.dtype == self.dtype:
-                self.leaf.read_into(piece, target)
-                self._check(piece, target)
-            else:
-                slices.copy(target, self.read(piece))
+        if out.dtype != self.dtype:
+            super().read_into(box, out)
+            return
+        self.leaf.read_into(box, out)
+        self._check(box, out)
 
     def _check(self, box: Box, values: np.ndarray) -> None:
         parts = dict(enumerate(values, box[0].start)) if self._fused else {0: values}
