@@ -99,8 +99,8 @@ def load(
       text_only: leaves out the vision tower.
       verify: compares the files with their checksums while they are read, where those are known: what `convert` and
         `download` have written, and Hugging Face's cache. Each process does so with the files on its own disks.
-      compile_ahead: compiles every program on another thread meanwhile, so that `Model.warmup` has less to do. Of
-        several processes none does.
+      compile_ahead: compiles every program on other threads meanwhile, so that `Model.warmup` has less to do; requests
+        wait for what they need of that. Of several processes none does.
       progress: a progress bar, or a function of (bytes done, bytes in all).
 
     Raises ValueError (CheckpointError for what is wrong with the files) naming what is wrong and what to do; also,
