@@ -139,6 +139,20 @@ def test_ties_of_more_groups_than_are_looked_at_are_kept() -> None:
         assert tokens[row] == by_drawing(logits[0], jax.tree.map(lambda x, row=row: x[row : row + 1], asked), row)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 1 - 2**-24, 0.6, 0.0])
+@pytest.mark.parametrize("top_k", [1, 3, 63, 64])
+def test_ties_of_more_tokens_than_are_sorted_are_kept(top_k: int, top_p: float) -> None:
+    """A group of 128 is all the same, behind one token that is likelier."""
+    logits = np.full((1, WHOLE), -5, np.float32) - np.arange(WHOLE, dtype=np.float32) / WHOLE
+    logits[:, 256:384], logits[:, 9000] = 1.5, 2
+    draws = 300
+    asked = settings(draws, top_k=top_k, top_p=top_p, seed=np.arange(draws))
+    tokens = np.asarray(sample(jnp.asarray(np.repeat(logits, draws, axis=0)), jnp.arange(draws), asked))
+    alone = top_k == 1 or top_p == 0
+    assert set(tokens.tolist()) <= ({9000} if alone else {9000, *range(256, 384)})
+    assert len(set(tokens.tolist())) == 1 if alone else len(set(tokens.tolist())) > 80
+
+
 def test_a_row_draws_the_same_whichever_way_the_others_go() -> None:
     logits = wide(4)
     logits[3, ::128] = 50  # ties that need the whole vocabulary

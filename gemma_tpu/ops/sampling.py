@@ -12,7 +12,6 @@ row draws is a matter of its own settings and logits alone, whichever way other 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,6 @@ _LEAST_TEMPERATURE = 1e-30  # below, a logit over it would overflow float32
 _GROUP = 128  # neighbouring logits: the lanes of a TPU's register
 _GROUPS = 64  # of them are looked at; and so the largest top-k whose rows look at no more: Gemma's own is 64
 LOOKED_AT = _GROUPS * _GROUP  # logits of a row with such a top-k
-_BITS = 4  # of a threshold that are found at once among few logits: a pass over these takes as long for 15 trials as 1
 Leaf = Any  # of a pytree: an array, or the sharding or shape that a transformation of the tree puts in its place
 
 
@@ -58,7 +56,7 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
         if logits.shape[1] <= LOOKED_AT:
             return jnp.where(on, from_all(), greedy)
         some, tokens, enough = _likeliest(logits)
-        kept = filter_logits(some, settings, bits=_BITS).reshape(tokens.shape)
+        kept = _filter_few(some, settings)
         chosen = jnp.argmax(kept + jax.vmap(_noise)(settings.seed, position, tokens), axis=-1)
         drawn = jnp.take_along_axis(tokens, chosen[:, None], axis=1)[:, 0]
         others = on & ~(enough & (settings.top_k > 0) & (settings.top_k <= _GROUPS))
@@ -71,7 +69,7 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
 
 def _likeliest(
     logits: Float[Array, "B V"],
-) -> tuple[Float[Array, "B groups 128"], Int[Array, "B some"], Bool[Array, "B"]]:
+) -> tuple[Float[Array, "B some"], Int[Array, "B some"], Bool[Array, "B"]]:
     """The groups of logits with the largest maxima, their tokens, and whether the _GROUPS largest are among them.
 
     As there are as many groups, these have a maximum as large as any of those logits. A tie may leave one out that is
@@ -83,7 +81,11 @@ def _likeliest(
     last, next_one = largest[:, -2], largest[:, -1]
     index = index[:, :-1, None]
     tokens = (index * _GROUP + jnp.arange(_GROUP)).reshape(len(logits), -1)
-    return jnp.take_along_axis(groups, index, axis=1), tokens, (next_one < last) | (next_one == -jnp.inf)
+    return (
+        jnp.take_along_axis(groups, index, axis=1).reshape(tokens.shape),
+        tokens,
+        (next_one < last) | (next_one == -jnp.inf),
+    )
 
 
 def _key(seed: UInt32[Array, ""], position: Int[Array, ""]) -> jax.Array:
@@ -100,58 +102,65 @@ def _noise(seed: UInt32[Array, ""], position: Int[Array, ""], tokens: Int[Array,
     return -jnp.log(-jnp.log(uniform))
 
 
-def filter_logits(logits: Float[Array, "B *V"], settings: Sampling, bits: int = 1) -> Float[Array, "B *V"]:
-    """Logits over temperature, with -inf where a filter excludes a token. Greedy rows come back unfiltered.
-
-    `bits`: of a threshold, found in one pass over the logits.
-    """
-    on, whole = settings.temperature > 0, tuple(range(1, logits.ndim))
-    temperature = jnp.maximum(settings.temperature, _LEAST_TEMPERATURE)
-    logits = logits / _beside(jnp.where(on, temperature, 1.0), logits)
-    size = logits[0].size
+def filter_logits(logits: Float[Array, "B V"], settings: Sampling) -> Float[Array, "B V"]:
+    """Logits over temperature, with -inf where a filter excludes a token. Greedy rows come back unfiltered."""
+    on, size = settings.temperature > 0, logits.shape[1]
+    logits = _tempered(logits, settings)
     top_k = jnp.where(on & (settings.top_k > 0), settings.top_k, size)
     top_p = jnp.where(on, settings.top_p, 1.0)
-    keep_top_k, keep_top_p = (functools.partial(keep, bits) for keep in (_keep_top_k, _keep_top_p))
-    logits = jax.lax.cond(jnp.any(top_k < size), keep_top_k, lambda x, _: x, logits, top_k)
-    logits = jax.lax.cond(jnp.any(top_p < 1), keep_top_p, lambda x, _: x, logits, top_p)
-    floor = jnp.max(logits, axis=whole) + jnp.log(jnp.where(on, settings.min_p, 0.0))
-    return jnp.where(logits >= _beside(floor, logits), logits, -jnp.inf)
+    logits = jax.lax.cond(jnp.any(top_k < size), _keep_top_k, lambda x, _: x, logits, top_k)
+    logits = jax.lax.cond(jnp.any(top_p < 1), _keep_top_p, lambda x, _: x, logits, top_p)
+    return _keep_min_p(logits, settings)
 
 
-def _beside(x: jax.Array, values: jax.Array) -> jax.Array:
-    """`x` with the dimensions of `values` that it lacks, each of 1."""
-    return x.reshape(*x.shape, *(1,) * (values.ndim - x.ndim))
+def _filter_few(logits: Float[Array, "B some"], settings: Sampling) -> Float[Array, "B some"]:
+    """The same of rows whose top-k is in 1 … _GROUPS, without a loop: every threshold is among the largest logits."""
+    logits = _tempered(logits, settings)
+    largest, _ = jax.lax.top_k(logits, _GROUPS)
+    last = jnp.take_along_axis(largest, jnp.clip(settings.top_k, 1, _GROUPS)[:, None] - 1, axis=1)
+    logits = jnp.where(logits >= last, logits, -jnp.inf)
+    probs = jax.nn.softmax(logits)
+    above = jnp.sum(jnp.where(logits[:, None] >= largest[:, :, None], probs[:, None], 0), axis=2)
+    enough = above >= settings.top_p[:, None] * jnp.sum(probs, axis=1, keepdims=True)
+    # Of p = 1, rounding may leave none that is enough.
+    least = jnp.max(jnp.where(enough, largest, last), axis=1, keepdims=True)
+    return _keep_min_p(jnp.where(logits >= least, logits, -jnp.inf), settings)
 
 
-def _keep_top_k(bits: int, logits: jax.Array, k: jax.Array) -> jax.Array:
-    return _keep_above(bits, logits, lambda kept: _total(kept) >= k[:, None])
+def _tempered(logits: Float[Array, "B N"], settings: Sampling) -> Float[Array, "B N"]:
+    temperature = jnp.maximum(settings.temperature, _LEAST_TEMPERATURE)
+    return logits / jnp.where(settings.temperature > 0, temperature, 1.0)[:, None]
 
 
-def _keep_top_p(bits: int, logits: jax.Array, p: jax.Array) -> jax.Array:
-    probs = jax.nn.softmax(logits, axis=tuple(range(1, logits.ndim)))[:, None]
+def _keep_min_p(logits: Float[Array, "B N"], settings: Sampling) -> Float[Array, "B N"]:
+    min_p = jnp.where(settings.temperature > 0, settings.min_p, 0.0)
+    floor = jnp.max(logits, axis=1) + jnp.log(min_p)
+    return jnp.where(logits >= floor[:, None], logits, -jnp.inf)
+
+
+def _keep_top_k(logits: Float[Array, "B V"], k: Int[Array, "B"]) -> Float[Array, "B V"]:
+    return _keep_above(logits, lambda kept: jnp.sum(kept, axis=1) >= k)
+
+
+def _keep_top_p(logits: Float[Array, "B V"], p: Float[Array, "B"]) -> Float[Array, "B V"]:
+    probs = jax.nn.softmax(logits)
     # Against the sum of all of them in the same arithmetic, p = 1 keeps everything.
-    least = p[:, None] * _total(probs)
-    return _keep_above(bits, logits, lambda kept: _total(jnp.where(kept, probs, 0)) >= least)
+    least = p * jnp.sum(probs, axis=1)
+    return _keep_above(logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=1) >= least)
 
 
-def _total(x: jax.Array) -> jax.Array:
-    """[B, T, …] → [B, T]."""
-    return jnp.sum(x, axis=tuple(range(2, x.ndim)))
-
-
-def _keep_above(bits: int, logits: jax.Array, enough: Callable[[jax.Array], Bool[Array, "B T"]]) -> jax.Array:
-    """Keeps logits ≥ t for the largest t at which `enough` holds of the kept set, bool[B, T, …] for T tried."""
+def _keep_above(
+    logits: Float[Array, "B V"], enough: Callable[[Bool[Array, "B V"]], Bool[Array, "B"]]
+) -> Float[Array, "B V"]:
+    """Keeps logits ≥ t for the largest t at which `enough` holds of the kept set."""
     pattern = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(pattern >= sign, ~pattern, pattern | sign)  # integers in the order of the floats
 
-    def find(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        shift = (32 - bits * (i + 1)).astype(jnp.uint32)
-        tried = threshold[:, None] + (jnp.arange(1, 1 << bits, dtype=jnp.uint32) << shift)
-        passed = enough(order[:, None] >= _beside(tried, order[:, None]))  # the first of them: fewer and fewer are kept
-        return threshold + (jnp.sum(passed, axis=1, dtype=jnp.uint32) << shift)
+    def find(bit: jax.Array, threshold: jax.Array) -> jax.Array:
+        tried = threshold | (sign >> bit.astype(jnp.uint32))
+        return jnp.where(enough(order >= tried[:, None]), tried, threshold)
 
-    threshold = jax.lax.fori_loop(0, 32 // bits, find, jnp.zeros(len(logits), jnp.uint32))
-    largest = jnp.max(order, axis=tuple(range(1, order.ndim)))
-    threshold = jnp.minimum(threshold, largest)  # a p that is 0 in float32 is enough with none kept
-    return jnp.where(order >= _beside(threshold, order), logits, -jnp.inf)
+    threshold = jax.lax.fori_loop(0, 32, find, jnp.zeros(len(logits), jnp.uint32))
+    threshold = jnp.minimum(threshold, jnp.max(order, axis=1))  # a p that is 0 in float32 is enough with none kept
+    return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
