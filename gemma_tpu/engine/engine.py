@@ -110,6 +110,7 @@ class Engine(Worker):
 
         `progress` is called on the caller's thread, between two calls of the device: it may use the engine itself.
         """
+        self.check_open()
         steps = warmup_steps(self.deployment, self._calls)
         self._ahead = self._runner.ahead = self._ahead or self._compile()
         for done, (label, step) in enumerate(steps):
