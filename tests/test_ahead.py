@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -145,6 +147,39 @@ def test_the_process_waits_for_the_program_that_is_compiled(checkpoint: Path, mo
     model.close()
     step.set()
     thread.join(60)
+
+
+_ENDS_AT_ONCE = """
+import sys, threading, time, gemma_tpu
+from gemma_tpu.engine import ahead
+
+ending, compile_one, seen = threading.Event(), ahead._Compiler._compile, []
+def told(self, lowered):
+    seen.append(self)
+    if len(seen) > 1:  # loading needs the first one
+        ending.wait()
+    if self.wanted:
+        print("compiles", flush=True)
+    compile_one(self, lowered)
+ahead._AT_ONCE, ahead._Compiler._compile = 1, told
+model = gemma_tpu.load(sys.argv[1], max_context=84, compile_ahead=True, progress=False)
+while len(seen[0]._known) < 8:
+    time.sleep(0.01)
+print("ends", flush=True)
+ending.set()
+"""
+
+
+def test_a_process_that_ends_compiles_nothing_more(checkpoint: Path) -> None:
+    """But what is being compiled; and says nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDS_AT_ONCE, checkpoint], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "WARNING:gemma" not in done.stderr
+    said = done.stdout.split()
+    assert len(said) - said.index("ends") <= 2  # one may just have been begun
 
 
 def test_what_cannot_be_compiled_is_said_by_warm_up(checkpoint: Path, monkeypatch) -> None:

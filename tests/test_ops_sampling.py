@@ -153,6 +153,31 @@ def test_ties_of_more_tokens_than_are_sorted_are_kept(top_k: int, top_p: float) 
     assert len(set(tokens.tolist())) == 1 if alone else len(set(tokens.tolist())) > 80
 
 
+def test_ties_that_the_temperature_makes_are_kept() -> None:
+    """Of logits that differ by a rounding: as many groups as are looked at have the larger one, six the smaller."""
+    one = np.float32(1.9)
+    logits = np.zeros((1, WHOLE), np.float32)
+    logits[0, 128 * np.arange(70)] = [one] * 64 + [np.nextafter(one, np.float32(0))] * 6
+    temperatures = np.linspace(1.3, 1.9, 100, dtype=np.float32)
+    whole = filter_logits(jnp.asarray(np.repeat(logits, 100, axis=0)), settings(100, temperatures, top_k=64))
+    tied = temperatures[np.isfinite(whole).sum(axis=1) == 70]
+    assert len(tied) > 10
+    temperature = np.repeat(tied[:10], 100)
+    asked = settings(1000, temperature, top_k=64, seed=np.arange(1000))
+    tokens = np.asarray(sample(jnp.asarray(np.repeat(logits, 1000, axis=0)), jnp.zeros(1000, jnp.int32), asked))
+    assert (tokens % 128 == 0).all()
+    assert (tokens >= 64 * 128).sum() > 40  # of 1,000 that draw from 70, 86 are expected
+
+
+@pytest.mark.parametrize("width", [100, WHOLE])
+def test_zeros_of_either_sign_are_the_same(width: int) -> None:
+    logits = np.full((1, width), -1, np.float32)
+    logits[:, :40], logits[:, 10:20] = 0.0, -0.0
+    asked = settings(400, top_k=1, top_p=0.5, seed=np.arange(400))
+    tokens = sample(jnp.asarray(np.repeat(logits, 400, axis=0)), jnp.arange(400), asked)
+    assert set(np.asarray(tokens).tolist()) == set(range(40))
+
+
 def test_a_row_draws_the_same_whichever_way_the_others_go() -> None:
     logits = wide(4)
     logits[3, ::128] = 50  # ties that need the whole vocabulary

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Any, cast
 
 import jax
@@ -36,14 +37,15 @@ class _Shape(jax.ShapeDtypeStruct):
 
 
 class _Compiler(Runner):
-    """Has `pool` compile what a runner would call. jax finds it again for a call with arguments of the same shapes.
+    """Has `work` compile what a runner would call. jax finds it again for a call with arguments of the same shapes.
 
     Tracing and lowering hold Python's lock, so the caller's thread does that.
     """
 
-    def __init__(self, deployment: Deployment, params: Params, *, max_steps: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, deployment: Deployment, params: Params, *, max_steps: int) -> None:
         super().__init__(deployment, params, max_steps=max_steps)
-        self._pool, self._known = pool, dict[Any, tuple[Future[None], Any]]()
+        self._known = dict[Any, tuple[Future[None], Any]]()
+        self._left = queue.SimpleQueue[tuple[Future[None], Any] | None]()
         self._called: list[Future[None]] = []
         self.stopped = False
 
@@ -66,10 +68,22 @@ class _Compiler(Runner):
         key = _key(program, args, static)
         if key not in self._known:
             lowered = program.lower(*args, **static)
-            self._known[key] = self._pool.submit(self._compile, lowered), self._results(lowered.out_info)
+            self._known[key] = Future[None](), self._results(lowered.out_info)
+            self._left.put((self._known[key][0], lowered))
         compiled, results = self._known[key]
         self._called.append(compiled)
         return results
+
+    def work(self) -> None:
+        """Compiles one program after another, until `end` has been called as often as this."""
+        while item := self._left.get():
+            future, lowered = item
+            if future.set_running_or_notify_cancel():
+                self._compile(lowered)
+                future.set_result(None)
+
+    def end(self) -> None:
+        self._left.put(None)
 
     def _compile(self, lowered: Any) -> None:
         if not self.wanted:
@@ -126,13 +140,17 @@ class Ahead:
         batch_always: bool | None = None,
     ) -> None:
         at_once = min(_AT_ONCE, os.cpu_count() or 1, (free_memory() or _AT_ONCE * _MEMORY) // _MEMORY)
-        pool = ThreadPoolExecutor(max(1, at_once), _THREAD)
-        self._compiler = _Compiler(deployment, params, max_steps=steps_per_call, pool=pool)
+        self._compiler = _Compiler(deployment, params, max_steps=steps_per_call)
         steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
         self._begun: list[Future[list[Future[None]]]] = [Future() for _ in steps]
-        # No daemon, whoever loads: a loader's thread is one.
-        self._thread = threading.Thread(target=self._run, args=(pool, steps), name=_THREAD, daemon=False)
-        self._thread.start()
+        # No daemons, whoever loads: a loader's thread is one. No pool either: Python empties its queue before it ends.
+        workers = [
+            threading.Thread(target=self._compiler.work, name=f"{_THREAD}_{i}", daemon=False)
+            for i in range(max(1, at_once))
+        ]
+        self._thread = threading.Thread(target=self._run, args=(workers, steps), name=_THREAD, daemon=False)
+        for thread in (*workers, self._thread):
+            thread.start()
 
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""
@@ -152,21 +170,23 @@ class Ahead:
         """After the programs that are being compiled."""
         self._compiler.stopped = True
 
-    def _run(self, pool: ThreadPoolExecutor, steps: Sequence[Step]) -> None:
-        with pool:
-            try:
-                self._compiler.reset()
-                for step, begun in zip(steps, self._begun, strict=True):
-                    if not self._compiler.wanted:
-                        break
-                    begun.set_result(self._compiler.begin(step))
-            except Exception:
-                if self._compiler.wanted:
-                    _LOG.warning("lowering ahead failed", exc_info=True)
-            finally:
-                for begun in self._begun:
-                    if not begun.done():
-                        begun.set_result([])
+    def _run(self, workers: Sequence[threading.Thread], steps: Sequence[Step]) -> None:
+        try:
+            self._compiler.reset()
+            for step, begun in zip(steps, self._begun, strict=True):
+                if not self._compiler.wanted:
+                    break
+                begun.set_result(self._compiler.begin(step))
+        except Exception:
+            _LOG.warning("lowering ahead failed", exc_info=True)
+        finally:
+            for begun in self._begun:
+                if not begun.done():
+                    begun.set_result([])
+            for _ in workers:
+                self._compiler.end()
+            for worker in workers:
+                worker.join()
 
 
 def compiler(deployment: Deployment, params: Params, **options: Any) -> Callable[[], Ahead | None]:

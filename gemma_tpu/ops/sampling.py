@@ -55,7 +55,7 @@ def sample(logits: Float[Array, "B V"], position: Int[Array, "B"], settings: Sam
     def draw() -> jax.Array:
         if logits.shape[1] <= LOOKED_AT:
             return jnp.where(on, from_all(), greedy)
-        some, tokens, enough = _likeliest(logits)
+        some, tokens, enough = _likeliest(_tempered(logits, settings))
         kept = _filter_few(some, settings)
         chosen = jnp.argmax(kept + jax.vmap(_noise)(settings.seed, position, tokens), axis=-1)
         drawn = jnp.take_along_axis(tokens, chosen[:, None], axis=1)[:, 0]
@@ -114,8 +114,10 @@ def filter_logits(logits: Float[Array, "B V"], settings: Sampling) -> Float[Arra
 
 
 def _filter_few(logits: Float[Array, "B some"], settings: Sampling) -> Float[Array, "B some"]:
-    """The same of rows whose top-k is in 1 … _GROUPS, without a loop: every threshold is among the largest logits."""
-    logits = _tempered(logits, settings)
+    """The same of rows whose top-k is in 1 … _GROUPS, of logits over temperature.
+
+    Without a loop: every threshold is among the largest of them.
+    """
     largest, _ = jax.lax.top_k(logits, _GROUPS)
     last = jnp.take_along_axis(largest, jnp.clip(settings.top_k, 1, _GROUPS)[:, None] - 1, axis=1)
     logits = jnp.where(logits >= last, logits, -jnp.inf)
@@ -155,7 +157,7 @@ def _keep_above(
     """Keeps logits ≥ t for the largest t at which `enough` holds of the kept set."""
     pattern = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    order = jnp.where(pattern >= sign, ~pattern, pattern | sign)  # integers in the order of the floats
+    order = jnp.where(pattern >= sign, -pattern, pattern | sign)  # as the floats, the two zeros being one
 
     def find(bit: jax.Array, threshold: jax.Array) -> jax.Array:
         tried = threshold | (sign >> bit.astype(jnp.uint32))
