@@ -26,7 +26,7 @@ NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _BLOB = re.compile(r"(?:.*/)?blobs/([0-9a-f]{64}|[0-9a-f]{40})")
 _WEIGHTS = (".safetensors", ".index.json", "/config.json", "/_METADATA", ".ocdbt", "/.zarray", "/zarr.json")
-_BLOCK = 1 << 20  # stays in a core's cache
+_BLOCK = 32 << 20  # while Python code runs in another thread, each block waits for the GIL, some 5 ms
 _THREADS = min(16, os.cpu_count() or 1)  # a file is hashed by one
 
 

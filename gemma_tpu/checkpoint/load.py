@@ -20,6 +20,7 @@ from gemma_tpu.checkpoint.lazy import LazyArray
 from gemma_tpu.checkpoint.open import Checkpoint
 from gemma_tpu.checkpoint.progress import Progress, reporter
 from gemma_tpu.checkpoint.slices import Box
+from gemma_tpu.checkpoint.turns import short_turns
 from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.linear import QuantizedWeight, Weight
 from gemma_tpu.quantization import Grid, quantize
@@ -81,6 +82,7 @@ def load_params(
     stop = threading.Event()
 
     with (
+        short_turns(),
         reporter(progress, total) as report,
         ThreadPoolExecutor(_READERS, "load-read") as readers,
         ThreadPoolExecutor(concurrency, "load") as pool,

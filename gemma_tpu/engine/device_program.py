@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # By default XLA for GPUs has the host decide at each turn of a loop and at each branch what comes next, for which it
 # waits until the device gets there: so nothing is queued while the device works. As parts of a CUDA graph they are
@@ -17,6 +18,9 @@ _IN_GRAPHS = {
 }
 # Without any, kernels are launched one by one, which takes the host less time than to change the addresses in a graph.
 _NO_GRAPHS = {"xla_gpu_graph_min_graph_size": 1_000_000}
+# By default XLA for CPUs begins early what waits for nothing, such as converting parts of all layers' weights, and
+# keeps it: 3.6 GiB of temporaries instead of 0.2 for a prompt to 4B in bfloat16. Weights in float32 are not converted.
+_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 class DeviceProgram:
@@ -34,8 +38,8 @@ class DeviceProgram:
     ) -> None:
         functools.update_wrapper(self, function)
         jit = functools.partial(jax.jit, function, static_argnames=static, donate_argnames=donated)
-        self._usual, self._in_graphs, self._no_graphs = (
-            jit(compiler_options=options) for options in (None, _IN_GRAPHS, _NO_GRAPHS)
+        self._usual, self._in_order, self._in_graphs, self._no_graphs = (
+            jit(compiler_options=options) for options in (None, _IN_ORDER, _IN_GRAPHS, _NO_GRAPHS)
         )
         self._loops = loops
 
@@ -47,6 +51,8 @@ class DeviceProgram:
         return self._for(deployment).lower(*args, deployment=deployment, **others)
 
     def _for(self, deployment: Any) -> Any:
+        if deployment.platform == "cpu" and (deployment.quantization or deployment.dtype != jnp.float32):
+            return self._in_order
         if deployment.platform != "gpu":
             return self._usual
         return self._in_graphs if self._loops(deployment) else self._no_graphs

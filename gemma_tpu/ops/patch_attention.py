@@ -18,12 +18,16 @@ from gemma_tpu.sharding import partition
 PatchHeads = Float[Array, "I P n h"]
 
 _QUERY_BLOCK = 1024  # scores of a 4,096-patch image are made 1,024 queries at a time: 256 MB instead of 1 GB
+_HEAD_BLOCK = 512  # queries of one head at a time on a CPU
 _KERNEL_BLOCK = 512  # queries and keys at a time in the TPU's kernel
 
 
 def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
     """Unmasked attention between all patches in plain JAX, softmax in float32."""
+    return jax.lax.platform_dependent(query, key, value, cpu=_head_by_head, default=_all_heads)
 
+
+def _all_heads(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
     def block(q: Float[Array, "I T n h"]) -> Float[Array, "I T n h"]:
         scores = einsum("itnh,ipnh->intp", q, key, dtype=jnp.float32)
         probs = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
@@ -34,6 +38,27 @@ def full_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> Pat
         return block(query)
     blocks = jnp.moveaxis(query.reshape(I, P // _QUERY_BLOCK, _QUERY_BLOCK, n, h), 1, 0)
     return jnp.moveaxis(jax.lax.map(block, blocks), 0, 1).reshape(I, P, n, h)
+
+
+def _head_by_head(query: PatchHeads, key: PatchHeads, value: PatchHeads) -> PatchHeads:
+    """A head and a block of its queries at a time: scores stay in a processor's cache, which makes it three times as
+    fast, and XLA for CPUs has a kernel for products of two matrices, in bfloat16 too, but not of many at once."""
+    I, P, n, h = query.shape
+    size = _HEAD_BLOCK if P % _HEAD_BLOCK == 0 else P
+
+    def attend(head: tuple[Float[Array, "P h"], Float[Array, "P h"], Float[Array, "P h"]]) -> Float[Array, "P h"]:
+        q, k, v = head
+
+        def block(q: Float[Array, "T h"]) -> Float[Array, "T h"]:
+            scores = einsum("th,ph->tp", q, k, dtype=jnp.float32) * h**-0.5
+            exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+            total = jnp.sum(exponentials, axis=-1, keepdims=True)
+            return (einsum("tp,ph->th", exponentials.astype(v.dtype), v, dtype=jnp.float32) / total).astype(v.dtype)
+
+        return jax.lax.map(block, q.reshape(-1, size, h)).reshape(P, h)
+
+    heads = tuple(jnp.moveaxis(x, 2, 1).reshape(I * n, P, h) for x in (query, key, value))
+    return jnp.moveaxis(jax.lax.map(attend, heads).reshape(I, n, P, h), 1, 2)
 
 
 def patch_attention(query: PatchHeads, key: PatchHeads, value: PatchHeads, *, mesh: Mesh) -> PatchHeads:
