@@ -31,15 +31,19 @@ from gemma_tpu.picture import PlacedImage
 from gemma_tpu.quantization import Quantization, as_quantization
 
 _TEXT_AFTER_IMAGE = 20  # tokens
+_SHORTEST = 64  # tokens of a prompt
+_HOST_COPY = 1 << 28  # bytes, where the device is the host
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One figure, as the median of several runs."""
+    """One figure, as the median of several runs. `curve` and `at` are its place in `gemma_tpu.bench_plot`."""
 
     what: str
     value: float
     unit: str
+    curve: str | None = None
+    at: int | None = None
 
 
 def random_params(deployment: Deployment) -> dict[str, Weight]:
@@ -102,7 +106,7 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
         decode.append(rows * (tokens - 1) / (end - max(clock.first for clock in clocks)))
         whole.append(rows * tokens / (end - min(clock.submitted for clock in clocks)))
     many = f"{rows} row{'s' * (rows > 1)}"
-    results.append(Measurement(f"decode, {many}", statistics.median(decode), "tokens/s"))
+    results.append(Measurement(f"decode, {many}", statistics.median(decode), "tokens/s", "measured", rows))
     results.append(Measurement(f"prompts and answers, {many}", statistics.median(whole), "tokens/s"))
     if model.config.vision and _image_tokens(model.config) < model.engine.deployment.context:
         times = []
@@ -120,6 +124,52 @@ def measure(model: Model, *, rows: int, prompt: int, tokens: int, repeats: int) 
             times.append(time.perf_counter() - start)
         results.append(Measurement("one 1024×768 image to first token", statistics.median(times) * 1e3, "ms"))
     return results
+
+
+def measure_lengths(model: Model, *, context: int, tokens: int, repeats: int) -> list[Measurement]:
+    """Prompts of twice as many tokens each, to the longest that the context holds: to the first token, and each after.
+
+    The first of each length compiles what it needs, and is not counted.
+    """
+    rng, longest = np.random.default_rng(0), context - tokens
+    lengths = [*(n for n in (_SHORTEST << i for i in range(32)) if n < longest), longest]
+    results = []
+    for length in lengths:
+        first, each = [], []
+        for _ in range(1 + repeats):
+            prompt = rng.integers(4, model.config.vocab_size, length).tolist()
+            request = model.engine.submit(prompt, (), SamplingParams(max_new_tokens=tokens, stop_tokens=()))
+            for _ in request:
+                pass
+            first.append(1e3 * request.timings.first_token)
+            each.append(1e3 * (request.clock.finished - request.clock.first) / (tokens - 1))
+        of = f"{length} tokens"
+        results.append(Measurement(f"{of} to first token", statistics.median(first[1:]), "ms", "first", length))
+        results.append(Measurement(f"each token after {of}", statistics.median(each[1:]), "ms", "each", length))
+    return results
+
+
+def copy_rate(nbytes: int = 1 << 30) -> float:
+    """Bytes per second of a copy on the first device, those read and those written.
+
+    `nbytes`: so large that to start a kernel takes no part of the time, and that no cache holds them.
+    """
+    x = jnp.ones(nbytes // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: the first write to new memory takes a host longer
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(4):
+            x = copy(x)
+        jax.block_until_ready(x)
+        times.append(time.perf_counter() - start)
+    return 4 * 2 * x.nbytes / min(times)
+
+
+def floor(deployment: Deployment, length: int, rate: float) -> float:
+    """Seconds in which `rate` reads what a decode step reads on each device: weights, and rows of `length` tokens."""
+    held = dataclasses.replace(deployment, context=length).memory
+    return (held.weights + held.global_cache + held.local_cache) / rate
 
 
 def _image_tokens(config: GemmaConfig) -> int:
@@ -140,8 +190,12 @@ def bench(
     kv_cache_dtype: str = "auto",
     mesh: tuple[int, int] | None = None,
     verify: bool = True,
+    lengths: bool = False,
 ) -> Iterator[tuple[int, Measurement]]:
     """Measures a checkpoint, or random weights of a config, with each number of `rows`; yields both as it goes.
+
+    Beside decode stands its floor: what it would make if it read weights, keys and values at the rate of a copy, which
+    is measured first; a model that fits into a processor's cache can be faster. `lengths`: also times after prompts of several lengths, with the fewest rows.
 
     A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
 
@@ -165,6 +219,7 @@ def bench(
     deployments = [deploy(config, mesh, dtype, context, max_rows, **kinds)[0] for max_rows in rows]
     if (needed := _image_tokens(config) + 1) > context and config.vision:
         warnings.warn(f"no image is measured: that takes a context of {needed} tokens, not {context}", stacklevel=2)
+    rate = copy_rate(*[_HOST_COPY] * (deployments[0].platform == "cpu"))
     for max_rows, deployment in zip(rows, deployments, strict=True):
         if isinstance(source, GemmaConfig):
             model = _random_model(deployment)
@@ -179,6 +234,14 @@ def bench(
             yield max_rows, Measurement("first run, which compiles", time.perf_counter() - begin, "s")
             for measurement in measure(model, **shape, repeats=repeats):
                 yield max_rows, measurement
+            most = max_rows / floor(deployment, prompt + tokens // 2, rate)
+            yield (
+                max_rows,
+                Measurement(f"floor of decode at {rate / 1e9:.0f} GB/s", most, "tokens/s", "floor", max_rows),
+            )
+            if lengths and max_rows == min(rows):
+                for measurement in measure_lengths(model, context=context, tokens=tokens, repeats=repeats):
+                    yield max_rows, measurement
 
 
 def _open(source: str) -> Checkpoint:

@@ -15,7 +15,7 @@ from small_models import random_params
 from test_api import CONFIG
 
 import gemma_tpu
-from gemma_tpu.bench_plot import svg
+from gemma_tpu.bench_plot import load_svg
 from gemma_tpu.bench_serve import Answer, Load, figures
 from gemma_tpu.checkpoint import save_params
 from gemma_tpu.cli.main import main
@@ -158,7 +158,7 @@ def test_figures() -> None:
 
 def test_the_curves_go_through_the_figures() -> None:
     levels = [{"in_flight": 2**i, "tokens_per_second": 100.0 * i, "first_token": [0.1 * i] * 3} for i in (0, 2, 4)]
-    lines = ElementTree.fromstring(svg([level | {"token": None} for level in levels], "a < b")).iter()
+    lines = ElementTree.fromstring(load_svg([level | {"token": None} for level in levels], "a < b")).iter()
     curves = [line.get("points") for line in lines if line.tag.endswith("polyline")]
     assert len(curves) == 1 + 3
     points = [tuple(map(float, point.split(","))) for point in curves[0].split()]

@@ -329,16 +329,25 @@ def test_every_dtype_option_takes_the_same_names(line: str, capsys) -> None:
 BENCH = ["--context", "64", "--prompt", "9", "--tokens", "4", "--repeats", "3", "--mesh", "1,8", "--rows"]
 
 
-def test_bench(checkpoint: Path, capsys) -> None:
-    assert main(["bench", "--checkpoint", str(checkpoint), *BENCH, "1", "--json"]) == 0
+def test_bench(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    plot = tmp_path / "speed.svg"
+    assert main(["bench", "--checkpoint", str(checkpoint), *BENCH, "1", "--json", "--plot", str(plot)]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert (report["model"], report["context"]) == (str(checkpoint), 64)
     assert [(one["rows"], one["unit"]) for one in report["results"]] == [
-        (1, unit) for unit in ("s", "ms", "tokens/s", "tokens/s", "ms")
+        (1, unit) for unit in ("s", "ms", "tokens/s", "tokens/s", "ms", "tokens/s", "ms", "ms")
     ]
+    assert [one["curve"] for one in report["results"] if one["at"]] == ["measured", "floor", "first", "each"]
+    assert "tokens of the prompt" in plot.read_text()
     assert all(one["value"] > 0 for one in report["results"])
     assert len(said.err.splitlines()) == len(report["results"])  # while it measures
+
+
+@pytest.mark.parametrize("command", ["bench --model gemma3-1b", "bench serve X"])
+def test_a_picture_that_cannot_be_written_is_said_at_once(command: str, tmp_path: Path, capsys) -> None:
+    assert main([*command.split(), "--plot", str(tmp_path / "none" / "a.svg")]) == 1
+    assert "its folder does not exist" in capsys.readouterr().err
 
 
 def test_bench_of_random_weights(monkeypatch, capsys) -> None:
@@ -391,9 +400,9 @@ def test_bench_leaves_an_image_out_that_the_context_does_not_hold() -> None:
     shape = {"rows": [1], "prompt": 9, "tokens": 4, "repeats": 1, "mesh": (1, 8)}
     with pytest.warns(UserWarning, match="no image is measured: that takes a context of 26 tokens, not 25"):
         found = [one.what for _, one in bench.bench(CONFIG, context=25, **shape)]
-    assert len(found) == 4
+    assert len(found) == 5
     assert not any("image" in what for what in found)
-    assert "image" in [one.what for _, one in bench.bench(CONFIG, context=26, **shape)][-1]
+    assert "image" in [one.what for _, one in bench.bench(CONFIG, context=26, **shape)][-2]
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:

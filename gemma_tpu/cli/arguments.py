@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_tpu.cli import standard_streams
@@ -83,6 +84,12 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the arguments `names` that were given or have a default."""
     return {name: getattr(args, name) for name in names if name in args}
+
+
+def check_folder(flag: str, path: str | None) -> None:
+    """ValueError if the folder of a file that is to be written does not exist: before hours of work, not after."""
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{flag} {path}: its folder does not exist; make it first")
 
 
 def check_sizes(args: argparse.Namespace) -> None:

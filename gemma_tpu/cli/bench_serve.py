@@ -10,9 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, values
+from gemma_tpu.cli.arguments import add_dtype_argument, add_shared, check_folder, values
 
 if TYPE_CHECKING:
     from gemma_tpu.bench_serve import Engine, Load, Server
@@ -43,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from gemma_tpu.bench_plot import svg
+    from gemma_tpu.bench_plot import load_svg
     from gemma_tpu.bench_serve import Load, run
 
+    check_folder("--plot", args.plot)
     load = Load(**values(args, *(field.name for field in dataclasses.fields(Load))))
     levels: list[dict[str, Any]] = []
 
@@ -57,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
     with _target(args, load) as target:
         asyncio.run(measure(target))
     if args.plot:
-        with open(args.plot, "w", encoding="utf-8") as file:
-            file.write(svg(levels, f"{args.source}: prompts of {min(load.prompt_tokens)} to {max(load.prompt_tokens)}"))
+        title = f"{args.source}: prompts of {min(load.prompt_tokens)} to {max(load.prompt_tokens)}"
+        Path(args.plot).write_text(load_svg(levels, title), encoding="utf-8")
     if args.json:
         way = "engine" if args.in_process else "whole" if args.whole else "stream"
         print(json.dumps({"source": args.source, "way": way, **dataclasses.asdict(load), "levels": levels}, indent=2))

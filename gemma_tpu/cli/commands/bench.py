@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from gemma_tpu.cli import bench_serve
-from gemma_tpu.cli.arguments import add_distributed_arguments, add_dtype_argument, add_shared, values
+from gemma_tpu.cli.arguments import add_distributed_arguments, add_dtype_argument, add_shared, check_folder, values
 
 HELP = "Measure speed as a caller sees it."
 
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to decode at (default: 1 8)"
     )
     add_dtype_argument(parser, "weights and cache", default="auto")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="write a picture (SVG): tokens/s beside the floor over the rows, and times over the length of the prompt, "
+        "which are measured for it",
+    )
     add_shared(parser, "--quantize", "--kv-cache-dtype", "--mesh", "--no-verify", "--json")
     add_distributed_arguments(parser)
 
@@ -47,17 +54,20 @@ def main(args: argparse.Namespace) -> int:
     import jax
 
     from gemma_tpu.bench import bench
+    from gemma_tpu.bench_plot import speed_svg
     from gemma_tpu.config import CONFIGS
     from gemma_tpu.devices import available_devices
 
     if not (args.model or args.checkpoint):
         raise ValueError("bench needs --model or --checkpoint, or is bench serve")
+    check_folder("--plot", args.plot)
     devices = available_devices()
-    results = []
+    found, results = [], []
     source = CONFIGS[args.model] if args.model else args.checkpoint
     options = values(args, "rows", "context", "prompt", "tokens", "repeats", "dtype", "quantize", "mesh", "verify")
     options |= values(args, "kv_cache_dtype")
-    for rows, measured in bench(source, **options):
+    for rows, measured in bench(source, **options, lengths=bool(args.plot)):
+        found.append(measured)
         results.append({"rows": rows, **dataclasses.asdict(measured)})
         print(_line(results[-1]), flush=True, file=sys.stderr)
     name = args.model or args.checkpoint
@@ -68,10 +78,13 @@ def main(args: argparse.Namespace) -> int:
         "context": args.context,
         "results": results,
     }
+    title = f"{name} on {report['device']}, jax {jax.__version__}, cache {args.context}, median of {args.repeats}"
+    if args.plot:
+        Path(args.plot).write_text(speed_svg(found, title), encoding="utf-8")
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{name} on {report['device']}, jax {jax.__version__}, cache {args.context}, median of {args.repeats}")
+    print(title)
     for result in results:
         print(_line(result))
     return 0
