@@ -195,7 +195,8 @@ def bench(
     """Measures a checkpoint, or random weights of a config, with each number of `rows`; yields both as it goes.
 
     Beside decode stands its floor: what it would make if it read weights, keys and values at the rate of a copy, which
-    is measured first; a model that fits into a processor's cache can be faster. `lengths`: also times after prompts of several lengths, with the fewest rows.
+    is measured first; a model that fits into a processor's cache can be faster. `lengths`: also times after prompts of
+    several lengths, with the fewest rows.
 
     A model is loaded with as many rows as are measured, as someone who serves one request at a time would.
 
