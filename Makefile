@@ -1,10 +1,11 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
 # make notebooks, make pictures: make them anew.   make dist: a wheel and an sdist, in dist/.
+# make site: the documentation, in build/site.
 # make recording: run the demo checkpoint again for demo/static/webui_demo.html, on a machine with nothing else to do.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks pictures recording dist clean
+.PHONY: demo test check notebooks pictures recording site dist clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo
@@ -24,6 +25,10 @@ notebooks: .venv/installed-test
 pictures: .venv/installed-test
 	$(BIN)/python -m docs.pictures
 	$(BIN)/python -m docs.request_path
+
+site: .venv/installed-test
+	$(BIN)/python -m docs.reference
+	$(BIN)/python -m zensical build --strict
 
 recording: .venv/installed
 	$(BIN)/python -m demo.webui.record

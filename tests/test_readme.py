@@ -42,7 +42,12 @@ def test_links() -> None:
         assert (ROOT / link).exists(), link
 
 
-PAGES = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("gpu", "multi_host", "tpu"))]
+PAGES = [
+    "README.md",
+    "README.zh.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,111 @@
+"""The documentation as a site: it builds without a warning, is made of today's code, and its examples run."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_readme import blocks
+
+import gemma_tpu
+from docs import reference
+from gemma_tpu.cli.parser import make_parser
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+GUIDES = [DOCS / f"{name}.md" for name in ("index", "getting_started", "numerics", "faq")]
+
+
+def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    done = build(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site(site: Path) -> None:
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    assert {path.parent.name for path in (site / "build" / "site").glob("*/index.html")} == pages
+    named = re.findall(r"(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(named) == sorted({*pages, "index"})
+    assert not list((site / "build" / "site").rglob("*.py"))
+
+
+def test_the_site_asks_for_nothing_from_elsewhere(site: Path) -> None:
+    for page in (site / "build" / "site").rglob("*.html"):
+        assert not re.findall(r'(?:src|<link[^>]*href)="https?://[^"]*', page.read_text()), page
+
+
+def test_a_link_that_leads_nowhere_fails(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site", ignore=shutil.ignore_patterns("build", ".cache"))
+    (tmp_path / "site" / "docs" / "faq.md").write_text("# Questions\n\n[there](gpu.md#nowhere)\n")
+    assert build(tmp_path / "site").returncode != 0
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse and inspect differ in how they write some things")
+@pytest.mark.parametrize("page", reference.PAGES)
+def test_the_reference_is_that_of_the_code(page: str) -> None:
+    assert (DOCS / page).read_text() == reference.PAGES[page](), "python -m docs.reference"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    headings = re.findall(r"^## (\w+)$", (DOCS / "library.md").read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(set(gemma_tpu.__all__) - {"__version__"})
+
+
+@functools.cache
+def said() -> str:
+    """All texts in the code, those in f-strings with their expressions as they are written."""
+    texts = []
+    for path in (ROOT / "gemma_tpu").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    x.value if isinstance(x, ast.Constant) else f"{{{ast.unparse(x.value)}}}"  # pyright: ignore
+                    for x in node.values
+                )
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_each_error_that_is_explained_is_one_of_the_code() -> None:
+    messages = re.findall(r"^\| `([^`]+)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(messages) > 10
+    for message in messages:
+        assert message in said(), message
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_the_commands_of_a_guide_are_commands(page: Path) -> None:
+    text = page.read_text()
+    lines = [line for language, content in blocks(text) if language == "bash" for line in content.splitlines()]
+    lines += re.findall(r"`(gemma-tpu [^`]+)`", text)
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "gemma-tpu":
+            make_parser(words).parse_args(words)
+        else:
+            assert program in ("make", "pip"), line
+
+
+def test_the_code_of_a_guide_runs() -> None:
+    (code,) = (content for language, content in blocks(GUIDES[1].read_text()) if language == "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "42" in done.stdout, done.stderr
