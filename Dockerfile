@@ -1,7 +1,7 @@
 # An image that serves a checkpoint with OpenAI's API, at port 8000:
 #
 #   docker build --build-arg EXTRA=[tpu] -t gemma-tpu .       # or [cuda]; without it, for CPUs
-#   docker run -p 8000:8000 -e GEMMA_TPU_API_KEY=… gemma-tpu gemma3-demo
+#   docker run -p 8000:8000 -e GEMMA_TPU_API_KEYS=… gemma-tpu gemma3-demo
 FROM python:3.12-slim
 ARG EXTRA=
 COPY . /src
