@@ -34,6 +34,7 @@ REMEMBERED_IMAGES = 64  # images whose soft tokens stay on the device
 _PADDED_VOCABULARY = 64  # tokens without a piece, which some checkpoints have more of than others
 _CHUNKS = (64, 320, 1024)  # tokens of a prefill call; 320 holds a prompt with one image
 _PAGE, _REGISTER = 128, 128  # tokens of a page; keys in a register of a TPU, of which its kernel takes whole ones
+_CPU_FEW = (1, 2, 4)  # rows of a decode call there, where each row costs as much as the others
 _CPU_CHUNKS = (64, 320, 512)  # padding costs time on a CPU, and longer chunks are no faster there
 
 
@@ -173,7 +174,7 @@ class Deployment:
         if batch_always is not None:
             return Calls(together=batch_always, few=() if batch_always else (1,))
         if self.platform == "cpu":
-            return Calls(together=False, few=(1,))
+            return Calls(together=False, few=tuple(rows for rows in _CPU_FEW if rows < self.rows))
         in_kernel = triton_attention.fits(self.mesh, self.config.head_dim)
         costly = self.memory.local_cache > self.memory.weights // 4 and not in_kernel
         # Rows are taken out and put back at each call: that pays for a small part of them, where they all are.

@@ -14,12 +14,12 @@ from gemma_tpu.engine.step import Encode
 class ImageIndex:
     """Digests of the images whose soft tokens are at hand once all planned steps have run. `in` is for any thread.
 
-    `batches`: images of a call of the vision tower, descending to 1. `remembered`: images whose soft tokens stay on the
-    device.
+    `dtype`: of the pixels. `batches`: images of a call of the vision tower, descending to 1. `remembered`: images whose
+    soft tokens stay on the device.
     """
 
-    def __init__(self, batches: Sequence[int], remembered: int) -> None:
-        self._batches, self._remembered = batches, remembered
+    def __init__(self, dtype: np.dtype, batches: Sequence[int], remembered: int) -> None:
+        self._dtype, self._batches, self._remembered = dtype, batches, remembered
         self._known: collections.OrderedDict[bytes, None] = collections.OrderedDict()
         self._forgotten: tuple[bytes, ...] = ()  # by the last step, which may not have come to it
 
@@ -41,7 +41,7 @@ class ImageIndex:
         while todo:
             size = next(size for size in self._batches if size <= len(todo))
             batch, todo = todo[:size], todo[size:]
-            pixels = np.stack([image.pixels for image in batch])
+            pixels = np.stack([image.pixels for image in batch]).astype(self._dtype)
             encode.append(Encode(tuple(image.digest for image in batch), pixels))
         digests = {image.digest: None for image in images}
         self._known |= digests

@@ -73,7 +73,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.waiting = Queue()
-        self.images = ImageIndex(self.image_batches, self.remembered_images)
+        self.images = ImageIndex(self.dtype, self.image_batches, self.remembered_images)
         self._turn = self._resumed = 0
         self._release: list[int] = []  # rows for the next step
 

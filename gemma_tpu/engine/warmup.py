@@ -35,7 +35,7 @@ def warmup_steps(deployment: Deployment, calls: Calls) -> list[tuple[str, Step]]
         side = vision.image_size
         for batch in IMAGE_BATCHES:
             digests = tuple(b"warm-up %d" % i for i in range(batch))
-            pixels = np.zeros((batch, side, side, 3), np.float32)
+            pixels = np.zeros((batch, side, side, 3), deployment.dtype)
             steps.append((f"{batch} images", Step(encode=(Encode(digests, pixels),), forget=digests)))
     for kind in COPIES if deployment.stored_prefixes else COPIES[:1]:
         target = deployment.stored_prefixes if kind == "store" else past
