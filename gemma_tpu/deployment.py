@@ -174,7 +174,9 @@ class Deployment:
         if batch_always is not None:
             return Calls(together=batch_always, few=() if batch_always else (1,))
         if self.platform == "cpu":
-            return Calls(together=False, few=tuple(rows for rows in _CPU_FEW if rows < self.rows))
+            # Rows that a mesh splits have to lie where their pages do; too few to be split are on every device.
+            whole = [rows for rows in _CPU_FEW if self.mesh.shape["data"] == 1 or rows % self.mesh.shape["data"]]
+            return Calls(together=False, few=tuple(rows for rows in whole if rows < self.rows))
         in_kernel = triton_attention.fits(self.mesh, self.config.head_dim)
         costly = self.memory.local_cache > self.memory.weights // 4 and not in_kernel
         # Rows are taken out and put back at each call: that pays for a small part of them, where they all are.

@@ -87,8 +87,10 @@ def test_a_few_rows_decode_apart_where_those_that_rest_cost_much(monkeypatch: py
         assert few.calls().together == (platform != "cpu")
         assert few.calls(batch_always=False) == (False, (1,))
         assert dataclasses.replace(few, rows=1).calls(batch_always=False).few == ()
-    monkeypatch.setattr(Deployment, "platform", "gpu")
-    assert _deployment(rows=256).calls().few == ()  # they lie on several devices
+    split = [_deployment(rows=256, mesh=mesh_of(data, 8 // data)) for data in (2, 4, 8)]  # over several devices
+    assert [one.calls().few for one in split] == [(), (), ()]
+    monkeypatch.setattr(Deployment, "platform", "cpu")
+    assert [one.calls().few for one in split] == [(1,), (1, 2), (1, 2, 4)]  # not where the mesh would split these
 
 
 def test_images_that_a_chunk_has_room_for() -> None:

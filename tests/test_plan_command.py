@@ -258,5 +258,6 @@ def test_a_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gemma_tpu", "plan", str(path), "--topology", "v5e-1", "--quick"]
     done = subprocess.run([*command, "--rows", "1", "--context", "64"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [line.split(",")[0] for line in done.stderr.splitlines()] == ["compiling decode", "compiling prefill"]
+    said = sorted(line.split(",")[0] for line in done.stderr.splitlines())  # the two are compiled at once
+    assert said == ["compiling decode", "compiling prefill"]
     assert "fits" in done.stdout
