@@ -16,6 +16,8 @@ from starlette.middleware import Middleware
 
 from demo.api import build_api
 from demo.chat import ActiveAnswers, Conversation
+from demo.chat_page.app import build_chat
+from demo.chat_page.tab import chat_tab
 from demo.header import header, load_controls
 from demo.page import Page
 from demo.security import ContentSecurityPolicy
@@ -58,6 +60,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
                 load = gr.Button(button["value"], variant=button["variant"], elem_id="load")
         with gr.Tabs(elem_id="tabs"):
             tabs = [ChatTab(page, name, loader, active, language, allow_urls=allow_urls) for name in ("image", "text")]
+            chat_tab(page)
         clock = gr.Timer(1.0)
 
         status_outputs = [header_html, load, clock]
@@ -132,8 +135,10 @@ def mount(
     `root_path` is the prefix that a reverse proxy strips. Pages of `origins` may use the model through the API of
     `demo.api` at `path`/api.
     """
+    prefix = path.rstrip("/")
     if origins:
-        app.mount(f"{path.rstrip('/')}/api", build_api(loader, origins))
+        app.mount(f"{prefix}/api", build_api(loader, origins))
+    app.mount(f"{prefix}/chat", build_chat(app, loader))
     blocks = build(loader, lang, allow_urls=allow_urls)
     # Before `launch`, which is never called here, Gradio would copy any file of this machine that a request names.
     blocks.has_launched = True

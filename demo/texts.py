@@ -37,6 +37,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # The tabs.
     "tab_image": ("Image + text → text", "图像 + 文本 → 文本"),
     "tab_text": ("Text → text", "文本 → 文本"),
+    "tab_chat": ("Chat", "聊天"),
     "picture": ("Picture", "图片"),
     "picture_2": ("Second picture", "第二张图片"),
     "picture_drop": ("Drop a picture here\nor click to choose one", "将图片拖到此处\n或点击选择"),

@@ -1,5 +1,14 @@
 // Changes to the behaviour of Gradio's page.
 {
+  // The Chat page is loaded when its tab is first seen. Gradio knows under which prefix a proxy serves it.
+  const load = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      if (isIntersecting && !target.src) target.src = `${window.gradio_config.root.replace(/\/$/, "")}/chat/`;
+    }
+  });
+  const frames = new MutationObserver(() => document.querySelectorAll("iframe[data-chat]").forEach((frame) => load.observe(frame)));
+  frames.observe(document, { childList: true, subtree: true });
+
   // Each paragraph takes its text direction from its first letter. Gradio sets one direction for all.
   const blocks = ".message :is(p, ul, ol, blockquote, table, h1, h2, h3, h4, h5, h6):not([dir])";
   new MutationObserver(() => document.querySelectorAll(blocks).forEach((block) => (block.dir = "auto"))).observe(document, {

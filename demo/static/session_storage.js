@@ -4,6 +4,7 @@
   const POLL_INTERVAL = 2000; // milliseconds
   const POLL_TIMEOUT = 4000; // milliseconds
   const TABS = ["image", "text"];
+  const ALL_TABS = [...TABS, "chat"]; // the last keeps its own conversations (demo/chat_page)
   const DISAPPEARING = /^(image|text)-(send|stop|continue)$/; // ids of buttons that disappear when pressed
 
   // A browser may forbid storage: reading then gives nothing, and writing fails.
@@ -55,7 +56,7 @@
 
   addEventListener("pagehide", () => {
     for (const tab of TABS) write(`${tab} draft`, document.querySelector(`#${tab}-prompt textarea`)?.value ?? "");
-    write("tab", TABS.find((tab) => document.querySelector(`#${tab}-tab-button[aria-selected="true"]`)));
+    write("tab", ALL_TABS.find((tab) => document.querySelector(`#${tab}-tab-button[aria-selected="true"]`)));
   });
 
   // A restarted server has another id: the page must reload. It must also reload after a lost connection, because
@@ -120,10 +121,11 @@
   const start = new MutationObserver(() => {
     const tab = read("tab") || TABS[0];
     const field = document.querySelector(`#${tab}-prompt textarea`);
-    if (tab !== TABS[0]) document.querySelector(`#${tab}-tab-button`)?.click();
-    if (!field) return;
+    const button = document.querySelector(`#${tab}-tab-button`);
+    if (tab !== TABS[0]) button?.click();
+    if (!(TABS.includes(tab) ? field : button)) return;
     start.disconnect();
-    if (matchMedia("(hover: hover) and (pointer: fine)").matches) field.focus({ preventScroll: true });
+    if (matchMedia("(hover: hover) and (pointer: fine)").matches) field?.focus({ preventScroll: true });
   });
   start.observe(document, { childList: true, subtree: true });
 })();

@@ -1,0 +1,139 @@
+"""The Chat page as an app, to be mounted beside the endpoints of `gemma_tpu.server.build_app`.
+
+GET  /             the page
+GET  /status       what is loaded, and how busy it is
+POST /load         starts loading; /cancel gives a load up, /unload frees the model
+POST /seen         the pictures as the model sees them
+POST /api/…        the server's own endpoint at that path, for this page
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import fastapi
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from demo.chat_page.seen import SeenRequest, seen
+from demo.chat_page.status import status
+from demo.chat_page.texts import CHAT_TEXTS
+from demo.texts import LANGUAGES, explain
+from gemma_tpu import Loader
+
+_STATIC = Path(__file__).parent / "static"
+_EXAMPLES = Path(__file__).parent.parent / "examples"
+_ICON = Path(__file__).parent.parent / "static" / "favicon.png"
+_HEADER = "x-gemma-chat"  # pages of other sites cannot send it: a browser would ask this server first
+_FORWARDED = ("v1/chat/completions", "v1/completions", "tokenize")
+# Temml sets styles on elements; pictures are blobs; pdf.js runs in a worker.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "worker-src 'self' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+)
+
+
+def build_chat(server: ASGIApp, loader: Loader) -> ASGIApp:
+    """`server` answers the page's requests (`gemma_tpu.server.build_app`), with the model of `loader`."""
+    app = fastapi.FastAPI(title="gemma_tpu chat", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(page_html(), headers={"cache-control": "no-cache"})
+
+    @app.get("/favicon.png")
+    async def icon() -> FileResponse:
+        return FileResponse(_ICON)
+
+    @app.get("/status")
+    async def now() -> dict[str, Any]:
+        return status(loader)
+
+    @app.post("/load")
+    async def load() -> dict[str, Any]:
+        loader.start()
+        return status(loader)
+
+    @app.post("/seen")
+    async def look(request: SeenRequest) -> JSONResponse:
+        if (model := loader.model) is None:
+            return JSONResponse({"error": "the model is not loaded"}, 503)
+        try:
+            return JSONResponse(await asyncio.to_thread(seen, model, request))
+        except ValueError as error:
+            return JSONResponse({"error": explain(error)}, 400)
+
+    for path in _FORWARDED:
+        app.router.routes.append(Route(f"/api/{path}", _Forward(server, f"/{path}")))
+    app.router.routes.append(Mount("/static", StaticFiles(directory=_STATIC)))
+    app.router.routes.append(Mount("/examples", StaticFiles(directory=_EXAMPLES)))
+    return _Guard(app)
+
+
+def page_html() -> str:
+    """The page with the data that its scripts read."""
+    data = {
+        "languages": LANGUAGES,
+        "texts": CHAT_TEXTS,
+        "examples": json.loads((_EXAMPLES / "examples.json").read_text()),
+    }
+    encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return (_STATIC / "index.html").read_text().replace("{{data}}", encoded)
+
+
+class _Forward:
+    """Passes a request of this page on to the server.
+
+    Its checks of who asks are for other programs: a proxy may have changed Host, unlike Origin. Keys it still checks.
+    """
+
+    def __init__(self, server: ASGIApp, path: str) -> None:
+        self._server, self._path = server, path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name not in (b"host", b"origin")]
+        forwarded: Scope = {
+            name: scope[name] for name in ("type", "asgi", "http_version", "method", "scheme", "client")
+        }
+        forwarded |= {"path": self._path, "raw_path": self._path.encode(), "query_string": b"", "root_path": ""}
+        forwarded |= {"headers": [*headers, (b"host", b"localhost")], "server": scope.get("server"), "state": {}}
+        await self._server(forwarded, receive, send)
+
+
+class _Guard:
+    """Adds the content security policy, and refuses requests to change something that are not this page's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["content-security-policy"] = _POLICY
+                headers.setdefault("cache-control", "no-cache")  # an upgraded server has other scripts
+            await send(message)
+
+        if scope["method"] not in ("GET", "HEAD") and _HEADER not in Headers(scope=scope):
+            refusal = PlainTextResponse(f"requests to change something need the header {_HEADER}", 403)
+            return await refusal(scope, receive, send_with_policy)
+        await self._app(scope, receive, send_with_policy)

@@ -1,0 +1,132 @@
+// The frame of the page: bar, conversation, prompt, drawers, notices. It knows no conversation.
+
+import { icon, iconButton, make } from "./dom.js";
+import { meter } from "./inside.js";
+import { count, DATA, framed, language, LANGUAGES, onLanguage, say, setLanguage } from "./words.js";
+
+const NEAR = 80; // pixels from the end within which the page follows an answer
+const BUSY = ["starting", "reading", "compiling"];
+
+export class Frame {
+  // `panels`: name → what the drawer of that name shows, {element, show()}. `events`: model() for a press on the model's
+  // chip, stop() for Escape, example(example).
+  constructor({ sidebar, composer, panels, events }) {
+    Object.assign(this, { sidebar, panels, events, following: true });
+    this.title = make("h1");
+    this.chip = make("button", { type: "button", class: "chip-state", on: { click: () => events.model() } });
+    this.column = make("div", { class: "column" });
+    this.log = make("div", { class: "log", role: "log", "aria-live": "off", tabIndex: 0, on: { scroll: () => this.scrolled() } }, this.column);
+    this.toEnd = iconButton("down", say("to_end"), () => this.scrollToEnd(true), { class: "to-end", hidden: true });
+    this.note = make("div", { class: "note" });
+    this.foot = make("div", { class: "context" });
+    this.side = make("aside", { class: "panel", hidden: true });
+    this.backdrop = make("div", { class: "backdrop", on: { click: () => this.closeDrawers() } });
+    this.bar = make("header", { class: "bar" });
+    this.main = make("main", {}, this.bar, this.log, make("div", { class: "bottom" }, this.toEnd, this.note, composer.element, this.foot));
+    document.addEventListener("keydown", (event) => this.key(event));
+    onLanguage(() => this.translate());
+  }
+
+  // Puts the page on the screen: once what the browser keeps is at hand, so that nothing done before is lost.
+  attach() {
+    if (!this.main.isConnected) document.body.append(this.sidebar.element, this.main, this.side, this.backdrop);
+  }
+
+  translate() {
+    document.title = `${say("chat")} · gemma_tpu`;
+    const drawers = Object.entries({ inside: "eye", settings: "sliders" });
+    const buttons = drawers.map(([name, drawn]) => iconButton(drawn, say(name), () => this.openPanel(name), { "data-drawer": name }));
+    const codes = framed ? [] : LANGUAGES.filter((code) => code !== language);
+    const languages = codes.map((code) => make("button", { type: "button", class: "quiet", lang: code, on: { click: () => setLanguage(code) } }, DATA.languages[code]));
+    const own = framed ? make("a", { class: "icon-button", href: "./", target: "_blank", title: say("own_window"), "aria-label": say("own_window") }, icon("link")) : "";
+    this.bar.replaceChildren(iconButton("menu", say("conversations"), () => this.toggleSidebar()), this.title, this.chip, make("span", { class: "grow" }), ...languages, own, ...buttons);
+    this.toEnd.title = say("to_end");
+    this.toEnd.setAttribute("aria-label", say("to_end"));
+    this.log.setAttribute("aria-label", say("conversation"));
+    if (this.side.dataset.shown) this.openPanel(this.side.dataset.shown, true);
+  }
+
+  // The conversation's rows, or, if there are none, what an empty chat shows.
+  showRows(rows, status) {
+    this.column.replaceChildren(...(rows.length ? rows : [this.empty(status)]));
+  }
+
+  empty(status) {
+    const { image, text } = DATA.examples;
+    const cards = [...(status?.model?.vision ? image : []), ...text].map((example) => this.card(example));
+    const name = status?.texts[language].title ?? "";
+    return make("div", { class: "empty" }, make("h2", {}, name ? say("ask_model", { name }) : say("chat")), make("div", { class: "cards" }, ...cards));
+  }
+
+  card(example) {
+    const pictures = (example.pictures ?? []).map((file) => make("img", { src: `examples/${file}`, alt: "" }));
+    return make("button", { type: "button", class: "card", on: { click: () => this.events.example(example) } }, pictures.length ? make("span", { class: "pictures" }, ...pictures) : "", make("span", {}, example[language]));
+  }
+
+  // `parts`: tokens of the context by kind, see inside.js; null if there is no model.
+  showFoot(parts, whole) {
+    if (!parts) return this.foot.replaceChildren();
+    const used = whole - parts.free;
+    this.foot.replaceChildren(meter(parts, whole), make("span", {}, say("context_used", { used: count(used), whole: count(whole) })), make("span", { class: "keys" }, say("keys")));
+  }
+
+  showChip(status, lost) {
+    const texts = status?.texts[language];
+    const phase = lost ? "lost" : (status?.phase ?? "starting");
+    const percent = BUSY.includes(phase) && status ? ` ${Math.round(status.percent)} %` : "";
+    const label = lost ? say("away") : texts ? `${texts.title} · ${texts.state}${percent}` : "…";
+    this.chip.dataset.phase = phase;
+    this.chip.replaceChildren(make("span", {}, label));
+    this.chip.title = texts?.error || texts?.step || label;
+    this.chip.disabled = !status || lost;
+  }
+
+  // `kind`: "" for an error, "busy" or "quiet" for other news.
+  notice(text, kind = "") {
+    const close = () => this.notice("");
+    this.note.replaceChildren(...(text ? [make("p", { class: `notice ${kind}`, role: kind ? "status" : "alert" }, text, iconButton("close", say("close"), close, { class: "small" }))] : []));
+  }
+
+  scrolled() {
+    this.following = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR;
+    this.toEnd.hidden = this.following;
+  }
+
+  // Unless the visitor reads further up.
+  scrollToEnd(always = false) {
+    if (always) this.following = true;
+    if (this.following) this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  toggleSidebar() {
+    const open = document.body.classList.toggle("sidebar-open");
+    document.body.classList.toggle("sidebar-closed", !open);
+    if (open) this.sidebar.search.focus();
+  }
+
+  get shown() {
+    return this.side.dataset.shown ?? "";
+  }
+
+  openPanel(name, again = false) {
+    const close = !again && this.shown === name;
+    this.side.hidden = close;
+    document.body.classList.toggle("panel-open", !close);
+    if (close) return delete this.side.dataset.shown;
+    this.side.dataset.shown = name;
+    this.side.setAttribute("aria-label", say(name));
+    const head = make("header", {}, make("h2", {}, say(name)), iconButton("close", say("close"), () => this.openPanel(name)));
+    this.side.replaceChildren(head, this.panels[name].element);
+    this.panels[name].show();
+  }
+
+  closeDrawers() {
+    document.body.classList.remove("sidebar-open");
+    if (this.shown) this.openPanel(this.shown);
+  }
+
+  key(event) {
+    if (event.key !== "Escape" || document.querySelector("dialog[open]") || event.defaultPrevented) return;
+    if (!this.events.stop()) this.closeDrawers();
+  }
+}

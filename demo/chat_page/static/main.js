@@ -1,0 +1,496 @@
+// The Chat page: conversations that stay in this browser, answered by the server that the page came from.
+//
+//   main       the page, and what its buttons do          store      what the browser keeps
+//   frame      bar, drawers, notices                      words      texts and language
+//   sidebar    the list of conversations                  tree       a conversation as a tree of messages
+//   message    one message                                request    messages and settings as OpenAI's fields
+//   tokens     an answer's tokens and alternatives        answering  writes one answer
+//   composer   the prompt and its pictures                api        requests to the server
+//   settings   the settings                               media      files, PDFs, videos and the camera as pictures
+//   inside     context, pictures, tokens, machine         markdown   an answer as nodes
+//   reproduce  the same answer from elsewhere             share      files and links of conversations
+
+import { act, getStatus, Problem } from "./api.js";
+import { write } from "./answering.js";
+import { Composer } from "./composer.js";
+import { download, iconButton, make } from "./dom.js";
+import { Frame } from "./frame.js";
+import { contextParts, Inside } from "./inside.js";
+import { MessageView } from "./message.js";
+import { showPrograms } from "./reproduce.js";
+import { defaultSettings, jsonProblem, resolved, SettingsPanel } from "./settings.js";
+import { exported, imported, LINK, linkTo, readLink } from "./share.js";
+import { Sidebar } from "./sidebar.js";
+import * as store from "./store.js";
+import { newConversation, textOf, titleOf, Tree } from "./tree.js";
+import { followParent, language, onLanguage, say } from "./words.js";
+
+const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
+const SAVE = 400; // milliseconds between writes of an answer that grows
+const ACTIVE = ["waiting", "writing", "lost"];
+const tab = sessionStorageValue("tab", () => String(Math.random()));
+
+function sessionStorageValue(name, make) {
+  const key = `gemma-tpu chat ${name}`;
+  try {
+    const value = sessionStorage.getItem(key) ?? make();
+    if (value) sessionStorage.setItem(key, value);
+    return value;
+  } catch {
+    return make();
+  }
+}
+
+class Page {
+  constructor() {
+    this.status = null;
+    this.lost = false;
+    this.running = new Map(); // message → the AbortController of its answer
+    this.views = new Map(); // message → its view
+    this.tree = new Tree(newConversation());
+    this.settings = defaultSettings(null);
+    this.composer = new Composer({
+      send: (parts) => this.ask(parts),
+      stop: () => this.stop(),
+      draft: () => this.saveDraft(),
+      problem: (text) => this.frame.notice(text),
+      busy: (text, stays) => this.frame.notice(text, stays ? "quiet" : "busy"),
+    });
+    this.sidebar = new Sidebar({
+      open: (id) => this.open(id),
+      create: () => this.create(),
+      remove: (id) => this.remove(id),
+      rename: (id, title) => this.rename(id, title),
+      exportOne: (id) => this.export([id]),
+      exportAll: () => this.export(this.sidebar.conversations.map(({ id }) => id)),
+      importFiles: (files) => this.import(files),
+    });
+    this.compare = iconButton("compare", say("compare"), () => this.toggleCompare(), { "aria-pressed": false });
+    this.composer.extra.append(this.compare);
+    this.panel = new SettingsPanel(this);
+    this.inside = new Inside(this);
+    this.frame = new Frame({
+      sidebar: this.sidebar,
+      composer: this.composer,
+      panels: { inside: this.inside, settings: this.panel },
+      events: { model: () => this.pressModel(), stop: () => this.stop(), example: (example) => this.fillExample(example) },
+    });
+    onLanguage(() => this.translate());
+  }
+
+  // ---- What is seen
+
+  translate() {
+    this.sidebar.lay();
+    this.composer.lay();
+    this.compare.title = say("compare");
+    this.compare.setAttribute("aria-label", say("compare"));
+    for (const view of this.views.values()) view.lay();
+    this.inside.lay();
+    this.show();
+  }
+
+  // Everything that depends on the conversation.
+  show() {
+    const path = this.tree.path();
+    this.frame.title.textContent = this.tree.conversation.title || say("new");
+    this.frame.showRows(path.map((message) => this.rowOf(message)), this.status);
+    const shown = [...path, ...this.pairOf(path.at(-1))];
+    this.composer.setBusy(shown.some((message) => this.running.has(message.id)));
+    this.showStatus();
+    this.inside.show();
+  }
+
+  showStatus() {
+    const model = this.status?.model;
+    this.frame.showChip(this.status, this.lost);
+    this.frame.showFoot(model ? contextParts(this.tree.path(), model) : null, model?.context);
+  }
+
+  viewOf(message) {
+    if (!this.views.has(message.id)) this.views.set(message.id, new MessageView(message, this));
+    const view = this.views.get(message.id);
+    view.update();
+    return view.element;
+  }
+
+  // Two answers that were asked for together stand side by side while one of them is the last.
+  rowOf(message) {
+    const pair = message === this.tree.leaf ? this.pairOf(message) : [message];
+    if (pair.length < 2) return this.viewOf(message);
+    const columns = pair.map((one) => make("div", { class: one === message ? "chosen" : "" }, make("p", { class: "differs" }, differences(one, pair)), this.viewOf(one)));
+    return make("div", { class: "pair" }, ...columns);
+  }
+
+  pairOf(message) {
+    if (!message?.pair) return message ? [message] : [];
+    return this.tree.siblings(message).filter((one) => one.pair === message.pair);
+  }
+
+  async fillExample(example) {
+    const { keep } = await import("./media.js");
+    const ids = [];
+    for (const file of example.pictures ?? []) ids.push(await keep(await (await fetch(`examples/${file}`)).blob(), file));
+    this.composer.fill({ text: example[language], pictures: ids });
+    this.saveDraft();
+    this.composer.focus();
+  }
+
+  // Loads the model, unless it is there.
+  async pressModel() {
+    if (!["idle", "failed"].includes(this.status.phase)) return;
+    this.status = await act("load");
+    this.showStatus();
+  }
+
+  // ---- Settings
+
+  settingsChanged() {
+    this.tree.conversation.settings = this.settings;
+    this.save();
+    this.inside.show();
+  }
+
+  toggleCompare() {
+    this.comparing = !this.comparing;
+    this.compare.setAttribute("aria-pressed", this.comparing);
+    if (!this.comparing) return this.second?.remove();
+    this.other = { ...structuredClone(this.settings) };
+    if (this.other.temperature === 0) this.other.temperature = 1;
+    this.second = this.laySecond();
+    this.composer.element.before(this.second);
+  }
+
+  // The settings of the second answer that differ from those of the first.
+  laySecond() {
+    const number = (name, low, high, step) => make("label", {}, say(name), make("input", { type: "number", min: low, max: high, step, value: this.other[name] ?? "", on: { change: ({ target }) => (this.other[name] = target.value === "" ? null : Math.min(high, Math.max(low, Number(target.value)))) } }));
+    const system = make("label", { class: "wide" }, say("system"), make("input", { value: this.other.system, on: { input: ({ target }) => (this.other.system = target.value) } }));
+    return make("div", { class: "second" }, make("span", {}, say("second_answer")), number("temperature", 0, 2, 0.05), number("top_k", 0, 256, 1), number("top_p", 0.01, 1, 0.01), number("seed", 0, 2 ** 31 - 1, 1), system);
+  }
+
+  // ---- Asking
+
+  problem() {
+    const phase = this.status?.phase;
+    if (phase !== "ready") return say({ idle: "not_loaded", failed: "load_failed" }[phase] ?? "still_loading");
+    const unsupported = this.status.model.unsupported[language];
+    return unsupported || jsonProblem("schema", this.settings.schema) || jsonProblem("tools", this.settings.tools);
+  }
+
+  async ask(parts, parent = this.tree.leaf) {
+    if (this.composer.busy) return this.frame.notice(say("busy"));
+    const problem = this.problem() || (parts.some((part) => part.picture) && !this.status.model.vision ? say("no_vision") : "");
+    if (problem) return this.frame.notice(problem);
+    this.frame.notice("");
+    const question = this.tree.add(parent?.id ?? null, "user", { parts });
+    if (!this.tree.conversation.title) this.tree.conversation.title = titleOf(question);
+    await store.put("messages", question);
+    this.composer.fill();
+    await this.answer(question);
+  }
+
+  // Writes an answer to `question`, or two at once to compare. `begun`: the text that it begins with.
+  async answer(question, begun = "", fields = {}) {
+    const sets = this.comparing && !begun ? [resolved(this.settings), resolved({ ...this.settings, ...this.other })] : [resolved(this.settings)];
+    const pair = sets.length > 1 ? { pair: `${Date.now()}` } : {};
+    const answers = sets.map((settings) => [this.tree.add(question.id, "assistant", { state: "waiting", text: begun, settings, ...pair, ...fields }), settings]);
+    this.setLeaf(answers[0][0]);
+    await Promise.all(answers.map(([message, settings]) => this.write(message, settings)));
+  }
+
+  async write(message, settings) {
+    const { tree } = this;
+    const path = tree.path(tree.messages.get(message.parent));
+    const controller = new AbortController();
+    this.running.set(message.id, controller);
+    message.tab = tab;
+    let saved = 0;
+    let drawn = false;
+    const update = (ended = false) => {
+      const now = performance.now();
+      if (ended || now - saved > SAVE) {
+        saved = now;
+        store.put("messages", message);
+      }
+      if (drawn) return;
+      drawn = true;
+      requestAnimationFrame(() => {
+        drawn = false;
+        if (this.tree !== tree) return;
+        this.views.get(message.id)?.update();
+        this.frame.scrollToEnd();
+      });
+    };
+    if (this.tree === tree) this.show();
+    this.frame.scrollToEnd(true);
+    try {
+      await write(message, path, settings, { signal: controller.signal, update });
+    } finally {
+      this.running.delete(message.id);
+      await store.put("messages", message);
+      if (this.tree === tree) {
+        this.show();
+        this.frame.scrollToEnd();
+      }
+      this.refreshList();
+    }
+  }
+
+  // Whether there was anything to stop.
+  stop() {
+    for (const controller of this.running.values()) controller.abort();
+    return this.running.size > 0;
+  }
+
+  // Everything below is pressed in a message (message.js).
+
+  siblings(message) {
+    return this.tree.siblings(message);
+  }
+
+  choose(message) {
+    this.setLeaf(this.tree.deepest(message));
+  }
+
+  keep(message) {
+    for (const one of this.pairOf(message)) {
+      delete one.pair;
+      store.put("messages", one);
+    }
+    this.setLeaf(message);
+  }
+
+  async again(message) {
+    if (this.blocked()) return;
+    await this.answer(this.tree.messages.get(message.parent));
+  }
+
+  async edit(message, parts) {
+    await this.ask(parts, this.tree.messages.get(message.parent) ?? null);
+  }
+
+  // Goes on with an answer that was cut, in its place and with its own settings.
+  async goOn(message) {
+    if (this.blocked()) return;
+    const settings = { ...message.settings, max_tokens: this.settings.max_tokens };
+    message.written = 0;
+    await this.write(message, settings);
+  }
+
+  async goOnFrom(message, text) {
+    if (this.blocked()) return;
+    await this.answer(this.tree.messages.get(message.parent), text, { prefix: text.length });
+  }
+
+  blocked() {
+    const problem = this.running.size ? say("busy") : this.problem();
+    if (problem) this.frame.notice(problem);
+    return Boolean(problem);
+  }
+
+  resultOf(message, call) {
+    return this.tree.children(message.id).find((child) => child.role === "tool" && child.call === call.id)?.text ?? null;
+  }
+
+  // The result of a call; once all calls of the answer have theirs, the model goes on.
+  async answerCall(message, call, text) {
+    if (this.blocked()) return;
+    message.results = { ...message.results, [call.id]: text };
+    await store.put("messages", message);
+    if (!message.calls.every(({ id }) => id in message.results)) return this.views.get(message.id).update();
+    let parent = message;
+    for (const { id } of message.calls) {
+      parent = this.tree.add(parent.id, "tool", { call: id, text: message.results[id] });
+      await store.put("messages", parent);
+    }
+    await this.answer(parent);
+  }
+
+  canLook() {
+    return false;
+  }
+
+  async reproduce(message) {
+    const { tree } = this;
+    await showPrograms(this.status?.checkpoint ?? "gemma3-demo", tree.path(tree.messages.get(message.parent)), message, () => linkTo(tree, message));
+  }
+
+  // ---- Conversations
+
+  setLeaf(message) {
+    this.tree.conversation.leaf = message?.id ?? null;
+    this.save();
+    this.show();
+  }
+
+  async save() {
+    const { conversation } = this.tree;
+    conversation.changed = Date.now();
+    conversation.draft = this.composer.draft;
+    if (conversation.leaf || conversation.draft.text || conversation.draft.pictures.length || conversation.settings) await store.put("conversations", { ...conversation });
+    this.remember(conversation.id);
+    this.refreshList();
+  }
+
+  saveDraft() {
+    clearTimeout(this.drafting);
+    this.drafting = setTimeout(() => this.save(), SAVE);
+  }
+
+  remember(id) {
+    try {
+      sessionStorage.setItem("gemma-tpu chat current", id);
+    } catch {} // storage may be forbidden
+  }
+
+  async refreshList() {
+    const conversations = (await store.all("conversations")).filter(({ leaf, title }) => leaf || title);
+    const texts = new Map();
+    for (const message of await store.all("messages")) texts.set(message.conversation, `${texts.get(message.conversation) ?? ""} ${textOf(message)}`.toLowerCase());
+    this.sidebar.set(conversations, texts, this.tree.conversation.id, store.kept);
+  }
+
+  async open(id) {
+    const conversation = await store.get("conversations", id);
+    if (!conversation) return this.create();
+    this.tree = new Tree(conversation, await store.messagesOf(id));
+    this.settings = { ...defaultSettings(this.status?.model), ...conversation.settings };
+    this.start();
+    this.resume();
+  }
+
+  create() {
+    this.tree = new Tree(newConversation());
+    this.settings = { ...this.settings };
+    this.start();
+  }
+
+  start() {
+    this.frame.attach();
+    this.views.clear();
+    document.body.classList.remove("sidebar-open");
+    this.composer.fill(this.tree.conversation.draft);
+    this.frame.notice("");
+    this.panel.show();
+    this.remember(this.tree.conversation.id);
+    this.show();
+    this.refreshList();
+    requestAnimationFrame(() => this.frame.scrollToEnd(true));
+    this.composer.focus();
+  }
+
+  // Answers that were being written when this page was reloaded go on. Those of another page are its own.
+  resume() {
+    for (const message of this.tree.messages.values()) {
+      if (!ACTIVE.includes(message.state) || this.running.has(message.id)) continue;
+      if (message.tab === tab) this.write(message, message.settings);
+    }
+  }
+
+  async remove(id) {
+    await store.removeConversation(id);
+    if (this.tree.conversation.id === id) this.create();
+    else this.refreshList();
+  }
+
+  async rename(id, title) {
+    const conversation = this.tree.conversation.id === id ? this.tree.conversation : await store.get("conversations", id);
+    conversation.title = title;
+    await store.put("conversations", { ...conversation });
+    this.show();
+    this.refreshList();
+  }
+
+  async export(ids) {
+    const data = await exported(ids);
+    download(`gemma-chat-${new Date().toISOString().slice(0, 10)}.json`, new Blob([JSON.stringify(data)], { type: "application/json" }));
+  }
+
+  async import(files) {
+    try {
+      for (const file of files) {
+        let data = null;
+        try {
+          data = JSON.parse(await file.text());
+        } catch {} // said below
+        const ids = await imported(data);
+        if (ids.length) await this.open(ids.at(-1));
+      }
+    } catch (error) {
+      this.frame.notice(error.message);
+    }
+  }
+
+  // Another page of this browser has changed a conversation.
+  async changed(id) {
+    this.refreshList();
+    if (id !== this.tree.conversation.id || this.running.size) return;
+    for (const message of await store.messagesOf(id)) {
+      const known = this.tree.messages.get(message.id);
+      if (known) Object.assign(known, message);
+      else this.tree.messages.set(message.id, message);
+    }
+    this.show();
+  }
+
+  // ---- The server
+
+  async poll() {
+    try {
+      const before = this.status?.phase;
+      this.status = await getStatus();
+      this.lost = false;
+      if (this.status.phase === "ready" && before !== "ready") this.ready();
+      this.showStatus();
+      this.inside.show();
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      this.lost = true;
+      this.showStatus();
+    } finally {
+      const wait = this.lost ? POLL.lost : this.status?.phase === "ready" ? POLL.ready : POLL.busy;
+      setTimeout(() => this.poll(), document.hidden ? 4 * wait : wait);
+    }
+  }
+
+  // The model is there: its defaults hold where nothing else was set.
+  ready() {
+    if (!this.tree.conversation.settings) this.settings = defaultSettings(this.status.model);
+    this.panel.show();
+    this.show();
+  }
+
+  async begin() {
+    await store.open();
+    store.onChange((id) => this.changed(id));
+    if (location.hash.startsWith(LINK)) await this.openLink();
+    else {
+      const current = sessionStorageValue("current", () => "");
+      if (current) await this.open(current);
+      else this.start();
+    }
+    this.poll();
+  }
+
+  async openLink() {
+    try {
+      const [id] = await imported(await readLink(location.hash));
+      await this.open(id);
+    } catch (error) {
+      this.start();
+      this.frame.notice(error.message);
+    }
+    history.replaceState(null, "", location.pathname);
+  }
+}
+
+// What the settings of one of two answers have that the other's have not.
+function differences(message, pair) {
+  const other = pair.find((one) => one !== message);
+  const names = ["temperature", "top_k", "top_p", "min_p", "seed", "system"].filter((name) => message.settings[name] !== other.settings[name]);
+  return names.map((name) => `${say(name)} ${message.settings[name] || "–"}`).join(" · ");
+}
+
+const page = new Page();
+followParent();
+await page.begin();

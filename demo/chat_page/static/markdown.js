@@ -1,0 +1,109 @@
+// Markdown of an answer as nodes: parsed by marked, formulas by Temml, cleaned by DOMPurify. Nothing is loaded from
+// elsewhere: a picture in the Markdown becomes a link.
+
+import { Marked } from "./vendor/marked.esm.js";
+import DOMPurify from "./vendor/purify.es.mjs";
+import { copyText, icon, make } from "./dom.js";
+import { say } from "./words.js";
+
+const FORMULAS = [
+  { open: "$$", close: "$$", display: true },
+  { open: "\\[", close: "\\]", display: true },
+  { open: "\\(", close: "\\)", display: false },
+];
+let temml = null; // is loaded when a formula first comes
+let loading = null;
+
+function loadTemml() {
+  loading ??= new Promise((resolve) => {
+    const script = make("script", { src: "static/vendor/temml.min.js" });
+    script.addEventListener("load", () => resolve((temml = window.temml)));
+    document.head.append(script);
+  });
+  return loading;
+}
+
+function formula(source, display) {
+  if (!temml) return escapeHtml(source);
+  return temml.renderToString(source, { displayMode: display, throwOnError: false, trust: false, maxExpand: 500 });
+}
+
+const escapeHtml = (text) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
+
+// The formula at the beginning of `text`. A dollar sign before a space, or after which a digit comes, is money.
+function formulaAt(text) {
+  for (const { open, close, display } of FORMULAS) {
+    if (!text.startsWith(open)) continue;
+    const end = text.indexOf(close, open.length);
+    if (end > open.length) return { raw: text.slice(0, end + close.length), source: text.slice(open.length, end), display };
+  }
+  const inline = /^\$(?!\s)((?:\\.|[^\\$\n])+?)(?<!\s)\$(?!\d)/.exec(text);
+  return inline && { raw: inline[0], source: inline[1], display: false };
+}
+
+const extension = {
+  name: "formula",
+  level: "inline",
+  start: (text) => {
+    const found = text.search(/\$|\\\[|\\\(/);
+    return found < 0 ? undefined : found;
+  },
+  tokenizer: (text) => {
+    const found = formulaAt(text);
+    return found ? { type: "formula", ...found } : undefined;
+  },
+  renderer: (token) => `<span class="${token.display ? "formula display" : "formula"}">${formula(token.source, token.display)}</span>`,
+};
+const block = {
+  ...extension,
+  name: "formulaBlock",
+  level: "block",
+  start: (text) => {
+    const found = text.search(/^(?:\$\$|\\\[)/m);
+    return found < 0 ? undefined : found;
+  },
+  tokenizer: (text) => {
+    const found = formulaAt(text);
+    const alone = found?.display && /^[ \t]*(?:\n|$)/.test(text.slice(found.raw.length));
+    return alone ? { type: "formulaBlock", ...found } : undefined;
+  },
+  renderer: (token) => `<p class="formula display">${formula(token.source, true)}</p>`,
+};
+const renderer = {
+  image: ({ href, text }) => `<a href="${escapeHtml(href)}">${escapeHtml(text || href)}</a>`,
+  html: ({ text }) => escapeHtml(text), // tags in an answer are shown as they are
+};
+const marked = new Marked({ gfm: true, breaks: false, extensions: [extension, block], renderer });
+const CLEAN = { USE_PROFILES: { html: true, mathMl: true }, ADD_ATTR: ["target"], FORBID_TAGS: ["img", "style", "form", "input", "video", "audio"], RETURN_DOM_FRAGMENT: true };
+
+DOMPurify.addHook("afterSanitizeAttributes", (node) => {
+  if (node.tagName === "A") {
+    node.setAttribute("target", "_blank");
+    node.setAttribute("rel", "noopener noreferrer");
+  }
+});
+
+// Fills `element` with `text`; again once formulas can be shown.
+export function renderMarkdown(element, text) {
+  if (!temml && /\$|\\\[|\\\(/.test(text)) loadTemml().then(() => element.isConnected && fill(element, element.markdown));
+  element.markdown = text;
+  fill(element, text);
+}
+
+function fill(element, text) {
+  const content = DOMPurify.sanitize(marked.parse(text), CLEAN);
+  for (const item of content.querySelectorAll("p, li, h1, h2, h3, h4, h5, h6, blockquote, td, th")) item.dir = "auto";
+  for (const pre of content.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre.cloneNode(true)));
+  for (const table of content.querySelectorAll("table")) {
+    const scroller = make("div", { class: "table", tabIndex: 0 });
+    table.replaceWith(scroller);
+    scroller.append(table);
+  }
+  element.replaceChildren(content);
+}
+
+function codeBlock(pre) {
+  const language = /language-(\S+)/.exec(pre.firstElementChild?.className ?? "")?.[1] ?? "";
+  const button = make("button", { type: "button", class: "quiet", on: { click: () => copyText(pre.textContent) } }, icon("copy"), say("copy"));
+  return make("figure", { class: "code" }, make("figcaption", {}, make("span", {}, language), button), pre);
+}

@@ -1,0 +1,155 @@
+// The view of one message. It is built once; while an answer is written, only what changes is laid anew.
+
+import { copyText, iconButton, make } from "./dom.js";
+import { fromParts, toParts } from "./composer.js";
+import { renderMarkdown } from "./markdown.js";
+import { enlarge, thumbnail } from "./pictures.js";
+import { TokenView } from "./tokens.js";
+import { textOf } from "./tree.js";
+import { count, say } from "./words.js";
+
+export class MessageView {
+  // `page`: what the buttons do, see Page in main.js.
+  constructor(message, page) {
+    this.message = message;
+    this.page = page;
+    this.tokens = null;
+    this.element = make("article", { class: `message ${message.role}`, "data-id": message.id });
+    this.lay();
+  }
+
+  lay() {
+    const { message } = this;
+    this.editing = false;
+    this.body = make("div", { class: "body", dir: "auto" });
+    this.thinking = make("details", { class: "thinking", hidden: true }, make("summary", {}, say("thinking")), make("div"));
+    this.state = make("div", { class: "state", role: "status" });
+    this.bar = make("div", { class: "actions" });
+    this.element.replaceChildren(this.thinking, this.body, this.state, this.bar);
+    this.element.setAttribute("aria-label", say(message.role === "user" ? "you" : "model"));
+    this.tokens = null;
+    this.update();
+  }
+
+  update() {
+    const { message } = this;
+    if (this.editing) return;
+    if (message.role === "user") this.body.replaceChildren(...message.parts.map((part) => this.part(part)));
+    else if (message.role === "tool") this.body.replaceChildren(make("pre", {}, message.text));
+    else this.showAnswer();
+    this.bar.replaceChildren(...this.buttons());
+  }
+
+  part(part) {
+    if (part.text !== undefined) return make("div", { class: "typed", dir: "auto" }, part.text);
+    const open = () => enlarge(part.picture);
+    return make("button", { type: "button", class: "picture", "aria-label": say("enlarge"), on: { click: open } }, thumbnail(part.picture, say("picture")));
+  }
+
+  showAnswer() {
+    const { message } = this;
+    const writing = ["waiting", "writing", "lost"].includes(message.state);
+    this.element.setAttribute("aria-busy", writing);
+    this.thinking.hidden = !message.thinking;
+    this.thinking.lastChild.textContent = message.thinking ?? "";
+    if (this.tokens) this.tokens.update();
+    else if (message.text) renderMarkdown(this.body, message.text);
+    else this.body.replaceChildren(make("span", { class: "dots", "aria-label": say("waiting") }, writing ? "…" : message.calls ? "" : say("no_answer")));
+    this.body.querySelectorAll(".call").forEach((call) => call.remove());
+    if (!this.tokens) this.body.append(...(message.calls ?? []).map((call) => this.call(call)));
+    this.state.replaceChildren(...this.states());
+  }
+
+  states() {
+    const { message } = this;
+    if (message.state === "failed") return [make("p", { class: "notice", role: "alert" }, message.problem)];
+    if (message.state === "lost") return [make("p", { class: "notice quiet" }, say("lost"))];
+    if (message.state === "waiting") return [say("waiting")];
+    if (message.state === "writing") return [say("writing")];
+    return [statistics(message)];
+  }
+
+  call(call) {
+    const known = this.page.resultOf(this.message, call);
+    const field = make("textarea", { rows: 2, value: known ?? "", placeholder: say("call_result"), "aria-label": say("call_result") });
+    const give = make("button", { type: "button", class: "quiet", on: { click: () => this.page.answerCall(this.message, call, field.value) } }, say("give"));
+    return make("div", { class: "call" }, make("code", {}, `${call.function.name}(${call.function.arguments})`), make("div", { class: "result" }, field, give));
+  }
+
+  buttons() {
+    const { message, page } = this;
+    const busy = ["waiting", "writing", "lost"].includes(message.state);
+    const found = [this.siblings()];
+    if (busy) return found.filter(Boolean);
+    const button = (name, key, act) => iconButton(name, say(key), act, { class: "small" });
+    found.push(button("copy", "copy", () => copyText(textOf(message))));
+    if (message.role === "user") found.push(button("edit", "edit", () => this.edit()));
+    if (message.role === "assistant") {
+      found.push(button("again", "again", () => page.again(message)));
+      if (["length", "cancelled", "failed"].includes(message.finish) && message.text) found.push(button("go", "go_on", () => page.goOn(message)));
+      found.push(iconButton("eye", say("tokens"), () => this.toggleTokens(), { class: "small", "aria-pressed": this.tokens !== null }));
+      found.push(button("code", "reproduce", () => page.reproduce(message)));
+      if (message.pair) found.push(make("button", { type: "button", class: "quiet keep", on: { click: () => page.keep(message) } }, say("keep")));
+    }
+    return found.filter(Boolean);
+  }
+
+  siblings() {
+    const all = this.page.siblings(this.message);
+    if (all.length < 2) return null;
+    const at = all.indexOf(this.message);
+    const go = (step) => this.page.choose(all[at + step]);
+    const before = iconButton("left", say("version_before"), () => go(-1), { class: "small", disabled: at === 0 });
+    const after = iconButton("right", say("version_after"), () => go(1), { class: "small", disabled: at === all.length - 1 });
+    return make("span", { class: "versions" }, before, make("span", {}, `${at + 1}/${all.length}`), after);
+  }
+
+  toggleTokens() {
+    const { message, page } = this;
+    if (this.tokens) this.tokens = null;
+    else {
+      const look = page.canLook(message) ? (index) => page.look(message, index) : null;
+      this.tokens = new TokenView(message, { goOn: (text) => page.goOnFrom(message, text), look });
+      this.body.replaceChildren(this.tokens.element);
+    }
+    this.update();
+    this.bar.querySelector("[aria-pressed]")?.focus();
+  }
+
+  edit() {
+    const { text, pictures } = fromParts(this.message.parts);
+    const field = make("textarea", { value: text, rows: Math.min(12, text.split("\n").length + 1), "aria-label": say("edit") });
+    const send = () => {
+      this.lay();
+      this.page.edit(this.message, toParts(field.value, pictures));
+    };
+    const key = (event) => {
+      if (event.key === "Escape") this.lay();
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        send();
+      }
+    };
+    field.addEventListener("keydown", key);
+    const strip = make("div", { class: "strip" }, ...pictures.map((id, i) => make("span", { class: "attached" }, thumbnail(id, say("picture_number", { number: i + 1 })))));
+    const buttons = make("div", { class: "buttons" }, make("button", { type: "button", on: { click: () => this.lay() } }, say("cancel")), make("button", { type: "button", class: "primary", on: { click: send } }, say("send")));
+    this.editing = true;
+    this.body.replaceChildren(pictures.length ? strip : "", field, buttons);
+    this.bar.replaceChildren();
+    field.focus();
+  }
+}
+
+// One line about an answer: length, speed, cached prompt, forgotten turns, and why it ended early.
+export function statistics(message) {
+  const { usage, written = 0 } = message;
+  const parts = [say(written === 1 ? "one_token" : "tokens_count", { count: count(written) })];
+  if (message.speed > 0) parts.push(say("speed", { speed: message.speed >= 100 ? count(message.speed) : message.speed.toFixed(1) }));
+  if (message.first) parts.push(say("first", { seconds: message.first.toFixed(2) }));
+  if (usage) parts.push(say(usage.cached ? "cached" : "prompt_of", { cached: count(usage.cached), prompt: count(usage.prompt) }));
+  if (message.saved > 0.005) parts.push(say("saved", { seconds: message.saved.toFixed(2) }));
+  if (message.forgotten) parts.push(say("forgotten", { count: message.forgotten }));
+  if (message.settings?.temperature > 0) parts.push(say("with_seed", { seed: message.settings.seed }));
+  if (["length", "cancelled"].includes(message.finish)) parts.push(say(`ended_${message.finish}`));
+  return parts.join(" · ");
+}

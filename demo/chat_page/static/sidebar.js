@@ -1,0 +1,85 @@
+// The list of conversations: search, open, rename, delete, export, import.
+
+import { icon, iconButton, make } from "./dom.js";
+import { say } from "./words.js";
+
+export class Sidebar {
+  // `events`: open(id), create(), remove(id), rename(id, title), exportOne(id), exportAll(), importFiles(files)
+  constructor(events) {
+    this.events = events;
+    this.conversations = [];
+    this.texts = new Map(); // conversation → its text in lower case, for the search
+    this.element = make("aside", { class: "sidebar" });
+    this.list = make("ul", { class: "list" });
+    this.search = make("input", { type: "search", on: { input: () => this.show() } });
+    this.file = make("input", { type: "file", accept: "application/json,.json", multiple: true, hidden: true, on: { change: () => this.take() } });
+    this.lay();
+  }
+
+  lay() {
+    this.element.setAttribute("aria-label", say("conversations"));
+    this.search.placeholder = say("search");
+    this.search.setAttribute("aria-label", say("search"));
+    const create = make("button", { type: "button", class: "new", on: { click: () => this.events.create() } }, icon("plus"), say("new"));
+    const foot = make(
+      "div",
+      { class: "foot" },
+      make("button", { type: "button", class: "quiet", on: { click: () => this.events.exportAll() } }, say("export_all")),
+      make("button", { type: "button", class: "quiet", on: { click: () => this.file.click() } }, say("import")),
+      this.file,
+    );
+    this.note = make("p", { class: "hint" });
+    this.element.replaceChildren(create, this.search, this.list, this.note, foot);
+    this.show();
+  }
+
+  set(conversations, texts, current, kept) {
+    Object.assign(this, { conversations, texts, current, kept });
+    this.show();
+  }
+
+  show() {
+    const wanted = this.search.value.trim().toLowerCase();
+    const fits = ({ id, title }) => !wanted || title.toLowerCase().includes(wanted) || this.texts.get(id)?.includes(wanted);
+    const found = this.conversations.filter(fits).sort((a, b) => b.changed - a.changed);
+    this.list.replaceChildren(...found.map((one) => this.row(one)));
+    this.note.textContent = this.kept === false ? say("not_kept") : wanted && !found.length ? say("nothing_found") : "";
+  }
+
+  row(conversation) {
+    const { id, title } = conversation;
+    const open = make("button", { type: "button", class: "open", "aria-current": id === this.current, on: { click: () => this.events.open(id), dblclick: () => this.rename(row, conversation) } }, title || say("untitled"));
+    const tools = make(
+      "span",
+      { class: "tools" },
+      iconButton("edit", `${say("rename")}: ${title}`, () => this.rename(row, conversation), { class: "small" }),
+      iconButton("down", `${say("export")}: ${title}`, () => this.events.exportOne(id), { class: "small" }),
+      iconButton("trash", `${say("delete")}: ${title}`, () => confirm(say("delete_sure", { title: title || say("untitled") })) && this.events.remove(id), { class: "small" }),
+    );
+    const row = make("li", {}, open, tools);
+    return row;
+  }
+
+  rename(row, { id, title }) {
+    const field = make("input", { value: title, "aria-label": say("rename") });
+    const done = (keep) => {
+      field.removeEventListener("blur", leave);
+      if (keep && field.value.trim()) this.events.rename(id, field.value.trim());
+      else this.show();
+    };
+    const leave = () => done(true);
+    field.addEventListener("keydown", ({ key, isComposing }) => {
+      if (key === "Enter" && !isComposing) done(true);
+      if (key === "Escape") done(false);
+    });
+    field.addEventListener("blur", leave);
+    row.replaceChildren(field);
+    field.select();
+  }
+
+  take() {
+    const files = [...this.file.files];
+    this.file.value = "";
+    this.events.importFiles(files);
+  }
+}

@@ -1,0 +1,443 @@
+"""The Chat page in a browser, on the demo checkpoint: what it shows is what the library gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from chat_site import EXAMPLES, Visitor, chat_app, said
+from demo_site import CHROMIUM, WAIT, proxy
+from playwright.sync_api import Browser, expect
+from small_models import gated
+
+import gemma_tpu
+from gemma_tpu import Loader
+from gemma_tpu.server import Server
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
+SHAPES = EXAMPLES / "shapes.png"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemma_tpu.Model]:
+    with gemma_tpu.load("gemma3-demo", max_context=1024, max_rows=4, progress=False) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def chat(model: gemma_tpu.Model) -> Iterator[str]:
+    loader = Loader("gemma3-demo", lambda progress: model)
+    loader.start()
+    assert loader.wait(600).phase == "ready"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(chat_app(loader))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/chat/"
+        server.should_exit = True
+        thread.join(WAIT / 1000)
+
+
+@pytest.fixture
+def visitor(browser: Browser, chat: str) -> Iterator[Visitor]:
+    visitor = Visitor(browser, chat)
+    yield visitor
+    visitor.close()
+
+
+def about(question: str, *pictures: Path) -> list[dict]:
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def test_a_conversation_about_a_picture(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    first = visitor.ask("What is in the picture?", SHAPES)
+    asked = about("What is in the picture?", SHAPES)
+    assert first == model.generate(asked).text
+    second = visitor.ask("What colour is the star?")
+    turns = [*asked, {"role": "assistant", "content": first}, {"role": "user", "content": "What colour is the star?"}]
+    assert second == model.generate(turns).text
+    assert re.search(r"\d+ of \d+ prompt tokens from the cache", visitor.answers.last.locator(".state").inner_text())
+    expect(visitor.page.locator(".sidebar .open")).to_have_text("What is in the picture?")
+    visitor.page.reload()
+    expect(visitor.answers).to_have_count(2)
+    assert visitor.answer == second
+    expect(visitor.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)
+
+
+def test_pictures_stand_where_the_text_says(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    other = EXAMPLES / "word.png"
+    page = visitor.page
+    page.set_input_files(".composer input[multiple]", [SHAPES, other])
+    expect(page.locator(".composer .attached")).to_have_count(2)
+    page.fill(".composer textarea", "First: ")
+    page.locator(".composer .insert").nth(1).click()
+    page.locator(".composer textarea").press("End")
+    page.keyboard.type(" What is it?")
+    page.keyboard.press("Enter")
+    shown = [
+        {"type": "image", "image": SHAPES},
+        {"type": "text", "text": "First: "},
+        {"type": "image", "image": other},
+        {"type": "text", "text": " What is it?"},
+    ]
+    expect(visitor.answers).to_have_count(1)
+    assert visitor.ended() == model.generate([{"role": "user", "content": shown}]).text
+
+
+def test_asking_again_and_editing_make_versions(visitor: Visitor) -> None:
+    visitor.set(temperature=1.5, top_k=0)
+    first = visitor.ask("Tell me about yourself.")
+    visitor.press("again")
+    expect(visitor.answers.last.locator(".versions")).to_contain_text("2/2")
+    second = visitor.ended()
+    visitor.press("version_before")
+    expect(visitor.answers.last.locator(".versions")).to_contain_text("1/2")
+    assert visitor.answer == first
+    question = visitor.page.locator("article.user")
+    visitor.press("edit", question)
+    question.locator("textarea").fill("What is 12 + 30?")
+    question.locator("textarea").press("Enter")
+    expect(question.locator(".versions")).to_contain_text("2/2")
+    visitor.ended()
+    visitor.press("version_before", question)
+    expect(visitor.answers.last.locator(".versions")).to_contain_text("2/2")
+    assert visitor.answer == second
+
+
+def test_an_answer_goes_on_over_a_reload_and_a_lost_server(browser: Browser, chat: str, model: gemma_tpu.Model) -> None:
+    """With its seed: what is drawn depends on the place in the answer alone."""
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 11, "max_new_tokens": 120}
+    base, _, _ = chat.rpartition("/chat/")
+    with proxy(base, "/x") as address:
+        port = int(address.rsplit(":", 1)[1].partition("/")[0])
+        visitor = Visitor(browser, f"{address}/chat/")
+        visitor.loses = True
+        visitor.set(temperature=1, top_k=0, top_p=1, seed=11, max_tokens=120)
+        with gated(model.engine, 12, pause=0.3):
+            visitor.begin("Write a long story about a red circle and a blue star.")
+            expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w{3}"))
+            visitor.page.reload()
+            expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w{3}"))
+    expect(visitor.page.locator(".chip-state")).to_have_attribute("data-phase", "lost")
+    with proxy(base, "/x", port):
+        text = visitor.ended()
+        whole = model.generate("Write a long story about a red circle and a blue star.", **settings)
+        assert text == whole.text
+        visitor.close()
+
+
+def test_stopping_and_going_on(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    question = "How many layers does Gemma 3 27B have?"
+    whole = model.generate(question)
+    with gated(model.engine, 4, pause=0.5):
+        visitor.begin(question)
+        expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w"))
+        visitor.page.keyboard.press("Escape")
+        expect(visitor.page.locator(".composer .stop")).to_be_hidden()
+    assert len(visitor.answer) < len(whole.text)
+    expect(visitor.answers.locator(".state")).to_contain_text(said("ended_cancelled"))
+    visitor.press("go_on")
+    assert visitor.ended() == whole.text
+
+
+def test_tokens_and_going_on_from_another(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    question = "What is in the picture?"
+    asked = about(question, SHAPES)
+    answer = visitor.ask(question, SHAPES)
+    visitor.press("tokens")
+    tokens = visitor.answers.locator(".token")
+    assert "".join(tokens.all_inner_texts()).strip() == answer
+    expected = model.generate(asked, logprobs=5)
+    tokens.nth(2).click()
+    rows = visitor.answers.locator(".alternatives li")
+    top = expected.logprobs[2].top
+    assert rows.count() == len(top)
+    assert f"{100 * 2.718281828459045 ** top[0][1]:.0f} %" in rows.first.inner_text()
+    other = next(i for i in range(rows.count()) if rows.nth(i).get_by_role("button").count())
+    before = "".join(tokens.all_inner_texts()[:2])
+    chosen = rows.nth(other).locator("code").inner_text().replace("·", " ")
+    rows.nth(other).get_by_role("button").click()
+    expect(visitor.answers.locator(".versions")).to_contain_text("2/2")
+    begun = before + chosen
+    rest = model.generate([*asked, {"role": "assistant", "content": begun}], continue_final=True).text
+    assert visitor.ended() == (begun + rest).strip()
+    assert re.search(r"from the cache", visitor.answers.locator(".state").inner_text())
+
+
+MARKDOWN = """# Title
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+print("<b>")
+```
+
+Inline $x^2 + \\alpha$ costs $5 and $10, <script>window.bad = 1</script> <img src=x onerror="window.bad = 2">
+![picture](https://example.com/x.png) [link](javascript:window.bad=3)
+
+$$
+\\frac{1}{2}
+$$
+
+שלום עולם
+"""
+
+
+def stored_chat(text: str) -> dict:
+    messages = [
+        {"id": "q", "parent": None, "role": "user", "created": 1, "parts": [{"text": "Show."}]},
+        {"id": "a", "parent": "q", "role": "assistant", "created": 2, "text": text, "state": "done", "tokens": []},
+    ]
+    conversation = {"id": "c", "title": "Shown", "created": 1, "changed": 1, "leaf": "a", "messages": messages}
+    return {"format": "gemma_tpu chat", "version": 1, "conversations": [conversation], "pictures": {}}
+
+
+def test_markdown_is_shown_and_nothing_in_it_runs(visitor: Visitor, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps(stored_chat(MARKDOWN)))
+    visitor.page.set_input_files(".sidebar input[type=file]", path)
+    body = visitor.answers.locator(".body")
+    expect(body.locator("math")).to_have_count(2)
+    expect(body.locator("td").last).to_have_text("2")
+    expect(body.locator("pre")).to_contain_text('print("<b>")')
+    expect(body).to_contain_text("costs $5 and $10")
+    expect(body.locator("script, img")).to_have_count(0)
+    assert visitor.page.evaluate("window.bad") is None
+    assert body.get_by_text("link", exact=True).get_attribute("href") is None
+    assert body.get_by_text("שלום").evaluate("e => getComputedStyle(e).direction") == "rtl"
+    for wrong in ("{", '{"format": "other"}', json.dumps({**stored_chat("x"), "version": 2})):
+        path.write_text(wrong)
+        visitor.page.set_input_files(".sidebar input[type=file]", path)
+        expect(visitor.page.locator(".note .notice")).to_be_visible()
+        visitor.page.locator(".note .notice button").click()
+    assert len(visitor.stored("conversations")) == 1
+
+
+def test_an_export_and_a_link_give_the_conversation_back(browser: Browser, visitor: Visitor, tmp_path: Path) -> None:
+    answer = visitor.ask("What is in the picture?", SHAPES)
+    with visitor.page.expect_download() as download:
+        visitor.page.get_by_role("button", name=said("export_all")).click()
+    path = tmp_path / "export.json"
+    download.value.save_as(path)
+    other = Visitor(browser, visitor.url)
+    other.page.set_input_files(".sidebar input[type=file]", path)
+    expect(other.answers).to_have_count(1)
+    assert other.answer == answer
+    expect(other.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)
+    other.close()
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.press("reproduce")
+    visitor.page.get_by_role("button", name=said("copy_link")).click()
+    visitor.page.wait_for_timeout(300)
+    link = visitor.page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{visitor.url}#open=")
+    other = Visitor(browser, link)
+    expect(other.answers).to_have_count(1)
+    assert other.answer == answer
+    other.close()
+    broken = Visitor(browser, link[:-20])
+    expect(broken.page.locator(".note .notice")).to_contain_text(said("bad_link"))
+    broken.close()
+
+
+def test_two_answers_side_by_side(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    visitor.page.get_by_role("button", name=said("compare")).click()
+    visitor.page.locator(".second input").nth(0).fill("1.5")
+    visitor.page.locator(".second input").nth(3).fill("5")
+    visitor.page.locator(".second input").nth(3).press("Tab")
+    visitor.begin("Tell me about yourself.")
+    expect(visitor.answers).to_have_count(2)
+    visitor.ended()
+    texts = visitor.page.locator(".pair .body").all_inner_texts()
+    assert texts[0] == model.generate("Tell me about yourself.").text
+    sampled = model.generate("Tell me about yourself.", temperature=1.5, seed=5)
+    assert texts[1] == sampled.text
+    visitor.press("keep", visitor.answers.last)
+    expect(visitor.answers).to_have_count(1)
+    assert visitor.answer == texts[1]
+
+
+def test_an_answer_follows_a_schema(visitor: Visitor) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer"}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+    visitor.page.click("[data-drawer=settings]")
+    visitor.page.locator(".panel summary").click()
+    area = visitor.page.locator("textarea[data-setting=schema]")
+    area.fill("{")
+    expect(visitor.page.locator(".panel .problem").first).not_to_be_empty()
+    area.fill(json.dumps(schema))
+    visitor.page.locator(".panel > header button").click()
+    visitor.begin("What is 12 + 30?")
+    expect(visitor.answers).to_have_count(1)
+    visitor.ended()
+    assert isinstance(
+        json.loads(next(m for m in visitor.stored("messages") if m["role"] == "assistant")["text"])["sum"], int
+    )
+
+
+def test_old_turns_are_left_out_when_the_context_is_full(visitor: Visitor) -> None:
+    visitor.set(max_tokens=8)
+    long = "Sort these numbers: " + ", ".join(str(i) for i in range(120))
+    visitor.ask(long)
+    visitor.ask(long)
+    visitor.ask(long)
+    expect(visitor.answers.last.locator(".state")).to_contain_text("oldest turns forgotten")
+
+
+def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pages = [Image.open(EXAMPLES / name).convert("RGB").resize((384, 288)) for name in ("shapes.png", "word.png")]
+    pdf = tmp_path / "two.pdf"
+    pages[0].save(pdf, save_all=True, append_images=pages[1:])
+    page = visitor.page
+    page.set_input_files(".composer input[multiple]", pdf)
+    expect(page.locator(".composer .attached")).to_have_count(2)
+    expect(page.locator(".composer img.thumbnail").first).to_have_js_property("naturalWidth", 1792)
+    assert "red circle" in visitor.ask("What is in the first picture?")
+    (tmp_path / "notes.txt").write_text("words")
+    page.set_input_files(".composer input[multiple]", tmp_path / "notes.txt")
+    expect(page.locator(".note .notice")).to_contain_text("notes.txt")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 nothing")
+    page.set_input_files(".composer input[multiple]", tmp_path / "bad.pdf")
+    expect(page.locator(".note .notice")).to_contain_text("bad.pdf")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    visitor.begin("What is it?", tmp_path / "bad.png")
+    expect(visitor.answers.last.locator(".notice")).to_contain_text("image")
+
+
+RECORD = """async () => {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 64;
+  const context = canvas.getContext("2d");
+  const recorder = new MediaRecorder(canvas.captureStream(20), { mimeType: "video/webm" });
+  const chunks = [];
+  recorder.ondataavailable = ({ data }) => chunks.push(data);
+  const done = new Promise((resolve) => (recorder.onstop = resolve));
+  recorder.start();
+  for (let i = 0; i < 20; i++) {
+    context.fillStyle = i < 10 ? "red" : "blue";
+    context.fillRect(0, 0, 64, 64);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  recorder.stop();
+  await done;
+  const transfer = new DataTransfer();
+  transfer.items.add(new File(chunks, "clip.webm", { type: "video/webm" }));
+  document.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+}"""
+
+
+def test_frames_of_a_video_that_was_dropped(visitor: Visitor) -> None:
+    visitor.page.evaluate(RECORD)
+    dialog = visitor.page.locator("dialog.choose")
+    dialog.locator("input").fill("4")
+    dialog.get_by_role("button", name=said("take")).click()
+    expect(visitor.page.locator(".composer .attached")).to_have_count(4)
+
+
+def test_what_is_inside(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    visitor.ask("What is in the picture?", SHAPES)
+    visitor.page.click("[data-drawer=inside]")
+    panel = visitor.page.locator(".panel")
+    expect(panel.locator("[data-section=pictures] img")).to_have_js_property("naturalWidth", 896)
+    expect(panel.locator("[data-section=sequence] .chip").first).to_have_text("<bos>")
+    expect(panel.locator("[data-section=sequence] .soft")).to_contain_text("256")
+    context = panel.locator("[data-section=context] dd").all_inner_texts()
+    assert context[1] == "256"
+    used = model.generate(about("What is in the picture?", SHAPES)).usage
+    assert int(context[0]) == used.prompt_tokens + used.completion_tokens - 256
+    expect(panel.locator("[data-section=machine]")).to_contain_text("CPU", ignore_case=True)
+
+
+def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:
+    visitor.ask("What is 12 + 30?")
+    first, second = visitor.page, visitor.open()
+    second.locator(".sidebar .open").click()
+    visitor.page = second
+    visitor.ask("What is 4 + 4?")
+    visitor.page = first
+    expect(visitor.answers).to_have_count(1)
+    visitor.ask("Reverse the word lemon.")
+    texts = [message["parts"][0]["text"] for message in visitor.stored("messages") if message["role"] == "user"]
+    assert sorted(texts) == ["Reverse the word lemon.", "What is 12 + 30?", "What is 4 + 4?"]
+    second.close()
+
+
+def test_search_rename_and_delete(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.ask("What is 12 + 30?")
+    page.get_by_role("button", name=said("new"), exact=True).click()
+    visitor.ask("What is in the picture?", SHAPES)
+    page.fill(".sidebar input[type=search]", "42")  # of the first one's answer
+    expect(page.locator(".sidebar .open")).to_have_text(["What is 12 + 30?"])
+    page.locator(".sidebar .open").click()
+    page.get_by_role("button", name=f"{said('rename')}: What is 12 + 30?").click()
+    page.keyboard.type("Sums")
+    page.keyboard.press("Enter")
+    expect(page.locator(".bar h1")).to_have_text("Sums")
+    page.fill(".sidebar input[type=search]", "")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator(".sidebar li", has_text="picture").hover()
+    page.get_by_role("button", name=f"{said('delete')}: What is in the picture?").click()
+    expect(page.locator(".sidebar .open")).to_have_text(["Sums"])
+    assert not visitor.stored("pictures")
+
+
+def test_a_draft_survives_a_reload(visitor: Visitor) -> None:
+    visitor.page.set_input_files(".composer input[multiple]", SHAPES)
+    visitor.page.fill(".composer textarea", "half a quest")
+    visitor.page.wait_for_timeout(800)
+    visitor.page.reload()
+    expect(visitor.page.locator(".composer textarea")).to_have_value("half a quest")
+    expect(visitor.page.locator(".composer .attached")).to_have_count(1)
+
+
+def test_a_phone_in_chinese(browser: Browser, chat: str) -> None:
+    visitor = Visitor(browser, chat, width=390, height=844, locale="zh-CN", has_touch=True, is_mobile=True)
+    page = visitor.page
+    expect(page.locator(".empty h2")).to_have_text(said("ask_model", "zh", name="gemma3-demo"))
+    visitor.ask("图里有什么？", SHAPES)
+    page.get_by_role("button", name=said("tokens", "zh")).click()
+    page.locator(".token").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, a")].filter((e) => e.checkVisibility() && !e.matches(".token, .chip-state, .attached *"))
+        .map((e) => [e.getAttribute("aria-label") ?? e.textContent, e.getBoundingClientRect()])
+        .filter(([, r]) => r.height < 38 || r.width < 38).map(([name]) => name)"""
+    )
+    assert not small
+    page.click("[data-drawer=inside]")
+    expect(page.locator(".panel")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    names = page.evaluate(
+        "[...document.querySelectorAll('button, input, textarea')].filter((e) => !e.hidden && !e.closest('[hidden]') && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"
+    )
+    assert not names
+    visitor.close()
+
+
+def test_other_sites_change_nothing(chat: str) -> None:
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(f"{chat}load", method="POST", data=b"")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urlopen(request)
+    with urlopen(chat) as answer:
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
