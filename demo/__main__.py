@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         gemma_tpu.use_compilation_cache()  # before jax is imported, which the loader does
         try:
             source = _find(arguments.checkpoint)
+            arguments.others = [_find(other, "--other-checkpoint") for other in arguments.others]
             if arguments.auth_file:
                 arguments.auth += _read_accounts(arguments.auth_file)
             cluster = (arguments.coordinator, arguments.num_processes, arguments.process_id)
@@ -51,6 +52,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         help="a directory, gs:// path, name or hub id (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--other-checkpoint",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="one more that visitors of the Chat tab may load in its place. May be repeated",
     )
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -159,13 +168,13 @@ def _read_accounts(path: str) -> list[str]:
         raise ValueError(f"--auth-file {reason}") from error
 
 
-def _find(checkpoint: str) -> str:
+def _find(checkpoint: str, option: str = "--checkpoint") -> str:
     """Checks that a local path exists. Names, hub ids and gs:// paths are resolved when the model is loaded."""
     path = Path(checkpoint).expanduser()
     # Names have one part, Hugging Face ids two, Kaggle handles four or five.
     looks_like_path = checkpoint.startswith((".", "~", "/")) or len(path.parts) not in (1, 2, 4, 5)
     if looks_like_path and "://" not in checkpoint and not path.exists():
-        raise ValueError(f"--checkpoint {checkpoint}: no such file or directory")
+        raise ValueError(f"{option} {checkpoint}: no such file or directory")
     return str(path) if path.exists() else checkpoint
 
 
@@ -173,10 +182,10 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     from demo.app import mount
-    from gemma_tpu import Loader
+    from demo.checkpoints import Checkpoints
     from gemma_tpu.server import Server, Settings, build_app, closing, model_name
 
-    def load(progress):
+    def load(source, progress):
         return gemma_tpu.load(
             source,
             mesh=arguments.mesh,
@@ -195,7 +204,8 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             progress=progress,
         )
 
-    loader = Loader(source, load)
+    checkpoints = Checkpoints([source, *arguments.others], load)
+    loader = checkpoints.loader
     with closing(loader):
         if not arguments.no_load:
             loader.start()
@@ -208,6 +218,7 @@ def _serve(arguments: argparse.Namespace, source: str, listener: socket.socket) 
             allow_urls=arguments.allow_urls,
             origins=arguments.allow_origin,
             root_path=arguments.root_path,
+            checkpoints=None if arguments.distributed else checkpoints,  # the other hosts would not follow
         )
         if arguments.auth:
             app.add_middleware(BasicAuth, accounts=arguments.auth)

@@ -18,6 +18,7 @@ from demo.api import build_api
 from demo.chat import ActiveAnswers, Conversation
 from demo.chat_page.app import build_chat
 from demo.chat_page.tab import chat_tab
+from demo.checkpoints import Checkpoints
 from demo.header import header, load_controls
 from demo.page import Page
 from demo.security import ContentSecurityPolicy
@@ -129,16 +130,17 @@ def mount(
     allow_urls: bool = False,
     origins: Sequence[str] = (),
     root_path: str | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> fastapi.FastAPI:
     """Mounts the page (see `build`) on `app` at `path`; at "/" it must follow all other routes.
 
     `root_path` is the prefix that a reverse proxy strips. Pages of `origins` may use the model through the API of
-    `demo.api` at `path`/api.
+    `demo.api` at `path`/api. `checkpoints`, which have that loader: those that visitors may load in its place.
     """
     prefix = path.rstrip("/")
     if origins:
         app.mount(f"{prefix}/api", build_api(loader, origins))
-    app.mount(f"{prefix}/chat", build_chat(app, loader))
+    app.mount(f"{prefix}/chat", build_chat(app, loader, checkpoints))
     blocks = build(loader, lang, allow_urls=allow_urls)
     # Before `launch`, which is never called here, Gradio would copy any file of this machine that a request names.
     blocks.has_launched = True

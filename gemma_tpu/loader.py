@@ -46,12 +46,12 @@ class LoadStatus:
         return self.done / self.total if self.total else 0.0
 
 
-class _Closed(Exception):
+class _GivenUp(Exception):
     """Nobody wants the model any more."""
 
 
 class Loader:
-    """Loads the model once; thread-safe. `model` is None until it is ready.
+    """Loads a model once, or another in its place; thread-safe. `model` is None until it is ready.
 
     `report` is called with each status while it loads, on any thread. Without it a ValueError is logged; any other
     error always is.
@@ -64,15 +64,15 @@ class Loader:
         self._load = load
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._given_up = threading.Event()  # of the load that was started last
 
     def start(self) -> None:
         """Starts loading unless it has started already; retries after a failure."""
         with self._lock:
             if self.status.phase not in ("idle", "failed"):
                 return
-            self.status, self._closed = LoadStatus("starting"), False
-            self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+            self.status, self._given_up = LoadStatus("starting"), threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(self._given_up,), name="loader", daemon=True)
             self._thread.start()
 
     def wait(self, timeout: float | None = None) -> LoadStatus:
@@ -82,22 +82,42 @@ class Loader:
         return self.status
 
     def close(self) -> None:
-        """Closes the model. One that is being loaded is given up when it next reports progress."""
-        self._closed = True
+        """Closes the model; `start` loads it again. One that is being loaded is given up when it next reports progress.
+
+        That takes up to ten seconds, after which it is given up in the background.
+        """
+        given_up = self._given_up
+        given_up.set()
         self.wait(_GIVEN_UP)
-        model, self.model, self.status = self.model, None, LoadStatus()
+        with self._lock:
+            if self._given_up is not given_up:  # started again
+                return
+            model, self.model, self.status = self.model, None, LoadStatus()
         if model is not None:
             model.close()
 
-    def _run(self) -> None:
+    def switch(self, name: str, load: Load) -> None:
+        """Closes the model, and starts to load another."""
+        self.close()
+        with self._lock:
+            if self.status.phase == "idle":  # else somebody else was faster
+                self.name, self._load = name, load
+        self.start()
+
+    def _run(self, given_up: threading.Event) -> None:
+        def report(status: LoadStatus) -> None:
+            if given_up.is_set():
+                raise _GivenUp
+            self._set(status)
+
         start, model = time.monotonic(), None
         try:
-            model = self._load(lambda done, total: self._set(LoadStatus("reading", done, total)))
-            model.warmup(lambda step, done, total: self._set(LoadStatus("compiling", done, total, step)))
+            model = self._load(lambda done, total: report(LoadStatus("reading", done, total)))
+            model.warmup(lambda step, done, total: report(LoadStatus("compiling", done, total, step)))
         except Exception as error:  # shown by who asks for the status
             if model is not None:
                 model.close()
-            if self._closed:
+            if given_up.is_set():
                 return
             # The library's ValueErrors explain themselves.
             explained = isinstance(error, ValueError)
@@ -106,12 +126,16 @@ class Loader:
                 _LOG.error("loading %s failed: %s", self.name, said, exc_info=not explained)
             self._set(LoadStatus("failed", error=said))
         else:
-            self.model = model
-            self._set(LoadStatus("ready", seconds=time.monotonic() - start))
+            with self._lock:
+                if wanted := not given_up.is_set():
+                    self.model = model
+                    self.status = LoadStatus("ready", seconds=time.monotonic() - start)
+            if wanted:
+                self._set(self.status)
+            else:
+                model.close()
 
     def _set(self, status: LoadStatus) -> None:
-        if self._closed and status.busy:
-            raise _Closed
         self.status = status
         if self._report:
             self._report(status)

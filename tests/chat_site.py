@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ from playwright.sync_api import Browser, Locator, expect
 
 from demo.chat_page.app import build_chat
 from demo.chat_page.texts import CHAT_TEXTS
+from demo.checkpoints import Checkpoints
 from gemma_tpu import Loader
-from gemma_tpu.server import build_app
+from gemma_tpu.server import Server, build_app
 
 EXAMPLES = Path(__file__).parents[1] / "demo" / "examples"
 
@@ -25,11 +29,25 @@ def said(key: str, lang: str = "en", **values: object) -> str:
     return CHAT_TEXTS[key][("en", "zh").index(lang)].format(**values)
 
 
-def chat_app(loader: Loader, prefix: str = "/chat") -> fastapi.FastAPI:
+def chat_app(loader: Loader, checkpoints: Checkpoints | None = None) -> fastapi.FastAPI:
     """The Chat page alone, without Gradio."""
     app = build_app(loader)
-    app.mount(prefix, build_chat(app, loader))
+    app.mount("/chat", build_chat(app, loader, checkpoints))
     return app
+
+
+@contextlib.contextmanager
+def serve_chat(app: fastapi.FastAPI) -> Iterator[str]:
+    """The address of the Chat page."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(app, reloads=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/chat/"
+        server.should_exit = True
+        thread.join(WAIT / 1000)
 
 
 class Visitor:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
-import time
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from chat_site import EXAMPLES, Visitor, chat_app, said
-from demo_site import CHROMIUM, WAIT, proxy
+from chat_site import EXAMPLES, Visitor, chat_app, said, serve_chat
+from demo_site import CHROMIUM, proxy
 from playwright.sync_api import Browser, expect
 from small_models import gated
 
 import gemma_tpu
 from gemma_tpu import Loader
-from gemma_tpu.server import Server
+from gemma_tpu.cli.main import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 SHAPES = EXAMPLES / "shapes.png"
@@ -36,15 +36,8 @@ def chat(model: gemma_tpu.Model) -> Iterator[str]:
     loader = Loader("gemma3-demo", lambda progress: model)
     loader.start()
     assert loader.wait(600).phase == "ready"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(chat_app(loader))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/chat/"
-        server.should_exit = True
-        thread.join(WAIT / 1000)
+    with serve_chat(chat_app(loader)) as url:
+        yield url
 
 
 @pytest.fixture
@@ -351,6 +344,95 @@ def test_frames_of_a_video_that_was_dropped(visitor: Visitor) -> None:
     expect(visitor.page.locator(".composer .attached")).to_have_count(4)
 
 
+def test_the_same_answer_from_elsewhere(
+    visitor: Visitor, model: gemma_tpu.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What the page gives for Python, the command line and curl is run, and gives the page's answer."""
+    visitor.set(temperature=1.2, top_k=40, seed=3, max_tokens=30, system='Say "it" in $1 `word`.')
+    answer = visitor.ask('What\'s in the picture? 100% "sure" $HOME `x` \\n', SHAPES)
+    visitor.press("reproduce")
+    dialog = visitor.page.locator("dialog.programs")
+    with visitor.page.expect_download() as download:
+        dialog.get_by_role("button", name="picture-1.png").click()
+    download.value.save_as(tmp_path / "picture-1.png")
+    python, command, curl = dialog.locator("pre").all_inner_texts()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gemma_tpu, "load", lambda checkpoint: {"gemma3-demo": model}[checkpoint])
+    exec(python, {})
+    assert capsys.readouterr().out.strip() == answer
+    done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    address = f"{visitor.url.removesuffix('chat/')}v1"
+    assert address in curl
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip() == answer
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(command.replace(" -- ", " --max-context 1024 -- "))[1:]]) == 0
+    assert capsys.readouterr().out.strip() == answer
+
+
+def test_a_call_gets_its_result(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    tool["function"]["parameters"]["additionalProperties"] = False
+    visitor.page.click("[data-drawer=settings]")
+    visitor.page.locator(".panel summary").click()
+    visitor.page.fill("textarea[data-setting=tools]", json.dumps([tool]))
+    visitor.page.locator("[data-setting=must_call] input").check()
+    visitor.page.locator(".panel > header button").click()
+    visitor.begin("What time is it?")
+    call = visitor.page.locator(".call").first
+    expect(call.locator("code")).to_have_text("now({})")
+    visitor.ended()
+    visitor.page.click("[data-drawer=settings]")
+    visitor.page.locator("[data-setting=must_call] input").uncheck()
+    visitor.page.locator(".panel > header button").click()
+    for i in range(visitor.page.locator(".call").count()):
+        visitor.page.locator(".call textarea").nth(i).fill("noon")
+        visitor.page.locator(".call").nth(i).get_by_role("button").click()
+    expect(visitor.answers).to_have_count(2)
+    visitor.ended()
+    roles = [message["role"] for message in visitor.stored("messages")]
+    assert roles.count("tool") == roles.count("assistant") - 1 or "tool" in roles
+
+
+def test_a_turn_taken_back(visitor: Visitor) -> None:
+    visitor.ask("What is 12 + 30?")
+    visitor.ask("What is in the picture?", SHAPES)
+    visitor.press("undo")
+    expect(visitor.answers).to_have_count(1)
+    expect(visitor.page.locator(".composer textarea")).to_have_value("What is in the picture?")
+    expect(visitor.page.locator(".composer .attached")).to_have_count(1)
+    visitor.ask("What is 4 + 4?")
+    expect(visitor.page.locator("article.user").last.locator(".versions")).to_contain_text("2/2")
+
+
+def test_a_raw_prompt(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    visitor.ask("What is 12 + 30?")
+    visitor.page.click("[data-drawer=raw]")
+    panel = visitor.page.locator(".panel")
+    panel.get_by_role("button", name=said("raw_take")).click()
+    field = panel.locator("textarea")
+    expect(field).to_have_value(re.compile(r"^<start_of_turn>user\nWhat is 12 \+ 30\?<end_of_turn>"))
+    prompt = "<start_of_turn>user\nWho are you?<end_of_turn>\n<start_of_turn>model\nI"
+    field.fill(prompt)
+    panel.get_by_role("button", name=said("raw_go")).click()
+    expect(panel.locator("[role=status]")).to_contain_text("token")
+    expected = model.generate("Who are you?", max_new_tokens=200)
+    assert field.input_value().startswith(prompt)
+    assert field.input_value().removeprefix(prompt[:-1]) == expected.text
+
+
+def test_twenty_visitors_at_once(browser: Browser, chat: str, model: gemma_tpu.Model) -> None:
+    visitors = [Visitor(browser, chat, width=500, height=600) for _ in range(20)]
+    sums = [(3 + i, 40 - i) for i in range(20)]
+    for visitor, (a, b) in zip(visitors, sums, strict=True):
+        visitor.begin(f"What is {a} + {b}?")
+    for visitor, (a, b) in zip(visitors, sums, strict=True):
+        expect(visitor.answers).to_have_count(1)
+        assert visitor.ended() == model.generate(f"What is {a} + {b}?").text
+        visitor.close()
+
+
 def test_what_is_inside(visitor: Visitor, model: gemma_tpu.Model) -> None:
     visitor.ask("What is in the picture?", SHAPES)
     visitor.page.click("[data-drawer=inside]")
@@ -417,7 +499,8 @@ def test_a_phone_in_chinese(browser: Browser, chat: str) -> None:
     page.locator(".token").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     small = page.evaluate(
-        """() => [...document.querySelectorAll("button, a")].filter((e) => e.checkVisibility() && !e.matches(".token, .chip-state, .attached *"))
+        """() => [...document.querySelectorAll("button, a")]
+        .filter((e) => e.checkVisibility() && !e.matches(".token, .chip-state, .attached *"))
         .map((e) => [e.getAttribute("aria-label") ?? e.textContent, e.getBoundingClientRect()])
         .filter(([, r]) => r.height < 38 || r.width < 38).map(([name]) => name)"""
     )

@@ -2,7 +2,9 @@
 
 GET  /             the page
 GET  /status       what is loaded, and how busy it is
-POST /load         starts loading; /cancel gives a load up, /unload frees the model
+POST /load         starts loading, what the page was started with or another checkpoint of those it may load
+POST /unload       frees the model, or gives up its loading
+POST /plan         what `gemma-tpu plan` predicts for a TPU slice
 POST /seen         the pictures as the model sees them
 POST /api/…        the server's own endpoint at that path, for this page
 """
@@ -15,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import fastapi
+import pydantic
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.chat_page.plan import SLICES, PlanRequest, predict
 from demo.chat_page.seen import SeenRequest, seen
 from demo.chat_page.status import status
 from demo.chat_page.texts import CHAT_TEXTS
+from demo.checkpoints import Checkpoints
 from demo.texts import LANGUAGES, explain
-from gemma_tpu import Loader
+from gemma_tpu import Loader, Model
 
 _STATIC = Path(__file__).parent / "static"
 _EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -49,8 +54,15 @@ _POLICY = "; ".join(
 )
 
 
-def build_chat(server: ASGIApp, loader: Loader) -> ASGIApp:
-    """`server` answers the page's requests (`gemma_tpu.server.build_app`), with the model of `loader`."""
+class LoadRequest(pydantic.BaseModel):
+    checkpoint: str | None = None
+
+
+def build_chat(server: ASGIApp, loader: Loader, checkpoints: Checkpoints | None = None) -> ASGIApp:
+    """`server` answers the page's requests (`gemma_tpu.server.build_app`), with the model of `loader`.
+
+    With `checkpoints`, which have that loader, visitors may load another, unload it, and ask for plans.
+    """
     app = fastapi.FastAPI(title="gemma_tpu chat", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/")
@@ -61,29 +73,54 @@ def build_chat(server: ASGIApp, loader: Loader) -> ASGIApp:
     async def icon() -> FileResponse:
         return FileResponse(_ICON)
 
+    choices = {"checkpoints": checkpoints.names, "slices": SLICES} if checkpoints else {}
+
     @app.get("/status")
     async def now() -> dict[str, Any]:
-        return status(loader)
+        return {**status(loader), **choices}
 
     @app.post("/load")
-    async def load() -> dict[str, Any]:
-        loader.start()
-        return status(loader)
+    async def load(request: LoadRequest) -> dict[str, Any]:
+        if request.checkpoint is None:
+            loader.start()
+        elif checkpoints:
+            await asyncio.to_thread(checkpoints.choose, request.checkpoint)
+        else:
+            raise ValueError("this server keeps its checkpoint")
+        return await now()
+
+    @app.post("/unload")
+    async def unload() -> dict[str, Any]:
+        if not checkpoints:
+            raise ValueError("this server keeps its checkpoint")
+        await asyncio.to_thread(checkpoints.unload)
+        return await now()
+
+    @app.post("/plan")
+    async def plan(request: PlanRequest) -> dict[str, Any]:
+        if not checkpoints:
+            raise ValueError("this server makes no plans")
+        return await predict(loader.name, request.topology, _ready(loader).deployment.context)
 
     @app.post("/seen")
-    async def look(request: SeenRequest) -> JSONResponse:
-        if (model := loader.model) is None:
-            return JSONResponse({"error": "the model is not loaded"}, 503)
-        try:
-            return JSONResponse(await asyncio.to_thread(seen, model, request))
-        except ValueError as error:
-            return JSONResponse({"error": explain(error)}, 400)
+    async def look(request: SeenRequest) -> dict[str, Any]:
+        return await asyncio.to_thread(seen, _ready(loader), request)
+
+    @app.exception_handler(ValueError)
+    async def refuse(_: fastapi.Request, error: ValueError) -> JSONResponse:
+        return JSONResponse({"error": explain(error)}, 400)
 
     for path in _FORWARDED:
         app.router.routes.append(Route(f"/api/{path}", _Forward(server, f"/{path}")))
     app.router.routes.append(Mount("/static", StaticFiles(directory=_STATIC)))
     app.router.routes.append(Mount("/examples", StaticFiles(directory=_EXAMPLES)))
     return _Guard(app)
+
+
+def _ready(loader: Loader) -> Model:
+    if loader.model is None:
+        raise ValueError("the model is not loaded")
+    return loader.model
 
 
 def page_html() -> str:

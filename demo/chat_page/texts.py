@@ -33,6 +33,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "chat": ("Chat", "聊天"),
     "you": ("You", "您"),
     "model": ("Gemma", "Gemma"),
+    "must_call": ("The answer has to be a call", "回答必须是函数调用"),
     # The frame.
     "conversations": ("Conversations", "对话列表"),
     "new": ("New conversation", "新对话"),
@@ -59,6 +60,37 @@ _OWN: dict[str, tuple[str, str]] = {
     "close": ("Close", "关闭"),
     "cancel": ("Cancel", "取消"),
     "keys": ("Enter sends, Shift+Enter starts a new line, Esc stops", "Enter 发送，Shift+Enter 换行，Esc 停止"),
+    # The model.
+    "model_dialog": ("The model", "模型"),
+    "load": ("Load", "加载"),
+    "unload": ("Unload", "卸载"),
+    "cancel_load": ("Cancel loading", "取消加载"),
+    "other_checkpoints": ("Load another in its place, for everyone:", "换成其他检查点（对所有人生效）："),
+    "unload_about": ("Answers that are being written end.", "正在生成的回答会中断。"),
+    "plan": ("On a TPU slice", "在 TPU 切片上"),
+    "plan_about": (
+        "What the TPU’s compiler predicts for this checkpoint, one answer at a time. It takes a minute or more.",
+        "TPU 编译器对此检查点的预测（一次一个回答），需要一分钟以上。",
+    ),
+    "plan_ask": ("Ask the compiler", "询问编译器"),
+    "planning": ("The compiler is at work…", "编译器正在运行…"),
+    "measured": ("measured here", "此处实测"),
+    "predicted": ("{slice}, by the compiler", "{slice}，按编译器"),
+    "roofline": ("{slice}, at the limit of its memory or matrix unit", "{slice}，达到内存或矩阵单元的极限时"),
+    "plan_memory": ("memory of a device", "单个设备的内存"),
+    "plan_unfit": ("It does not fit on {slice}: {total} of {capacity}.", "{slice} 放不下：{total} / {capacity}。"),
+    "per_second": ("{speed} tokens/s", "{speed} token/秒"),
+    "not_measured": ("ask something first", "请先提问"),
+    # A prompt without the chat's format.
+    "raw": ("Raw prompt", "原始提示"),
+    "raw_about": (
+        "The model goes on with this text as it is, control tokens included. No pictures here.",
+        "模型按原样续写此文本，包括控制 token。此处不支持图片。",
+    ),
+    "raw_take": ("Take the conversation’s", "取自当前对话"),
+    "raw_pictures": ("The conversation has pictures, which text cannot hold.", "对话含有图片，无法用文本表示。"),
+    "raw_go": ("Go on", "续写"),
+    "undo": ("Take the last turn back", "撤回最后一轮"),
     # The prompt.
     "camera": ("Camera", "摄像头"),
     "stop_answer": ("Stop", "停止"),
@@ -129,13 +161,8 @@ _OWN: dict[str, tuple[str, str]] = {
     "probabilities": ("Record the probabilities of tokens", "记录各 token 的概率"),
     "forms": ("JSON and functions", "JSON 与函数"),
     "schema": ("JSON schema that the answer follows", "回答须遵循的 JSON 模式"),
-    "schema_hint": ('{"type": "object", "properties": {"colour": {"type": "string"}}}',) * 2,
     "schema_object": ("A schema is a JSON object.", "模式应为 JSON 对象。"),
     "tools": ("Functions that the model may call", "模型可调用的函数"),
-    "tools_hint": (
-        '[{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]',
-    )
-    * 2,
     "tools_list": ("Functions are a JSON list.", "函数应为 JSON 列表。"),
     "not_json": ("Not JSON: {error}", "不是 JSON：{error}"),
     # Inside.

@@ -45,7 +45,7 @@ export async function getStatus() {
   return response.json();
 }
 
-export const act = async (what) => (await post(what)).json();
+export const act = async (what, body) => (await post(what, body)).json();
 export const seen = async (picture, panAndScan) => (await post("seen", { picture, pan_and_scan: panAndScan })).json();
 export const tokenize = async (body, signal) => (await post("api/tokenize", { ...body, return_token_strs: true }, signal)).json();
 
@@ -54,16 +54,18 @@ export async function* stream(path, body, signal) {
   const response = await post(`api/v1/${path}`, { ...body, stream: true, stream_options: STREAM }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let ended = false;
   try {
     for (;;) {
       const { done, value } = await reader.read();
+      if (done && ended) return;
       if (done) throw new Problem("the stream ended", "lost");
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
         const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-        if (data === "[DONE]") return;
-        if (!data) continue;
+        ended ||= data === "[DONE]";
+        if (!data || ended) continue;
         const chunk = JSON.parse(data);
         if (chunk.error) throw new Problem(chunk.error.message, chunk.error.code);
         yield chunk;

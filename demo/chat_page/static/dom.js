@@ -24,6 +24,7 @@ const ICONS = {
   edit: "M5 19l1-4L16 5l3 3L9 18z",
   again: "M5 12a7 7 0 1 0 2-5M5 4v4h4",
   go: "M7 5l8 7-8 7M18 5v14",
+  undo: "M9 14L4 9l5-5M4 9h10a5 5 0 0 1 0 10h-3",
   trash: "M5 7h14M10 7V5h4v2M7 7l1 12h8l1-12",
   left: "M14 6l-6 6 6 6",
   right: "M10 6l6 6-6 6",

@@ -34,7 +34,7 @@ export class Frame {
 
   translate() {
     document.title = `${say("chat")} · gemma_tpu`;
-    const drawers = Object.entries({ inside: "eye", settings: "sliders" });
+    const drawers = Object.entries({ raw: "code", inside: "eye", settings: "sliders" });
     const buttons = drawers.map(([name, drawn]) => iconButton(drawn, say(name), () => this.openPanel(name), { "data-drawer": name }));
     const codes = framed ? [] : LANGUAGES.filter((code) => code !== language);
     const languages = codes.map((code) => make("button", { type: "button", class: "quiet", lang: code, on: { click: () => setLanguage(code) } }, DATA.languages[code]));

@@ -4,6 +4,7 @@ import { make } from "./dom.js";
 import { seen, tokenize } from "./api.js";
 import { chatBody, dataUrl } from "./request.js";
 import { picturesOf } from "./store.js";
+import { Prediction } from "./prediction.js";
 import { count, say } from "./words.js";
 
 const SOFT = -1; // stands for a soft token of a picture
@@ -42,6 +43,7 @@ export class Inside {
     this.page = page;
     this.element = make("div", { class: "inside" });
     this.sections = {};
+    this.prediction = new Prediction(() => this.page.tree.path().findLast((message) => message.speed > 0)?.speed ?? null);
     this.lay();
   }
 
@@ -53,6 +55,9 @@ export class Inside {
     };
     this.element.replaceChildren(...["context", "pictures", "sequence", "machine"].map(section));
     this.shownFor = null;
+    this.machine = make("div");
+    this.prediction.translate();
+    this.sections.machine.append(this.machine, this.prediction.element);
     this.show();
   }
 
@@ -93,7 +98,8 @@ export class Inside {
       ...Object.entries(memory).map(([name, size]) => [say(`memory_${name}`), bytes(size)]),
       [say("memory_whole"), bytes(whole)],
     ];
-    this.sections.machine.replaceChildren(table(facts), make("p", { class: "hint" }, say("machine_about")));
+    this.machine.replaceChildren(table(facts), make("p", { class: "hint" }, say("machine_about")));
+    this.prediction.lay(this.page.status);
   }
 
   async showPictures(path, model) {

@@ -10,11 +10,13 @@
 //   inside     context, pictures, tokens, machine         markdown   an answer as nodes
 //   reproduce  the same answer from elsewhere             share      files and links of conversations
 
-import { act, getStatus, Problem } from "./api.js";
+import { getStatus, Problem } from "./api.js";
 import { write } from "./answering.js";
-import { Composer } from "./composer.js";
+import { Composer, fromParts } from "./composer.js";
 import { download, iconButton, make } from "./dom.js";
 import { Frame } from "./frame.js";
+import { ModelDialog } from "./model.js";
+import { RawPanel } from "./raw.js";
 import { contextParts, Inside } from "./inside.js";
 import { MessageView } from "./message.js";
 import { showPrograms } from "./reproduce.js";
@@ -72,9 +74,10 @@ class Page {
     this.frame = new Frame({
       sidebar: this.sidebar,
       composer: this.composer,
-      panels: { inside: this.inside, settings: this.panel },
-      events: { model: () => this.pressModel(), stop: () => this.stop(), example: (example) => this.fillExample(example) },
+      panels: { raw: new RawPanel(this), inside: this.inside, settings: this.panel },
+      events: { model: () => this.model.open(this.status), stop: () => this.stop(), example: (example) => this.fillExample(example) },
     });
+    this.model = new ModelDialog((status) => this.changedStatus(status));
     onLanguage(() => this.translate());
   }
 
@@ -104,6 +107,7 @@ class Page {
   showStatus() {
     const model = this.status?.model;
     this.frame.showChip(this.status, this.lost);
+    this.model.show(this.status);
     this.frame.showFoot(model ? contextParts(this.tree.path(), model) : null, model?.context);
   }
 
@@ -136,11 +140,12 @@ class Page {
     this.composer.focus();
   }
 
-  // Loads the model, unless it is there.
-  async pressModel() {
-    if (!["idle", "failed"].includes(this.status.phase)) return;
-    this.status = await act("load");
+  changedStatus(status) {
+    const { phase, checkpoint } = this.status ?? {};
+    this.status = status;
+    if (status.phase === "ready" && (phase !== "ready" || checkpoint !== status.checkpoint)) this.ready();
     this.showStatus();
+    this.inside.show();
   }
 
   // ---- Settings
@@ -275,6 +280,15 @@ class Page {
     const settings = { ...message.settings, max_tokens: this.settings.max_tokens };
     message.written = 0;
     await this.write(message, settings);
+  }
+
+  // Takes the last turn back into the prompt. It stays, as a version of the question that is asked next.
+  undo() {
+    if (this.running.size) return this.frame.notice(say("busy"));
+    const question = this.tree.path().findLast((message) => message.role === "user");
+    this.composer.fill(fromParts(question.parts));
+    this.setLeaf(this.tree.messages.get(question.parent) ?? null);
+    this.composer.focus();
   }
 
   async goOnFrom(message, text) {
@@ -437,12 +451,9 @@ class Page {
 
   async poll() {
     try {
-      const before = this.status?.phase;
-      this.status = await getStatus();
+      const status = await getStatus();
       this.lost = false;
-      if (this.status.phase === "ready" && before !== "ready") this.ready();
-      this.showStatus();
-      this.inside.show();
+      this.changedStatus(status);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       this.lost = true;

@@ -89,6 +89,7 @@ export class MessageView {
       if (["length", "cancelled", "failed"].includes(message.finish) && message.text) found.push(button("go", "go_on", () => page.goOn(message)));
       found.push(iconButton("eye", say("tokens"), () => this.toggleTokens(), { class: "small", "aria-pressed": this.tokens !== null }));
       found.push(button("code", "reproduce", () => page.reproduce(message)));
+      if (message === page.tree.leaf) found.push(button("undo", "undo", () => page.undo()));
       if (message.pair) found.push(make("button", { type: "button", class: "quiet keep", on: { click: () => page.keep(message) } }, say("keep")));
     }
     return found.filter(Boolean);

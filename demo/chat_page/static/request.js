@@ -70,7 +70,10 @@ export function toFields(settings) {
     const schema = JSON.parse(settings.schema);
     fields.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
   }
-  if (settings.tools.trim()) fields.tools = JSON.parse(settings.tools);
+  if (settings.tools.trim()) {
+    fields.tools = JSON.parse(settings.tools);
+    if (settings.must_call) fields.tool_choice = "required";
+  }
   return fields;
 }
 

@@ -24,7 +24,7 @@ const FALLBACK = { max_tokens: 1024, temperature: 0, top_k: 64, top_p: 0.95, min
 export function defaultSettings(model) {
   const { max_new_tokens, ...rest } = model?.defaults ?? {};
   const numbers = { ...FALLBACK, ...rest, ...(max_new_tokens ? { max_tokens: Math.min(max_new_tokens, LONGEST) } : {}) };
-  return { ...numbers, seed: null, stop: [], system: "", pan_and_scan: false, drop_oldest: true, probabilities: true, tools: "", schema: "" };
+  return { ...numbers, seed: null, stop: [], system: "", pan_and_scan: false, drop_oldest: true, probabilities: true, tools: "", schema: "", must_call: false };
 }
 
 // What an answer is asked with: a seed is drawn here, so that the answer can be had again.
@@ -70,7 +70,7 @@ export class SettingsPanel {
       this.check("probabilities"),
       this.check("drop_oldest"),
       this.page.status?.model && !this.page.status.model.vision ? null : this.check("pan_and_scan"),
-      make("details", { open: Boolean(values.schema || values.tools) }, make("summary", {}, say("forms")), this.json("schema", 5), this.json("tools", 6)),
+      make("details", { open: Boolean(values.schema || values.tools) }, make("summary", {}, say("forms")), this.json("schema", 5), this.json("tools", 6), this.check("must_call")),
     ];
     this.element.replaceChildren(...rows.filter(Boolean));
     this.grey();
@@ -154,13 +154,17 @@ export class SettingsPanel {
       this.set(name, target.value);
       check();
     };
-    const area = make("textarea", { value: this.values[name], rows, spellcheck: false, class: "mono", placeholder: say(`${name}_hint`), "data-setting": name, on: { input } });
+    const area = make("textarea", { value: this.values[name], rows, spellcheck: false, class: "mono", placeholder: EXAMPLES[name], "data-setting": name, on: { input } });
     check();
     return make("label", { class: "field" }, make("span", { class: "name" }, say(name)), area, problem);
   }
 }
 
 const DATA_HINTS = ["temperature", "top_k", "min_p"];
+const EXAMPLES = {
+  schema: '{"type": "object", "properties": {"colour": {"type": "string"}}}',
+  tools: '[{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]',
+};
 
 // Why the text of `name` (schema or tools) cannot be used; null if it can.
 export function jsonProblem(name, text) {
