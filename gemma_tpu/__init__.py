@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.quantization import Quantization as Quantization
     from gemma_tpu.stream import AsyncTextStream as AsyncTextStream
     from gemma_tpu.stream import TextStream as TextStream
+    from gemma_tpu.teacher_forcing import AttentionMaps as AttentionMaps
     from gemma_tpu.text import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _HOME = {
     "gemma_tpu.options": ("Completion", "SamplingParams", "Timings", "TokenLogprob", "Usage"),
     "gemma_tpu.quantization": ("Quantization",),
     "gemma_tpu.stream": ("AsyncTextStream", "TextStream"),
+    "gemma_tpu.teacher_forcing": ("AttentionMaps",),
     "gemma_tpu.text": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

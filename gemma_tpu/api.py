@@ -26,13 +26,14 @@ from gemma_tpu.engine.ahead import Ahead
 from gemma_tpu.engine.engine import Engine
 from gemma_tpu.engine.request import Constraint, ImageInput, Request
 from gemma_tpu.engine.row_params import allowed_bits
-from gemma_tpu.engine.validate import check_length, check_logits
+from gemma_tpu.engine.validate import check_attention, check_length, check_logits
 from gemma_tpu.engine.warmup import Progress
 from gemma_tpu.model import Params
 from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import AsyncTextStream, TextStream, stop_watch
+from gemma_tpu.teacher_forcing import AttentionMaps, read_sequences
 from gemma_tpu.text import (
     GEMMA3,
     OPTIONS,
@@ -41,7 +42,6 @@ from gemma_tpu.text import (
     Prompt,
     Tokenizer,
     answer_text,
-    expand_images,
     read_tools,
 )
 
@@ -269,17 +269,31 @@ class Model:
         result 2 GiB; ValueError otherwise. A new length compiles, on the caller's thread; lengths are padded to powers
         of two for that.
         """
-        tokens = prompts.read_token_rows(tokens, self.config.vocab_size)
-        at = prompts.read_indices("positions", positions, tokens.shape[1])
-        check_logits(self.deployment, tokens.shape[1], len(tokens) * len(at))
-        expanded = [expand_images(row, self._num_soft_tokens, self._tokenizer) for row in tokens.tolist()]
-        markers = sum(len(row.starts) for row in expanded)
-        shown = [image for row in prompts.images_of_rows(images, len(tokens)) for image in row]
-        if len(shown) != markers:
-            raise ValueError(f"{markers} <start_of_image> in {len(tokens)} rows, {len(shown)} images")
-        inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(shown))
-        kept = np.array([row.kept for row in expanded], np.int32)
-        return self.engine.logits([row.tokens for row in expanded], kept[:, at], inputs)
+        given = tokens, images, positions, Reading(allow_urls=allow_urls)
+        sequences = read_sequences(self.deployment, self._tokenizer, *given, check_logits)
+        return self.engine.logits(sequences.rows, sequences.at, self.engine.image_inputs(sequences.images))
+
+    def attention(
+        self,
+        tokens: Any,
+        images: Images = None,
+        *,
+        positions: Any = None,
+        allow_urls: bool = False,
+    ) -> AttentionMaps:
+        """Where the attention of tokens went, teacher-forced: float32[B, K, L, N, S]. Arguments as of `logits`.
+
+        Each token is drawn from the logits of the one before it: what the model looked at when it wrote token t is the
+        attention of position t - 1. That of a `<start_of_image>` is that of the first token of its block.
+
+        A row may have as many tokens as the context, and the weights of all positions 2 GiB, both numbers padded to
+        powers of two; ValueError otherwise. A new pair of them compiles, on the caller's thread.
+        """
+        given = tokens, images, positions, Reading(allow_urls=allow_urls)
+        sequences = read_sequences(self.deployment, self._tokenizer, *given, check_attention)
+        inputs = self.engine.image_inputs(sequences.images)
+        weights = self.engine.attention(sequences.rows, sequences.at, inputs)
+        return AttentionMaps(weights, sequences.rows, sequences.at, sequences.image_starts, self._num_soft_tokens)
 
     def last_logits(self, messages: Sequence[Message]) -> jax.Array:
         """float32[V]: the logits of the first token of an answer to `messages`."""
@@ -297,26 +311,13 @@ class Model:
         """Soft tokens float32[I, soft, D] of one or several images in any form `generate` takes."""
         if not (given := prompts.as_list(images)):
             raise ValueError("no images given")
-        inputs = self._image_inputs(Reading(allow_urls=allow_urls).images(given))
+        inputs = self.engine.image_inputs(Reading(allow_urls=allow_urls).images(given))
         size = IMAGE_BATCHES[0]  # of each call, between which others go on
         batches = [self.engine.encode_images(inputs[i : i + size]) for i in range(0, len(inputs), size)]
         return jnp.stack([soft for batch in batches for soft in batch]).astype(jnp.float32)
 
-    def _image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
-        if not images:
-            return []
-        if self.config.vision is None:
-            raise ValueError("this model has no vision tower: it takes text only")
-        inputs = {image.digest: ImageInput(image, self.config.vision.image_size) for image in images}
-        for digest, made in inputs.items():
-            if not self.engine.knows_image(digest):
-                made.prepare()  # resized here, on the caller's thread, not on the engine's
-        for image in images:  # not before all are prepared: crops are cut from the same picture
-            image.release()
-        return [inputs[image.digest] for image in images]
-
     def _placed_inputs(self, prompt: Prompt) -> list[PlacedImage[ImageInput]]:
-        inputs = self._image_inputs([placed.image for placed in prompt.images])
+        inputs = self.engine.image_inputs([placed.image for placed in prompt.images])
         return [PlacedImage(placed.start, image) for placed, image in zip(prompt.images, inputs, strict=True)]
 
     def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:

@@ -24,7 +24,7 @@ ANSWER: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": ()}
 
 
 def answers(model: gemma_tpu.Model) -> dict[str, Any]:
-    """One of everything: text, a batch with images, a sampled answer, a conversation, logits, soft tokens."""
+    """One of everything: text, a batch with images, a sampled answer, a conversation, logits, attention, images."""
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(2))
     look = [{"role": "user", "content": [{"type": "image", "image": first}, {"type": "text", "text": "It?"}]}]
@@ -38,6 +38,7 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
     wishes = {"repetition_penalty": 1.5, "logit_bias": {71: 2}, "bad_words": [[70, 71]], "logprobs": 2}
     grammar = gemma_tpu.Grammar.regex("[a-z]{1,6}( [a-z]{2})?")
     asked = model.generate("Hello", temperature=1.0, seed=3, prompt_logprobs=1, grammar=grammar, **wishes, **ANSWER)
+    attention = model.attention([[2, 70, image, 80], [2, 71, 72, 73]], [[first], []], positions=[1, 3, 0])
     return {
         "text": model.generate("Hello", **ANSWER).tokens,
         "batch": [one.tokens for one in model.generate(["a", look, "some more words"], **ANSWER)],
@@ -45,6 +46,7 @@ def answers(model: gemma_tpu.Model) -> dict[str, Any]:
         "asked": [[one.token for one in asked.logprobs], len(asked.prompt_logprobs)],
         "chat": [again.tokens, again.usage.cached_tokens > 0],
         "logits": np.asarray(model.logits([[2, 70, image, 80], [2, 71, 72, 73]], [[first], []])).tolist(),
+        "attention": attention.weights.tolist(),
         "soft tokens": np.asarray(model.encode_images([second])).tolist(),
     }
 

@@ -18,7 +18,7 @@ from gemma_tpu.model import Params
 class SharedRunner(Runner):
     """What each process has of a runner that they share."""
 
-    _whole_logits = True
+    _whole = True
 
 
 def _open(held: Held, key: int, deployment: Deployment, options: dict[str, Any]) -> None:
@@ -67,6 +67,16 @@ class LeadingRunner(SharedRunner):
         with self._sent("compile_logits", *args):
             pass  # the others begin now; XLA for GPUs shares what it tries out between the processes that compile
         super().compile_logits(*args)
+
+    def attention(self, *args: Any) -> tuple[jax.Array, ...]:
+        with self._sent("attention", *args):
+            layers = super().attention(*args)
+        return tuple(weights.addressable_data(0) for weights in layers)
+
+    def compile_attention(self, *args: int) -> None:
+        with self._sent("compile_attention", *args):
+            pass  # as above
+        super().compile_attention(*args)
 
     def logprobs(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         with self._sent("logprobs", *args):

@@ -19,7 +19,7 @@ from gemma_tpu.engine.memory import CacheMemory
 from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.engine.scheduler import Occupancy, Scheduler
 from gemma_tpu.engine.step import Drawn, token_logprobs
-from gemma_tpu.engine.validate import check_logits, make_request, pad
+from gemma_tpu.engine.validate import check_attention, check_logits, make_request, pad, padded_count
 from gemma_tpu.engine.warmup import Progress, warmup_steps
 from gemma_tpu.engine.worker import Worker
 from gemma_tpu.model import Params
@@ -129,6 +129,24 @@ class Engine(Worker):
             self._ahead.stop()
         super().close()
 
+    def image_inputs(self, images: Sequence[Any]) -> list[ImageInput]:
+        """Pictures as the other calls take them, resized on this thread unless the device has their soft tokens.
+
+        ValueError without a vision tower.
+        """
+        self.check_open()
+        if not images:
+            return []
+        if (vision := self.deployment.config.vision) is None:
+            raise ValueError("this model has no vision tower: it takes text only")
+        inputs = {image.digest: ImageInput(image, vision.image_size) for image in images}
+        for digest, made in inputs.items():
+            if digest not in self._scheduler.images:
+                made.prepare()
+        for image in images:  # not before all are prepared: crops are cut from the same picture
+            image.release()
+        return [inputs[image.digest] for image in images]
+
     def encode_images(self, images: Sequence[ImageInput]) -> list[jax.Array]:
         """Soft tokens [soft, D] of each image."""
         return self._call(lambda: self._runner.soft_tokens(self._loop.encode(images)))
@@ -136,7 +154,7 @@ class Engine(Worker):
     def logits(self, rows: Sequence[Sequence[int]], kept: np.ndarray, images: Sequence[ImageInput] = ()) -> jax.Array:
         """float32[B, K, V] of rows of expanded tokens at positions int32[B, K], by the plain path."""
         self.check_open()
-        check_logits(self.deployment, max(map(len, rows)), kept.size)
+        check_logits(self.deployment, len(rows), max(map(len, rows)), kept.shape[1])
         tokens, lengths = pad(rows, len(images) * self.deployment.num_soft_tokens, self.deployment.context)
         compile_first = functools.partial(self._runner.compile_logits, len(rows), tokens.shape[1], kept.shape[1])
         logits, finite = self._whole(
@@ -146,6 +164,27 @@ class Engine(Worker):
         finite = np.asarray(finite)
         require_finite(finite, np.dtype(self.deployment.dtype))
         return logits
+
+    def attention(self, rows: Sequence[Sequence[int]], at: np.ndarray, images: Sequence[ImageInput] = ()) -> np.ndarray:
+        """float32[B, K, L, N, S]: attention weights of the queries int32[B, K] of rows of expanded tokens.
+
+        S is the longest row; by the plain path.
+        """
+        self.check_open()
+        S, (B, K) = max(map(len, rows)), at.shape
+        check_attention(self.deployment, B, S, K)
+        tokens, lengths = pad(rows, len(images) * self.deployment.num_soft_tokens, self.deployment.context)
+        at = np.pad(at, ((0, 0), (0, padded_count(K) - K)))
+        layers = self._whole(
+            lambda: self._runner.compile_attention(B, tokens.shape[1], at.shape[1], len(images)),
+            lambda: self._runner.attention(tokens, lengths, at, self._loop.encode(images)),
+        )
+        weights = np.empty((B, K, len(layers), self.deployment.config.num_heads, S), np.float32)
+        for i, layer in enumerate(layers):
+            weights[:, :, i] = np.asarray(layer)[:, :K, :, :S]
+        finite = np.isfinite(weights.sum(axis=-1)).all(axis=(1, 2, 3))
+        require_finite(finite, np.dtype(self.deployment.dtype))
+        return weights
 
     def prompt_logprobs(
         self, prompt: Sequence[int], images: Sequence[ImageInput], top: int
@@ -175,8 +214,3 @@ class Engine(Worker):
             if (explained := self._runner.explained(error)) is error:
                 raise
             raise explained from error
-
-    def knows_image(self, digest: bytes) -> bool:
-        """Whether the soft tokens of an image are at hand, so that its pixels are not needed."""
-        self.check_open()
-        return digest in self._scheduler.images

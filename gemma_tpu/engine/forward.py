@@ -9,14 +9,16 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma_tpu.config import SOFT_TOKEN, GemmaConfig
 from gemma_tpu.model import Params, text_model, vision_model
 from gemma_tpu.model.transformer import AttendLayer, Capture
-from gemma_tpu.ops.masks import attend, attention_mask
+from gemma_tpu.ops.masks import Queries, attend, attention_mask
 
 AnyArray = jax.Array | np.ndarray  # where a caller may hold either
+# Is shown a layer's queries, keys and mask, layer by layer.
+Watch = Callable[[Queries, Float[Array, "B K S H"], Bool[Array, "B T S"]], None]
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
@@ -32,7 +34,11 @@ def number_soft_tokens(tokens: np.ndarray) -> np.ndarray:
 
 
 def self_attention(
-    config: GemmaConfig, positions: Int[Array, "B T"], lengths: Int[Array, "B"], image: Int[Array, "B T"]
+    config: GemmaConfig,
+    positions: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    image: Int[Array, "B T"],
+    watch: Watch | None = None,
 ) -> AttendLayer:
     """Every token attends within its own row alone. `image` is 0 for text, else one id per image."""
     token = jnp.arange(positions.shape[1])
@@ -43,7 +49,10 @@ def self_attention(
     }
 
     def attend_layer(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return attend(query, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), masks[config.layers[layer].window])
+        key, value, mask = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), masks[config.layers[layer].window]
+        if watch:
+            watch(query, key, mask)
+        return attend(query, key, value, mask)
 
     return attend_layer
 
@@ -62,6 +71,7 @@ def hidden_states(
     soft_index: Int[Array, "B T"] | None = None,
     start: Int[Array, "B"] | Int[Array, ""] | int = 0,
     capture: Capture | None = None,
+    watch: Watch | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states. Differentiable and traceable; `start` is the position of each row's first token."""
     model = text_model(config, params)
@@ -72,7 +82,7 @@ def hidden_states(
     else:
         image = image_ids(soft_index, soft_tokens.shape[1])
     x = model.embed(tokens, soft_tokens, soft_index)
-    return model(x, positions, self_attention(config, positions, lengths, image), capture=capture)
+    return model(x, positions, self_attention(config, positions, lengths, image, watch), capture=capture)
 
 
 def _forward(config: GemmaConfig, params: Params, *inputs: Any, capture: Capture | None = None) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.engine import programs, speculation
+from gemma_tpu.engine import attention_weights, programs, speculation
 from gemma_tpu.engine.forward import in_32_bits, number_soft_tokens
 from gemma_tpu.engine.row_params import mask_arrays, recent_tokens, row_params, token_counts
 from gemma_tpu.engine.step import Activate, Clear, Copy, Decode, Drawn, Encode, Prefill, Step
@@ -29,7 +29,7 @@ PAGES_OF_COPY = 64  # that one call copies
 class Runner:
     """One model on a mesh. To be `reset` before anything else, and called by one thread at a time."""
 
-    _whole_logits = False  # whether each process of a mesh is to have all of them
+    _whole = False  # whether each process of a mesh is to have all of what is for a caller
 
     def __init__(self, deployment: Deployment, params: Params, *, max_steps: int) -> None:
         # The decoder's programs and the vision tower's each take only their own arrays: fewer to hand over at a call.
@@ -90,14 +90,32 @@ class Runner:
         soft = tuple(self._soft_tokens[digest] for digest in images)
         args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens))
         x = programs.whole_sequences(*args, **self._static)
-        return programs.head(self._text_params, x, kept, whole=self._whole_logits, **self._static)
+        return programs.head(self._text_params, x, kept, whole=self._whole, **self._static)
 
     @in_32_bits
     def compile_logits(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
         """Compiles what `logits` of B × T tokens at B × K positions runs. From any thread."""
         x = self._compile_sequences(rows, tokens, images)
         args = (x, jax.ShapeDtypeStruct((rows, kept), np.int32))
-        programs.head.lower(self._abstract_params, *args, whole=self._whole_logits, **self._static).compile()
+        programs.head.lower(self._abstract_params, *args, whole=self._whole, **self._static).compile()
+
+    @in_32_bits
+    def attention(
+        self, tokens: np.ndarray, lengths: np.ndarray, at: np.ndarray, images: Sequence[bytes], /
+    ) -> tuple[jax.Array, ...]:
+        """Of each layer float32[B, K, N, T]: the plain path's attention weights at positions int32[B, K].
+
+        Arguments as of `logits`.
+        """
+        soft = tuple(self._soft_tokens[digest] for digest in images)
+        args = (self._text_params, tokens, lengths, soft, number_soft_tokens(tokens), at)
+        return attention_weights.attention(*args, whole=self._whole, **self._static)
+
+    @in_32_bits
+    def compile_attention(self, rows: int, tokens: int, kept: int, images: int, /) -> None:
+        """Compiles what `attention` of B × T tokens at B × K positions runs. From any thread."""
+        args = (*self._abstract_sequences(rows, tokens, images), jax.ShapeDtypeStruct((rows, kept), np.int32))
+        attention_weights.attention.lower(*args, whole=self._whole, **self._static).compile()
 
     @in_32_bits
     def logprobs(
@@ -118,12 +136,19 @@ class Runner:
 
     def _compile_sequences(self, rows: int, tokens: int, images: int) -> jax.ShapeDtypeStruct:
         """Compiles `programs.whole_sequences`; returns what that gives."""
+        programs.whole_sequences.lower(*self._abstract_sequences(rows, tokens, images), **self._static).compile()
+        return self._on_all((rows, tokens, self._deployment.config.embed_dim))
+
+    def _abstract_sequences(self, rows: int, tokens: int, images: int) -> tuple[Any, ...]:
+        """Parameters and whole sequences, as the programs take them that read those."""
         d, shape = self._deployment, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-        whole, D = NamedSharding(d.mesh, PartitionSpec()), d.config.embed_dim
-        image = jax.ShapeDtypeStruct((d.num_soft_tokens, D), d.dtype, sharding=whole)
-        args = (shape((rows, tokens)), shape((rows,)), (image,) * images, shape((rows, tokens)))
-        programs.whole_sequences.lower(self._abstract_params, *args, **self._static).compile()
-        return jax.ShapeDtypeStruct((rows, tokens, D), d.dtype, sharding=whole)
+        image = self._on_all((d.num_soft_tokens, d.config.embed_dim))
+        return (self._abstract_params, shape((rows, tokens)), shape((rows,)), (image,) * images, shape((rows, tokens)))
+
+    def _on_all(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        """Of an array that is whole on every device."""
+        whole = NamedSharding(self._deployment.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, self._deployment.dtype, sharding=whole)
 
     def wait(self) -> None:
         """Until the device has done what it was told."""

@@ -16,7 +16,7 @@ from gemma_tpu.engine.request import Constraint, ImageInput, Request, StopWatch
 from gemma_tpu.options import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, SamplingParams
 from gemma_tpu.picture import PlacedImage
 
-MAX_BYTES = 2 << 30  # of the logits that one call returns: 2,048 tokens over the vocabulary of the released models
+MAX_BYTES = 2 << 30  # that one call returns: logits of 2,048 tokens over the vocabulary of the released models
 
 
 def make_request(
@@ -92,24 +92,45 @@ def _not_ids(tokens: Iterable[object], vocab_size: int) -> list[object]:
     return [token for token in tokens if not is_id(token)]
 
 
-def check_logits(deployment: Deployment, tokens: int, positions: int) -> None:
-    """ValueError for rows of more tokens than the context holds, or logits at more positions (of all rows) than fit."""
-    context, vocab_size = deployment.context, deployment.config.vocab_size
-    if tokens > context:
+def check_logits(deployment: Deployment, rows: int, tokens: int, kept: int) -> None:
+    """ValueError for rows of more tokens than the context holds, or logits at more positions of each than fit."""
+    _check_sequences(deployment, tokens)
+    nbytes = rows * kept * deployment.config.vocab_size * 4
+    _check_size(f"logits of {rows * kept:,} tokens", nbytes, "give fewer rows, or only the positions that are wanted")
+
+
+def check_attention(deployment: Deployment, rows: int, tokens: int, kept: int) -> None:
+    """`check_logits` for attention weights, with the padding that they have on the device."""
+    _check_sequences(deployment, tokens)
+    config, T = deployment.config, sequence_length(tokens, deployment.context)
+    nbytes = rows * padded_count(kept) * config.num_layers * config.num_heads * T * 4
+    said = f"attention weights of {rows * kept:,} tokens in {config.num_layers} layers of {config.num_heads} heads"
+    _check_size(f"{said}, onto up to {T:,} tokens,", nbytes, "give fewer positions, fewer rows, or shorter ones")
+
+
+def _check_sequences(deployment: Deployment, tokens: int) -> None:
+    if tokens > (context := deployment.context):
         raise ValueError(
             f"a row has {tokens:,} tokens with its images, and the context holds {context:,}: shorten it, or load "
             "the model with a larger max_context"
         )
-    if (nbytes := positions * vocab_size * 4) > MAX_BYTES:
+
+
+def _check_size(what: str, nbytes: int, way_out: str) -> None:
+    if nbytes > MAX_BYTES:
         raise ValueError(
-            f"the logits of {positions:,} tokens are {nbytes / 1e9:.1f} GB, and one call returns at most "
-            f"{MAX_BYTES / 1e9:.1f} GB: give fewer rows, or only the positions that are wanted"
+            f"the {what} are {nbytes / 1e9:.1f} GB, and one call returns at most {MAX_BYTES / 1e9:.1f} GB: {way_out}"
         )
+
+
+def padded_count(count: int) -> int:
+    """The next power of two: of arrays whose every size is a program, there are then few."""
+    return 1 << (count - 1).bit_length()
 
 
 def sequence_length(tokens: int, max_context: int) -> int:
     """Tokens that whole sequences are padded to for the plain path: 64, 128, 256 …, at most the context."""
-    return min(max_context, max(64, 1 << (tokens - 1).bit_length()))
+    return min(max_context, max(64, padded_count(tokens)))
 
 
 def pad(

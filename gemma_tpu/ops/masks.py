@@ -22,11 +22,18 @@ def attend(
 ) -> Queries:
     """Softmax attention; scores and softmax in float32. A query whose mask is empty gets the mean of all values."""
     B, T, K, G, H = query.shape
+    encoded = einsum("bkqs,bksh->bkqh", attention_weights(query, key, mask).astype(value.dtype), value)
+    return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
+
+
+def attention_weights(
+    query: Queries, key: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B K Q S"]:
+    """Of each key for each query, in float32: the softmax of the scores of those that the mask lets through."""
+    B, T, K, G, _ = query.shape
     scores = einsum("bkqh,bksh->bkqs", by_head(query), key, dtype=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
-    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    encoded = einsum("bkqs,bksh->bkqh", probs, value)
-    return jnp.moveaxis(encoded.reshape(B, K, G, T, H), 3, 1)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def by_head(query: Queries) -> Float[Array, "B K Q H"]:
