@@ -33,7 +33,7 @@ from gemma_tpu.options import Completion, SamplingParams
 from gemma_tpu.picture import PlacedImage
 from gemma_tpu.prompts import Images, Message, PlainPrompt, Reading, SinglePrompt
 from gemma_tpu.stream import AsyncTextStream, TextStream, stop_watch
-from gemma_tpu.teacher_forcing import AttentionMaps, read_sequences
+from gemma_tpu.teacher_forcing import AttentionMaps, of_prompt, read_sequences
 from gemma_tpu.text import (
     GEMMA3,
     OPTIONS,
@@ -280,8 +280,13 @@ class Model:
         *,
         positions: Any = None,
         allow_urls: bool = False,
+        continue_final: bool = False,
+        pan_and_scan: bool = False,
     ) -> AttentionMaps:
         """Where the attention of tokens went, teacher-forced: float32[B, K, L, N, S]. Arguments as of `logits`.
+
+        A list of messages is one row, in the chat format as `generate` takes them; `positions` are then of its tokens
+        with its images, of which -1 is the last, and the last two arguments are as there.
 
         Each token is drawn from the logits of the one before it: what the model looked at when it wrote token t is the
         attention of position t - 1. That of a `<start_of_image>` is that of the first token of its block.
@@ -289,8 +294,14 @@ class Model:
         A row may have as many tokens as the context, and the weights of all positions 2 GiB, both numbers padded to
         powers of two; ValueError otherwise. A new pair of them compiles, on the caller's thread.
         """
-        given = tokens, images, positions, Reading(allow_urls=allow_urls)
-        sequences = read_sequences(self.deployment, self._tokenizer, *given, check_attention)
+        reading = Reading(pan_and_scan=pan_and_scan, allow_urls=allow_urls, continue_final=continue_final)
+        if prompts.are_messages(tokens):
+            sequences = of_prompt(self._render(list(tokens), images, reading), positions)
+        elif continue_final or pan_and_scan:
+            raise ValueError("continue_final and pan_and_scan go with messages")
+        else:
+            given = tokens, images, positions, reading
+            sequences = read_sequences(self.deployment, self._tokenizer, *given, check_attention)
         inputs = self.engine.image_inputs(sequences.images)
         weights = self.engine.attention(sequences.rows, sequences.at, inputs)
         return AttentionMaps(weights, sequences.rows, sequences.at, sequences.image_starts, self._num_soft_tokens)

@@ -73,9 +73,13 @@ def read_prompt(prompt: Any) -> PlainPrompt:
     return elements if isinstance(elements[0], Mapping) else [int(token) for token in elements]
 
 
+def are_messages(given: Any) -> bool:
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], Mapping)
+
+
 def read_messages(messages: Any) -> list[Message]:
     """A conversation. ValueError for what is none."""
-    if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[0], Mapping):
+    if not are_messages(messages):
         raise ValueError(f"messages must be a list of messages, got {brief(messages)}")
     return list(messages)
 

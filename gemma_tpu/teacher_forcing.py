@@ -15,7 +15,7 @@ from gemma_tpu.checks import check_integer
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.picture import Picture
 from gemma_tpu.prompts import Reading
-from gemma_tpu.text import Tokenizer, expand_images
+from gemma_tpu.text import Prompt, Tokenizer, expand_images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +52,13 @@ def read_sequences(
         raise ValueError(f"{markers} <start_of_image> in {B} rows, {len(shown)} images")
     kept = np.array([row.kept for row in expanded], np.int32)
     return Sequences([row.tokens for row in expanded], kept[:, chosen], starts, reading.images(shown))
+
+
+def of_prompt(prompt: Prompt, positions: Any) -> Sequences:
+    """One row; `positions` are of its tokens with its images."""
+    at = prompts.read_indices("positions", positions, len(prompt.tokens))
+    starts, images = [placed.start for placed in prompt.images], [placed.image for placed in prompt.images]
+    return Sequences([prompt.tokens], at[None], [starts], images)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -341,3 +341,23 @@ def test_damaged_weights_are_an_error() -> None:
     params["embedder.table"] = params["embedder.table"].at[97].set(jnp.nan)  # a token of the second row alone
     with make_model(params=params) as model, pytest.raises(NotFiniteError, match="in row 1"):
         model.attention(TOKENS, IMAGES)
+
+
+def test_a_conversation_is_written_as_for_an_answer(model: gemma_tpu.Model) -> None:
+    """What it gives for the text so far is what the ids give that `generate` reads."""
+    question = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Hello"}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "a b"}]
+    given = model.attention(messages, positions=[-1, 3], continue_final=True)
+    (tokens,) = given.tokens
+    soft = model.config.vision.num_soft_tokens
+    (start,) = given.image_starts[0]
+    assert tokens[start : start + soft] == [-1] * soft
+    usage = model.generate(messages, continue_final=True, max_new_tokens=1).usage
+    assert len(tokens) == usage.prompt_tokens
+    assert given.queries.tolist() == [[len(tokens) - 1, 3]]
+    inputs = model.engine.image_inputs([gemma_tpu.picture.Picture.of(PICTURE)])
+    np.testing.assert_allclose(given.weights, model.engine.attention([tokens], given.queries, inputs), rtol=1e-6)
+    with pytest.raises(ValueError, match="go with messages"):
+        model.attention(TOKENS, IMAGES, continue_final=True)
+    with pytest.raises(ValueError, match="positions"):
+        model.attention(messages, positions=[len(tokens) + 1], continue_final=True)

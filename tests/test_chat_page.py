@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from chat_site import EXAMPLES, Visitor, chat_app, said, serve_chat
 from demo_site import CHROMIUM, proxy
@@ -445,6 +446,30 @@ def test_what_is_inside(visitor: Visitor, model: gemma_tpu.Model) -> None:
     used = model.generate(about("What is in the picture?", SHAPES)).usage
     assert int(context[0]) == used.prompt_tokens + used.completion_tokens - 256
     expect(panel.locator("[data-section=machine]")).to_contain_text("CPU", ignore_case=True)
+
+
+def test_where_the_model_looked(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    answer = visitor.ask("What is in the picture?", SHAPES)
+    assert answer.startswith("A red circle, a blue star")
+    visitor.press("tokens")
+    tokens = visitor.answers.locator(".token")
+    star = next(i for i, text in enumerate(tokens.all_inner_texts()) if text.strip() == "star")
+    before = "".join(tokens.all_inner_texts()[:star])
+    tokens.nth(star).click()
+    visitor.page.get_by_role("button", name=said("look")).click()
+    dialog = visitor.page.locator("dialog.attention")
+    expect(dialog.locator("h2")).to_have_text(said("looked", token="star"))
+    messages = [*about("What is in the picture?", SHAPES), {"role": "assistant", "content": before}]
+    square = model.attention(messages, positions=[-1], continue_final=True).on_image()[0].mean(axis=1)
+    layer = int(square.sum(axis=(1, 2)).argmax())
+    assert dialog.locator("select").input_value() == str(layer)
+    drawn = dialog.locator("canvas").evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data].filter((_, i) => i % 4 === 3)"
+    )
+    expected = 205 * (1 - np.sqrt(square[layer] / square[layer].max()))
+    np.testing.assert_allclose(np.reshape(drawn, (16, 16)), expected, atol=2)
+    shown = f"{100 * square[layer].sum():.0f} %"
+    expect(dialog.locator("[role=status]")).to_contain_text(shown)
 
 
 def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:

@@ -1,1 +1,1 @@
-"""The Chat tab: one page of its own at chat/, which talks to the server's OpenAI endpoints. Modules: see static/main.js."""
+"""The Chat tab: a page at chat/ that talks to the server's OpenAI endpoints. static/main.js lists its modules."""

@@ -6,6 +6,7 @@ POST /load         starts loading, what the page was started with or another che
 POST /unload       frees the model, or gives up its loading
 POST /plan         what `gemma-tpu plan` predicts for a TPU slice
 POST /seen         the pictures as the model sees them
+POST /attention    where in the pictures the model looked for a token
 POST /api/…        the server's own endpoint at that path, for this page
 """
 
@@ -24,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.chat_page.attention import AttentionRequest, attention
 from demo.chat_page.plan import SLICES, PlanRequest, predict
 from demo.chat_page.seen import SeenRequest, seen
 from demo.chat_page.status import status
@@ -103,8 +105,12 @@ def build_chat(server: ASGIApp, loader: Loader, checkpoints: Checkpoints | None 
         return await predict(loader.name, request.topology, _ready(loader).deployment.context)
 
     @app.post("/seen")
-    async def look(request: SeenRequest) -> dict[str, Any]:
+    async def view(request: SeenRequest) -> dict[str, Any]:
         return await asyncio.to_thread(seen, _ready(loader), request)
+
+    @app.post("/attention")
+    async def look(request: AttentionRequest) -> dict[str, Any]:
+        return await asyncio.to_thread(attention, _ready(loader), request)
 
     @app.exception_handler(ValueError)
     async def refuse(_: fastapi.Request, error: ValueError) -> JSONResponse:

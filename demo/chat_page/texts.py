@@ -142,6 +142,17 @@ _OWN: dict[str, tuple[str, str]] = {
     ),
     "go_on_from": ("Go on from here", "由此继续"),
     "drawn": ("drawn", "已选"),
+    "looked": ("Where the model looked for “{token}”", "生成“{token}”时模型看了哪里"),
+    "look_about": (
+        "The attention from which this token was drawn, the mean over the heads of a layer. "
+        "It is no explanation of the answer.",
+        "生成该 token 时的注意力，取一层中各头的平均值。这并不是对回答的解释。",
+    ),
+    "layer": ("Layer", "层"),
+    "layer_global": ("layer {layer}, sees all", "第 {layer} 层，全局"),
+    "layer_local": ("layer {layer}, sees its window", "第 {layer} 层，局部窗口"),
+    "all_layers": ("all layers, the mean", "所有层的平均"),
+    "look_shares": ("{pictures} % of it on pictures, {text} % on text", "图片占 {pictures} %，文本占 {text} %"),
     "look": ("Where in the pictures the model looked", "模型看了图片的哪里"),
     # Side by side.
     "compare": ("Two answers side by side", "并排显示两个回答"),
@@ -186,7 +197,8 @@ _OWN: dict[str, tuple[str, str]] = {
     "forgotten_label": ("oldest turns left out", "省略的最早对话轮数"),
     "no_pictures": ("This conversation has no pictures.", "此对话没有图片。"),
     "seen_about": (
-        "{width} × {height} pixels, shown to the model as {side} × {side}, which become {soft} soft tokens: one for each square.",
+        "{width} × {height} pixels, shown to the model as {side} × {side}, "
+        "which become {soft} soft tokens: one for each square.",
         "{width} × {height} 像素，模型看到的是 {side} × {side}，变为 {soft} 个软 token，每格一个。",
     ),
     "whole_picture": ("The whole picture", "整张图片"),

@@ -40,7 +40,11 @@ export async function write(message, path, settings, { signal, update }) {
       return finish(message.finish);
     } catch (error) {
       if (error.name === "AbortError") return finish("cancelled");
-      if (error.code === "context_length_exceeded" && message.forgotten + 1 < countQuestions(path) && settings.drop_oldest) {
+      if (
+        error.code === "context_length_exceeded" &&
+        message.forgotten + 1 < countQuestions(path) &&
+        settings.drop_oldest
+      ) {
         message.forgotten += 1;
         continue;
       }
@@ -68,7 +72,8 @@ export async function write(message, path, settings, { signal, update }) {
     }
     if (delta?.content) message.text += delta.content;
     if (delta?.reasoning_content) message.thinking = (message.thinking ?? "") + delta.reasoning_content;
-    for (const call of delta?.tool_calls ?? []) (message.calls ??= []).push({ id: call.id, type: "function", function: call.function });
+    for (const call of delta?.tool_calls ?? [])
+      (message.calls ??= []).push({ id: call.id, type: "function", function: call.function });
     for (const { token, logprob, bytes, top_logprobs } of logprobs?.content ?? []) {
       message.tokens.push([token, logprob, top_logprobs.map((other) => [other.token, other.logprob]), bytes.length]);
     }

@@ -30,13 +30,20 @@ async function post(path, body, signal) {
   } catch {} // not of the server: of a proxy
   const gone = [502, 503, 504].includes(response.status) && !found;
   if (gone) throw new Problem(`${response.status}`, "lost");
-  throw new Problem(found?.message ?? (typeof found === "string" ? found : text.slice(0, 200)), found?.code ?? "refused");
+  throw new Problem(
+    found?.message ?? (typeof found === "string" ? found : text.slice(0, 200)),
+    found?.code ?? "refused",
+  );
 }
 
 export async function getStatus() {
   let response;
   try {
-    response = await fetch("status", { cache: "no-store", headers: { "x-requested-with": "fetch" }, signal: AbortSignal.timeout(8000) });
+    response = await fetch("status", {
+      cache: "no-store",
+      headers: { "x-requested-with": "fetch" },
+      signal: AbortSignal.timeout(8000),
+    });
   } catch (error) {
     throw lost(error);
   }
@@ -47,7 +54,8 @@ export async function getStatus() {
 
 export const act = async (what, body) => (await post(what, body)).json();
 export const seen = async (picture, panAndScan) => (await post("seen", { picture, pan_and_scan: panAndScan })).json();
-export const tokenize = async (body, signal) => (await post("api/tokenize", { ...body, return_token_strs: true }, signal)).json();
+export const tokenize = async (body, signal) =>
+  (await post("api/tokenize", { ...body, return_token_strs: true }, signal)).json();
 
 // The chunks of a streamed answer. Problem("lost") if the stream ends before it is done.
 export async function* stream(path, body, signal) {
@@ -63,7 +71,11 @@ export async function* stream(path, body, signal) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
-        const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
+        const data = event
+          .split("\n")
+          .filter((line) => line.startsWith("data: "))
+          .map((line) => line.slice(6))
+          .join("\n");
         ended ||= data === "[DONE]";
         if (!data || ended) continue;
         const chunk = JSON.parse(data);

@@ -15,8 +15,19 @@ export class Composer {
     this.element = make("form", { class: "composer", on: { submit: (event) => this.submit(event) } });
     this.field = make("textarea", { rows: 1, on: { input: () => this.typed(), keydown: (event) => this.key(event) } });
     this.strip = make("div", { class: "strip" });
-    this.chooser = make("input", { type: "file", multiple: true, accept: "image/*,.heic,.heif,.avif,application/pdf,video/*", hidden: true, on: { change: () => this.choose() } });
-    this.shooter = make("input", { type: "file", accept: "image/*", hidden: true, on: { change: () => this.choose(this.shooter) } });
+    this.chooser = make("input", {
+      type: "file",
+      multiple: true,
+      accept: "image/*,.heic,.heif,.avif,application/pdf,video/*",
+      hidden: true,
+      on: { change: () => this.choose() },
+    });
+    this.shooter = make("input", {
+      type: "file",
+      accept: "image/*",
+      hidden: true,
+      on: { change: () => this.choose(this.shooter) },
+    });
     this.shooter.setAttribute("capture", "environment");
     this.extra = make("span", { class: "extra" }); // buttons of the page
     this.lay();
@@ -31,7 +42,18 @@ export class Composer {
     field.placeholder = say("prompt");
     field.setAttribute("aria-label", say("prompt"));
     this.sending = make("button", { class: "send", title: say("send"), "aria-label": say("send") }, icon("send"));
-    this.stopping = make("button", { type: "button", class: "send stop", hidden: true, title: say("stop_answer"), "aria-label": say("stop_answer"), on: { click: () => this.events.stop() } }, icon("stop"));
+    this.stopping = make(
+      "button",
+      {
+        type: "button",
+        class: "send stop",
+        hidden: true,
+        title: say("stop_answer"),
+        "aria-label": say("stop_answer"),
+        on: { click: () => this.events.stop() },
+      },
+      icon("stop"),
+    );
     const row = make(
       "div",
       { class: "row" },
@@ -151,7 +173,18 @@ export class Composer {
     this.strip.replaceChildren(
       ...this.pictures.map((id, i) => {
         const name = say("picture_number", { number: i + 1 });
-        const insert = make("button", { type: "button", class: "insert", title: say("insert"), "aria-label": `${name}: ${say("insert")}`, on: { click: () => this.insert(i + 1) } }, thumbnail(id, name), make("span", {}, String(i + 1)));
+        const insert = make(
+          "button",
+          {
+            type: "button",
+            class: "insert",
+            title: say("insert"),
+            "aria-label": `${name}: ${say("insert")}`,
+            on: { click: () => this.insert(i + 1) },
+          },
+          thumbnail(id, name),
+          make("span", {}, String(i + 1)),
+        );
         const drop = iconButton("close", `${say("remove")}: ${name}`, () => this.detach(i), { class: "small" });
         return make("div", { class: "attached" }, insert, drop);
       }),
@@ -207,14 +240,30 @@ function chooseFrames(name, seconds, room) {
   const most = Math.min(room, MOST);
   const value = Math.min(8, most);
   const label = make("output", {}, say("frames", { count: value }));
-  const range = make("input", { type: "range", min: 1, max: most, value, "aria-label": say("frames", { count: value }), on: { input: () => (label.textContent = say("frames", { count: range.value })) } });
+  const range = make("input", {
+    type: "range",
+    min: 1,
+    max: most,
+    value,
+    "aria-label": say("frames", { count: value }),
+    on: { input: () => (label.textContent = say("frames", { count: range.value })) },
+  });
   const dialog = make("dialog", { class: "choose", "aria-label": say("video") });
   return new Promise((resolve) => {
     const close = (count) => {
       resolve(count);
       dialog.remove();
     };
-    const buttons = make("div", { class: "buttons" }, make("button", { type: "button", on: { click: () => close(0) } }, say("cancel")), make("button", { type: "button", class: "primary", on: { click: () => close(Number(range.value)) } }, say("take")));
+    const buttons = make(
+      "div",
+      { class: "buttons" },
+      make("button", { type: "button", on: { click: () => close(0) } }, say("cancel")),
+      make(
+        "button",
+        { type: "button", class: "primary", on: { click: () => close(Number(range.value)) } },
+        say("take"),
+      ),
+    );
     dialog.append(make("p", {}, say("video_about", { name, seconds: seconds.toFixed(1) })), range, label, buttons);
     dialog.addEventListener("cancel", () => close(0));
     document.body.append(dialog);

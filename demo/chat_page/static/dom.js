@@ -42,7 +42,8 @@ const ICONS = {
 
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  for (const [key, value] of Object.entries({ viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }))
+    svg.setAttribute(key, value);
   const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
   path.setAttribute("d", ICONS[name]);
   svg.append(path);
@@ -51,7 +52,18 @@ export function icon(name) {
 
 // A button with an icon, whose name is for screen readers and the tooltip.
 export function iconButton(name, label, click, properties = {}) {
-  return make("button", { type: "button", title: label, "aria-label": label, on: { click }, ...properties, class: `icon-button ${properties.class ?? ""}` }, icon(name));
+  return make(
+    "button",
+    {
+      type: "button",
+      title: label,
+      "aria-label": label,
+      on: { click },
+      ...properties,
+      class: `icon-button ${properties.class ?? ""}`,
+    },
+    icon(name),
+  );
 }
 
 // Copies text, also where the page has no secure origin and so no clipboard API.
@@ -71,4 +83,5 @@ export function download(name, blob) {
 }
 
 // Random hexadecimal digits: crypto.randomUUID is missing where the origin is not secure.
-export const randomId = () => [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+export const randomId = () =>
+  [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -15,14 +15,24 @@ export class Frame {
     this.title = make("h1");
     this.chip = make("button", { type: "button", class: "chip-state", on: { click: () => events.model() } });
     this.column = make("div", { class: "column" });
-    this.log = make("div", { class: "log", role: "log", "aria-live": "off", tabIndex: 0, on: { scroll: () => this.scrolled() } }, this.column);
+    this.log = make(
+      "div",
+      { class: "log", role: "log", "aria-live": "off", tabIndex: 0, on: { scroll: () => this.scrolled() } },
+      this.column,
+    );
     this.toEnd = iconButton("down", say("to_end"), () => this.scrollToEnd(true), { class: "to-end", hidden: true });
     this.note = make("div", { class: "note" });
     this.foot = make("div", { class: "context" });
     this.side = make("aside", { class: "panel", hidden: true });
     this.backdrop = make("div", { class: "backdrop", on: { click: () => this.closeDrawers() } });
     this.bar = make("header", { class: "bar" });
-    this.main = make("main", {}, this.bar, this.log, make("div", { class: "bottom" }, this.toEnd, this.note, composer.element, this.foot));
+    this.main = make(
+      "main",
+      {},
+      this.bar,
+      this.log,
+      make("div", { class: "bottom" }, this.toEnd, this.note, composer.element, this.foot),
+    );
     document.addEventListener("keydown", (event) => this.key(event));
     onLanguage(() => this.translate());
   }
@@ -35,11 +45,39 @@ export class Frame {
   translate() {
     document.title = `${say("chat")} · gemma_tpu`;
     const drawers = Object.entries({ raw: "code", inside: "eye", settings: "sliders" });
-    const buttons = drawers.map(([name, drawn]) => iconButton(drawn, say(name), () => this.openPanel(name), { "data-drawer": name }));
+    const buttons = drawers.map(([name, drawn]) =>
+      iconButton(drawn, say(name), () => this.openPanel(name), { "data-drawer": name }),
+    );
     const codes = framed ? [] : LANGUAGES.filter((code) => code !== language);
-    const languages = codes.map((code) => make("button", { type: "button", class: "quiet", lang: code, on: { click: () => setLanguage(code) } }, DATA.languages[code]));
-    const own = framed ? make("a", { class: "icon-button", href: "./", target: "_blank", title: say("own_window"), "aria-label": say("own_window") }, icon("link")) : "";
-    this.bar.replaceChildren(iconButton("menu", say("conversations"), () => this.toggleSidebar()), this.title, this.chip, make("span", { class: "grow" }), ...languages, own, ...buttons);
+    const languages = codes.map((code) =>
+      make(
+        "button",
+        { type: "button", class: "quiet", lang: code, on: { click: () => setLanguage(code) } },
+        DATA.languages[code],
+      ),
+    );
+    const own = framed
+      ? make(
+          "a",
+          {
+            class: "icon-button",
+            href: "./",
+            target: "_blank",
+            title: say("own_window"),
+            "aria-label": say("own_window"),
+          },
+          icon("link"),
+        )
+      : "";
+    this.bar.replaceChildren(
+      iconButton("menu", say("conversations"), () => this.toggleSidebar()),
+      this.title,
+      this.chip,
+      make("span", { class: "grow" }),
+      ...languages,
+      own,
+      ...buttons,
+    );
     this.toEnd.title = say("to_end");
     this.toEnd.setAttribute("aria-label", say("to_end"));
     this.log.setAttribute("aria-label", say("conversation"));
@@ -55,19 +93,33 @@ export class Frame {
     const { image, text } = DATA.examples;
     const cards = [...(status?.model?.vision ? image : []), ...text].map((example) => this.card(example));
     const name = status?.texts[language].title ?? "";
-    return make("div", { class: "empty" }, make("h2", {}, name ? say("ask_model", { name }) : say("chat")), make("div", { class: "cards" }, ...cards));
+    return make(
+      "div",
+      { class: "empty" },
+      make("h2", {}, name ? say("ask_model", { name }) : say("chat")),
+      make("div", { class: "cards" }, ...cards),
+    );
   }
 
   card(example) {
     const pictures = (example.pictures ?? []).map((file) => make("img", { src: `examples/${file}`, alt: "" }));
-    return make("button", { type: "button", class: "card", on: { click: () => this.events.example(example) } }, pictures.length ? make("span", { class: "pictures" }, ...pictures) : "", make("span", {}, example[language]));
+    return make(
+      "button",
+      { type: "button", class: "card", on: { click: () => this.events.example(example) } },
+      pictures.length ? make("span", { class: "pictures" }, ...pictures) : "",
+      make("span", {}, example[language]),
+    );
   }
 
   // `parts`: tokens of the context by kind, see inside.js; null if there is no model.
   showFoot(parts, whole) {
     if (!parts) return this.foot.replaceChildren();
     const used = whole - parts.free;
-    this.foot.replaceChildren(meter(parts, whole), make("span", {}, say("context_used", { used: count(used), whole: count(whole) })), make("span", { class: "keys" }, say("keys")));
+    this.foot.replaceChildren(
+      meter(parts, whole),
+      make("span", {}, say("context_used", { used: count(used), whole: count(whole) })),
+      make("span", { class: "keys" }, say("keys")),
+    );
   }
 
   showChip(status, lost) {
@@ -84,7 +136,18 @@ export class Frame {
   // `kind`: "" for an error, "busy" or "quiet" for other news.
   notice(text, kind = "") {
     const close = () => this.notice("");
-    this.note.replaceChildren(...(text ? [make("p", { class: `notice ${kind}`, role: kind ? "status" : "alert" }, text, iconButton("close", say("close"), close, { class: "small" }))] : []));
+    this.note.replaceChildren(
+      ...(text
+        ? [
+            make(
+              "p",
+              { class: `notice ${kind}`, role: kind ? "status" : "alert" },
+              text,
+              iconButton("close", say("close"), close, { class: "small" }),
+            ),
+          ]
+        : []),
+    );
   }
 
   scrolled() {
@@ -115,7 +178,12 @@ export class Frame {
     if (close) return delete this.side.dataset.shown;
     this.side.dataset.shown = name;
     this.side.setAttribute("aria-label", say(name));
-    const head = make("header", {}, make("h2", {}, say(name)), iconButton("close", say("close"), () => this.openPanel(name)));
+    const head = make(
+      "header",
+      {},
+      make("h2", {}, say(name)),
+      iconButton("close", say("close"), () => this.openPanel(name)),
+    );
     this.side.replaceChildren(head, this.panels[name].element);
     this.panels[name].show();
   }

@@ -23,8 +23,14 @@ function segment(kind, size, whole) {
 }
 
 export function meter(parts, whole) {
-  const label = Object.entries(parts).map(([kind, size]) => `${say(kind)} ${count(size)}`).join(", ");
-  return make("div", { class: "meter", role: "img", "aria-label": label }, ...Object.entries(parts).map(([kind, size]) => segment(kind, size, whole)));
+  const label = Object.entries(parts)
+    .map(([kind, size]) => `${say(kind)} ${count(size)}`)
+    .join(", ");
+  return make(
+    "div",
+    { class: "meter", role: "img", "aria-label": label },
+    ...Object.entries(parts).map(([kind, size]) => segment(kind, size, whole)),
+  );
 }
 
 // Tokens of the context after `path`, by kind.
@@ -43,7 +49,9 @@ export class Inside {
     this.page = page;
     this.element = make("div", { class: "inside" });
     this.sections = {};
-    this.prediction = new Prediction(() => this.page.tree.path().findLast((message) => message.speed > 0)?.speed ?? null);
+    this.prediction = new Prediction(
+      () => this.page.tree.path().findLast((message) => message.speed > 0)?.speed ?? null,
+    );
     this.lay();
   }
 
@@ -69,7 +77,12 @@ export class Inside {
     const path = tree.path();
     this.showContext(path, model);
     this.showMachine(model);
-    const key = JSON.stringify([tree.conversation.id, path.map(({ id, state, text }) => [id, state, text?.length]), this.page.settings.system, this.page.settings.pan_and_scan]);
+    const key = JSON.stringify([
+      tree.conversation.id,
+      path.map(({ id, state, text }) => [id, state, text?.length]),
+      this.page.settings.system,
+      this.page.settings.pan_and_scan,
+    ]);
     if (key === this.shownFor || path.at(-1)?.state === "writing") return;
     this.shownFor = key;
     await Promise.all([this.showPictures(path, model), this.showSequence(path)]);
@@ -78,11 +91,19 @@ export class Inside {
   showContext(path, model) {
     const parts = contextParts(path, model);
     const last = [...path].reverse().find((message) => message.usage);
-    const facts = [...Object.entries(parts).map(([kind, size]) => [say(kind), count(size)]), [say("context_whole"), count(model.context)]];
-    if (last) facts.push([say("from_cache"), say("of", { part: count(last.usage.cached), whole: count(last.usage.prompt) })]);
+    const facts = [
+      ...Object.entries(parts).map(([kind, size]) => [say(kind), count(size)]),
+      [say("context_whole"), count(model.context)],
+    ];
+    if (last)
+      facts.push([say("from_cache"), say("of", { part: count(last.usage.cached), whole: count(last.usage.prompt) })]);
     if (last?.saved > 0.005) facts.push([say("saved_label"), `${last.saved.toFixed(2)} s`]);
     if (last?.forgotten) facts.push([say("forgotten_label"), count(last.forgotten)]);
-    this.sections.context.replaceChildren(meter(parts, model.context), table(facts), make("p", { class: "hint" }, say("context_about")));
+    this.sections.context.replaceChildren(
+      meter(parts, model.context),
+      table(facts),
+      make("p", { class: "hint" }, say("context_about")),
+    );
   }
 
   showMachine(model) {
@@ -105,13 +126,23 @@ export class Inside {
   async showPictures(path, model) {
     const place = this.sections.pictures;
     const pictures = [...new Set(path.flatMap(picturesOf))];
-    if (!model.vision || !pictures.length) return place.replaceChildren(make("p", { class: "hint" }, say(model.vision ? "no_pictures" : "no_vision")));
+    if (!model.vision || !pictures.length)
+      return place.replaceChildren(make("p", { class: "hint" }, say(model.vision ? "no_pictures" : "no_vision")));
     const shown = [];
     for (const id of pictures) {
       try {
         const found = await seen(await dataUrl(id), this.page.settings.pan_and_scan);
-        const views = found.views.map((url, i) => grid(url, found.grid, say(i ? "crop" : "whole_picture", { number: i })));
-        shown.push(make("p", { class: "hint" }, say("seen_about", { width: found.width, height: found.height, side: found.side, soft: found.grid ** 2 })), ...views);
+        const views = found.views.map((url, i) =>
+          grid(url, found.grid, say(i ? "crop" : "whole_picture", { number: i })),
+        );
+        shown.push(
+          make(
+            "p",
+            { class: "hint" },
+            say("seen_about", { width: found.width, height: found.height, side: found.side, soft: found.grid ** 2 }),
+          ),
+          ...views,
+        );
       } catch (error) {
         shown.push(make("p", { class: "notice" }, error.message));
       }
@@ -124,11 +155,23 @@ export class Inside {
     if (!path.length) return place.replaceChildren(make("p", { class: "hint" }, say("nothing_sent")));
     const last = path.at(-1);
     const answered = last.role === "assistant";
-    const body = await chatBody(answered ? path.slice(0, -1) : path, this.page.settings, answered ? last.text : "", last.forgotten ?? 0);
+    const body = await chatBody(
+      answered ? path.slice(0, -1) : path,
+      this.page.settings,
+      answered ? last.text : "",
+      last.forgotten ?? 0,
+    );
     const { messages, continue_final_message, tools } = body;
     try {
-      const found = await tokenize({ messages, ...(continue_final_message ? { continue_final_message } : {}), ...(tools ? { tools } : {}) });
-      place.replaceChildren(make("p", { class: "hint" }, say("sequence_about", { count: count(found.count) })), sequence(found));
+      const found = await tokenize({
+        messages,
+        ...(continue_final_message ? { continue_final_message } : {}),
+        ...(tools ? { tools } : {}),
+      });
+      place.replaceChildren(
+        make("p", { class: "hint" }, say("sequence_about", { count: count(found.count) })),
+        sequence(found),
+      );
     } catch (error) {
       place.replaceChildren(make("p", { class: "notice" }, error.message));
     }
@@ -136,14 +179,23 @@ export class Inside {
 }
 
 function table(facts) {
-  return make("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  return make(
+    "dl",
+    { class: "facts" },
+    ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
+  );
 }
 
 // A picture under the grid of its soft tokens.
 export function grid(url, side, caption) {
   const lines = make("span", { class: "grid", "aria-hidden": "true" });
   lines.style.setProperty("--side", side);
-  return make("figure", { class: "view" }, make("div", { class: "pane" }, make("img", { src: url, alt: caption }), lines), make("figcaption", {}, caption));
+  return make(
+    "figure",
+    { class: "view" },
+    make("div", { class: "pane" }, make("img", { src: url, alt: caption }), lines),
+    make("figcaption", {}, caption),
+  );
 }
 
 function sequence({ tokens, token_strs }) {
@@ -156,7 +208,13 @@ function sequence({ tokens, token_strs }) {
       i = end - 1;
     } else {
       const special = /^<[a-z_]+>$/.test(token_strs[i]);
-      chips.push(make("span", { class: special ? "chip special" : "chip", title: `${tokens[i]}` }, token_strs[i].replaceAll("\n", "↵\n") || "∅"));
+      chips.push(
+        make(
+          "span",
+          { class: special ? "chip special" : "chip", title: `${tokens[i]}` },
+          token_strs[i].replaceAll("\n", "↵\n") || "∅",
+        ),
+      );
     }
   }
   return make("div", { class: "sequence", tabIndex: 0 }, ...chips);

@@ -12,6 +12,7 @@
 
 import { getStatus, Problem } from "./api.js";
 import { write } from "./answering.js";
+import { showAttention } from "./attention.js";
 import { Composer, fromParts } from "./composer.js";
 import { download, iconButton, make } from "./dom.js";
 import { Frame } from "./frame.js";
@@ -75,7 +76,11 @@ class Page {
       sidebar: this.sidebar,
       composer: this.composer,
       panels: { raw: new RawPanel(this), inside: this.inside, settings: this.panel },
-      events: { model: () => this.model.open(this.status), stop: () => this.stop(), example: (example) => this.fillExample(example) },
+      events: {
+        model: () => this.model.open(this.status),
+        stop: () => this.stop(),
+        example: (example) => this.fillExample(example),
+      },
     });
     this.model = new ModelDialog((status) => this.changedStatus(status));
     onLanguage(() => this.translate());
@@ -97,7 +102,10 @@ class Page {
   show() {
     const path = this.tree.path();
     this.frame.title.textContent = this.tree.conversation.title || say("new");
-    this.frame.showRows(path.map((message) => this.rowOf(message)), this.status);
+    this.frame.showRows(
+      path.map((message) => this.rowOf(message)),
+      this.status,
+    );
     const shown = [...path, ...this.pairOf(path.at(-1))];
     this.composer.setBusy(shown.some((message) => this.running.has(message.id)));
     this.showStatus();
@@ -122,7 +130,14 @@ class Page {
   rowOf(message) {
     const pair = message === this.tree.leaf ? this.pairOf(message) : [message];
     if (pair.length < 2) return this.viewOf(message);
-    const columns = pair.map((one) => make("div", { class: one === message ? "chosen" : "" }, make("p", { class: "differs" }, differences(one, pair)), this.viewOf(one)));
+    const columns = pair.map((one) =>
+      make(
+        "div",
+        { class: one === message ? "chosen" : "" },
+        make("p", { class: "differs" }, differences(one, pair)),
+        this.viewOf(one),
+      ),
+    );
     return make("div", { class: "pair" }, ...columns);
   }
 
@@ -134,7 +149,8 @@ class Page {
   async fillExample(example) {
     const { keep } = await import("./media.js");
     const ids = [];
-    for (const file of example.pictures ?? []) ids.push(await keep(await (await fetch(`examples/${file}`)).blob(), file));
+    for (const file of example.pictures ?? [])
+      ids.push(await keep(await (await fetch(`examples/${file}`)).blob(), file));
     this.composer.fill({ text: example[language], pictures: ids });
     this.saveDraft();
     this.composer.focus();
@@ -168,9 +184,39 @@ class Page {
 
   // The settings of the second answer that differ from those of the first.
   laySecond() {
-    const number = (name, low, high, step) => make("label", {}, say(name), make("input", { type: "number", min: low, max: high, step, value: this.other[name] ?? "", on: { change: ({ target }) => (this.other[name] = target.value === "" ? null : Math.min(high, Math.max(low, Number(target.value)))) } }));
-    const system = make("label", { class: "wide" }, say("system"), make("input", { value: this.other.system, on: { input: ({ target }) => (this.other.system = target.value) } }));
-    return make("div", { class: "second" }, make("span", {}, say("second_answer")), number("temperature", 0, 2, 0.05), number("top_k", 0, 256, 1), number("top_p", 0.01, 1, 0.01), number("seed", 0, 2 ** 31 - 1, 1), system);
+    const number = (name, low, high, step) =>
+      make(
+        "label",
+        {},
+        say(name),
+        make("input", {
+          type: "number",
+          min: low,
+          max: high,
+          step,
+          value: this.other[name] ?? "",
+          on: {
+            change: ({ target }) =>
+              (this.other[name] = target.value === "" ? null : Math.min(high, Math.max(low, Number(target.value)))),
+          },
+        }),
+      );
+    const system = make(
+      "label",
+      { class: "wide" },
+      say("system"),
+      make("input", { value: this.other.system, on: { input: ({ target }) => (this.other.system = target.value) } }),
+    );
+    return make(
+      "div",
+      { class: "second" },
+      make("span", {}, say("second_answer")),
+      number("temperature", 0, 2, 0.05),
+      number("top_k", 0, 256, 1),
+      number("top_p", 0.01, 1, 0.01),
+      number("seed", 0, 2 ** 31 - 1, 1),
+      system,
+    );
   }
 
   // ---- Asking
@@ -184,7 +230,8 @@ class Page {
 
   async ask(parts, parent = this.tree.leaf) {
     if (this.composer.busy) return this.frame.notice(say("busy"));
-    const problem = this.problem() || (parts.some((part) => part.picture) && !this.status.model.vision ? say("no_vision") : "");
+    const problem =
+      this.problem() || (parts.some((part) => part.picture) && !this.status.model.vision ? say("no_vision") : "");
     if (problem) return this.frame.notice(problem);
     this.frame.notice("");
     const question = this.tree.add(parent?.id ?? null, "user", { parts });
@@ -196,9 +243,15 @@ class Page {
 
   // Writes an answer to `question`, or two at once to compare. `begun`: the text that it begins with.
   async answer(question, begun = "", fields = {}) {
-    const sets = this.comparing && !begun ? [resolved(this.settings), resolved({ ...this.settings, ...this.other })] : [resolved(this.settings)];
+    const sets =
+      this.comparing && !begun
+        ? [resolved(this.settings), resolved({ ...this.settings, ...this.other })]
+        : [resolved(this.settings)];
     const pair = sets.length > 1 ? { pair: `${Date.now()}` } : {};
-    const answers = sets.map((settings) => [this.tree.add(question.id, "assistant", { state: "waiting", text: begun, settings, ...pair, ...fields }), settings]);
+    const answers = sets.map((settings) => [
+      this.tree.add(question.id, "assistant", { state: "waiting", text: begun, settings, ...pair, ...fields }),
+      settings,
+    ]);
     this.setLeaf(answers[0][0]);
     await Promise.all(answers.map(([message, settings]) => this.write(message, settings)));
   }
@@ -303,7 +356,9 @@ class Page {
   }
 
   resultOf(message, call) {
-    return this.tree.children(message.id).find((child) => child.role === "tool" && child.call === call.id)?.text ?? null;
+    return (
+      this.tree.children(message.id).find((child) => child.role === "tool" && child.call === call.id)?.text ?? null
+    );
   }
 
   // The result of a call; once all calls of the answer have theirs, the model goes on.
@@ -320,13 +375,25 @@ class Page {
     await this.answer(parent);
   }
 
-  canLook() {
-    return false;
+  // Whether there are pictures to look at before `message`.
+  canLook(message) {
+    return Boolean(this.status?.model?.vision) && this.tree.path(message).flatMap(store.picturesOf).length > 0;
+  }
+
+  look(message, index) {
+    return showAttention(this.tree.path(this.tree.messages.get(message.parent)), message, index).catch((error) =>
+      this.frame.notice(error.message),
+    );
   }
 
   async reproduce(message) {
     const { tree } = this;
-    await showPrograms(this.status?.checkpoint ?? "gemma3-demo", tree.path(tree.messages.get(message.parent)), message, () => linkTo(tree, message));
+    await showPrograms(
+      this.status?.checkpoint ?? "gemma3-demo",
+      tree.path(tree.messages.get(message.parent)),
+      message,
+      () => linkTo(tree, message),
+    );
   }
 
   // ---- Conversations
@@ -341,7 +408,8 @@ class Page {
     const { conversation } = this.tree;
     conversation.changed = Date.now();
     conversation.draft = this.composer.draft;
-    if (conversation.leaf || conversation.draft.text || conversation.draft.pictures.length || conversation.settings) await store.put("conversations", { ...conversation });
+    if (conversation.leaf || conversation.draft.text || conversation.draft.pictures.length || conversation.settings)
+      await store.put("conversations", { ...conversation });
     this.remember(conversation.id);
     this.refreshList();
   }
@@ -360,7 +428,8 @@ class Page {
   async refreshList() {
     const conversations = (await store.all("conversations")).filter(({ leaf, title }) => leaf || title);
     const texts = new Map();
-    for (const message of await store.all("messages")) texts.set(message.conversation, `${texts.get(message.conversation) ?? ""} ${textOf(message)}`.toLowerCase());
+    for (const message of await store.all("messages"))
+      texts.set(message.conversation, `${texts.get(message.conversation) ?? ""} ${textOf(message)}`.toLowerCase());
     this.sidebar.set(conversations, texts, this.tree.conversation.id, store.kept);
   }
 
@@ -408,7 +477,8 @@ class Page {
   }
 
   async rename(id, title) {
-    const conversation = this.tree.conversation.id === id ? this.tree.conversation : await store.get("conversations", id);
+    const conversation =
+      this.tree.conversation.id === id ? this.tree.conversation : await store.get("conversations", id);
     conversation.title = title;
     await store.put("conversations", { ...conversation });
     this.show();
@@ -417,7 +487,10 @@ class Page {
 
   async export(ids) {
     const data = await exported(ids);
-    download(`gemma-chat-${new Date().toISOString().slice(0, 10)}.json`, new Blob([JSON.stringify(data)], { type: "application/json" }));
+    download(
+      `gemma-chat-${new Date().toISOString().slice(0, 10)}.json`,
+      new Blob([JSON.stringify(data)], { type: "application/json" }),
+    );
   }
 
   async import(files) {
@@ -498,7 +571,9 @@ class Page {
 // What the settings of one of two answers have that the other's have not.
 function differences(message, pair) {
   const other = pair.find((one) => one !== message);
-  const names = ["temperature", "top_k", "top_p", "min_p", "seed", "system"].filter((name) => message.settings[name] !== other.settings[name]);
+  const names = ["temperature", "top_k", "top_p", "min_p", "seed", "system"].filter(
+    (name) => message.settings[name] !== other.settings[name],
+  );
   return names.map((name) => `${say(name)} ${message.settings[name] || "–"}`).join(" · ");
 }
 

@@ -35,7 +35,8 @@ function formulaAt(text) {
   for (const { open, close, display } of FORMULAS) {
     if (!text.startsWith(open)) continue;
     const end = text.indexOf(close, open.length);
-    if (end > open.length) return { raw: text.slice(0, end + close.length), source: text.slice(open.length, end), display };
+    if (end > open.length)
+      return { raw: text.slice(0, end + close.length), source: text.slice(open.length, end), display };
   }
   const inline = /^\$(?!\s)((?:\\.|[^\\$\n])+?)(?<!\s)\$(?!\d)/.exec(text);
   return inline && { raw: inline[0], source: inline[1], display: false };
@@ -52,7 +53,8 @@ const extension = {
     const found = formulaAt(text);
     return found ? { type: "formula", ...found } : undefined;
   },
-  renderer: (token) => `<span class="${token.display ? "formula display" : "formula"}">${formula(token.source, token.display)}</span>`,
+  renderer: (token) =>
+    `<span class="${token.display ? "formula display" : "formula"}">${formula(token.source, token.display)}</span>`,
 };
 const block = {
   ...extension,
@@ -74,7 +76,12 @@ const renderer = {
   html: ({ text }) => escapeHtml(text), // tags in an answer are shown as they are
 };
 const marked = new Marked({ gfm: true, breaks: false, extensions: [extension, block], renderer });
-const CLEAN = { USE_PROFILES: { html: true, mathMl: true }, ADD_ATTR: ["target"], FORBID_TAGS: ["img", "style", "form", "input", "video", "audio"], RETURN_DOM_FRAGMENT: true };
+const CLEAN = {
+  USE_PROFILES: { html: true, mathMl: true },
+  ADD_ATTR: ["target"],
+  FORBID_TAGS: ["img", "style", "form", "input", "video", "audio"],
+  RETURN_DOM_FRAGMENT: true,
+};
 
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   if (node.tagName === "A") {
@@ -85,7 +92,8 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 
 // Fills `element` with `text`; again once formulas can be shown.
 export function renderMarkdown(element, text) {
-  if (!temml && /\$|\\\[|\\\(/.test(text)) loadTemml().then(() => element.isConnected && fill(element, element.markdown));
+  if (!temml && /\$|\\\[|\\\(/.test(text))
+    loadTemml().then(() => element.isConnected && fill(element, element.markdown));
   element.markdown = text;
   fill(element, text);
 }
@@ -104,6 +112,11 @@ function fill(element, text) {
 
 function codeBlock(pre) {
   const language = /language-(\S+)/.exec(pre.firstElementChild?.className ?? "")?.[1] ?? "";
-  const button = make("button", { type: "button", class: "quiet", on: { click: () => copyText(pre.textContent) } }, icon("copy"), say("copy"));
+  const button = make(
+    "button",
+    { type: "button", class: "quiet", on: { click: () => copyText(pre.textContent) } },
+    icon("copy"),
+    say("copy"),
+  );
   return make("figure", { class: "code" }, make("figcaption", {}, make("span", {}, language), button), pre);
 }

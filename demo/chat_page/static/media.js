@@ -38,7 +38,9 @@ async function kindOf(file) {
   const brand = head.slice(4, 8) === "ftyp" ? head.slice(8, 12) : "";
   if (["heic", "heix", "mif1", "msf1", "avif"].includes(brand)) return "picture";
   if (brand) return "video";
-  return file.type.startsWith("image/") || /\.(png|jpe?g|gif|webp|bmp|tiff?|heic|heif|avif)$/i.test(file.name) ? "picture" : "other";
+  return file.type.startsWith("image/") || /\.(png|jpe?g|gif|webp|bmp|tiff?|heic|heif|avif)$/i.test(file.name)
+    ? "picture"
+    : "other";
 }
 
 async function pages(file, room, busy) {
@@ -111,7 +113,12 @@ export async function takePicture() {
       resolve(await blobOf(canvas));
       dialog.close();
     };
-    const buttons = make("div", { class: "buttons" }, make("button", { type: "button", on: { click: () => dialog.close() } }, say("cancel")), make("button", { type: "button", class: "primary", on: { click: shoot } }, say("shoot")));
+    const buttons = make(
+      "div",
+      { class: "buttons" },
+      make("button", { type: "button", on: { click: () => dialog.close() } }, say("cancel")),
+      make("button", { type: "button", class: "primary", on: { click: shoot } }, say("shoot")),
+    );
     dialog.append(video, buttons);
     dialog.addEventListener("close", () => resolve(null));
   });

@@ -22,7 +22,12 @@ export class MessageView {
     const { message } = this;
     this.editing = false;
     this.body = make("div", { class: "body", dir: "auto" });
-    this.thinking = make("details", { class: "thinking", hidden: true }, make("summary", {}, say("thinking")), make("div"));
+    this.thinking = make(
+      "details",
+      { class: "thinking", hidden: true },
+      make("summary", {}, say("thinking")),
+      make("div"),
+    );
     this.state = make("div", { class: "state", role: "status" });
     this.bar = make("div", { class: "actions" });
     this.element.replaceChildren(this.thinking, this.body, this.state, this.bar);
@@ -43,7 +48,11 @@ export class MessageView {
   part(part) {
     if (part.text !== undefined) return make("div", { class: "typed", dir: "auto" }, part.text);
     const open = () => enlarge(part.picture);
-    return make("button", { type: "button", class: "picture", "aria-label": say("enlarge"), on: { click: open } }, thumbnail(part.picture, say("picture")));
+    return make(
+      "button",
+      { type: "button", class: "picture", "aria-label": say("enlarge"), on: { click: open } },
+      thumbnail(part.picture, say("picture")),
+    );
   }
 
   showAnswer() {
@@ -54,7 +63,14 @@ export class MessageView {
     this.thinking.lastChild.textContent = message.thinking ?? "";
     if (this.tokens) this.tokens.update();
     else if (message.text) renderMarkdown(this.body, message.text);
-    else this.body.replaceChildren(make("span", { class: "dots", "aria-label": say("waiting") }, writing ? "…" : message.calls ? "" : say("no_answer")));
+    else
+      this.body.replaceChildren(
+        make(
+          "span",
+          { class: "dots", "aria-label": say("waiting") },
+          writing ? "…" : message.calls ? "" : say("no_answer"),
+        ),
+      );
     this.body.querySelectorAll(".call").forEach((call) => call.remove());
     if (!this.tokens) this.body.append(...(message.calls ?? []).map((call) => this.call(call)));
     this.state.replaceChildren(...this.states());
@@ -71,9 +87,23 @@ export class MessageView {
 
   call(call) {
     const known = this.page.resultOf(this.message, call);
-    const field = make("textarea", { rows: 2, value: known ?? "", placeholder: say("call_result"), "aria-label": say("call_result") });
-    const give = make("button", { type: "button", class: "quiet", on: { click: () => this.page.answerCall(this.message, call, field.value) } }, say("give"));
-    return make("div", { class: "call" }, make("code", {}, `${call.function.name}(${call.function.arguments})`), make("div", { class: "result" }, field, give));
+    const field = make("textarea", {
+      rows: 2,
+      value: known ?? "",
+      placeholder: say("call_result"),
+      "aria-label": say("call_result"),
+    });
+    const give = make(
+      "button",
+      { type: "button", class: "quiet", on: { click: () => this.page.answerCall(this.message, call, field.value) } },
+      say("give"),
+    );
+    return make(
+      "div",
+      { class: "call" },
+      make("code", {}, `${call.function.name}(${call.function.arguments})`),
+      make("div", { class: "result" }, field, give),
+    );
   }
 
   buttons() {
@@ -86,11 +116,20 @@ export class MessageView {
     if (message.role === "user") found.push(button("edit", "edit", () => this.edit()));
     if (message.role === "assistant") {
       found.push(button("again", "again", () => page.again(message)));
-      if (["length", "cancelled", "failed"].includes(message.finish) && message.text) found.push(button("go", "go_on", () => page.goOn(message)));
-      found.push(iconButton("eye", say("tokens"), () => this.toggleTokens(), { class: "small", "aria-pressed": this.tokens !== null }));
+      if (["length", "cancelled", "failed"].includes(message.finish) && message.text)
+        found.push(button("go", "go_on", () => page.goOn(message)));
+      found.push(
+        iconButton("eye", say("tokens"), () => this.toggleTokens(), {
+          class: "small",
+          "aria-pressed": this.tokens !== null,
+        }),
+      );
       found.push(button("code", "reproduce", () => page.reproduce(message)));
       if (message === page.tree.leaf) found.push(button("undo", "undo", () => page.undo()));
-      if (message.pair) found.push(make("button", { type: "button", class: "quiet keep", on: { click: () => page.keep(message) } }, say("keep")));
+      if (message.pair)
+        found.push(
+          make("button", { type: "button", class: "quiet keep", on: { click: () => page.keep(message) } }, say("keep")),
+        );
     }
     return found.filter(Boolean);
   }
@@ -101,7 +140,10 @@ export class MessageView {
     const at = all.indexOf(this.message);
     const go = (step) => this.page.choose(all[at + step]);
     const before = iconButton("left", say("version_before"), () => go(-1), { class: "small", disabled: at === 0 });
-    const after = iconButton("right", say("version_after"), () => go(1), { class: "small", disabled: at === all.length - 1 });
+    const after = iconButton("right", say("version_after"), () => go(1), {
+      class: "small",
+      disabled: at === all.length - 1,
+    });
     return make("span", { class: "versions" }, before, make("span", {}, `${at + 1}/${all.length}`), after);
   }
 
@@ -119,7 +161,11 @@ export class MessageView {
 
   edit() {
     const { text, pictures } = fromParts(this.message.parts);
-    const field = make("textarea", { value: text, rows: Math.min(12, text.split("\n").length + 1), "aria-label": say("edit") });
+    const field = make("textarea", {
+      value: text,
+      rows: Math.min(12, text.split("\n").length + 1),
+      "aria-label": say("edit"),
+    });
     const send = () => {
       this.lay();
       this.page.edit(this.message, toParts(field.value, pictures));
@@ -132,8 +178,19 @@ export class MessageView {
       }
     };
     field.addEventListener("keydown", key);
-    const strip = make("div", { class: "strip" }, ...pictures.map((id, i) => make("span", { class: "attached" }, thumbnail(id, say("picture_number", { number: i + 1 })))));
-    const buttons = make("div", { class: "buttons" }, make("button", { type: "button", on: { click: () => this.lay() } }, say("cancel")), make("button", { type: "button", class: "primary", on: { click: send } }, say("send")));
+    const strip = make(
+      "div",
+      { class: "strip" },
+      ...pictures.map((id, i) =>
+        make("span", { class: "attached" }, thumbnail(id, say("picture_number", { number: i + 1 }))),
+      ),
+    );
+    const buttons = make(
+      "div",
+      { class: "buttons" },
+      make("button", { type: "button", on: { click: () => this.lay() } }, say("cancel")),
+      make("button", { type: "button", class: "primary", on: { click: send } }, say("send")),
+    );
     this.editing = true;
     this.body.replaceChildren(pictures.length ? strip : "", field, buttons);
     this.bar.replaceChildren();
@@ -145,9 +202,13 @@ export class MessageView {
 export function statistics(message) {
   const { usage, written = 0 } = message;
   const parts = [say(written === 1 ? "one_token" : "tokens_count", { count: count(written) })];
-  if (message.speed > 0) parts.push(say("speed", { speed: message.speed >= 100 ? count(message.speed) : message.speed.toFixed(1) }));
+  if (message.speed > 0)
+    parts.push(say("speed", { speed: message.speed >= 100 ? count(message.speed) : message.speed.toFixed(1) }));
   if (message.first) parts.push(say("first", { seconds: message.first.toFixed(2) }));
-  if (usage) parts.push(say(usage.cached ? "cached" : "prompt_of", { cached: count(usage.cached), prompt: count(usage.prompt) }));
+  if (usage)
+    parts.push(
+      say(usage.cached ? "cached" : "prompt_of", { cached: count(usage.cached), prompt: count(usage.prompt) }),
+    );
   if (message.saved > 0.005) parts.push(say("saved", { seconds: message.saved.toFixed(2) }));
   if (message.forgotten) parts.push(say("forgotten", { count: message.forgotten }));
   if (message.settings?.temperature > 0) parts.push(say("with_seed", { seed: message.settings.seed }));

@@ -29,10 +29,20 @@ export class ModelDialog {
     const texts = status.texts[language];
     const busy = BUSY.includes(status.phase);
     const facts = Object.values(texts.facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
-    const progress = busy ? [make("p", { class: "hint" }, texts.step), make("progress", { max: 100, value: texts.percent, "aria-label": texts.step })] : [];
+    const progress = busy
+      ? [
+          make("p", { class: "hint" }, texts.step),
+          make("progress", { max: 100, value: texts.percent, "aria-label": texts.step }),
+        ]
+      : [];
     this.element.setAttribute("aria-label", say("model_dialog"));
     this.element.replaceChildren(
-      make("header", {}, make("h2", {}, texts.title), make("button", { type: "button", class: "quiet", on: { click: () => this.element.close() } }, say("close"))),
+      make(
+        "header",
+        {},
+        make("h2", {}, texts.title),
+        make("button", { type: "button", class: "quiet", on: { click: () => this.element.close() } }, say("close")),
+      ),
       make("p", { class: "hint" }, `${texts.tagline} · ${texts.state} ${texts.aside}`),
       make("dl", { class: "facts" }, ...facts),
       ...progress,
@@ -42,15 +52,21 @@ export class ModelDialog {
   }
 
   buttons(status, busy) {
-    const button = (label, path, body) => make("button", { type: "button", class: "quiet", on: { click: () => this.send(path, body) } }, label);
+    const button = (label, path, body) =>
+      make("button", { type: "button", class: "quiet", on: { click: () => this.send(path, body) } }, label);
     const shown = [];
     if (["idle", "failed"].includes(status.phase)) shown.push(button(status.texts[language].button, "load"));
     if (!status.checkpoints) return shown;
     if (busy) shown.push(button(say("cancel_load"), "unload"));
-    if (status.phase === "ready") shown.push(button(say("unload"), "unload"), make("small", {}, " ", say("unload_about")));
+    if (status.phase === "ready")
+      shown.push(button(say("unload"), "unload"), make("small", {}, " ", say("unload_about")));
     const others = status.checkpoints.filter((name) => name !== status.checkpoint);
     if (!others.length) return shown;
-    return [...shown, make("p", {}, say("other_checkpoints")), make("div", { class: "others" }, ...others.map((name) => button(name, "load", { checkpoint: name })))];
+    return [
+      ...shown,
+      make("p", {}, say("other_checkpoints")),
+      make("div", { class: "others" }, ...others.map((name) => button(name, "load", { checkpoint: name }))),
+    ];
   }
 
   async send(path, body) {

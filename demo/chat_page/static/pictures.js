@@ -31,8 +31,15 @@ export function thumbnail(id, alt) {
 export async function enlarge(id) {
   const found = await address(id);
   if (!found) return;
-  const dialog = make("dialog", { class: "large", "aria-label": say("picture"), on: { click: () => dialog.close(), close: () => dialog.remove() } });
-  dialog.append(make("button", { type: "button", class: "close", autofocus: true, "aria-label": say("close") }, "×"), make("img", { src: found.url, alt: say("picture") }));
+  const dialog = make("dialog", {
+    class: "large",
+    "aria-label": say("picture"),
+    on: { click: () => dialog.close(), close: () => dialog.remove() },
+  });
+  dialog.append(
+    make("button", { type: "button", class: "close", autofocus: true, "aria-label": say("close") }, "×"),
+    make("img", { src: found.url, alt: say("picture") }),
+  );
   document.body.append(dialog);
   dialog.showModal();
 }

@@ -19,7 +19,12 @@ export class Prediction {
     this.select = make("select", { "aria-label": say("plan") }, ...this.slices.map((name) => make("option", {}, name)));
     this.button = make("button", { type: "button", class: "quiet", on: { click: () => this.ask() } }, say("plan_ask"));
     this.facts = make("div", { role: "status" });
-    this.element.replaceChildren(make("h4", {}, say("plan")), make("p", { class: "hint" }, say("plan_about")), make("div", { class: "choice" }, this.select, this.button), this.facts);
+    this.element.replaceChildren(
+      make("h4", {}, say("plan")),
+      make("p", { class: "hint" }, say("plan_about")),
+      make("div", { class: "choice" }, this.select, this.button),
+      this.facts,
+    );
     this.showFacts();
   }
 
@@ -47,7 +52,10 @@ export class Prediction {
     if (!this.found) return this.facts.replaceChildren();
     const { slice, fits, seconds, roofline, total, capacity } = this.found;
     const gib = (size) => `${(size / 2 ** 30).toFixed(1)} GiB`;
-    if (!fits) return this.facts.replaceChildren(make("p", {}, say("plan_unfit", { slice, total: gib(total), capacity: gib(capacity) })));
+    if (!fits)
+      return this.facts.replaceChildren(
+        make("p", {}, say("plan_unfit", { slice, total: gib(total), capacity: gib(capacity) })),
+      );
     const speed = (rate) => say("per_second", { speed: count(rate) });
     const here = this.measured();
     const rows = [
@@ -56,6 +64,8 @@ export class Prediction {
       [say("roofline", { slice }), speed(1 / roofline)],
       [say("plan_memory"), say("of", { part: gib(total), whole: gib(capacity) })],
     ];
-    this.facts.replaceChildren(make("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
+    this.facts.replaceChildren(
+      make("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+    );
   }
 }

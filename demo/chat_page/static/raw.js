@@ -17,11 +17,23 @@ export class RawPanel {
 
   show() {
     if (!this.element.isConnected || this.running) return;
-    this.field = make("textarea", { class: "mono", rows: 18, value: this.text, spellcheck: false, "aria-label": say("raw"), on: { input: () => (this.text = this.field.value) } });
+    this.field = make("textarea", {
+      class: "mono",
+      rows: 18,
+      value: this.text,
+      spellcheck: false,
+      "aria-label": say("raw"),
+      on: { input: () => (this.text = this.field.value) },
+    });
     this.go = make("button", { type: "button", class: "primary", on: { click: () => this.press() } }, say("raw_go"));
     this.take = make("button", { type: "button", on: { click: () => this.takeConversation() } }, say("raw_take"));
     this.state = make("p", { class: "hint", role: "status" });
-    this.element.replaceChildren(make("p", { class: "hint" }, say("raw_about")), this.field, make("div", { class: "buttons" }, this.take, this.go), this.state);
+    this.element.replaceChildren(
+      make("p", { class: "hint" }, say("raw_about")),
+      this.field,
+      make("div", { class: "buttons" }, this.take, this.go),
+      this.state,
+    );
   }
 
   async takeConversation() {
@@ -29,7 +41,11 @@ export class RawPanel {
     if (path.some((message) => picturesOf(message).length)) return (this.state.textContent = say("raw_pictures"));
     const last = path.at(-1);
     const answered = last?.role === "assistant";
-    const { messages, continue_final_message } = await chatBody(answered ? path.slice(0, -1) : path, this.page.settings, answered ? last.text : "");
+    const { messages, continue_final_message } = await chatBody(
+      answered ? path.slice(0, -1) : path,
+      this.page.settings,
+      answered ? last.text : "",
+    );
     if (!messages.length) return (this.state.textContent = say("nothing_sent"));
     const found = await tokenize({ messages, ...(continue_final_message ? { continue_final_message } : {}) });
     this.field.value = this.text = found.token_strs.slice(1).join(""); // <bos> is added to a text
@@ -41,7 +57,9 @@ export class RawPanel {
     if (problem) return (this.state.textContent = problem);
     this.running = new AbortController();
     this.go.textContent = say("stop_answer");
-    const { logprobs, top_logprobs, response_format, tools, tool_choice, ...fields } = toFields(resolved(this.page.settings));
+    const { logprobs, top_logprobs, response_format, tools, tool_choice, ...fields } = toFields(
+      resolved(this.page.settings),
+    );
     let usage = null;
     try {
       for await (const chunk of stream("completions", { prompt: this.text, ...fields }, this.running.signal)) {

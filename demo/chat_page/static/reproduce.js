@@ -9,9 +9,14 @@ const python = (value) => {
   if (value === null || value === undefined) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${python(item)}`).join(", ")}}`;
+  if (typeof value === "object")
+    return `{${Object.entries(value)
+      .map(([key, item]) => `${JSON.stringify(key)}: ${python(item)}`)
+      .join(", ")}}`;
   // JSON's strings are Python's, but for surrogates and what JSON leaves as it is.
-  return typeof value === "string" ? JSON.stringify(value).replace(/[\u2028\u2029]/g, (char) => `\\u${char.charCodeAt(0).toString(16)}`) : String(value);
+  return typeof value === "string"
+    ? JSON.stringify(value).replace(/[\u2028\u2029]/g, (char) => `\\u${char.charCodeAt(0).toString(16)}`)
+    : String(value);
 };
 const shell = (text) => (/^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 
@@ -20,8 +25,19 @@ function named(path, settings) {
   const files = [];
   const messages = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
   for (const message of path) {
-    if (message.role === "user") messages.push({ role: "user", content: message.parts.map((part) => (part.picture ? { type: "image", image: file(part.picture) } : { type: "text", text: part.text })) });
-    else if (message.role === "assistant") messages.push({ role: "assistant", content: message.text, ...(message.calls?.length ? { tool_calls: message.calls } : {}) });
+    if (message.role === "user")
+      messages.push({
+        role: "user",
+        content: message.parts.map((part) =>
+          part.picture ? { type: "image", image: file(part.picture) } : { type: "text", text: part.text },
+        ),
+      });
+    else if (message.role === "assistant")
+      messages.push({
+        role: "assistant",
+        content: message.text,
+        ...(message.calls?.length ? { tool_calls: message.calls } : {}),
+      });
     else messages.push({ role: "tool", content: message.text, tool_call_id: message.call });
   }
   return { messages, files };
@@ -33,7 +49,16 @@ function named(path, settings) {
   }
 }
 
-const extensions = { "image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/heic": "heic", "image/avif": "avif", "image/bmp": "bmp", "image/tiff": "tiff" };
+const extensions = {
+  "image/jpeg": "jpg",
+  "image/png": "png",
+  "image/webp": "webp",
+  "image/gif": "gif",
+  "image/heic": "heic",
+  "image/avif": "avif",
+  "image/bmp": "bmp",
+  "image/tiff": "tiff",
+};
 
 async function withExtensions(files) {
   const names = new Map();
@@ -59,12 +84,23 @@ export function programs(checkpoint, path, message, names, address) {
 }
 
 function pythonProgram(checkpoint, messages, begun, settings, fields, names) {
-  const shown = messages.map((message) => ({ ...message, content: Array.isArray(message.content) ? message.content.map((part) => (part.image ? { ...part, image: names.get(part.image).name } : part)) : message.content }));
+  const shown = messages.map((message) => ({
+    ...message,
+    content: Array.isArray(message.content)
+      ? message.content.map((part) => (part.image ? { ...part, image: names.get(part.image).name } : part))
+      : message.content,
+  }));
   if (begun) shown.push({ role: "assistant", content: begun });
   const { max_tokens, response_format, ...sampling } = fields;
-  const options = { max_new_tokens: max_tokens, ...sampling, ...(settings.pan_and_scan ? { pan_and_scan: true } : {}), ...(begun ? { continue_final: true } : {}) };
+  const options = {
+    max_new_tokens: max_tokens,
+    ...sampling,
+    ...(settings.pan_and_scan ? { pan_and_scan: true } : {}),
+    ...(begun ? { continue_final: true } : {}),
+  };
   const given = Object.entries(options).map(([name, value]) => `    ${name}=${python(value)},`);
-  if (response_format) given.push(`    grammar=gemma_tpu.Grammar.json_schema(${python(response_format.json_schema.schema)}),`);
+  if (response_format)
+    given.push(`    grammar=gemma_tpu.Grammar.json_schema(${python(response_format.json_schema.schema)}),`);
   const list = shown.map((message) => `    ${python(message)},`).join("\n");
   return `import gemma_tpu\n\nmodel = gemma_tpu.load(${python(checkpoint)})\nmessages = [\n${list}\n]\nanswer = model.generate(\n    messages,\n${given.join("\n")}\n)\nprint(answer.text)\n`;
 }
@@ -74,11 +110,27 @@ function command(checkpoint, path, messages, begun, settings, fields, names) {
   if (!single || fields.response_format || fields.tools) return null;
   const question = path[0].parts.map((part) => part.text ?? "").join("");
   const images = [...names.values()].flatMap(({ name }) => ["--image", name]);
-  const options = { "max-new-tokens": fields.max_tokens, temperature: fields.temperature, "top-k": fields.top_k, "top-p": fields.top_p, "min-p": fields.min_p, seed: fields.seed };
-  const given = Object.entries(options).flatMap(([name, value]) => (value === undefined ? [] : [`--${name}`, String(value)]));
+  const options = {
+    "max-new-tokens": fields.max_tokens,
+    temperature: fields.temperature,
+    "top-k": fields.top_k,
+    "top-p": fields.top_p,
+    "min-p": fields.min_p,
+    seed: fields.seed,
+  };
+  const given = Object.entries(options).flatMap(([name, value]) =>
+    value === undefined ? [] : [`--${name}`, String(value)],
+  );
   const stops = (fields.stop ?? []).flatMap((text) => ["--stop", text]);
-  const more = [...(settings.system.trim() ? ["--system", settings.system] : []), ...(settings.pan_and_scan ? ["--pan-and-scan"] : []), ...(begun ? ["--continue", begun] : [])];
-  return ["gemma-tpu", "generate", checkpoint, ...images, ...given, ...stops, ...more, "--", question].map(shell).join(" ") + "\n";
+  const more = [
+    ...(settings.system.trim() ? ["--system", settings.system] : []),
+    ...(settings.pan_and_scan ? ["--pan-and-scan"] : []),
+    ...(begun ? ["--continue", begun] : []),
+  ];
+  return (
+    ["gemma-tpu", "generate", checkpoint, ...images, ...given, ...stops, ...more, "--", question].map(shell).join(" ") +
+    "\n"
+  );
 }
 
 // Pictures are put in by the shell, and so the body is a here document in which $ and ` stand for themselves.
@@ -90,7 +142,19 @@ function curl(messages, begun, settings, fields, names, address) {
     places.set(key, `data:${blob?.type || "image/png"};base64,$(base64 < ${name} | tr -d '\\n')`);
     return key;
   };
-  const sent = messages.map((message) => ({ ...message, content: Array.isArray(message.content) ? message.content.map((part) => (part.image ? { type: "image_url", image_url: { url: place(part.image), ...(settings.pan_and_scan ? { detail: "high" } : {}) } } : part)) : message.content }));
+  const sent = messages.map((message) => ({
+    ...message,
+    content: Array.isArray(message.content)
+      ? message.content.map((part) =>
+          part.image
+            ? {
+                type: "image_url",
+                image_url: { url: place(part.image), ...(settings.pan_and_scan ? { detail: "high" } : {}) },
+              }
+            : part,
+        )
+      : message.content,
+  }));
   if (begun) sent.push({ role: "assistant", content: begun });
   const body = { messages: sent, ...fields, ...(begun ? { continue_final_message: true } : {}) };
   let text = JSON.stringify(body, null, 1).replace(/[\\$`]/g, "\\$&");
@@ -105,8 +169,23 @@ export async function showPrograms(checkpoint, path, message, link) {
   const address = new URL("..", location.href).href.replace(/\/$/, "");
   const made = programs(checkpoint, path, message, names, address);
   const dialog = make("dialog", { class: "programs", "aria-label": say("reproduce") });
-  const block = (title, text) => make("section", {}, make("h3", {}, title, iconButton("copy", `${say("copy")}: ${title}`, () => copyText(text), { class: "small" })), make("pre", { tabIndex: 0 }, text));
-  const pictures = [...names.values()].filter(({ blob }) => blob).map(({ name, blob }) => make("button", { type: "button", class: "quiet", on: { click: () => download(name, blob) } }, name));
+  const block = (title, text) =>
+    make(
+      "section",
+      {},
+      make(
+        "h3",
+        {},
+        title,
+        iconButton("copy", `${say("copy")}: ${title}`, () => copyText(text), { class: "small" }),
+      ),
+      make("pre", { tabIndex: 0 }, text),
+    );
+  const pictures = [...names.values()]
+    .filter(({ blob }) => blob)
+    .map(({ name, blob }) =>
+      make("button", { type: "button", class: "quiet", on: { click: () => download(name, blob) } }, name),
+    );
   const close = iconButton("close", say("close"), () => dialog.close(), { class: "close" });
   dialog.append(
     make("header", {}, make("h2", {}, say("reproduce")), close),
@@ -115,7 +194,17 @@ export async function showPrograms(checkpoint, path, message, link) {
     block("Python", made.python),
     ...(made.command ? [block(say("command_line"), made.command)] : []),
     block("curl", made.curl),
-    make("p", {}, make("button", { type: "button", class: "quiet", on: { click: async () => copyText(await link()) } }, say("copy_link")), " ", make("small", {}, say("link_about"))),
+    make(
+      "p",
+      {},
+      make(
+        "button",
+        { type: "button", class: "quiet", on: { click: async () => copyText(await link()) } },
+        say("copy_link"),
+      ),
+      " ",
+      make("small", {}, say("link_about")),
+    ),
   );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);

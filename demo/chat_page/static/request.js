@@ -49,7 +49,8 @@ async function toMessage(message, settings) {
     if (part.picture === undefined) content.push({ type: "text", text: part.text });
     else {
       const url = await dataUrl(part.picture);
-      if (url) content.push({ type: "image_url", image_url: { url, ...(settings.pan_and_scan ? { detail: "high" } : {}) } });
+      if (url)
+        content.push({ type: "image_url", image_url: { url, ...(settings.pan_and_scan ? { detail: "high" } : {}) } });
     }
   }
   const plain = content.length === 1 && content[0].type === "text";

@@ -23,8 +23,23 @@ const FALLBACK = { max_tokens: 1024, temperature: 0, top_k: 64, top_p: 0.95, min
 
 export function defaultSettings(model) {
   const { max_new_tokens, ...rest } = model?.defaults ?? {};
-  const numbers = { ...FALLBACK, ...rest, ...(max_new_tokens ? { max_tokens: Math.min(max_new_tokens, LONGEST) } : {}) };
-  return { ...numbers, seed: null, stop: [], system: "", pan_and_scan: false, drop_oldest: true, probabilities: true, tools: "", schema: "", must_call: false };
+  const numbers = {
+    ...FALLBACK,
+    ...rest,
+    ...(max_new_tokens ? { max_tokens: Math.min(max_new_tokens, LONGEST) } : {}),
+  };
+  return {
+    ...numbers,
+    seed: null,
+    stop: [],
+    system: "",
+    pan_and_scan: false,
+    drop_oldest: true,
+    probabilities: true,
+    tools: "",
+    schema: "",
+    must_call: false,
+  };
 }
 
 // What an answer is asked with: a seed is drawn here, so that the answer can be had again.
@@ -66,11 +81,26 @@ export class SettingsPanel {
       this.area("system", say("system"), say("system_hint"), 3),
       ...Object.keys(NUMBERS).map((name) => this.number(name)),
       this.seed(),
-      this.field(say("stop"), make("textarea", { value: values.stop.join("\n"), rows: 2, placeholder: say("stop_hint"), on: { change: ({ target }) => this.set("stop", target.value.split("\n").filter(Boolean)) } })),
+      this.field(
+        say("stop"),
+        make("textarea", {
+          value: values.stop.join("\n"),
+          rows: 2,
+          placeholder: say("stop_hint"),
+          on: { change: ({ target }) => this.set("stop", target.value.split("\n").filter(Boolean)) },
+        }),
+      ),
       this.check("probabilities"),
       this.check("drop_oldest"),
       this.page.status?.model && !this.page.status.model.vision ? null : this.check("pan_and_scan"),
-      make("details", { open: Boolean(values.schema || values.tools) }, make("summary", {}, say("forms")), this.json("schema", 5), this.json("tools", 6), this.check("must_call")),
+      make(
+        "details",
+        { open: Boolean(values.schema || values.tools) },
+        make("summary", {}, say("forms")),
+        this.json("schema", 5),
+        this.json("tools", 6),
+        this.check("must_call"),
+      ),
     ];
     this.element.replaceChildren(...rows.filter(Boolean));
     this.grey();
@@ -90,7 +120,8 @@ export class SettingsPanel {
       for (const input of element.querySelectorAll("input")) input.disabled = off;
     }
     const chosen = presetOf(this.values);
-    for (const button of this.element.querySelectorAll("[data-preset]")) button.setAttribute("aria-pressed", button.dataset.preset === chosen);
+    for (const button of this.element.querySelectorAll("[data-preset]"))
+      button.setAttribute("aria-pressed", button.dataset.preset === chosen);
   }
 
   preset(name) {
@@ -103,7 +134,13 @@ export class SettingsPanel {
   }
 
   field(label, control, hint = null) {
-    return make("label", { class: "field" }, make("span", { class: "name" }, label), control, hint && make("small", {}, hint));
+    return make(
+      "label",
+      { class: "field" },
+      make("span", { class: "name" }, label),
+      control,
+      hint && make("small", {}, hint),
+    );
   }
 
   number(name) {
@@ -119,26 +156,61 @@ export class SettingsPanel {
     range.addEventListener("input", () => take(Number(range.value)));
     exact.addEventListener("change", () => take(exact.value === "" ? this.values[name] : Number(exact.value)));
     const hint = DATA_HINTS.includes(name) ? make("small", {}, say(`${name}_hint`)) : null;
-    const element = make("div", { class: "field number", "data-setting": name }, make("span", { class: "name" }, say(name)), exact, range, hint);
+    const element = make(
+      "div",
+      { class: "field number", "data-setting": name },
+      make("span", { class: "name" }, say(name)),
+      exact,
+      range,
+      hint,
+    );
     if (SAMPLING.includes(name)) this.greyed.push(element);
     return element;
   }
 
   seed() {
     const { seed } = this.values;
-    const exact = make("input", { type: "number", min: 0, max: 2 ** 31 - 1, step: 1, value: seed ?? "", placeholder: say("seed_any"), "aria-label": say("seed") });
-    exact.addEventListener("change", () => this.set("seed", exact.value === "" ? null : Math.min(2 ** 31 - 1, Math.max(0, Math.round(Number(exact.value))))));
-    const element = make("div", { class: "field number", "data-setting": "seed" }, make("span", { class: "name" }, say("seed")), exact);
+    const exact = make("input", {
+      type: "number",
+      min: 0,
+      max: 2 ** 31 - 1,
+      step: 1,
+      value: seed ?? "",
+      placeholder: say("seed_any"),
+      "aria-label": say("seed"),
+    });
+    exact.addEventListener("change", () =>
+      this.set("seed", exact.value === "" ? null : Math.min(2 ** 31 - 1, Math.max(0, Math.round(Number(exact.value))))),
+    );
+    const element = make(
+      "div",
+      { class: "field number", "data-setting": "seed" },
+      make("span", { class: "name" }, say("seed")),
+      exact,
+    );
     this.greyed.push(element);
     return element;
   }
 
   area(name, label, hint, rows) {
-    return this.field(label, make("textarea", { value: this.values[name], rows, placeholder: hint, "data-setting": name, on: { input: ({ target }) => this.set(name, target.value) } }));
+    return this.field(
+      label,
+      make("textarea", {
+        value: this.values[name],
+        rows,
+        placeholder: hint,
+        "data-setting": name,
+        on: { input: ({ target }) => this.set(name, target.value) },
+      }),
+    );
   }
 
   check(name) {
-    const box = make("input", { type: "checkbox", checked: this.values[name], on: { change: ({ target }) => this.set(name, target.checked) } });
+    const box = make("input", {
+      type: "checkbox",
+      checked: this.values[name],
+      on: { change: ({ target }) => this.set(name, target.checked) },
+    });
     return make("label", { class: "check", "data-setting": name }, box, say(name));
   }
 
@@ -154,7 +226,15 @@ export class SettingsPanel {
       this.set(name, target.value);
       check();
     };
-    const area = make("textarea", { value: this.values[name], rows, spellcheck: false, class: "mono", placeholder: EXAMPLES[name], "data-setting": name, on: { input } });
+    const area = make("textarea", {
+      value: this.values[name],
+      rows,
+      spellcheck: false,
+      class: "mono",
+      placeholder: EXAMPLES[name],
+      "data-setting": name,
+      on: { input },
+    });
     check();
     return make("label", { class: "field" }, make("span", { class: "name" }, say(name)), area, problem);
   }

@@ -44,7 +44,14 @@ export async function imported(data) {
     for (const message of messages) {
       const parts = message.parts?.map((part) => (part.picture ? { picture: rename(part.picture) } : part));
       const state = message.role === "assistant" ? { state: "done" } : {};
-      await put("messages", { ...message, ...(parts ? { parts } : {}), ...state, id: rename(message.id), parent: rename(message.parent), conversation: id });
+      await put("messages", {
+        ...message,
+        ...(parts ? { parts } : {}),
+        ...state,
+        id: rename(message.id),
+        parent: rename(message.parent),
+        conversation: id,
+      });
     }
     await put("conversations", { ...conversation, id, leaf: rename(conversation.leaf), changed: Date.now() });
     ids.push(id);
@@ -54,7 +61,10 @@ export async function imported(data) {
 
 function check({ id, title, messages }) {
   const fits = typeof id === "string" && typeof title === "string" && Array.isArray(messages);
-  const known = (message) => ["user", "assistant", "tool"].includes(message?.role) && typeof message.id === "string" && (message.role === "user" ? Array.isArray(message.parts) : typeof message.text === "string");
+  const known = (message) =>
+    ["user", "assistant", "tool"].includes(message?.role) &&
+    typeof message.id === "string" &&
+    (message.role === "user" ? Array.isArray(message.parts) : typeof message.text === "string");
   if (!fits || !messages.every(known)) throw new Error(say("not_an_export"));
 }
 
@@ -70,7 +80,15 @@ export async function linkTo(tree, message) {
   const path = tree.path(message);
   const strip = ({ tokens, ...rest }) => ({ ...rest, tokens: [] });
   const { id, title } = tree.conversation;
-  const conversation = { id, title, created: Date.now(), leaf: message.id, system: "", settings: message.settings, messages: path.map(strip) };
+  const conversation = {
+    id,
+    title,
+    created: Date.now(),
+    leaf: message.id,
+    system: "",
+    settings: message.settings,
+    messages: path.map(strip),
+  };
   const text = JSON.stringify({ format: FORMAT, version: VERSION, conversations: [conversation], pictures: {} });
   const bytes = await piped(new TextEncoder().encode(text), new CompressionStream("deflate-raw"));
   const base64 = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));

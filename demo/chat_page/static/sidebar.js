@@ -12,7 +12,13 @@ export class Sidebar {
     this.element = make("aside", { class: "sidebar" });
     this.list = make("ul", { class: "list" });
     this.search = make("input", { type: "search", on: { input: () => this.show() } });
-    this.file = make("input", { type: "file", accept: "application/json,.json", multiple: true, hidden: true, on: { change: () => this.take() } });
+    this.file = make("input", {
+      type: "file",
+      accept: "application/json,.json",
+      multiple: true,
+      hidden: true,
+      on: { change: () => this.take() },
+    });
     this.lay();
   }
 
@@ -20,11 +26,20 @@ export class Sidebar {
     this.element.setAttribute("aria-label", say("conversations"));
     this.search.placeholder = say("search");
     this.search.setAttribute("aria-label", say("search"));
-    const create = make("button", { type: "button", class: "new", on: { click: () => this.events.create() } }, icon("plus"), say("new"));
+    const create = make(
+      "button",
+      { type: "button", class: "new", on: { click: () => this.events.create() } },
+      icon("plus"),
+      say("new"),
+    );
     const foot = make(
       "div",
       { class: "foot" },
-      make("button", { type: "button", class: "quiet", on: { click: () => this.events.exportAll() } }, say("export_all")),
+      make(
+        "button",
+        { type: "button", class: "quiet", on: { click: () => this.events.exportAll() } },
+        say("export_all"),
+      ),
       make("button", { type: "button", class: "quiet", on: { click: () => this.file.click() } }, say("import")),
       this.file,
     );
@@ -40,7 +55,8 @@ export class Sidebar {
 
   show() {
     const wanted = this.search.value.trim().toLowerCase();
-    const fits = ({ id, title }) => !wanted || title.toLowerCase().includes(wanted) || this.texts.get(id)?.includes(wanted);
+    const fits = ({ id, title }) =>
+      !wanted || title.toLowerCase().includes(wanted) || this.texts.get(id)?.includes(wanted);
     const found = this.conversations.filter(fits).sort((a, b) => b.changed - a.changed);
     this.list.replaceChildren(...found.map((one) => this.row(one)));
     this.note.textContent = this.kept === false ? say("not_kept") : wanted && !found.length ? say("nothing_found") : "";
@@ -48,13 +64,27 @@ export class Sidebar {
 
   row(conversation) {
     const { id, title } = conversation;
-    const open = make("button", { type: "button", class: "open", "aria-current": id === this.current, on: { click: () => this.events.open(id), dblclick: () => this.rename(row, conversation) } }, title || say("untitled"));
+    const open = make(
+      "button",
+      {
+        type: "button",
+        class: "open",
+        "aria-current": id === this.current,
+        on: { click: () => this.events.open(id), dblclick: () => this.rename(row, conversation) },
+      },
+      title || say("untitled"),
+    );
     const tools = make(
       "span",
       { class: "tools" },
       iconButton("edit", `${say("rename")}: ${title}`, () => this.rename(row, conversation), { class: "small" }),
       iconButton("down", `${say("export")}: ${title}`, () => this.events.exportOne(id), { class: "small" }),
-      iconButton("trash", `${say("delete")}: ${title}`, () => confirm(say("delete_sure", { title: title || say("untitled") })) && this.events.remove(id), { class: "small" }),
+      iconButton(
+        "trash",
+        `${say("delete")}: ${title}`,
+        () => confirm(say("delete_sure", { title: title || say("untitled") })) && this.events.remove(id),
+        { class: "small" },
+      ),
     );
     const row = make("li", {}, open, tools);
     return row;

@@ -41,7 +41,8 @@ function run(name, mode, act) {
 export async function put(name, record) {
   if (database) await run(name, "readwrite", (store) => store.put(record));
   else memory[name].set(record.id, structuredClone(record));
-  if (name !== "pictures") channel?.postMessage({ name, id: record.id, conversation: record.conversation ?? record.id });
+  if (name !== "pictures")
+    channel?.postMessage({ name, id: record.id, conversation: record.conversation ?? record.id });
 }
 
 export async function get(name, id) {

@@ -34,12 +34,17 @@ export class TokenView {
 
   update() {
     const { message } = this;
-    if (!this.shown && message.prefix) this.text.append(make("span", { class: "begun", title: say("begun") }, message.text.slice(0, message.prefix)));
+    if (!this.shown && message.prefix)
+      this.text.append(make("span", { class: "begun", title: say("begun") }, message.text.slice(0, message.prefix)));
     for (; this.shown < message.tokens.length; this.shown++) {
       const [token, logprob] = message.tokens[this.shown];
       const likely = Math.exp(logprob);
       const label = `${token} ${percent(logprob)}`;
-      const span = make("button", { type: "button", class: "token", "data-index": this.shown, title: label, "aria-label": label }, token);
+      const span = make(
+        "button",
+        { type: "button", class: "token", "data-index": this.shown, title: label, "aria-label": label },
+        token,
+      );
       span.style.setProperty("--doubt", (1 - likely).toFixed(3));
       this.text.append(span);
     }
@@ -51,11 +56,18 @@ export class TokenView {
     const index = target.closest("[data-index]")?.dataset.index;
     if (index === undefined) return;
     this.chosen = Number(index);
-    for (const token of this.text.querySelectorAll(".token")) token.setAttribute("aria-pressed", token.dataset.index === index);
+    for (const token of this.text.querySelectorAll(".token"))
+      token.setAttribute("aria-pressed", token.dataset.index === index);
     const [drawn, logprob, top] = this.message.tokens[this.chosen];
     const all = top.some(([token]) => token === drawn) ? top : [...top, [drawn, logprob]];
     const rows = all.map(([token, p]) => this.row(token, p, token === drawn));
-    const look = this.actions.look && make("button", { type: "button", class: "quiet", on: { click: () => this.actions.look(this.chosen) } }, say("look"));
+    const look =
+      this.actions.look &&
+      make(
+        "button",
+        { type: "button", class: "quiet", on: { click: () => this.actions.look(this.chosen) } },
+        say("look"),
+      );
     this.detail.replaceChildren(make("ul", {}, ...rows), look ?? "");
   }
 
@@ -64,7 +76,20 @@ export class TokenView {
     bar.style.width = `${100 * Math.exp(logprob)}%`;
     const text = textBefore(this.message, this.chosen) + token;
     const usable = !drawn && !token.includes("\ufffd") && !/^<[a-z_]+>$/.test(token) && this.message.state === "done";
-    const go = usable && make("button", { type: "button", class: "quiet", on: { click: () => this.actions.goOn(text) } }, say("go_on_from"));
-    return make("li", { class: drawn ? "drawn" : "" }, make("code", {}, visible(token)), make("span", { class: "bar" }, bar), make("span", { class: "share" }, percent(logprob)), go || make("span", {}, drawn ? say("drawn") : ""));
+    const go =
+      usable &&
+      make(
+        "button",
+        { type: "button", class: "quiet", on: { click: () => this.actions.goOn(text) } },
+        say("go_on_from"),
+      );
+    return make(
+      "li",
+      { class: drawn ? "drawn" : "" },
+      make("code", {}, visible(token)),
+      make("span", { class: "bar" }, bar),
+      make("span", { class: "share" }, percent(logprob)),
+      go || make("span", {}, drawn ? say("drawn") : ""),
+    );
   }
 }

@@ -39,7 +39,7 @@ export class Tree {
 
   // The last message below `message`, by the newest child at each.
   deepest(message) {
-    for (let children; (children = this.children(message.id)).length; ) message = children.at(-1);
+    for (let children; (children = this.children(message.id)).length;) message = children.at(-1);
     return message;
   }
 
@@ -50,7 +50,15 @@ export class Tree {
 }
 
 export function newConversation() {
-  return { id: randomId(), title: "", created: Date.now(), changed: Date.now(), leaf: null, system: "", settings: null };
+  return {
+    id: randomId(),
+    title: "",
+    created: Date.now(),
+    changed: Date.now(),
+    leaf: null,
+    system: "",
+    settings: null,
+  };
 }
 
 // The text of a message without its pictures.

@@ -1,0 +1,100 @@
+// Where in the pictures the model looked when it wrote a token: a dialog with the pictures as it sees them.
+
+import { act, seen } from "./api.js";
+import { make } from "./dom.js";
+import { dataUrl, toMessages } from "./request.js";
+import { picturesOf } from "./store.js";
+import { textBefore } from "./tokens.js";
+import { say } from "./words.js";
+
+const MEAN = "mean";
+
+// For token `index` of the answer `message` after `path`.
+export async function showAttention(path, message, index) {
+  const { settings } = message;
+  const messages = await toMessages(path, settings, message.forgotten ?? 0);
+  const begun = textBefore(message, index);
+  if (begun) messages.push({ role: "assistant", content: begun });
+  const found = await act("attention", { messages, pan_and_scan: settings.pan_and_scan });
+  const views = await viewsOf(messages, settings.pan_and_scan);
+  new AttentionDialog(message.tokens[index][0], found, views).open();
+}
+
+// The pictures that were sent as the model sees them, with their crops, in order.
+async function viewsOf(messages, panAndScan) {
+  const urls = messages
+    .flatMap(({ content }) => (Array.isArray(content) ? content : []))
+    .flatMap((part) => (part.image_url ? [part.image_url.url] : []));
+  const found = await Promise.all(urls.map((url) => seen(url, panAndScan)));
+  return found.flatMap(({ views, grid }) => views.map((url) => ({ url, grid })));
+}
+
+class AttentionDialog {
+  constructor(token, found, views) {
+    Object.assign(this, { found, views });
+    const layers = found.text.map((_, i) => i);
+    const strongest = layers.reduce((best, i) => (found.text[i] < found.text[best] ? i : best), 0);
+    const name = (i) => say(found.global_layers.includes(i) ? "layer_global" : "layer_local", { layer: i + 1 });
+    const choices = [
+      make("option", { value: MEAN }, say("all_layers")),
+      ...layers.map((i) => make("option", { value: i }, name(i))),
+    ];
+    this.select = make("select", { "aria-label": say("layer"), on: { change: () => this.draw() } }, ...choices);
+    this.select.value = String(strongest);
+    this.shares = make("span", { class: "hint", role: "status" });
+    this.canvases = views.map(({ grid }) => make("canvas", { width: grid, height: grid }));
+    const panes = views.map(({ url }, i) =>
+      make(
+        "div",
+        { class: "pane" },
+        make("img", { src: url, alt: say("picture_number", { number: i + 1 }) }),
+        this.canvases[i],
+      ),
+    );
+    const close = make(
+      "button",
+      { type: "button", class: "quiet", on: { click: () => this.element.close() } },
+      say("close"),
+    );
+    this.element = make(
+      "dialog",
+      { class: "attention", "aria-label": say("looked", { token: token.trim() }) },
+      make("header", {}, make("h2", {}, say("looked", { token: token.trim() })), close),
+      make("p", { class: "hint" }, say("look_about")),
+      make("div", { class: "choice" }, this.select, this.shares),
+      make("div", { class: "views" }, ...panes),
+    );
+    this.element.addEventListener("close", () => this.element.remove());
+  }
+
+  open() {
+    document.body.append(this.element);
+    this.draw();
+    this.element.showModal();
+  }
+
+  // The weights of a layer on a picture, and those of all layers in the mean.
+  weights(image) {
+    const layers = this.found.images[image];
+    if (this.select.value !== MEAN) return layers[Number(this.select.value)];
+    return layers[0].map((_, place) => layers.reduce((sum, layer) => sum + layer[place], 0) / layers.length);
+  }
+
+  draw() {
+    const weights = this.views.map((_, i) => this.weights(i));
+    const most = Math.max(...weights.flat(), 1e-9);
+    let whole = 0;
+    weights.forEach((values, i) => {
+      const context = this.canvases[i].getContext("2d");
+      const image = context.createImageData(this.canvases[i].width, this.canvases[i].height);
+      values.forEach((value, place) => {
+        // What got nothing is darkened, what got most is clear.
+        image.data.set([10, 12, 20, 205 * (1 - Math.sqrt(value / most))], 4 * place);
+        whole += value;
+      });
+      context.putImageData(image, 0, 0);
+    });
+    const percent = (share) => (100 * share).toFixed(share > 0.1 ? 0 : 1);
+    this.shares.textContent = say("look_shares", { pictures: percent(whole), text: percent(1 - whole) });
+  }
+}
