@@ -10,22 +10,25 @@
 //   inside     context, pictures, tokens, machine         markdown   an answer as nodes
 //   reproduce  the same answer from elsewhere             share      files and links of conversations
 
-import { getStatus, Problem } from "./api.js";
 import { write } from "./answering.js";
+import { getStatus, Problem } from "./api.js";
 import { showAttention } from "./attention.js";
+import { Comparison, differences } from "./compare.js";
 import { Composer, fromParts } from "./composer.js";
-import { download, iconButton, make } from "./dom.js";
+import { Conversations } from "./conversations.js";
+import { make, randomId } from "./dom.js";
 import { Frame } from "./frame.js";
+import { contextParts, Inside } from "./inside.js";
+import { keep as keepPicture } from "./media.js";
+import { MessageView } from "./message.js";
 import { ModelDialog } from "./model.js";
 import { RawPanel } from "./raw.js";
-import { contextParts, Inside } from "./inside.js";
-import { MessageView } from "./message.js";
 import { showPrograms } from "./reproduce.js";
 import { defaultSettings, jsonProblem, resolved, SettingsPanel } from "./settings.js";
-import { exported, imported, LINK, linkTo, readLink } from "./share.js";
+import { linkTo } from "./share.js";
 import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
-import { newConversation, textOf, titleOf, Tree } from "./tree.js";
+import { newConversation, titleOf, Tree } from "./tree.js";
 import { followParent, language, onLanguage, say } from "./words.js";
 
 const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
@@ -48,28 +51,31 @@ class Page {
   constructor() {
     this.status = null;
     this.lost = false;
-    this.running = new Map(); // message → the AbortController of its answer
+    this.running = new Map(); // message → {tree, controller, forgotten} while it is written
     this.views = new Map(); // message → its view
     this.tree = new Tree(newConversation());
     this.settings = defaultSettings(null);
     this.composer = new Composer({
       send: (parts) => this.ask(parts),
       stop: () => this.stop(),
-      draft: () => this.saveDraft(),
+      draft: () => this.conversations.saveDraft(),
       problem: (text) => this.frame.notice(text),
       busy: (text, stays) => this.frame.notice(text, stays ? "quiet" : "busy"),
     });
     this.sidebar = new Sidebar({
-      open: (id) => this.open(id),
-      create: () => this.create(),
-      remove: (id) => this.remove(id),
-      rename: (id, title) => this.rename(id, title),
-      exportOne: (id) => this.export([id]),
-      exportAll: () => this.export(this.sidebar.conversations.map(({ id }) => id)),
-      importFiles: (files) => this.import(files),
+      open: (id) => this.conversations.open(id),
+      create: () => this.conversations.create(),
+      remove: (id) => this.conversations.remove(id),
+      rename: (id, title) => this.conversations.rename(id, title),
+      exportOne: (id) => this.conversations.export([id]),
+      exportAll: () => this.conversations.export(this.sidebar.conversations.map(({ id }) => id)),
+      texts: () => this.conversations.texts(),
+      importFiles: (files) => this.conversations.import(files),
     });
-    this.compare = iconButton("compare", say("compare"), () => this.toggleCompare(), { "aria-pressed": false });
-    this.composer.extra.append(this.compare);
+    this.conversations = new Conversations(this);
+    this.comparison = new Comparison(() => this.settings);
+    this.composer.extra.append(this.comparison.button);
+    this.composer.element.prepend(this.comparison.element);
     this.panel = new SettingsPanel(this);
     this.inside = new Inside(this);
     this.frame = new Frame({
@@ -91,8 +97,7 @@ class Page {
   translate() {
     this.sidebar.lay();
     this.composer.lay();
-    this.compare.title = say("compare");
-    this.compare.setAttribute("aria-label", say("compare"));
+    this.comparison.translate();
     for (const view of this.views.values()) view.lay();
     this.inside.lay();
     this.show();
@@ -147,12 +152,11 @@ class Page {
   }
 
   async fillExample(example) {
-    const { keep } = await import("./media.js");
     const ids = [];
     for (const file of example.pictures ?? [])
-      ids.push(await keep(await (await fetch(`examples/${file}`)).blob(), file));
+      ids.push(await keepPicture(await (await fetch(`examples/${file}`)).blob(), file));
     this.composer.fill({ text: example[language], pictures: ids });
-    this.saveDraft();
+    this.conversations.saveDraft();
     this.composer.focus();
   }
 
@@ -168,55 +172,8 @@ class Page {
 
   settingsChanged() {
     this.tree.conversation.settings = this.settings;
-    this.save();
+    this.conversations.save();
     this.inside.show();
-  }
-
-  toggleCompare() {
-    this.comparing = !this.comparing;
-    this.compare.setAttribute("aria-pressed", this.comparing);
-    if (!this.comparing) return this.second?.remove();
-    this.other = { ...structuredClone(this.settings) };
-    if (this.other.temperature === 0) this.other.temperature = 1;
-    this.second = this.laySecond();
-    this.composer.element.before(this.second);
-  }
-
-  // The settings of the second answer that differ from those of the first.
-  laySecond() {
-    const number = (name, low, high, step) =>
-      make(
-        "label",
-        {},
-        say(name),
-        make("input", {
-          type: "number",
-          min: low,
-          max: high,
-          step,
-          value: this.other[name] ?? "",
-          on: {
-            change: ({ target }) =>
-              (this.other[name] = target.value === "" ? null : Math.min(high, Math.max(low, Number(target.value)))),
-          },
-        }),
-      );
-    const system = make(
-      "label",
-      { class: "wide" },
-      say("system"),
-      make("input", { value: this.other.system, on: { input: ({ target }) => (this.other.system = target.value) } }),
-    );
-    return make(
-      "div",
-      { class: "second" },
-      make("span", {}, say("second_answer")),
-      number("temperature", 0, 2, 0.05),
-      number("top_k", 0, 256, 1),
-      number("top_p", 0.01, 1, 0.01),
-      number("seed", 0, 2 ** 31 - 1, 1),
-      system,
-    );
   }
 
   // ---- Asking
@@ -243,32 +200,27 @@ class Page {
 
   // Writes an answer to `question`, or two at once to compare. `begun`: the text that it begins with.
   async answer(question, begun = "", fields = {}) {
-    const sets =
-      this.comparing && !begun
-        ? [resolved(this.settings), resolved({ ...this.settings, ...this.other })]
-        : [resolved(this.settings)];
-    const pair = sets.length > 1 ? { pair: `${Date.now()}` } : {};
-    const answers = sets.map((settings) => [
-      this.tree.add(question.id, "assistant", { state: "waiting", text: begun, settings, ...pair, ...fields }),
-      settings,
-    ]);
-    this.setLeaf(answers[0][0]);
-    await Promise.all(answers.map(([message, settings]) => this.write(message, settings)));
+    const second = begun ? null : this.comparison.second;
+    const sets = [this.settings, ...(second ? [second] : [])].map(resolved);
+    const all = { state: "waiting", text: begun, ...(second ? { pair: randomId() } : {}), ...fields };
+    const answers = sets.map((settings) => this.tree.add(question.id, "assistant", { ...all, settings }));
+    this.setLeaf(answers[0]);
+    await Promise.all(answers.map((message) => this.write(message, message.settings)));
   }
 
   async write(message, settings) {
     const { tree } = this;
     const path = tree.path(tree.messages.get(message.parent));
-    const controller = new AbortController();
-    this.running.set(message.id, controller);
+    const one = { tree, controller: new AbortController(), forgotten: false };
+    const keep = () => (one.forgotten ? null : store.put("messages", message));
+    this.running.set(message.id, one);
     message.tab = tab;
     let saved = 0;
     let drawn = false;
-    const update = (ended = false) => {
-      const now = performance.now();
-      if (ended || now - saved > SAVE) {
-        saved = now;
-        store.put("messages", message);
+    const update = () => {
+      if (performance.now() - saved > SAVE) {
+        saved = performance.now();
+        keep();
       }
       if (drawn) return;
       drawn = true;
@@ -282,22 +234,27 @@ class Page {
     if (this.tree === tree) this.show();
     this.frame.scrollToEnd(true);
     try {
-      await write(message, path, settings, { signal: controller.signal, update });
+      await write(message, path, settings, { signal: one.controller.signal, update });
     } finally {
       this.running.delete(message.id);
-      await store.put("messages", message);
+      await keep();
       if (this.tree === tree) {
         this.show();
         this.frame.scrollToEnd();
       }
-      this.refreshList();
     }
+  }
+
+  // What is being written in the conversation that is shown.
+  get runningHere() {
+    return [...this.running.values()].filter(({ tree }) => tree === this.tree);
   }
 
   // Whether there was anything to stop.
   stop() {
-    for (const controller of this.running.values()) controller.abort();
-    return this.running.size > 0;
+    const running = this.runningHere;
+    running.forEach(({ controller }) => controller.abort());
+    return running.length > 0;
   }
 
   // Everything below is pressed in a message (message.js).
@@ -337,7 +294,7 @@ class Page {
 
   // Takes the last turn back into the prompt. It stays, as a version of the question that is asked next.
   undo() {
-    if (this.running.size) return this.frame.notice(say("busy"));
+    if (this.runningHere.length) return this.frame.notice(say("busy"));
     const question = this.tree.path().findLast((message) => message.role === "user");
     this.composer.fill(fromParts(question.parts));
     this.setLeaf(this.tree.messages.get(question.parent) ?? null);
@@ -350,7 +307,7 @@ class Page {
   }
 
   blocked() {
-    const problem = this.running.size ? say("busy") : this.problem();
+    const problem = this.runningHere.length ? say("busy") : this.problem();
     if (problem) this.frame.notice(problem);
     return Boolean(problem);
   }
@@ -400,66 +357,37 @@ class Page {
 
   setLeaf(message) {
     this.tree.conversation.leaf = message?.id ?? null;
-    this.save();
+    this.conversations.save();
     this.show();
   }
 
-  async save() {
-    const { conversation } = this.tree;
-    conversation.changed = Date.now();
-    conversation.draft = this.composer.draft;
-    if (conversation.leaf || conversation.draft.text || conversation.draft.pictures.length || conversation.settings)
-      await store.put("conversations", { ...conversation });
-    this.remember(conversation.id);
-    this.refreshList();
-  }
-
-  saveDraft() {
-    clearTimeout(this.drafting);
-    this.drafting = setTimeout(() => this.save(), SAVE);
-  }
-
-  remember(id) {
-    try {
-      sessionStorage.setItem("gemma-tpu chat current", id);
-    } catch {} // storage may be forbidden
-  }
-
-  async refreshList() {
-    const conversations = (await store.all("conversations")).filter(({ leaf, title }) => leaf || title);
-    const texts = new Map();
-    for (const message of await store.all("messages"))
-      texts.set(message.conversation, `${texts.get(message.conversation) ?? ""} ${textOf(message)}`.toLowerCase());
-    this.sidebar.set(conversations, texts, this.tree.conversation.id, store.kept);
-  }
-
-  async open(id) {
-    const conversation = await store.get("conversations", id);
-    if (!conversation) return this.create();
-    this.tree = new Tree(conversation, await store.messagesOf(id));
-    this.settings = { ...defaultSettings(this.status?.model), ...conversation.settings };
-    this.start();
-    this.resume();
-  }
-
-  create() {
-    this.tree = new Tree(newConversation());
-    this.settings = { ...this.settings };
-    this.start();
-  }
-
-  start() {
+  // Shows `tree` in place of the present conversation.
+  start(tree) {
+    this.tree = tree;
     this.frame.attach();
     this.views.clear();
     document.body.classList.remove("sidebar-open");
-    this.composer.fill(this.tree.conversation.draft);
+    this.composer.fill(tree.conversation.draft);
     this.frame.notice("");
     this.panel.show();
-    this.remember(this.tree.conversation.id);
     this.show();
-    this.refreshList();
+    this.conversations.list();
     requestAnimationFrame(() => this.frame.scrollToEnd(true));
     this.composer.focus();
+  }
+
+  // The conversation `id` if an answer in it is being written.
+  runningTree(id) {
+    return [...this.running.values()].find(({ tree }) => tree.conversation.id === id)?.tree ?? null;
+  }
+
+  // Ends the answers of a conversation that is being deleted, and keeps nothing more of them.
+  forget(id) {
+    for (const one of this.running.values()) {
+      if (one.tree.conversation.id !== id) continue;
+      one.forgotten = true;
+      one.controller.abort();
+    }
   }
 
   // Answers that were being written when this page was reloaded go on. Those of another page are its own.
@@ -468,56 +396,6 @@ class Page {
       if (!ACTIVE.includes(message.state) || this.running.has(message.id)) continue;
       if (message.tab === tab) this.write(message, message.settings);
     }
-  }
-
-  async remove(id) {
-    await store.removeConversation(id);
-    if (this.tree.conversation.id === id) this.create();
-    else this.refreshList();
-  }
-
-  async rename(id, title) {
-    const conversation =
-      this.tree.conversation.id === id ? this.tree.conversation : await store.get("conversations", id);
-    conversation.title = title;
-    await store.put("conversations", { ...conversation });
-    this.show();
-    this.refreshList();
-  }
-
-  async export(ids) {
-    const data = await exported(ids);
-    download(
-      `gemma-chat-${new Date().toISOString().slice(0, 10)}.json`,
-      new Blob([JSON.stringify(data)], { type: "application/json" }),
-    );
-  }
-
-  async import(files) {
-    try {
-      for (const file of files) {
-        let data = null;
-        try {
-          data = JSON.parse(await file.text());
-        } catch {} // said below
-        const ids = await imported(data);
-        if (ids.length) await this.open(ids.at(-1));
-      }
-    } catch (error) {
-      this.frame.notice(error.message);
-    }
-  }
-
-  // Another page of this browser has changed a conversation.
-  async changed(id) {
-    this.refreshList();
-    if (id !== this.tree.conversation.id || this.running.size) return;
-    for (const message of await store.messagesOf(id)) {
-      const known = this.tree.messages.get(message.id);
-      if (known) Object.assign(known, message);
-      else this.tree.messages.set(message.id, message);
-    }
-    this.show();
   }
 
   // ---- The server
@@ -546,35 +424,9 @@ class Page {
 
   async begin() {
     await store.open();
-    store.onChange((id) => this.changed(id));
-    if (location.hash.startsWith(LINK)) await this.openLink();
-    else {
-      const current = sessionStorageValue("current", () => "");
-      if (current) await this.open(current);
-      else this.start();
-    }
+    await this.conversations.begin();
     this.poll();
   }
-
-  async openLink() {
-    try {
-      const [id] = await imported(await readLink(location.hash));
-      await this.open(id);
-    } catch (error) {
-      this.start();
-      this.frame.notice(error.message);
-    }
-    history.replaceState(null, "", location.pathname);
-  }
-}
-
-// What the settings of one of two answers have that the other's have not.
-function differences(message, pair) {
-  const other = pair.find((one) => one !== message);
-  const names = ["temperature", "top_k", "top_p", "min_p", "seed", "system"].filter(
-    (name) => message.settings[name] !== other.settings[name],
-  );
-  return names.map((name) => `${say(name)} ${message.settings[name] || "–"}`).join(" · ");
 }
 
 const page = new Page();

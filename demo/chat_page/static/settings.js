@@ -4,6 +4,7 @@ import { make } from "./dom.js";
 import { say } from "./words.js";
 
 export const LONGEST = 8192;
+export const LARGEST_SEED = 2 ** 31 - 1;
 const NUMBERS = {
   max_tokens: { low: 1, high: LONGEST, step: 1 },
   temperature: { low: 0, high: 2, step: 0.05 },
@@ -173,14 +174,17 @@ export class SettingsPanel {
     const exact = make("input", {
       type: "number",
       min: 0,
-      max: 2 ** 31 - 1,
+      max: LARGEST_SEED,
       step: 1,
       value: seed ?? "",
       placeholder: say("seed_any"),
       "aria-label": say("seed"),
     });
     exact.addEventListener("change", () =>
-      this.set("seed", exact.value === "" ? null : Math.min(2 ** 31 - 1, Math.max(0, Math.round(Number(exact.value))))),
+      this.set(
+        "seed",
+        exact.value === "" ? null : Math.min(LARGEST_SEED, Math.max(0, Math.round(Number(exact.value)))),
+      ),
     );
     const element = make(
       "div",

@@ -4,14 +4,15 @@ import { icon, iconButton, make } from "./dom.js";
 import { say } from "./words.js";
 
 export class Sidebar {
-  // `events`: open(id), create(), remove(id), rename(id, title), exportOne(id), exportAll(), importFiles(files)
+  // `events`: open(id), create(), remove(id), rename(id, title), exportOne(id), exportAll(), importFiles(files),
+  // texts(): the text of each conversation, in lower case.
   constructor(events) {
     this.events = events;
     this.conversations = [];
-    this.texts = new Map(); // conversation → its text in lower case, for the search
+    this.texts = new Map(); // as they were when the search began
     this.element = make("aside", { class: "sidebar" });
     this.list = make("ul", { class: "list" });
-    this.search = make("input", { type: "search", on: { input: () => this.show() } });
+    this.search = make("input", { type: "search", on: { input: () => this.find() } });
     this.file = make("input", {
       type: "file",
       accept: "application/json,.json",
@@ -48,8 +49,13 @@ export class Sidebar {
     this.show();
   }
 
-  set(conversations, texts, current, kept) {
-    Object.assign(this, { conversations, texts, current, kept });
+  set(conversations, current, kept) {
+    Object.assign(this, { conversations, current, kept });
+    this.show();
+  }
+
+  async find() {
+    if (this.search.value) this.texts = await this.events.texts();
     this.show();
   }
 

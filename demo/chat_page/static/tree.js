@@ -9,8 +9,20 @@ export class Tree {
     this.messages = new Map(messages.map((message) => [message.id, message]));
   }
 
+  // Takes over messages as another page has stored them.
+  take(messages) {
+    for (const message of messages) {
+      const known = this.messages.get(message.id);
+      if (known) Object.assign(known, message);
+      else this.messages.set(message.id, message);
+    }
+  }
+
+  // The last message that is shown; if that was not stored before the browser ended, the newest.
   get leaf() {
-    return this.messages.get(this.conversation.leaf) ?? null;
+    const { leaf } = this.conversation;
+    if (!leaf || this.messages.has(leaf)) return this.messages.get(leaf) ?? null;
+    return [...this.messages.values()].sort((a, b) => a.created - b.created).at(-1) ?? null;
   }
 
   // The messages from the first to `leaf`.

@@ -1,0 +1,68 @@
+// Two answers side by side: the second's settings, and what is different between two.
+
+import { iconButton, make } from "./dom.js";
+import { LARGEST_SEED } from "./settings.js";
+import { say } from "./words.js";
+
+const NUMBERS = { temperature: [0, 2, 0.05], top_k: [0, 256, 1], top_p: [0.01, 1, 0.01], seed: [0, LARGEST_SEED, 1] };
+const NAMES = [...Object.keys(NUMBERS), "min_p", "system"];
+
+// A button, and fields that stand before the prompt while it is pressed. `settings()`: those of the first answer.
+export class Comparison {
+  constructor(settings) {
+    this.settings = settings;
+    this.on = false;
+    this.button = iconButton("compare", "", () => this.toggle(), { "aria-pressed": false });
+    this.element = make("div", { class: "second", hidden: true });
+    this.translate();
+  }
+
+  translate() {
+    this.button.title = say("compare");
+    this.button.setAttribute("aria-label", say("compare"));
+    if (this.on) this.lay();
+  }
+
+  toggle() {
+    this.on = !this.on;
+    this.button.setAttribute("aria-pressed", this.on);
+    this.element.hidden = !this.on;
+    if (!this.on) return;
+    const { temperature, top_k, top_p, seed, system } = this.settings();
+    this.values = { temperature: temperature || 1, top_k, top_p, seed, system };
+    this.lay();
+  }
+
+  // Settings of the second answer, null if there is to be none.
+  get second() {
+    return this.on ? { ...this.settings(), ...this.values } : null;
+  }
+
+  lay() {
+    const fields = Object.entries(NUMBERS).map(([name, limits]) => this.number(name, ...limits));
+    const input = ({ target }) => (this.values.system = target.value);
+    const system = make("input", { value: this.values.system, on: { input } });
+    const label = make("label", { class: "wide" }, say("system"), system);
+    this.element.replaceChildren(make("span", {}, say("second_answer")), ...fields, label);
+  }
+
+  number(name, min, max, step) {
+    const change = ({ target }) => {
+      const given = target.value === "" ? null : Number(target.value);
+      if (given === null && name !== "seed") return (target.value = this.values[name]);
+      this.values[name] = given === null ? null : Math.min(max, Math.max(min, step === 1 ? Math.round(given) : given));
+      target.value = this.values[name] ?? "";
+    };
+    const value = this.values[name] ?? "";
+    return make("label", {}, say(name), make("input", { type: "number", min, max, step, value, on: { change } }));
+  }
+}
+
+// What the settings of one of two answers have that the other's have not.
+export function differences(message, pair) {
+  const other = pair.find((one) => one !== message);
+  const names = NAMES.filter((name) => message.settings[name] !== other.settings[name]);
+  return names
+    .map((name) => `${say(name)} ${message.settings[name] === "" ? "–" : message.settings[name]}`)
+    .join(" · ");
+}

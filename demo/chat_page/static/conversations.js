@@ -1,0 +1,161 @@
+// The conversations of this browser: open, keep, list, export and import them. What is shown of one is the page's.
+
+import { download } from "./dom.js";
+import { defaultSettings } from "./settings.js";
+import { exported, imported, LINK, readLink } from "./share.js";
+import * as store from "./store.js";
+import { newConversation, textOf, Tree } from "./tree.js";
+
+const DRAFT = 400; // milliseconds after the last letter until a draft is stored
+const CURRENT = "gemma-tpu chat current"; // the conversation that this tab shows
+
+export class Conversations {
+  constructor(page) {
+    this.page = page;
+    store.onChange((id) => this.changed(id));
+  }
+
+  // The conversation that this tab showed last, or that its address has.
+  async begin() {
+    if (location.hash.startsWith(LINK)) return this.openLink();
+    const current = remembered();
+    if (current) await this.open(current);
+    else this.page.start(new Tree(newConversation()));
+  }
+
+  // Answers go on in a conversation that is left: it is opened again as it is then.
+  async open(id) {
+    await this.leave();
+    const running = this.page.runningTree(id);
+    const conversation = running?.conversation ?? (await store.get("conversations", id));
+    if (!conversation) return this.create();
+    const tree = running ?? new Tree(conversation, await store.messagesOf(id));
+    this.page.settings = { ...defaultSettings(this.page.status?.model), ...conversation.settings };
+    this.page.start(tree);
+    this.page.resume();
+  }
+
+  async create() {
+    await this.leave();
+    this.page.settings = { ...this.page.settings };
+    this.page.start(new Tree(newConversation()));
+  }
+
+  // Keeps the draft of the conversation that is left.
+  async leave() {
+    if (!this.drafting) return;
+    clearTimeout(this.drafting);
+    await this.save();
+  }
+
+  async save() {
+    this.drafting = null;
+    const { tree, composer } = this.page;
+    const { conversation } = tree;
+    conversation.changed = Date.now();
+    conversation.draft = composer.draft;
+    const { text, pictures } = conversation.draft;
+    if (conversation.leaf || text || pictures.length || conversation.settings) {
+      await store.put("conversations", { ...conversation });
+    }
+    this.list();
+  }
+
+  saveDraft() {
+    clearTimeout(this.drafting);
+    this.drafting = setTimeout(() => this.save(), DRAFT);
+  }
+
+  async list() {
+    const current = this.page.tree.conversation.id;
+    remember(current);
+    const conversations = (await store.all("conversations")).filter(({ leaf, title }) => leaf || title);
+    this.page.sidebar.set(conversations, current, store.kept);
+  }
+
+  // The whole text of each, in lower case.
+  async texts() {
+    const texts = new Map();
+    for (const message of await store.all("messages")) {
+      texts.set(message.conversation, `${texts.get(message.conversation) ?? ""} ${textOf(message)}`.toLowerCase());
+    }
+    return texts;
+  }
+
+  async remove(id) {
+    this.page.forget(id);
+    await store.removeConversation(id);
+    if (this.page.tree.conversation.id !== id) return this.list();
+    clearTimeout(this.drafting);
+    this.drafting = null;
+    await this.create();
+  }
+
+  async rename(id, title) {
+    const { tree } = this.page;
+    const conversation = tree.conversation.id === id ? tree.conversation : await store.get("conversations", id);
+    conversation.title = title;
+    await store.put("conversations", { ...conversation });
+    this.page.show();
+    this.list();
+  }
+
+  async export(ids) {
+    const name = `gemma-chat-${new Date().toISOString().slice(0, 10)}.json`;
+    download(name, new Blob([JSON.stringify(await exported(ids))], { type: "application/json" }));
+  }
+
+  async import(files) {
+    try {
+      for (const file of files) {
+        const ids = await imported(parsed(await file.text()));
+        if (ids.length) await this.open(ids.at(-1));
+      }
+    } catch (error) {
+      this.page.frame.notice(error.message);
+    }
+  }
+
+  async openLink() {
+    const { hash } = location;
+    history.replaceState(null, "", location.pathname); // else a reload would import it again
+    try {
+      const [id] = await imported(await readLink(hash));
+      await this.open(id);
+    } catch (error) {
+      this.page.start(new Tree(newConversation()));
+      this.page.frame.notice(error.message);
+    }
+  }
+
+  // Another page of this browser has changed a conversation.
+  async changed(id) {
+    this.list();
+    const { tree } = this.page;
+    if (id !== tree.conversation.id || this.page.runningTree(id)) return;
+    tree.take(await store.messagesOf(id));
+    this.page.show();
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // what `imported` says of other things
+  }
+}
+
+function remembered() {
+  try {
+    return sessionStorage.getItem(CURRENT);
+  } catch {
+    return null; // storage may be forbidden
+  }
+}
+
+function remember(id) {
+  try {
+    sessionStorage.setItem(CURRENT, id);
+  } catch {} // storage may be forbidden
+}
