@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import re
 import shlex
 import shutil
@@ -103,6 +104,17 @@ def test_the_commands_of_a_guide_are_commands(page: Path) -> None:
             make_parser(words).parse_args(words)
         else:
             assert program in ("make", "pip"), line
+
+
+@pytest.mark.parametrize("page", ["docs/releasing.md", "CONTRIBUTING.md", "notebooks/README.md"])
+def test_what_a_checklist_runs_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= set(targets)
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert importlib.util.find_spec(module), module
+    for path in re.findall(r"`?\b((?:docs|tests|demo|gemma_tpu)/[\w/]+\.(?:md|py|html))", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_code_of_a_guide_runs() -> None:

@@ -30,6 +30,7 @@ export class Composer {
     });
     this.shooter.setAttribute("capture", "environment");
     this.extra = make("span", { class: "extra" }); // buttons of the page
+    this.above = make("div"); // and what they show
     this.lay();
     document.addEventListener("paste", (event) => this.paste(event));
     document.addEventListener("dragover", (event) => this.dragged(event, true));
@@ -64,7 +65,7 @@ export class Composer {
       this.sending,
       this.stopping,
     );
-    this.element.replaceChildren(this.strip, field, row, this.chooser, this.shooter);
+    this.element.replaceChildren(this.above, this.strip, field, row, this.chooser, this.shooter);
     this.showStrip();
     this.setBusy(this.busy ?? false);
   }

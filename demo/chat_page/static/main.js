@@ -75,7 +75,7 @@ class Page {
     this.conversations = new Conversations(this);
     this.comparison = new Comparison(() => this.settings);
     this.composer.extra.append(this.comparison.button);
-    this.composer.element.prepend(this.comparison.element);
+    this.composer.above.append(this.comparison.element);
     this.panel = new SettingsPanel(this);
     this.inside = new Inside(this);
     this.frame = new Frame({
