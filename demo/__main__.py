@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -91,7 +92,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="also fetch pictures from http(s) URLs; visitors can then make this machine request any URL it can reach",
     )
     parser.add_argument("--lang", choices=("en", "zh"), help="language of the page (default: the browser's)")
-    parser.add_argument("--share", action="store_true", help="also serve at a public address, through Gradio's servers")
+    parser.add_argument(
+        "--share",
+        action=argparse.BooleanOptionalAction,
+        default=_in_hosted_notebook(),
+        help="also serve at a public address, through Gradio's servers (default: on Colab and Kaggle, where this "
+        "machine's address leads nowhere)",
+    )
     parser.add_argument("--no-load", action="store_true", help='wait for "Load model" to be pressed')
     parser.add_argument(
         "--allow-origin",
@@ -125,6 +132,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     hosts.add_argument("--num-processes", type=int, metavar="N")
     hosts.add_argument("--process-id", type=int, metavar="I", help="0 … N - 1")
     return parser.parse_args(argv)
+
+
+def _in_hosted_notebook() -> bool:
+    return any(name in os.environ for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"))
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

@@ -20,6 +20,7 @@ from demo.chat_page.app import build_chat
 from demo.chat_page.tab import chat_tab
 from demo.checkpoints import Checkpoints
 from demo.header import header, load_controls
+from demo.named_api import named_api
 from demo.page import Page
 from demo.security import ContentSecurityPolicy
 from demo.tab import EXAMPLES, ChatTab
@@ -62,6 +63,7 @@ def build(loader: Loader, lang: str | None = None, *, allow_urls: bool = False) 
         with gr.Tabs(elem_id="tabs"):
             tabs = [ChatTab(page, name, loader, active, language, allow_urls=allow_urls) for name in ("image", "text")]
             chat_tab(page)
+        named_api(loader, active)
         clock = gr.Timer(1.0)
 
         status_outputs = [header_html, load, clock]

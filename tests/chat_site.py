@@ -13,16 +13,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fastapi
+import jax
+import numpy as np
 from demo_site import WAIT
+from jax.sharding import Mesh
 from playwright.sync_api import Browser, Locator, expect
 
+import gemma_tpu
 from demo.chat_page.app import build_chat
 from demo.chat_page.texts import CHAT_TEXTS
 from demo.checkpoints import Checkpoints
 from gemma_tpu import Loader
 from gemma_tpu.server import Server, build_app
+from gemma_tpu.sharding import AXES
 
 EXAMPLES = Path(__file__).parents[1] / "demo" / "examples"
+
+
+def demo_model(**options: Any) -> gemma_tpu.Model:
+    """The demo checkpoint on one device: programs of several take longer to compile and to run."""
+    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    return gemma_tpu.load("gemma3-demo", mesh=mesh, **{"progress": False, **options})
 
 
 def said(key: str, lang: str = "en", **values: object) -> str:

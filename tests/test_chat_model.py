@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_site import Visitor, chat_app, said, serve_chat
+from chat_site import Visitor, chat_app, demo_model, said, serve_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
 
@@ -99,7 +99,7 @@ def models() -> Iterator[Checkpoints]:
     def load(name: str, progress: Any) -> gemma_tpu.Model:
         if name == "broken":
             raise ValueError("broken: not a checkpoint")
-        return gemma_tpu.load("gemma3-demo", max_context=256, max_rows=1, progress=progress)
+        return demo_model(max_context=256, max_rows=1, progress=progress)
 
     checkpoints = Checkpoints(["first", "second", "broken"], load)
     yield checkpoints

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from chat_site import EXAMPLES, Visitor, chat_app, said, serve_chat
+from chat_site import EXAMPLES, Visitor, chat_app, demo_model, said, serve_chat
 from demo_site import CHROMIUM, proxy
 from playwright.sync_api import Browser, expect
 from small_models import gated
@@ -28,7 +28,7 @@ SHAPES = EXAMPLES / "shapes.png"
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[gemma_tpu.Model]:
-    with gemma_tpu.load("gemma3-demo", max_context=1024, max_rows=4, progress=False) as model:
+    with demo_model(max_context=1024, max_rows=4) as model:
         yield model
 
 
@@ -291,6 +291,9 @@ def test_old_turns_are_left_out_when_the_context_is_full(visitor: Visitor) -> No
     visitor.ask(long)
     visitor.ask(long)
     expect(visitor.answers.last.locator(".state")).to_contain_text("oldest turns forgotten")
+    rows = visitor.page.locator(".column > *")
+    order = rows.evaluate_all("rows => rows.map((row) => row.className.split(' ').at(-1))")
+    assert order.index("divider") in (2, 4)  # before a question
 
 
 def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path) -> None:
@@ -533,10 +536,13 @@ def test_a_phone_in_chinese(browser: Browser, chat: str) -> None:
     page.click("[data-drawer=inside]")
     expect(page.locator(".panel")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    names = page.evaluate(
-        "[...document.querySelectorAll('button, input, textarea')].filter((e) => !e.hidden && !e.closest('[hidden]') && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, textarea")]
+        .filter((e) => !e.closest("[hidden]"))
+        .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
+        .map((e) => e.outerHTML)"""
     )
-    assert not names
+    assert not unnamed
     visitor.close()
 
 

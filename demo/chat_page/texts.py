@@ -128,6 +128,7 @@ _OWN: dict[str, tuple[str, str]] = {
         "连接已断开；服务器恢复后将继续回答。",
     ),
     "saved": ("about {seconds} s saved", "约节省 {seconds} 秒"),
+    "left_out": ("The turns above no longer fit in the context", "以上对话已超出上下文"),
     "call_result": ("What the function returns", "函数的返回值"),
     "give": ("Give it to the model", "交给模型"),
     # Tokens.

@@ -24,6 +24,7 @@ import { MessageView } from "./message.js";
 import { ModelDialog } from "./model.js";
 import { RawPanel } from "./raw.js";
 import { showPrograms } from "./reproduce.js";
+import { nthQuestion } from "./request.js";
 import { defaultSettings, jsonProblem, resolved, SettingsPanel } from "./settings.js";
 import { linkTo } from "./share.js";
 import { Sidebar } from "./sidebar.js";
@@ -107,10 +108,10 @@ class Page {
   show() {
     const path = this.tree.path();
     this.frame.title.textContent = this.tree.conversation.title || say("new");
-    this.frame.showRows(
-      path.map((message) => this.rowOf(message)),
-      this.status,
-    );
+    const rows = path.map((message) => this.rowOf(message));
+    const first = firstInContext(path);
+    if (first > 0) rows.splice(first, 0, make("p", { class: "divider" }, say("left_out")));
+    this.frame.showRows(rows, this.status);
     const shown = [...path, ...this.pairOf(path.at(-1))];
     this.composer.setBusy(shown.some((message) => this.running.has(message.id)));
     this.showStatus();
@@ -427,6 +428,12 @@ class Page {
     await this.conversations.begin();
     this.poll();
   }
+}
+
+// The index of the first message that the last answer was made from: the turns before it did not fit.
+function firstInContext(path) {
+  const forgotten = path.findLast((message) => message.role === "assistant")?.forgotten ?? 0;
+  return forgotten ? nthQuestion(path, forgotten) : 0;
 }
 
 const page = new Page();

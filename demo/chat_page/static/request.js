@@ -1,7 +1,6 @@
 // What is sent for an answer: the messages of a path, and the settings as OpenAI's fields.
 
 import { get } from "./store.js";
-import { textOf } from "./tree.js";
 
 export const TOP = 5; // alternatives that are shown of each token
 
@@ -31,7 +30,8 @@ export async function toMessages(path, settings, forgotten = 0) {
   return messages;
 }
 
-function nthQuestion(path, number) {
+// The index of question `number` of `path`.
+export function nthQuestion(path, number) {
   const questions = path.flatMap((message, i) => (message.role === "user" ? [i] : []));
   return questions[number] ?? 0;
 }
@@ -85,5 +85,3 @@ export async function chatBody(path, settings, begun = "", forgotten = 0) {
   if (begun) messages.push({ role: "assistant", content: begun });
   return { messages, ...toFields(settings), ...go };
 }
-
-export { textOf };
