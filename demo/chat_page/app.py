@@ -38,6 +38,7 @@ _STATIC = Path(__file__).parent / "static"
 _EXAMPLES = Path(__file__).parent.parent / "examples"
 _ICON = Path(__file__).parent.parent / "static" / "favicon.png"
 _HEADER = "x-gemma-chat"  # pages of other sites cannot send it: a browser would ask this server first
+_MAX_BODY = 96 << 20  # bytes
 _FORWARDED = ("v1/chat/completions", "v1/completions", "tokenize")
 # Temml sets styles on elements; pictures are blobs; pdf.js runs in a worker.
 _POLICY = "; ".join(
@@ -108,9 +109,12 @@ def build_chat(server: ASGIApp, loader: Loader, checkpoints: Checkpoints | None 
     async def view(request: SeenRequest) -> dict[str, Any]:
         return await asyncio.to_thread(seen, _ready(loader), request)
 
+    one_at_a_time = asyncio.Lock()  # each takes the memory of a whole forward pass
+
     @app.post("/attention")
     async def look(request: AttentionRequest) -> dict[str, Any]:
-        return await asyncio.to_thread(attention, _ready(loader), request)
+        async with one_at_a_time:
+            return await asyncio.to_thread(attention, _ready(loader), request)
 
     @app.exception_handler(ValueError)
     async def refuse(_: fastapi.Request, error: ValueError) -> JSONResponse:
@@ -176,7 +180,15 @@ class _Guard:
                 headers.setdefault("cache-control", "no-cache")  # an upgraded server has other scripts
             await send(message)
 
-        if scope["method"] not in ("GET", "HEAD") and _HEADER not in Headers(scope=scope):
-            refusal = PlainTextResponse(f"requests to change something need the header {_HEADER}", 403)
-            return await refusal(scope, receive, send_with_policy)
-        await self._app(scope, receive, send_with_policy)
+        refusal = _refusal(scope["method"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, send_with_policy)
+
+
+def _refusal(method: str, headers: Headers) -> ASGIApp | None:
+    if method in ("GET", "HEAD"):
+        return None
+    if _HEADER not in headers:
+        return PlainTextResponse(f"requests to change something need the header {_HEADER}", 403)
+    if not headers.get("content-length", "").isdecimal() or int(headers["content-length"]) > _MAX_BODY:
+        return JSONResponse({"error": f"a request says how long it is, at most {_MAX_BODY >> 20} MiB"}, 413)
+    return None

@@ -29,11 +29,11 @@ class Part(pydantic.BaseModel):
 
 class Message(pydantic.BaseModel):
     role: str
-    content: str | list[Part]
+    content: str | list[Part] | None = None
 
     @property
     def given(self) -> dict[str, Any]:
-        content = self.content if isinstance(self.content, str) else [part.given for part in self.content]
+        content = [part.given for part in self.content] if isinstance(self.content, list) else self.content or ""
         return {"role": self.role, "content": content}
 
 

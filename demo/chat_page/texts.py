@@ -46,6 +46,12 @@ _OWN: dict[str, tuple[str, str]] = {
     "export": ("Export", "导出"),
     "export_all": ("Export all", "全部导出"),
     "import": ("Import", "导入"),
+    "storage_full": (
+        "This browser could not store this: {error}. It stays until the page is closed; export it.",
+        "浏览器无法保存：{error}。内容会保留到页面关闭，请先导出。",
+    ),
+    "deleted_elsewhere": ("Another tab has deleted this conversation.", "另一个标签页删除了此对话。"),
+    "unreadable": ("This conversation could not be opened: {error}", "无法打开此对话：{error}"),
     "not_kept": (
         "This browser stores nothing for this page: conversations end with it.",
         "此浏览器不为本页面保存数据：关闭页面后对话会丢失。",
@@ -105,6 +111,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "enlarge": ("Enlarge the picture", "放大图片"),
     "too_many": ("At most {most} pictures in a message.", "一条消息最多 {most} 张图片。"),
     "not_a_picture": ("{name} is neither a picture, a PDF nor a video.", "{name} 不是图片、PDF 或视频。"),
+    "not_added": ("{name} could not be added: {error}", "无法添加 {name}：{error}"),
     "bad_pdf": ("{name} cannot be read as a PDF: {error}", "无法读取 PDF {name}：{error}"),
     "bad_video": ("This browser cannot play {name}.", "此浏览器无法播放 {name}。"),
     "reading_page": ("Reading page {page} of {pages}…", "正在读取第 {page} 页，共 {pages} 页…"),
@@ -117,6 +124,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "frames": ("{count} frames", "{count} 帧"),
     "take": ("Take them", "确定"),
     # A message.
+    "copy_code": ("Copy the code", "复制代码"),
     "edit": ("Edit", "编辑"),
     "again": ("Answer again", "重新回答"),
     "tokens": ("Tokens and their probabilities", "各 token 及其概率"),
@@ -130,6 +138,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "saved": ("about {seconds} s saved", "约节省 {seconds} 秒"),
     "left_out": ("The turns above no longer fit in the context", "以上对话已超出上下文"),
     "call_result": ("What the function returns", "函数的返回值"),
+    "call_given": ("What the model was given:", "交给模型的返回值："),
     "give": ("Give it to the model", "交给模型"),
     # Tokens.
     "begun": ("The answer was begun with this", "回答以此开头"),

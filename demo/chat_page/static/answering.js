@@ -1,9 +1,11 @@
 // Writes one answer: asks, collects what comes, and goes on by itself after a lost connection. The draws of a seed
 // depend on the place of a token alone, so that an answer that goes on is the one that was begun.
 
-import { getStatus, Problem, stream } from "./api.js";
-import { chatBody, countQuestions } from "./request.js";
+import { getStatus, Problem, SOFT, stream, tokenize } from "./api.js";
+import { chatBody, countQuestions, isHeld } from "./request.js";
 
+// What fewer turns help against: too many tokens, or pictures.
+const TOO_MUCH = /^context_length_exceeded|more than \d+ images/;
 const RETRY = [500, 1000, 2000, 4000]; // milliseconds between attempts to find the server again
 const encoder = new TextEncoder();
 let prefillRate = null; // seconds for a token of a prompt that was not in the cache, measured here
@@ -36,26 +38,30 @@ export async function write(message, path, settings, { signal, update }) {
       }
       const { prompt, cached } = message.usage;
       if (first !== null && prompt - cached >= 32) prefillRate = (first - asked) / 1000 / (prompt - cached);
+      if (settings.pan_and_scan) message.usage.soft = await softTokens(body.messages, signal);
       message.saved = prefillRate === null || !cached ? null : prefillRate * cached;
       return finish(message.finish);
     } catch (error) {
       if (error.name === "AbortError") return finish("cancelled");
-      if (
-        error.code === "context_length_exceeded" &&
-        message.forgotten + 1 < countQuestions(path) &&
-        settings.drop_oldest
-      ) {
+      const more = message.forgotten + 1 < countQuestions(path);
+      if (settings.drop_oldest && more && TOO_MUCH.test(`${error.code} ${error.message}`)) {
         message.forgotten += 1;
         continue;
       }
       if (!(error instanceof Problem) || error.code !== "lost") return fail(error);
-      written -= dropUnfinished(message);
+      if (isHeld(settings)) beginAnew();
+      else written -= dropUnfinished(message);
       message.state = "lost";
       update();
       if (!(await serverIsBack(signal))) return finish("cancelled");
       message.state = "waiting";
       update();
     }
+  }
+
+  function beginAnew() {
+    Object.assign(message, { text: message.text.slice(0, message.prefix), tokens: [], calls: undefined });
+    written = message.written ?? 0;
   }
 
   function count(usage, before) {
@@ -102,6 +108,13 @@ function dropUnfinished(message) {
   const dropped = message.tokens.length - kept.length;
   message.tokens = kept;
   return dropped;
+}
+
+// Those of the pictures and their crops, whose number only the server knows.
+async function softTokens(messages, signal) {
+  const continued = messages.at(-1).role === "assistant" ? { continue_final_message: true } : {};
+  const { tokens } = await tokenize({ messages, ...continued }, signal);
+  return tokens.filter((token) => token === SOFT).length;
 }
 
 async function serverIsBack(signal) {

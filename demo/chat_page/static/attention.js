@@ -26,7 +26,12 @@ async function viewsOf(messages, panAndScan) {
     .flatMap(({ content }) => (Array.isArray(content) ? content : []))
     .flatMap((part) => (part.image_url ? [part.image_url.url] : []));
   const found = await Promise.all(urls.map((url) => seen(url, panAndScan)));
-  return found.flatMap(({ views, grid }) => views.map((url) => ({ url, grid })));
+  return found.flatMap(({ views, grid }, picture) =>
+    views.map((url, i) => {
+      const name = say("picture_number", { number: picture + 1 });
+      return { url, grid, name: i ? `${name}, ${say("crop", { number: i })}` : name };
+    }),
+  );
 }
 
 class AttentionDialog {
@@ -43,14 +48,10 @@ class AttentionDialog {
     this.select.value = String(strongest);
     this.shares = make("span", { class: "hint", role: "status" });
     this.canvases = views.map(({ grid }) => make("canvas", { width: grid, height: grid }));
-    const panes = views.map(({ url }, i) =>
-      make(
-        "div",
-        { class: "pane" },
-        make("img", { src: url, alt: say("picture_number", { number: i + 1 }) }),
-        this.canvases[i],
-      ),
-    );
+    const panes = views.map(({ url, name }, i) => {
+      const pane = make("div", { class: "pane" }, make("img", { src: url, alt: name }), this.canvases[i]);
+      return make("figure", { class: "view" }, pane, make("figcaption", {}, name));
+    });
     const close = make(
       "button",
       { type: "button", class: "quiet", on: { click: () => this.element.close() } },

@@ -1,7 +1,7 @@
 // The prompt at the foot of the page, with its pictures.
 
 import { icon, iconButton, make } from "./dom.js";
-import { addFiles, MOST, takePicture, Unusable } from "./media.js";
+import { addFiles, MOST, takePicture } from "./media.js";
 import { thumbnail } from "./pictures.js";
 import { say } from "./words.js";
 
@@ -133,7 +133,7 @@ export class Composer {
   paste(event) {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
-    event.preventDefault();
+    if (!event.clipboardData.types.includes("text/plain")) event.preventDefault(); // else the text is wanted too
     this.add(files);
   }
 
@@ -154,12 +154,10 @@ export class Composer {
   async add(files) {
     this.events.problem("");
     const busy = (text, stays) => this.events.busy(text, stays);
-    try {
-      this.attach(await addFiles(files, MOST - this.pictures.length, { busy, chooseFrames }));
-    } catch (error) {
-      if (!(error instanceof Unusable)) throw error;
-      this.events.problem(error.message);
-    }
+    const attach = (ids) => this.attach(ids);
+    const room = MOST - this.pictures.length;
+    const problems = await addFiles(files, room, { busy, chooseFrames, attach });
+    if (problems.length) this.events.problem(problems.join(" "));
   }
 
   attach(ids) {

@@ -5,6 +5,7 @@ import { defaultSettings } from "./settings.js";
 import { exported, imported, LINK, readLink } from "./share.js";
 import * as store from "./store.js";
 import { newConversation, textOf, Tree } from "./tree.js";
+import { say } from "./words.js";
 
 const DRAFT = 400; // milliseconds after the last letter until a draft is stored
 const CURRENT = "gemma-tpu chat current"; // the conversation that this tab shows
@@ -13,14 +14,20 @@ export class Conversations {
   constructor(page) {
     this.page = page;
     store.onChange((id) => this.changed(id));
+    addEventListener("hashchange", () => location.hash.startsWith(LINK) && this.openLink());
   }
 
   // The conversation that this tab showed last, or that its address has.
   async begin() {
     if (location.hash.startsWith(LINK)) return this.openLink();
     const current = remembered();
-    if (current) await this.open(current);
-    else this.page.start(new Tree(newConversation()));
+    try {
+      if (current) return await this.open(current);
+      this.page.start(new Tree(newConversation()));
+    } catch (error) {
+      this.page.start(new Tree(newConversation()));
+      this.page.frame.notice(say("unreadable", { error: error.message }));
+    }
   }
 
   // Answers go on in a conversation that is left: it is opened again as it is then.
@@ -37,8 +44,10 @@ export class Conversations {
 
   async create() {
     await this.leave();
-    this.page.settings = { ...this.page.settings };
-    this.page.start(new Tree(newConversation()));
+    const { settings, tree } = this.page;
+    this.page.settings = structuredClone(settings);
+    const chosen = tree.conversation.settings ? { settings: this.page.settings } : {};
+    this.page.start(new Tree({ ...newConversation(), ...chosen }));
   }
 
   // Keeps the draft of the conversation that is left.
@@ -133,8 +142,14 @@ export class Conversations {
     this.list();
     const { tree } = this.page;
     if (id !== tree.conversation.id || this.page.runningTree(id)) return;
+    const stored = await store.get("conversations", id);
+    if (!stored && tree.messages.size) {
+      this.page.start(new Tree(newConversation()));
+      return this.page.frame.notice(say("deleted_elsewhere"));
+    }
+    tree.conversation.title = stored?.title ?? tree.conversation.title;
     tree.take(await store.messagesOf(id));
-    this.page.show();
+    if (this.page.tree === tree) this.page.show();
   }
 }
 

@@ -86,7 +86,10 @@ export class Frame {
 
   // The conversation's rows, or, if there are none, what an empty chat shows.
   showRows(rows, status) {
-    this.column.replaceChildren(...(rows.length ? rows : [this.empty(status)]));
+    const wanted = rows.length ? rows : [this.empty(status)];
+    const same =
+      wanted.length === this.column.children.length && wanted.every((row, i) => row === this.column.children[i]);
+    if (!same) this.column.replaceChildren(...wanted); // else what has the focus would lose it
   }
 
   empty(status) {
@@ -128,7 +131,11 @@ export class Frame {
     const percent = BUSY.includes(phase) && status ? ` ${Math.round(status.percent)} %` : "";
     const label = lost ? say("away") : texts ? `${texts.title} · ${texts.state}${percent}` : "…";
     this.chip.dataset.phase = phase;
-    this.chip.replaceChildren(make("span", {}, label));
+    const [name, ...state] = label.split(" · ");
+    this.chip.replaceChildren(
+      make("span", { class: state.length ? "name" : "" }, name),
+      make("span", {}, state.join(" · ")),
+    );
     this.chip.title = texts?.error || texts?.step || label;
     this.chip.disabled = !status || lost;
   }
@@ -175,7 +182,10 @@ export class Frame {
     const close = !again && this.shown === name;
     this.side.hidden = close;
     document.body.classList.toggle("panel-open", !close);
-    if (close) return delete this.side.dataset.shown;
+    if (close) {
+      delete this.side.dataset.shown;
+      return this.bar.querySelector(`[data-drawer=${name}]`)?.focus();
+    }
     this.side.dataset.shown = name;
     this.side.setAttribute("aria-label", say(name));
     const head = make(
@@ -194,7 +204,8 @@ export class Frame {
   }
 
   key(event) {
-    if (event.key !== "Escape" || document.querySelector("dialog[open]") || event.defaultPrevented) return;
+    if (event.key !== "Escape" || document.querySelector("dialog[open]") || event.defaultPrevented || event.isComposing)
+      return;
     if (!this.events.stop()) this.closeDrawers();
   }
 }

@@ -1,13 +1,12 @@
 // Seeing inside: the context, what the model sees of the pictures, the tokens that are sent, the machine.
 
 import { make } from "./dom.js";
-import { seen, tokenize } from "./api.js";
-import { chatBody, dataUrl } from "./request.js";
+import { seen, SOFT, tokenize } from "./api.js";
+import { dataUrl, toPrompt } from "./request.js";
 import { picturesOf } from "./store.js";
 import { Prediction } from "./prediction.js";
 import { count, say } from "./words.js";
 
-const SOFT = -1; // stands for a soft token of a picture
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 export function bytes(size) {
@@ -40,7 +39,7 @@ export function contextParts(path, model) {
   const soft = model.vision ? model.vision.soft : 0;
   const at = last ? path.slice(0, path.indexOf(last)) : [];
   const questions = at.filter((message) => message.role === "user").slice(last?.forgotten ?? 0);
-  const pictures = Math.min(used, questions.flatMap(picturesOf).length * soft);
+  const pictures = Math.min(used, last?.usage.soft ?? questions.flatMap(picturesOf).length * soft);
   return { text: used - pictures, pictures, free: Math.max(0, model.context - used) };
 }
 
@@ -128,6 +127,7 @@ export class Inside {
     const pictures = [...new Set(path.flatMap(picturesOf))];
     if (!model.vision || !pictures.length)
       return place.replaceChildren(make("p", { class: "hint" }, say(model.vision ? "no_pictures" : "no_vision")));
+    const current = this.shownFor;
     const shown = [];
     for (const id of pictures) {
       try {
@@ -147,31 +147,18 @@ export class Inside {
         shown.push(make("p", { class: "notice" }, error.message));
       }
     }
-    place.replaceChildren(...shown);
+    if (this.shownFor === current) place.replaceChildren(...shown);
   }
 
   async showSequence(path) {
     const place = this.sections.sequence;
     if (!path.length) return place.replaceChildren(make("p", { class: "hint" }, say("nothing_sent")));
-    const last = path.at(-1);
-    const answered = last.role === "assistant";
-    const body = await chatBody(
-      answered ? path.slice(0, -1) : path,
-      this.page.settings,
-      answered ? last.text : "",
-      last.forgotten ?? 0,
-    );
-    const { messages, continue_final_message, tools } = body;
+    const shown = this.shownFor;
     try {
-      const found = await tokenize({
-        messages,
-        ...(continue_final_message ? { continue_final_message } : {}),
-        ...(tools ? { tools } : {}),
-      });
-      place.replaceChildren(
-        make("p", { class: "hint" }, say("sequence_about", { count: count(found.count) })),
-        sequence(found),
-      );
+      const found = await tokenize(await toPrompt(path, this.page.settings));
+      if (this.shownFor !== shown) return; // of a conversation that is no longer shown
+      const about = make("p", { class: "hint" }, say("sequence_about", { count: count(found.count) }));
+      place.replaceChildren(about, sequence(found));
     } catch (error) {
       place.replaceChildren(make("p", { class: "notice" }, error.message));
     }

@@ -33,6 +33,7 @@ import { newConversation, titleOf, Tree } from "./tree.js";
 import { followParent, language, onLanguage, say } from "./words.js";
 
 const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
+const BEAT = 5000; // milliseconds between signs that an answer is still being written
 const SAVE = 400; // milliseconds between writes of an answer that grows
 const ACTIVE = ["waiting", "writing", "lost"];
 const tab = sessionStorageValue("tab", () => String(Math.random()));
@@ -57,7 +58,7 @@ class Page {
     this.tree = new Tree(newConversation());
     this.settings = defaultSettings(null);
     this.composer = new Composer({
-      send: (parts) => this.ask(parts),
+      send: (parts) => this.send(parts),
       stop: () => this.stop(),
       draft: () => this.conversations.saveDraft(),
       problem: (text) => this.frame.notice(text),
@@ -99,7 +100,7 @@ class Page {
     this.sidebar.lay();
     this.composer.lay();
     this.comparison.translate();
-    for (const view of this.views.values()) view.lay();
+    for (const view of this.views.values()) view.translate();
     this.inside.lay();
     this.show();
   }
@@ -186,24 +187,34 @@ class Page {
     return unsupported || jsonProblem("schema", this.settings.schema) || jsonProblem("tools", this.settings.tools);
   }
 
-  async ask(parts, parent = this.tree.leaf) {
-    if (this.composer.busy) return this.frame.notice(say("busy"));
-    const problem =
-      this.problem() || (parts.some((part) => part.picture) && !this.status.model.vision ? say("no_vision") : "");
-    if (problem) return this.frame.notice(problem);
-    this.frame.notice("");
+  // Asks, unless there is a problem, which is said. Whether it was asked.
+  ask(parts, parent = this.tree.leaf) {
+    const pictures = parts.some((part) => part.picture);
+    const busy = this.runningHere.length ? say("busy") : "";
+    const problem = busy || this.problem() || (pictures && !this.status.model.vision ? say("no_vision") : "");
+    this.frame.notice(problem);
+    if (problem) return false;
+    const { conversation } = this.tree;
     const question = this.tree.add(parent?.id ?? null, "user", { parts });
-    if (!this.tree.conversation.title) this.tree.conversation.title = titleOf(question);
-    await store.put("messages", question);
-    this.composer.fill();
-    await this.answer(question);
+    conversation.title ||= titleOf(question);
+    conversation.settings ??= this.settings;
+    store.put("messages", question);
+    this.answer(question);
+    return true;
+  }
+
+  send(parts) {
+    const draft = this.composer.draft;
+    this.composer.fill(); // before the answer is begun, which stores the draft too
+    if (!this.ask(parts)) this.composer.fill(draft);
   }
 
   // Writes an answer to `question`, or two at once to compare. `begun`: the text that it begins with.
   async answer(question, begun = "", fields = {}) {
     const second = begun ? null : this.comparison.second;
     const sets = [this.settings, ...(second ? [second] : [])].map(resolved);
-    const all = { state: "waiting", text: begun, ...(second ? { pair: randomId() } : {}), ...fields };
+    const forgotten = this.tree.path(question).findLast((message) => message.forgotten > 0)?.forgotten ?? 0;
+    const all = { state: "waiting", text: begun, forgotten, ...(second ? { pair: randomId() } : {}), ...fields };
     const answers = sets.map((settings) => this.tree.add(question.id, "assistant", { ...all, settings }));
     this.setLeaf(answers[0]);
     await Promise.all(answers.map((message) => this.write(message, message.settings)));
@@ -213,7 +224,11 @@ class Page {
     const { tree } = this;
     const path = tree.path(tree.messages.get(message.parent));
     const one = { tree, controller: new AbortController(), forgotten: false };
-    const keep = () => (one.forgotten ? null : store.put("messages", message));
+    const keep = () => {
+      message.beat = Date.now();
+      return one.forgotten ? null : store.put("messages", message);
+    };
+    const beat = setInterval(keep, BEAT);
     this.running.set(message.id, one);
     message.tab = tab;
     let saved = 0;
@@ -237,12 +252,14 @@ class Page {
     try {
       await write(message, path, settings, { signal: one.controller.signal, update });
     } finally {
+      clearInterval(beat);
       this.running.delete(message.id);
-      await keep();
       if (this.tree === tree) {
         this.show();
         this.frame.scrollToEnd();
       }
+      await keep();
+      if (!one.forgotten) this.conversations.changed(tree.conversation.id); // by others, meanwhile
     }
   }
 
@@ -251,10 +268,10 @@ class Page {
     return [...this.running.values()].filter(({ tree }) => tree === this.tree);
   }
 
-  // Whether there was anything to stop.
-  stop() {
-    const running = this.runningHere;
-    running.forEach(({ controller }) => controller.abort());
+  // Stops an answer, or all that are written here. Whether there was anything to stop.
+  stop(message = null) {
+    const running = message ? [this.running.get(message.id)] : this.runningHere;
+    running.forEach((one) => one?.controller.abort());
     return running.length > 0;
   }
 
@@ -281,15 +298,16 @@ class Page {
     await this.answer(this.tree.messages.get(message.parent));
   }
 
-  async edit(message, parts) {
-    await this.ask(parts, this.tree.messages.get(message.parent) ?? null);
+  // Whether it was asked.
+  edit(message, parts) {
+    return this.ask(parts, this.tree.messages.get(message.parent) ?? null);
   }
 
   // Goes on with an answer that was cut, in its place and with its own settings.
   async goOn(message) {
     if (this.blocked()) return;
-    const settings = { ...message.settings, max_tokens: this.settings.max_tokens };
-    message.written = 0;
+    const max_tokens = (message.written ?? 0) + this.settings.max_tokens;
+    const settings = { ...message.settings, max_tokens };
     await this.write(message, settings);
   }
 
@@ -391,11 +409,14 @@ class Page {
     }
   }
 
-  // Answers that were being written when this page was reloaded go on. Those of another page are its own.
+  // Answers go on that this tab was writing when it was reloaded, and those of tabs that are no longer there.
   resume() {
-    for (const message of this.tree.messages.values()) {
+    const { tree } = this;
+    for (const message of tree.messages.values()) {
       if (!ACTIVE.includes(message.state) || this.running.has(message.id)) continue;
-      if (message.tab === tab) this.write(message, message.settings);
+      const left = (message.beat ?? 0) + 3 * BEAT - Date.now();
+      if (message.tab === tab || left <= 0) this.write(message, message.settings);
+      else setTimeout(() => this.tree === tree && this.resume(), left + 100);
     }
   }
 
@@ -425,6 +446,7 @@ class Page {
 
   async begin() {
     await store.open();
+    store.onFull((error) => this.frame.notice(say("storage_full", { error: error?.message ?? "" })));
     await this.conversations.begin();
     this.poll();
   }

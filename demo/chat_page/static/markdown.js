@@ -11,6 +11,7 @@ const FORMULAS = [
   { open: "\\[", close: "\\]", display: true },
   { open: "\\(", close: "\\)", display: false },
 ];
+const PARSE_SHARE = 8; // a growing answer is parsed for at most a ninth of the time
 let temml = null; // is loaded when a formula first comes
 let loading = null;
 
@@ -91,15 +92,25 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 });
 
 // Fills `element` with `text`; again once formulas can be shown.
-export function renderMarkdown(element, text) {
+// While it `grows` it is parsed as often as its length allows.
+export function renderMarkdown(element, text, grows = false) {
+  if (grows && performance.now() < (element.next ?? 0)) return;
   if (!temml && /\$|\\\[|\\\(/.test(text))
     loadTemml().then(() => element.isConnected && fill(element, element.markdown));
   element.markdown = text;
+  const began = performance.now();
   fill(element, text);
+  element.next = performance.now() + PARSE_SHARE * (performance.now() - began);
 }
 
 function fill(element, text) {
-  const content = DOMPurify.sanitize(marked.parse(text), CLEAN);
+  let content;
+  try {
+    content = DOMPurify.sanitize(marked.parse(text), CLEAN);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return element.replaceChildren(make("div", { class: "typed" }, text)); // nested too deep for the stack
+  }
   for (const item of content.querySelectorAll("p, li, h1, h2, h3, h4, h5, h6, blockquote, td, th")) item.dir = "auto";
   for (const pre of content.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre.cloneNode(true)));
   for (const table of content.querySelectorAll("table")) {
@@ -116,7 +127,7 @@ function codeBlock(pre) {
     "button",
     { type: "button", class: "quiet", on: { click: () => copyText(pre.textContent) } },
     icon("copy"),
-    say("copy"),
+    say("copy_code"),
   );
   return make("figure", { class: "code" }, make("figcaption", {}, make("span", {}, language), button), pre);
 }

@@ -4,24 +4,67 @@ import { make, randomId } from "./dom.js";
 import { put } from "./store.js";
 import { say } from "./words.js";
 
+const DRAWING_SIDE = 896; // pixels of the longer side of an SVG
 const PAGE_SIDE = 1792; // pixels of the longer side of a page: twice what the model sees of it at once
 export const MOST = 16; // pictures of a request, which the server takes
 
-export class Unusable extends Error {}
+class Unusable extends Error {}
 
-// Stores `files` and returns the ids of their pictures. `room`: how many more there may be.
-export async function addFiles(files, room, { chooseFrames, busy }) {
-  const ids = [];
+// Stores `files`, and hands the ids of their pictures to `attach`; returns what was wrong with the others.
+// `room`: how many pictures more there may be.
+export async function addFiles(files, room, { attach, chooseFrames, busy }) {
+  const problems = [];
   for (const file of files) {
-    const left = room - ids.length;
-    if (left < 1) throw new Unusable(say("too_many", { most: MOST }));
-    const kind = await kindOf(file);
-    if (kind === "pdf") ids.push(...(await pages(file, left, busy)));
-    else if (kind === "video") ids.push(...(await frames(file, left, chooseFrames)));
-    else if (kind === "picture") ids.push(await keep(file, file.name));
-    else throw new Unusable(say("not_a_picture", { name: file.name }));
+    try {
+      if (room < 1) throw new Unusable(say("too_many", { most: MOST }));
+      const ids = await picturesIn(file, room, chooseFrames, busy);
+      room -= ids.length;
+      attach(ids);
+    } catch (error) {
+      const { name } = file;
+      problems.push(error instanceof Unusable ? error.message : say("not_added", { name, error: error.message }));
+    }
   }
-  return ids;
+  return [...new Set(problems)];
+}
+
+async function picturesIn(file, room, chooseFrames, busy) {
+  const kind = await kindOf(file);
+  if (kind === "pdf") return pages(file, room, busy);
+  if (kind === "video") return frames(file, room, chooseFrames);
+  return [await keep(await shownPicture(file, kind), file.name)];
+}
+
+// A picture as the server takes it: drawings are made of pixels first. HEIC and TIFF it reads, but few browsers do.
+async function shownPicture(file, kind) {
+  if (file.type === "image/svg+xml" || /\.svg$/i.test(file.name)) return drawn(file);
+  try {
+    (await createImageBitmap(file)).close();
+  } catch {
+    if (kind !== "unseen") throw new Unusable(say("not_a_picture", { name: file.name }));
+  }
+  return file;
+}
+
+// An SVG as a PNG.
+async function drawn(file) {
+  const url = URL.createObjectURL(new Blob([file], { type: "image/svg+xml" }));
+  try {
+    const image = make("img", { src: url });
+    await image.decode();
+    const scale = DRAWING_SIDE / Math.max(image.naturalWidth || 1, image.naturalHeight || 1);
+    const [width, height] = [image.naturalWidth || 1, image.naturalHeight || 1].map((side) => Math.round(side * scale));
+    const canvas = make("canvas", { width, height });
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, height);
+    context.drawImage(image, 0, 0, width, height);
+    return await blobOf(canvas);
+  } catch {
+    throw new Unusable(say("not_a_picture", { name: file.name }));
+  } finally {
+    URL.revokeObjectURL(url);
+  }
 }
 
 export async function keep(blob, name = "") {
@@ -30,17 +73,14 @@ export async function keep(blob, name = "") {
   return id;
 }
 
-// By its first bytes where the name and type say nothing.
+// By its first bytes: "pdf", "video", "unseen" for pictures that the browser may not show, "picture" for all else.
 async function kindOf(file) {
   const head = new TextDecoder("latin1").decode(await file.slice(0, 16).arrayBuffer());
   if (head.startsWith("%PDF-")) return "pdf";
-  if (file.type.startsWith("video/")) return "video";
+  if (/^(II\*\0|MM\0\*)/.test(head)) return "unseen"; // TIFF
   const brand = head.slice(4, 8) === "ftyp" ? head.slice(8, 12) : "";
-  if (["heic", "heix", "mif1", "msf1", "avif"].includes(brand)) return "picture";
-  if (brand) return "video";
-  return file.type.startsWith("image/") || /\.(png|jpe?g|gif|webp|bmp|tiff?|heic|heif|avif)$/i.test(file.name)
-    ? "picture"
-    : "other";
+  if (["heic", "heix", "heim", "heis", "hevc", "mif1", "msf1", "avif"].includes(brand)) return "unseen";
+  return brand || file.type.startsWith("video/") ? "video" : "picture";
 }
 
 async function pages(file, room, busy) {

@@ -3,6 +3,7 @@
 import { copyText, iconButton, make } from "./dom.js";
 import { fromParts, toParts } from "./composer.js";
 import { renderMarkdown } from "./markdown.js";
+import { isHeld } from "./request.js";
 import { enlarge, thumbnail } from "./pictures.js";
 import { TokenView } from "./tokens.js";
 import { textOf } from "./tree.js";
@@ -21,6 +22,7 @@ export class MessageView {
   lay() {
     const { message } = this;
     this.editing = false;
+    this.calls = new Map(); // what is typed as results stays there
     this.body = make("div", { class: "body", dir: "auto" });
     this.thinking = make(
       "details",
@@ -36,11 +38,19 @@ export class MessageView {
     this.update();
   }
 
+  translate() {
+    if (this.editing) return;
+    const open = this.tokens !== null;
+    this.lay();
+    if (open) this.toggleTokens();
+  }
+
   update() {
     const { message } = this;
     if (this.editing) return;
     if (message.role === "user") this.body.replaceChildren(...message.parts.map((part) => this.part(part)));
-    else if (message.role === "tool") this.body.replaceChildren(make("pre", {}, message.text));
+    else if (message.role === "tool")
+      this.body.replaceChildren(); // it stands in the call
     else this.showAnswer();
     this.bar.replaceChildren(...this.buttons());
   }
@@ -62,7 +72,7 @@ export class MessageView {
     this.thinking.hidden = !message.thinking;
     this.thinking.lastChild.textContent = message.thinking ?? "";
     if (this.tokens) this.tokens.update();
-    else if (message.text) renderMarkdown(this.body, message.text);
+    else if (message.text) renderMarkdown(this.body, message.text, writing);
     else
       this.body.replaceChildren(
         make(
@@ -71,7 +81,6 @@ export class MessageView {
           writing ? "…" : message.calls ? "" : say("no_answer"),
         ),
       );
-    this.body.querySelectorAll(".call").forEach((call) => call.remove());
     if (!this.tokens) this.body.append(...(message.calls ?? []).map((call) => this.call(call)));
     this.state.replaceChildren(...this.states());
   }
@@ -86,23 +95,27 @@ export class MessageView {
   }
 
   call(call) {
-    const known = this.page.resultOf(this.message, call);
-    const field = make("textarea", {
-      rows: 2,
-      value: known ?? "",
-      placeholder: say("call_result"),
-      "aria-label": say("call_result"),
-    });
-    const give = make(
-      "button",
-      { type: "button", class: "quiet", on: { click: () => this.page.answerCall(this.message, call, field.value) } },
-      say("give"),
-    );
+    const given = this.page.resultOf(this.message, call);
+    const key = `${call.id} ${given === null}`;
+    if (!this.calls.has(key))
+      this.calls.set(key, given === null ? this.openCall(call) : this.answeredCall(call, given));
+    return this.calls.get(key);
+  }
+
+  openCall(call) {
+    const field = make("textarea", { rows: 2, placeholder: say("call_result"), "aria-label": say("call_result") });
+    const give = () => this.page.answerCall(this.message, call, field.value);
+    const button = make("button", { type: "button", class: "quiet", on: { click: give } }, say("give"));
+    return make("div", { class: "call" }, calledAs(call), make("div", { class: "result" }, field, button));
+  }
+
+  answeredCall(call, given) {
     return make(
       "div",
       { class: "call" },
-      make("code", {}, `${call.function.name}(${call.function.arguments})`),
-      make("div", { class: "result" }, field, give),
+      calledAs(call),
+      make("p", { class: "hint" }, say("call_given")),
+      make("pre", {}, given),
     );
   }
 
@@ -110,13 +123,14 @@ export class MessageView {
     const { message, page } = this;
     const busy = ["waiting", "writing", "lost"].includes(message.state);
     const found = [this.siblings()];
-    if (busy) return found.filter(Boolean);
     const button = (name, key, act) => iconButton(name, say(key), act, { class: "small" });
+    if (busy && message.pair) found.push(button("stop", "stop_answer", () => page.stop(message)));
+    if (busy) return found.filter(Boolean);
     found.push(button("copy", "copy", () => copyText(textOf(message))));
     if (message.role === "user") found.push(button("edit", "edit", () => this.edit()));
     if (message.role === "assistant") {
       found.push(button("again", "again", () => page.again(message)));
-      if (["length", "cancelled", "failed"].includes(message.finish) && message.text)
+      if (["length", "cancelled", "failed"].includes(message.finish) && message.text && !isHeld(message.settings))
         found.push(button("go", "go_on", () => page.goOn(message)));
       found.push(
         iconButton("eye", say("tokens"), () => this.toggleTokens(), {
@@ -167,11 +181,15 @@ export class MessageView {
       "aria-label": say("edit"),
     });
     const send = () => {
+      if (!this.page.edit(this.message, toParts(field.value, pictures))) return;
       this.lay();
-      this.page.edit(this.message, toParts(field.value, pictures));
+      this.page.show();
     };
     const key = (event) => {
-      if (event.key === "Escape") this.lay();
+      if (event.key === "Escape" && !event.isComposing) {
+        event.preventDefault(); // which would stop an answer
+        this.lay();
+      }
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         send();
@@ -197,6 +215,8 @@ export class MessageView {
     field.focus();
   }
 }
+
+const calledAs = (call) => make("code", {}, `${call.function.name}(${call.function.arguments})`);
 
 // One line about an answer: length, speed, cached prompt, forgotten turns, and why it ended early.
 export function statistics(message) {

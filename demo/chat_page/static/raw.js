@@ -2,7 +2,7 @@
 
 import { stream, tokenize } from "./api.js";
 import { make } from "./dom.js";
-import { chatBody, toFields } from "./request.js";
+import { toFields, toPrompt } from "./request.js";
 import { resolved } from "./settings.js";
 import { picturesOf } from "./store.js";
 import { count, say } from "./words.js";
@@ -39,15 +39,13 @@ export class RawPanel {
   async takeConversation() {
     const path = this.page.tree.path();
     if (path.some((message) => picturesOf(message).length)) return (this.state.textContent = say("raw_pictures"));
-    const last = path.at(-1);
-    const answered = last?.role === "assistant";
-    const { messages, continue_final_message } = await chatBody(
-      answered ? path.slice(0, -1) : path,
-      this.page.settings,
-      answered ? last.text : "",
-    );
-    if (!messages.length) return (this.state.textContent = say("nothing_sent"));
-    const found = await tokenize({ messages, ...(continue_final_message ? { continue_final_message } : {}) });
+    if (!path.length) return (this.state.textContent = say("nothing_sent"));
+    let found;
+    try {
+      found = await tokenize(await toPrompt(path, this.page.settings));
+    } catch (error) {
+      return (this.state.textContent = error.message);
+    }
     this.field.value = this.text = found.token_strs.slice(1).join(""); // <bos> is added to a text
   }
 

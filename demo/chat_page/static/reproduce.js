@@ -1,7 +1,7 @@
 // The same answer from Python, the command line and curl.
 
-import { copyText, download, iconButton, make } from "./dom.js";
-import { toFields } from "./request.js";
+import { copyText, download, iconButton, make, randomId } from "./dom.js";
+import { nthQuestion, toFields } from "./request.js";
 import { get } from "./store.js";
 import { say } from "./words.js";
 
@@ -64,7 +64,8 @@ async function withExtensions(files) {
   const names = new Map();
   for (const [i, id] of files.entries()) {
     const record = await get("pictures", id);
-    const extension = extensions[record?.blob.type] ?? record?.name.split(".").pop() ?? "png";
+    // A name may come from a file that somebody sent: only what cannot mean anything to a shell is taken from it.
+    const extension = extensions[record?.blob.type] ?? /\.([a-z0-9]{1,5})$/i.exec(record?.name ?? "")?.[1] ?? "png";
     names.set(`picture-${i + 1}`, { name: `picture-${i + 1}.${extension}`, blob: record?.blob });
   }
   return names;
@@ -121,15 +122,16 @@ function command(checkpoint, path, messages, begun, settings, fields, names) {
   const given = Object.entries(options).flatMap(([name, value]) =>
     value === undefined ? [] : [`--${name}`, String(value)],
   );
-  const stops = (fields.stop ?? []).flatMap((text) => ["--stop", text]);
-  const more = [
-    ...(settings.system.trim() ? ["--system", settings.system] : []),
-    ...(settings.pan_and_scan ? ["--pan-and-scan"] : []),
-    ...(begun ? ["--continue", begun] : []),
+  // With "=", as a value may begin with a dash.
+  const texts = [
+    ...(fields.stop ?? []).map((text) => ["stop", text]),
+    ...(settings.system.trim() ? [["system", settings.system]] : []),
+    ...(begun ? [["continue", begun]] : []),
   ];
+  const more = texts.map(([name, value]) => `--${name}=${value}`);
+  if (settings.pan_and_scan) more.push("--pan-and-scan");
   return (
-    ["gemma-tpu", "generate", checkpoint, ...images, ...given, ...stops, ...more, "--", question].map(shell).join(" ") +
-    "\n"
+    ["gemma-tpu", "generate", checkpoint, ...images, ...given, ...more, "--", question].map(shell).join(" ") + "\n"
   );
 }
 
@@ -137,9 +139,10 @@ function command(checkpoint, path, messages, begun, settings, fields, names) {
 function curl(messages, begun, settings, fields, names, address) {
   const places = new Map();
   const place = (image) => {
-    const key = `@@${image}@@`;
+    const key = randomId(); // which nothing else in the text is
     const { name, blob } = names.get(image);
-    places.set(key, `data:${blob?.type || "image/png"};base64,$(base64 < ${name} | tr -d '\\n')`);
+    const type = extensions[blob?.type] ? blob.type : "image/png";
+    places.set(key, `data:${type};base64,$(base64 < ${name} | tr -d '\\n')`);
     return key;
   };
   const sent = messages.map((message) => ({
@@ -158,12 +161,13 @@ function curl(messages, begun, settings, fields, names, address) {
   if (begun) sent.push({ role: "assistant", content: begun });
   const body = { messages: sent, ...fields, ...(begun ? { continue_final_message: true } : {}) };
   let text = JSON.stringify(body, null, 1).replace(/[\\$`]/g, "\\$&");
-  for (const [key, value] of places) text = text.replaceAll(key, value);
+  for (const [key, value] of places) text = text.replaceAll(key, () => value);
   return `curl -s ${address}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<END\n${text}\nEND\n`;
 }
 
 // A dialog with the programs and the pictures that they read.
-export async function showPrograms(checkpoint, path, message, link) {
+export async function showPrograms(checkpoint, whole, message, link) {
+  const path = whole.slice(nthQuestion(whole, message.forgotten ?? 0)); // without the turns that were left out
   const { files } = named(path, message.settings);
   const names = await withExtensions(files);
   const address = new URL("..", location.href).href.replace(/\/$/, "");

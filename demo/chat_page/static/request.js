@@ -1,5 +1,6 @@
 // What is sent for an answer: the messages of a path, and the settings as OpenAI's fields.
 
+import { jsonProblem } from "./settings.js";
 import { get } from "./store.js";
 
 export const TOP = 5; // alternatives that are shown of each token
@@ -57,6 +58,9 @@ async function toMessage(message, settings) {
   return { role: "user", content: plain ? content[0].text : content };
 }
 
+// Whether answers are held to a form, which the server follows from their beginning: a part cannot be gone on with.
+export const isHeld = (settings) => Boolean(settings.schema.trim() || settings.tools.trim());
+
 // The settings of one answer as fields of the request; those without effect are left out.
 export function toFields(settings) {
   const fields = { max_tokens: settings.max_tokens, temperature: settings.temperature };
@@ -76,6 +80,15 @@ export function toFields(settings) {
     if (settings.must_call) fields.tool_choice = "required";
   }
   return fields;
+}
+
+// What the model has read once the last message of `path` is there, as fields of a request to count its tokens.
+export async function toPrompt(path, settings) {
+  const last = path.at(-1);
+  const messages = await toMessages(path, settings, last.forgotten ?? 0);
+  const tools =
+    settings.tools.trim() && !jsonProblem("tools", settings.tools) ? { tools: JSON.parse(settings.tools) } : {};
+  return { messages, ...(last.role === "assistant" ? { continue_final_message: true } : {}), ...tools };
 }
 
 // The body for an answer after `path` that begins with `begun`.

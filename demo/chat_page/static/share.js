@@ -1,7 +1,8 @@
 // Conversations as files and as links. A file has the pictures, a link has not.
 
+import { checkedConversation, checkedPicture } from "./checked.js";
 import { randomId } from "./dom.js";
-import { get, messagesOf, picturesOf, put } from "./store.js";
+import { get, messagesOf, picturesOf, putAll } from "./store.js";
 import { dataUrl } from "./request.js";
 import { say } from "./words.js";
 
@@ -23,57 +24,38 @@ export async function exported(ids) {
   return { format: FORMAT, version: VERSION, exported: new Date().toISOString(), conversations, pictures };
 }
 
-// Stores what `exported` gave under new ids; returns those of the conversations. Error if it is something else.
+// Stores what `exported` gave under new ids, all of it or nothing; returns those of the conversations.
+// Error if it is something else.
 export async function imported(data) {
   if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new Error(say("not_an_export"));
   if (data.version > VERSION) throw new Error(say("newer_export"));
-  for (const conversation of data.conversations) check(conversation);
+  const conversations = data.conversations.map(checkedConversation);
   const names = new Map(); // an id in the file → a new one
-  const rename = (id) => {
-    if (id === null || id === undefined) return null;
+  const renamed = (id) => {
+    if (id === null) return null;
     if (!names.has(id)) names.set(id, randomId());
     return names.get(id);
   };
-  for (const [id, { name, url }] of Object.entries(data.pictures ?? {})) {
-    if (!/^data:/.test(url)) throw new Error(say("not_an_export"));
-    await put("pictures", { id: rename(id), name, created: Date.now(), blob: await blobOf(url) });
-  }
-  const ids = [];
-  for (const { messages, ...conversation } of data.conversations) {
-    const id = rename(conversation.id);
-    for (const message of messages) {
-      const parts = message.parts?.map((part) => (part.picture ? { picture: rename(part.picture) } : part));
-      const state = message.role === "assistant" ? { state: "done" } : {};
-      await put("messages", {
-        ...message,
-        ...(parts ? { parts } : {}),
-        ...state,
-        id: rename(message.id),
-        parent: rename(message.parent),
-        conversation: id,
-      });
-    }
-    await put("conversations", { ...conversation, id, leaf: rename(conversation.leaf), changed: Date.now() });
-    ids.push(id);
-  }
-  return ids;
+  const created = Date.now();
+  const given = Object.entries(data.pictures ?? {});
+  const pictures = given.map(([id, picture]) => ({ id: renamed(id), created, ...checkedPicture(picture) }));
+  const messages = conversations.flatMap((conversation) =>
+    conversation.messages.map((message) => ({
+      ...message,
+      ...(message.parts ? { parts: message.parts.map((part) => renamedPart(part, renamed)) } : {}),
+      id: renamed(message.id),
+      parent: renamed(message.parent),
+      conversation: renamed(conversation.id),
+    })),
+  );
+  const heads = conversations.map(({ id, leaf, messages: _, ...rest }) => {
+    return { ...rest, id: renamed(id), leaf: renamed(leaf), changed: created };
+  });
+  await putAll({ pictures, messages, conversations: heads });
+  return heads.map(({ id }) => id);
 }
 
-function check({ id, title, messages }) {
-  const fits = typeof id === "string" && typeof title === "string" && Array.isArray(messages);
-  const known = (message) =>
-    ["user", "assistant", "tool"].includes(message?.role) &&
-    typeof message.id === "string" &&
-    (message.role === "user" ? Array.isArray(message.parts) : typeof message.text === "string");
-  if (!fits || !messages.every(known)) throw new Error(say("not_an_export"));
-}
-
-// fetch() of data URLs is not allowed by the page's policy.
-function blobOf(url) {
-  const [head, body] = [url.slice(5, url.indexOf(",")), url.slice(url.indexOf(",") + 1)];
-  const bytes = Uint8Array.from(atob(body), (char) => char.charCodeAt(0));
-  return new Blob([bytes], { type: head.split(";")[0] });
-}
+const renamedPart = (part, renamed) => (part.picture ? { picture: renamed(part.picture) } : part);
 
 // The path to one answer as a link: texts and settings, compressed, behind the #, which no server sees.
 export async function linkTo(tree, message) {

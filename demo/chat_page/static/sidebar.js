@@ -60,6 +60,7 @@ export class Sidebar {
   }
 
   show() {
+    if (this.list.querySelector("input")) return; // a title is being typed
     const wanted = this.search.value.trim().toLowerCase();
     const fits = ({ id, title }) =>
       !wanted || title.toLowerCase().includes(wanted) || this.texts.get(id)?.includes(wanted);
@@ -100,8 +101,9 @@ export class Sidebar {
     const field = make("input", { value: title, "aria-label": say("rename") });
     const done = (keep) => {
       field.removeEventListener("blur", leave);
-      if (keep && field.value.trim()) this.events.rename(id, field.value.trim());
-      else this.show();
+      field.remove();
+      this.show();
+      if (keep && field.value.trim() && field.value.trim() !== title) this.events.rename(id, field.value.trim());
     };
     const leave = () => done(true);
     field.addEventListener("keydown", ({ key, isComposing }) => {

@@ -38,29 +38,61 @@ function run(name, mode, act) {
   });
 }
 
+// Stores a record. One that the browser has no room for is kept in memory: `onFull` is told of the first.
 export async function put(name, record) {
-  if (database) await run(name, "readwrite", (store) => store.put(record));
-  else memory[name].set(record.id, structuredClone(record));
-  if (name !== "pictures")
-    channel?.postMessage({ name, id: record.id, conversation: record.conversation ?? record.id });
+  await putAll({ [name]: [record] });
+  if (name === "pictures") return;
+  channel?.postMessage({ name, id: record.id, conversation: record.conversation ?? record.id });
+}
+
+// Stores all or nothing: store → records.
+export async function putAll(records) {
+  const names = Object.keys(records);
+  if (database) {
+    try {
+      return await new Promise((resolve, reject) => {
+        const transaction = database.transaction(names, "readwrite");
+        transaction.oncomplete = resolve;
+        transaction.onerror = transaction.onabort = () => reject(transaction.error);
+        for (const name of names) for (const record of records[name]) transaction.objectStore(name).put(record);
+      });
+    } catch (error) {
+      if (kept) full(error);
+      kept = false;
+    }
+  }
+  for (const name of names) for (const record of records[name]) memory[name].set(record.id, structuredClone(record));
+}
+
+let full = () => {};
+
+// Calls `listener` with the error when the browser first fails to store something.
+export function onFull(listener) {
+  full = listener;
 }
 
 export async function get(name, id) {
-  return database ? run(name, "readonly", (store) => store.get(id)) : memory[name].get(id);
+  return memory[name].get(id) ?? (database ? run(name, "readonly", (store) => store.get(id)) : undefined);
 }
 
 export async function remove(name, id) {
+  memory[name].delete(id);
   if (database) await run(name, "readwrite", (store) => store.delete(id));
-  else memory[name].delete(id);
 }
 
 export async function all(name) {
-  return database ? run(name, "readonly", (store) => store.getAll()) : [...memory[name].values()];
+  return newest(name, database ? await run(name, "readonly", (store) => store.getAll()) : []);
 }
 
 export async function messagesOf(conversation) {
-  if (database) return run("messages", "readonly", (store) => store.index("conversation").getAll(conversation));
-  return [...memory.messages.values()].filter((message) => message.conversation === conversation);
+  const of = (store) => store.index("conversation").getAll(conversation);
+  const stored = database ? await run("messages", "readonly", of) : [];
+  return newest("messages", stored).filter((message) => message.conversation === conversation);
+}
+
+// Records as they are in memory where they could not be stored.
+function newest(name, stored) {
+  return [...new Map([...stored, ...memory[name].values()].map((record) => [record.id, record])).values()];
 }
 
 // Deletes a conversation, its messages, and the pictures that no other message has.

@@ -75,7 +75,7 @@ export class TokenView {
     const bar = make("i");
     bar.style.width = `${100 * Math.exp(logprob)}%`;
     const text = textBefore(this.message, this.chosen) + token;
-    const usable = !drawn && !token.includes("\ufffd") && !/^<[a-z_]+>$/.test(token) && this.message.state === "done";
+    const usable = !drawn && !text.includes("\ufffd") && !/^<[a-z_]+>$/.test(token) && this.message.state === "done";
     const go =
       usable &&
       make(
