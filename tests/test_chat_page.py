@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -14,7 +15,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from chat_site import EXAMPLES, Visitor, chat_app, demo_model, said, serve_chat
-from demo_site import CHROMIUM, proxy
+from demo_site import CHROMIUM, proxy, wait_for
 from playwright.sync_api import Browser, expect
 from small_models import gated
 
@@ -218,6 +219,152 @@ def test_markdown_is_shown_and_nothing_in_it_runs(visitor: Visitor, tmp_path: Pa
     assert len(visitor.stored("conversations")) == 1
 
 
+DEEP = [">" * 20_000, "$" + "{" * 6_000 + "}" * 6_000 + "$"]
+
+
+@pytest.mark.parametrize("text", DEEP, ids=["quotes", "braces"])
+def test_what_is_nested_too_deep_is_shown_as_text(visitor: Visitor, tmp_path: Path, text: str) -> None:
+    (tmp_path / "chat.json").write_text(json.dumps(stored_chat(text)))
+    visitor.page.set_input_files(".sidebar input[type=file]", tmp_path / "chat.json")
+    expect(visitor.answers.locator(".body")).to_contain_text(text[:50])
+    visitor.page.reload()
+    expect(visitor.answers.locator(".body")).to_contain_text(text[:50])
+
+
+def damaged(change: Callable[[dict, dict], object]) -> dict:
+    data = stored_chat("An answer.")
+    change(data, data["conversations"][0])
+    return data
+
+
+DAMAGES = {
+    "cycle": lambda data, chat: chat["messages"][0].update(parent="a"),
+    "unknown parent": lambda data, chat: chat["messages"][1].update(parent="x"),
+    "calls": lambda data, chat: chat["messages"][1].update(calls=5),
+    "call": lambda data, chat: chat["messages"][1].update(calls=[{}]),
+    "tokens": lambda data, chat: chat["messages"][1].update(tokens=[["a"]]),
+    "parts": lambda data, chat: chat["messages"][0].update(parts=[None]),
+    "picture": lambda data, chat: data.update(pictures={"p": {"url": PNG, "name": "a"}, "q": None}),
+    "markup": lambda data, chat: data.update(pictures={"p": {"url": "data:image/$(touch x);base64,AA==", "name": "a"}}),
+    "second": lambda data, chat: data["conversations"].append({"id": "d"}),
+    "nothing": lambda data, chat: data.update(conversations=[None]),
+    "role": lambda data, chat: chat["messages"][0].update(role="system"),
+    "twice": lambda data, chat: chat["messages"].append(dict(chat["messages"][0])),
+}
+PNG = "data:image/png;base64," + base64.b64encode(SHAPES.read_bytes()).decode()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_file_nothing_is_stored(visitor: Visitor, tmp_path: Path, damage: str) -> None:
+    (tmp_path / "chat.json").write_text(json.dumps(damaged(DAMAGES[damage])))
+    visitor.page.set_input_files(".sidebar input[type=file]", tmp_path / "chat.json")
+    expect(visitor.page.locator(".note .notice")).to_contain_text(said("not_an_export"))
+    assert [visitor.stored(name) for name in ("conversations", "messages", "pictures")] == [[], [], []]
+
+
+def test_what_is_missing_in_a_file_is_as_by_default(visitor: Visitor, tmp_path: Path) -> None:
+    def change(data: dict, chat: dict) -> None:
+        del chat["leaf"]
+        chat["settings"] = {"system": 5, "stop": "abc", "temperature": "hot", "seed": []}
+        chat["messages"][1] |= {"speed": "fast", "usage": 3, "pair": "p", "state": "writing"}
+
+    (tmp_path / "chat.json").write_text(json.dumps(damaged(change)))
+    visitor.page.set_input_files(".sidebar input[type=file]", tmp_path / "chat.json")
+    expect(visitor.answers.locator(".body")).to_have_text("An answer.")
+    assert visitor.ask("What is 12 + 30?")
+
+
+def test_a_conversation_that_was_left_goes_on_and_is_found_as_it_is(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    with gated(model.engine, 4, pause=0.3):
+        visitor.begin("Tell me about yourself.")
+        expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w"))
+        visitor.page.get_by_role("button", name=said("new"), exact=True).click()
+        visitor.page.fill(".composer textarea", "half a")
+        visitor.page.locator(".sidebar .open").first.click()  # at once: the draft is kept all the same
+    assert visitor.ended() == model.generate("Tell me about yourself.").text
+    drafts = [one["draft"]["text"] for one in visitor.stored("conversations") if one.get("draft")]
+    assert "half a" in drafts
+
+
+def test_a_conversation_deleted_amid_an_answer_is_gone(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    visitor.page.on("dialog", lambda dialog: dialog.accept())
+    with gated(model.engine, 4, pause=0.3):
+        visitor.begin("Tell me about yourself.", SHAPES)
+        expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w"))
+        visitor.page.locator(".sidebar li").hover()
+        visitor.page.locator(".sidebar .tools button").last.click()
+        expect(visitor.page.locator(".empty")).to_be_visible()
+    wait_for(lambda: not any(model.engine.occupancy()[:2]))
+    visitor.page.wait_for_timeout(1000)
+    assert [visitor.stored(name) for name in ("conversations", "messages", "pictures")] == [[], [], []]
+
+
+def test_an_answer_of_a_tab_that_was_closed_can_go_on(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    first, second = visitor.page, visitor.open()
+    with gated(model.engine, 4, pause=0.3):
+        visitor.begin("Tell me about yourself.")
+        expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w"))
+        first.wait_for_timeout(500)
+        first.close()
+    visitor.page = second
+    second.locator(".sidebar .open").click()
+    assert visitor.ended() == model.generate("Tell me about yourself.").text
+
+
+def test_full_storage_is_said_and_the_answer_is_there(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    error = 'new DOMException("no room", "QuotaExceededError")'
+    visitor.page.evaluate(f"() => {{ IDBObjectStore.prototype.put = () => {{ throw {error}; }} }}")
+    expected = model.generate(about("What is in the picture?", SHAPES))
+    assert visitor.ask("What is in the picture?", SHAPES) == expected.text
+    expect(visitor.page.locator(".sidebar .hint")).to_have_text(said("not_kept"))
+    assert visitor.ask("What colour is the star?")
+
+
+def test_typed_text_stays_where_it_is(visitor: Visitor, model: gemma_tpu.Model) -> None:
+    visitor.ask("What is 12 + 30?")
+    page, question = visitor.page, visitor.page.locator("article.user").first
+    page.fill(".composer textarea", "my next question")
+    visitor.press("edit", question)
+    question.locator("textarea").fill("What is 4 + 4?")
+    question.locator("textarea").press("Enter")
+    expect(question.locator(".versions")).to_contain_text("2/2")
+    visitor.ended()
+    expect(page.locator(".composer textarea")).to_have_value("my next question")
+    page.fill(".composer textarea", "")
+    with gated(model.engine, 4, pause=0.3):
+        visitor.begin("Tell me about yourself.")
+        expect(visitor.answers.last.locator(".body")).to_contain_text(re.compile(r"\w"))
+        visitor.press("edit", question)
+        question.locator("textarea").fill("What is 5 + 5?")
+        question.locator("textarea").press("Enter")
+        expect(page.locator(".note .notice")).to_contain_text(said("busy"))
+        expect(question.locator("textarea")).to_have_value("What is 5 + 5?")
+        page.get_by_role("button", name="中文").click()
+        expect(question.locator("textarea")).to_have_value("What is 5 + 5?")
+        question.locator("textarea").press("Escape")  # leaves the field, and stops no answer
+    expect(page.locator(".composer .stop")).to_be_hidden()
+    assert (
+        visitor.answer
+        == model.generate(
+            [
+                *about("What is 4 + 4?"),
+                {"role": "assistant", "content": model.generate("What is 4 + 4?").text},
+                *about("Tell me about yourself."),
+            ]
+        ).text
+    )
+
+
+def test_settings_of_a_new_conversation_are_kept(visitor: Visitor) -> None:
+    visitor.set(system="Answer in one word.", temperature=0.7)
+    visitor.page.get_by_role("button", name=said("new"), exact=True).click()
+    visitor.ask("What is 12 + 30?")
+    visitor.page.reload()
+    expect(visitor.answers).to_have_count(1)
+    visitor.page.click("[data-drawer=settings]")
+    expect(visitor.page.locator("textarea[data-setting=system]")).to_have_value("Answer in one word.")
+
+
 def test_an_export_and_a_link_give_the_conversation_back(browser: Browser, visitor: Visitor, tmp_path: Path) -> None:
     answer = visitor.ask("What is in the picture?", SHAPES)
     with visitor.page.expect_download() as download:
@@ -314,8 +461,16 @@ def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path)
     page.set_input_files(".composer input[multiple]", tmp_path / "bad.pdf")
     expect(page.locator(".note .notice")).to_contain_text("bad.pdf")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    visitor.begin("What is it?", tmp_path / "bad.png")
-    expect(visitor.answers.last.locator(".notice")).to_contain_text("image")
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="32"><rect width="64" height="32" fill="red"/></svg>'
+    )
+    (tmp_path / "drawing.svg").write_text(drawing)
+    (tmp_path / "picture.txt").write_bytes(SHAPES.read_bytes())
+    page.set_input_files(".composer input[multiple]", [tmp_path / n for n in ("bad.png", "drawing.svg", "picture.txt")])
+    expect(page.locator(".note .notice")).to_contain_text("bad.png")
+    expect(page.locator(".composer .attached")).to_have_count(2)  # those that are pictures
+    expect(page.locator(".composer img.thumbnail").first).to_have_js_property("naturalWidth", 896)
+    assert visitor.ask("What is it?")
 
 
 RECORD = """async () => {
@@ -352,7 +507,7 @@ def test_the_same_answer_from_elsewhere(
     visitor: Visitor, model: gemma_tpu.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """What the page gives for Python, the command line and curl is run, and gives the page's answer."""
-    visitor.set(temperature=1.2, top_k=40, seed=3, max_tokens=30, system='Say "it" in $1 `word`.')
+    visitor.set(temperature=1.2, top_k=40, seed=3, max_tokens=30, system='- say "it" in $1 `word`.')
     answer = visitor.ask('What\'s in the picture? 100% "sure" $HOME `x` \\n', SHAPES)
     visitor.press("reproduce")
     dialog = visitor.page.locator("dialog.programs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from chat_site import EXAMPLES, demo_model
 from demo_site import serve
@@ -48,12 +49,22 @@ def test_answers_are_those_of_the_library(model: gemma_tpu.Model, tmp_path: Path
         assert all(last["text"].startswith(piece) for piece in pieces)
         loaded = client.predict(api_name="/model")
         assert (loaded["phase"], loaded["vision"], loaded["mesh"]) == ("ready", True, [1, 1])
-        private = tmp_path / "private.png"
-        private.write_bytes(SHAPES.read_bytes())
-        secret = {"path": str(private), "meta": {"_type": "gradio.FileData"}}
-        for wrong in ({"temperature": -1.0}, {"max_new_tokens": 0}, {"picture": secret}):
-            with pytest.raises(Exception, match=r"temperature|max_new_tokens|upload"):
+        for wrong in ({"temperature": -1.0}, {"max_new_tokens": 0}):
+            with pytest.raises(Exception, match=r"temperature|max_new_tokens"):
                 client.predict("x", **wrong, api_name="/ask")
+
+
+def test_only_uploaded_files_are_read(model: gemma_tpu.Model, tmp_path: Path) -> None:
+    """The client would upload a file that is named so: this asks as any program could."""
+    private = tmp_path / "private.png"
+    private.write_bytes(SHAPES.read_bytes())
+    with serve(model) as url:
+        for path, meta in ((str(private), {"_type": "gradio.FileData"}), (str(private), {}), (private.name, {})):
+            given = ["What is it?", {"path": path, "meta": meta}, 8, 0.0, 64, 0.95, 0.0, None]
+            asked = httpx.post(f"{url}/gradio_api/call/ask", json={"data": given})
+            answer = httpx.get(f"{url}/gradio_api/call/ask/{asked.json()['event_id']}").text
+            assert "event: error" in answer
+            assert "red circle" not in answer
 
 
 @pytest.mark.parametrize("variable", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])

@@ -203,7 +203,8 @@ class Page {
     return true;
   }
 
-  send(parts) {
+  async send(parts) {
+    await this.polled; // else a quick visitor is told that there is no model
     const draft = this.composer.draft;
     this.composer.fill(); // before the answer is begun, which stores the draft too
     if (!this.ask(parts)) this.composer.fill(draft);
@@ -445,10 +446,10 @@ class Page {
   }
 
   async begin() {
+    this.polled = this.poll();
     await store.open();
     store.onFull((error) => this.frame.notice(say("storage_full", { error: error?.message ?? "" })));
     await this.conversations.begin();
-    this.poll();
   }
 }
 
