@@ -1,4 +1,4 @@
-"""Makes every picture of the repository anew: python -m docs.pictures [examples | favicon | page], in its root.
+"""Makes every picture of the repository anew: python -m docs.pictures [examples | favicon | page | chat], in its root.
 
 Those in the notebooks are made by the notebooks (`make notebooks`); demo/static/logo.svg is drawn by hand.
 """
@@ -26,6 +26,7 @@ EXAMPLES = ROOT / "demo" / "examples"
 LOGO = ROOT / "demo" / "static" / "logo.svg"
 FAVICON = ROOT / "demo" / "static" / "favicon.png"
 PAGE = ROOT / "docs" / "images" / "demo.png"
+CHAT = ROOT / "docs" / "images" / "chat.webp"
 
 _SIZE = (384, 288)
 _STREET = (
@@ -99,6 +100,46 @@ def page() -> list[Path]:
     return [PAGE]
 
 
+def chat() -> list[Path]:
+    """A recording of the Chat page on the shipped checkpoint: a question, its tokens, where the model looked."""
+    expect.set_options(timeout=120_000)
+    shots: list[tuple[bytes, int]] = []  # PNG, milliseconds
+    with _serve() as url, _browser() as browser:
+        page = browser.new_page(viewport={"width": 1080, "height": 720}, locale="en-GB")
+        page.goto(f"{url}/chat/")
+        expect(page.locator('.chip-state[data-phase="ready"]')).to_be_visible()
+
+        def shoot(milliseconds: int) -> None:
+            page.wait_for_timeout(250)
+            shots.append((page.screenshot(), milliseconds))
+
+        shoot(1800)
+        page.locator(".card").first.click()
+        shoot(1200)
+        page.locator(".composer .send").first.click()
+        answer = page.locator("article.assistant")
+        expect(answer.locator(".state")).to_contain_text("first token after")
+        shoot(2200)
+        answer.get_by_role("button", name="Tokens and their probabilities").click()
+        star = answer.locator(".token", has_text="star")
+        star.click()
+        shoot(2600)
+        answer.get_by_role("button", name="Where in the pictures the model looked").click()
+        expect(page.locator("dialog.attention")).to_be_visible()
+        shoot(3200)
+        page.keyboard.press("Escape")
+        page.click("[data-drawer=inside]")
+        expect(page.locator("[data-section=pictures] img")).to_be_visible()
+        shoot(2800)
+        page.keyboard.press("Escape")
+        answer.get_by_role("button", name="Reproduce this answer").click()
+        shoot(2800)
+    frames = [Image.open(io.BytesIO(shot)).convert("RGB") for shot, _ in shots]
+    times = [milliseconds for _, milliseconds in shots]
+    frames[0].save(CHAT, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=70, method=6)
+    return [CHAT]
+
+
 @contextlib.contextmanager
 def _serve() -> Iterator[str]:
     """Runs `python -m demo` at a free port; its address."""
@@ -122,7 +163,7 @@ def _browser() -> Iterator[Browser]:
         browser.close()
 
 
-KINDS = {"examples": examples, "favicon": favicon, "page": page}
+KINDS = {"examples": examples, "favicon": favicon, "page": page, "chat": chat}
 
 
 def main(kinds: list[str]) -> None:

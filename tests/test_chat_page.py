@@ -618,16 +618,23 @@ def test_where_the_model_looked(visitor: Visitor, model: gemma_tpu.Model) -> Non
     dialog = visitor.page.locator("dialog.attention")
     expect(dialog.locator("h2")).to_have_text(said("looked", token="star"))
     messages = [*about("What is in the picture?", SHAPES), {"role": "assistant", "content": before}]
-    square = model.attention(messages, positions=[-1], continue_final=True).on_image()[0].mean(axis=1)
-    layer = int(square.sum(axis=(1, 2)).argmax())
-    assert dialog.locator("select").input_value() == str(layer)
-    drawn = dialog.locator("canvas").evaluate(
-        "c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data].filter((_, i) => i % 4 === 3)"
-    )
-    expected = 205 * (1 - np.sqrt(square[layer] / square[layer].max()))
-    np.testing.assert_allclose(np.reshape(drawn, (16, 16)), expected, atol=2)
-    shown = f"{100 * square[layer].sum():.0f} %"
-    expect(dialog.locator("[role=status]")).to_contain_text(shown)
+    heads = model.attention(messages, positions=[-1], continue_final=True).on_image()[0]  # [L, N, 16, 16]
+    layer, head = np.unravel_index(heads.max(axis=(2, 3)).argmax(), heads.shape[:2])
+    expect(dialog.locator("option:checked")).to_have_text(said("sharpest", layer=layer + 1, head=head + 1))
+    pixels = "c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data].filter((_, i) => i % 4 === 3)"
+    for choice, square in (
+        (None, heads[layer, head]),
+        ("1", heads[1].mean(axis=0)),
+        ("mean", heads.mean(axis=(0, 1))),
+    ):
+        if choice:
+            dialog.locator("select").select_option(choice)
+        drawn = np.reshape(dialog.locator("canvas").evaluate(pixels), (16, 16))
+        np.testing.assert_allclose(drawn, 205 * (1 - np.sqrt(square / square.max())), atol=5)
+        shown = float(dialog.locator("[role=status]").inner_text().split(" %")[0])
+        assert shown == pytest.approx(100 * square.sum(), abs=0.6)
+    visitor.page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
 
 
 def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:

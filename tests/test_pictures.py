@@ -19,7 +19,11 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_every_picture_has_its_maker() -> None:
     ours = {name for name in source_files() if name.endswith((".png", ".jpg", ".svg", ".gif", ".webp", ".ico"))}
-    made = [pictures.EXAMPLES / f"{name}.png" for name in pictures.SCENES] + [pictures.FAVICON, pictures.PAGE]
+    made = [pictures.EXAMPLES / f"{name}.png" for name in pictures.SCENES] + [
+        pictures.FAVICON,
+        pictures.PAGE,
+        pictures.CHAT,
+    ]
     assert ours == {str(path.relative_to(pictures.ROOT)) for path in [*made, pictures.LOGO, request_path.PICTURE]}
 
 

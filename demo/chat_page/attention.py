@@ -45,7 +45,8 @@ class AttentionRequest(pydantic.BaseModel):
 
 
 def attention(model: Model, request: AttentionRequest) -> dict[str, Any]:
-    """Per layer the mean over its heads: `images`, [images][layers][side × side], and the share of `text`, [layers].
+    """Weights on the soft tokens: `images`, [images][layers][side × side], the mean over the heads of each layer, and
+    `sharpest`, [images][side × side], of the head (`layer`, `head`) that gave a single one most.
 
     `global_layers` see the whole context. ValueError for a conversation that the model cannot take.
     """
@@ -56,10 +57,20 @@ def attention(model: Model, request: AttentionRequest) -> dict[str, Any]:
         continue_final=messages[-1]["role"] == "assistant",
         pan_and_scan=request.pan_and_scan,
     )
-    squares = [maps.on_image(i)[0].mean(axis=1) for i in range(len(maps.image_starts[0]))]
-    on_pictures = sum((square.sum(axis=(1, 2)) for square in squares), np.zeros(len(model.config.layers)))
+    images = range(len(maps.image_starts[0]))
+    if not images:
+        raise ValueError("there are no pictures before this token")
+    heads = np.stack([maps.on_image(i)[0].reshape(*maps.weights.shape[2:4], -1) for i in images])  # [I, L, N, side²]
+    layer, head = np.unravel_index(heads.max(axis=(0, 3)).argmax(), heads.shape[1:3])
     return {
-        "images": [np.round(square.reshape(len(square), -1), 5).tolist() for square in squares],
-        "text": np.round(1 - on_pictures, 5).tolist(),
+        "images": _rounded(heads.mean(axis=2)),
+        "sharpest": _rounded(heads[:, layer, head]),
+        "layer": int(layer),
+        "head": int(head),
         "global_layers": [i for i, layer in enumerate(model.config.layers) if layer.window is None],
     }
+
+
+def _rounded(weights: np.ndarray) -> Any:
+    """As JSON that is not longer than it has to be."""
+    return np.round(weights.astype(np.float64), 6).tolist()

@@ -154,13 +154,14 @@ _OWN: dict[str, tuple[str, str]] = {
     "drawn": ("drawn", "已选"),
     "looked": ("Where the model looked for “{token}”", "生成“{token}”时模型看了哪里"),
     "look_about": (
-        "The attention from which this token was drawn, the mean over the heads of a layer. "
-        "It is no explanation of the answer.",
-        "生成该 token 时的注意力，取一层中各头的平均值。这并不是对回答的解释。",
+        "The attention from which this token was drawn: of the head that looked at one place most, "
+        "or the mean over the heads of a layer. It is no explanation of the answer.",
+        "生成该 token 时的注意力：最集中于一处的那个头，或一层中各头的平均值。这并不是对回答的解释。",
     ),
     "layer": ("Layer", "层"),
     "layer_global": ("layer {layer}, sees all", "第 {layer} 层，全局"),
     "layer_local": ("layer {layer}, sees its window", "第 {layer} 层，局部窗口"),
+    "sharpest": ("layer {layer}, head {head}: the sharpest", "第 {layer} 层第 {head} 头：最集中"),
     "all_layers": ("all layers, the mean", "所有层的平均"),
     "look_shares": ("{pictures} % of it on pictures, {text} % on text", "图片占 {pictures} %，文本占 {text} %"),
     "look": ("Where in the pictures the model looked", "模型看了图片的哪里"),

@@ -8,6 +8,7 @@ import { textBefore } from "./tokens.js";
 import { say } from "./words.js";
 
 const MEAN = "mean";
+const SHARPEST = "sharpest";
 
 // For token `index` of the answer `message` after `path`.
 export async function showAttention(path, message, index) {
@@ -37,15 +38,14 @@ async function viewsOf(messages, panAndScan) {
 class AttentionDialog {
   constructor(token, found, views) {
     Object.assign(this, { found, views });
-    const layers = found.text.map((_, i) => i);
-    const strongest = layers.reduce((best, i) => (found.text[i] < found.text[best] ? i : best), 0);
-    const name = (i) => say(found.global_layers.includes(i) ? "layer_global" : "layer_local", { layer: i + 1 });
+    const { layer, head, images, global_layers } = found;
+    const name = (i) => say(global_layers.includes(i) ? "layer_global" : "layer_local", { layer: i + 1 });
     const choices = [
+      make("option", { value: SHARPEST }, say("sharpest", { layer: layer + 1, head: head + 1 })),
       make("option", { value: MEAN }, say("all_layers")),
-      ...layers.map((i) => make("option", { value: i }, name(i))),
+      ...images[0].map((_, i) => make("option", { value: i }, name(i))),
     ];
     this.select = make("select", { "aria-label": say("layer"), on: { change: () => this.draw() } }, ...choices);
-    this.select.value = String(strongest);
     this.shares = make("span", { class: "hint", role: "status" });
     this.canvases = views.map(({ grid }) => make("canvas", { width: grid, height: grid }));
     const panes = views.map(({ url, name }, i) => {
@@ -74,9 +74,10 @@ class AttentionDialog {
     this.element.showModal();
   }
 
-  // The weights of a layer on a picture, and those of all layers in the mean.
+  // Those of a head, of a layer in the mean over its heads, or of all layers in the mean.
   weights(image) {
     const layers = this.found.images[image];
+    if (this.select.value === SHARPEST) return this.found.sharpest[image];
     if (this.select.value !== MEAN) return layers[Number(this.select.value)];
     return layers[0].map((_, place) => layers.reduce((sum, layer) => sum + layer[place], 0) / layers.length);
   }
