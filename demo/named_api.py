@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.events import api
 from gradio.utils import get_upload_folder
 
 from demo.chat import ActiveAnswers, Answer, submit
@@ -77,8 +78,8 @@ def named_api(loader: Loader, active: ActiveAnswers) -> None:
         mesh = {"mesh": [facts.data, facts.model]} if facts else {}
         return {"checkpoint": loader.name, "phase": loader.status.phase, **known, **mesh}
 
-    gr.api(ask, api_name="ask", concurrency_limit=None)
-    gr.api(model, api_name="model", queue=False)
+    api(ask, api_name="ask", concurrency_limit=None)
+    api(model, api_name="model", queue=False)
 
 
 def _uploaded(picture: Any) -> str:

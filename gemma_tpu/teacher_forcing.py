@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from gemma_tpu import prompts
 from gemma_tpu.checks import check_integer
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.picture import Picture
 from gemma_tpu.prompts import Reading
 from gemma_tpu.text import Prompt, Tokenizer, expand_images
 
@@ -25,7 +24,7 @@ class Sequences:
     rows: list[list[int]]
     at: Int[np.ndarray, "B K"]
     image_starts: list[list[int]]
-    images: list[Picture]
+    images: Sequence[Any]  # as Engine.image_inputs takes them
 
 
 def read_sequences(
