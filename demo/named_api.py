@@ -46,7 +46,7 @@ def named_api(loader: Loader, active: ActiveAnswers) -> None:
         top_p: float = DEFAULTS["top_p"],
         min_p: float = DEFAULTS["min_p"],
         seed: int | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # Gradio fills it in by its type
     ) -> AsyncIterator[Answered]:
         """Answers a question, about a picture if there is one, and yields the text as it grows."""
         if (model := loader.model) is None:

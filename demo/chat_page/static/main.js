@@ -333,9 +333,9 @@ class Page {
   }
 
   resultOf(message, call) {
-    return (
-      this.tree.children(message.id).find((child) => child.role === "tool" && child.call === call.id)?.text ?? null
-    );
+    // The results of several calls follow each other.
+    const below = this.tree.branch(message);
+    return below.find(({ role, call: answered }) => role === "tool" && answered === call.id)?.text ?? null;
   }
 
   // The result of a call; once all calls of the answer have theirs, the model goes on.
