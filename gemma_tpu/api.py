@@ -231,7 +231,7 @@ class Model:
         """
         return AsyncTextStream(lambda: self.stream(prompt, **options))
 
-    def waiting_before(self, stream: TextStream) -> int | None:
+    def waiting_before(self, stream: TextStream | AsyncTextStream) -> int | None:
         """How many other answers are begun before that of `stream`; None if it does not wait for a batch row."""
         return self.engine.waiting_before(stream._request)
 

@@ -320,6 +320,10 @@ class AsyncTextStream(AsyncIterator[str]):
         return self._started._answer.stop_string
 
     @property
+    def _request(self) -> Request:
+        return self._started._request
+
+    @property
     def _started(self) -> TextStream:
         if self._stream is None:
             raise RuntimeError("this stream has not been started")

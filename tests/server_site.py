@@ -126,7 +126,7 @@ def idle(model: gemma_tpu.Model) -> bool:
 def events(lines: Iterator[str]) -> Iterator[Any]:
     """The data of server-sent events, up to [DONE], which must come."""
     for line in lines:
-        if not line:
+        if not line or line.startswith(":"):  # a comment
             continue
         assert line.startswith("data: "), line
         if line == "data: [DONE]":

@@ -13,6 +13,7 @@ import pytest
 from chat_site import Visitor, chat_app, demo_model, said, serve_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
+from server_site import held, wait_for
 
 import gemma_tpu
 from demo.checkpoints import Checkpoints
@@ -94,14 +95,15 @@ def test_a_load_that_fails_after_it_was_given_up_says_nothing(monkeypatch: pytes
     assert loader.status.phase == "idle"
 
 
+def load_named(name: str, progress: Any) -> gemma_tpu.Model:
+    if name == "broken":
+        raise ValueError("broken: not a checkpoint")
+    return demo_model(max_context=256, max_rows=1, progress=progress)
+
+
 @pytest.fixture(scope="module")
 def models() -> Iterator[Checkpoints]:
-    def load(name: str, progress: Any) -> gemma_tpu.Model:
-        if name == "broken":
-            raise ValueError("broken: not a checkpoint")
-        return demo_model(max_context=256, max_rows=1, progress=progress)
-
-    checkpoints = Checkpoints(["first", "second", "broken"], load)
+    checkpoints = Checkpoints(["first", "second", "broken"], load_named)
     yield checkpoints
     checkpoints.unload()
 
@@ -131,6 +133,61 @@ def test_loading_from_the_page(browser: Browser, models: Checkpoints) -> None:
         dialog.get_by_role("button", name=said("unload")).click()
         expect(page.locator(".chip-state")).to_have_attribute("data-phase", "idle")
         visitor.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
+def test_two_checkpoints_side_by_side(browser: Browser) -> None:
+    """One after the other, the loaded one first, whichever column it has."""
+    loads = []
+
+    def load(name: str, progress: Any) -> gemma_tpu.Model:
+        loads.append(name)
+        return load_named(name, progress)
+
+    checkpoints = Checkpoints(["first", "second", "broken"], load)
+    checkpoints.choose("first")
+    assert checkpoints.loader.wait(SOON).phase == "ready"
+    with serve_chat(chat_app(checkpoints.loader, checkpoints)) as url:
+        visitor = Visitor(browser, url)
+        page, pair = visitor.page, visitor.page.locator(".pair article")
+        page.get_by_role("button", name=said("compare"), exact=True).click()
+        page.locator(".second select").select_option("second")
+        for question, loaded in (("What is 12 + 30?", "first"), ("What is 4 + 4?", "second")):  # which stays loaded
+            assert checkpoints.loader.name == loaded
+            visitor.begin(question)
+            expect(pair).to_have_count(2)
+            expect(pair.nth(0).locator(".state")).to_contain_text("token")
+            expect(pair.nth(1).locator(".state")).to_contain_text("token")
+            answers = [message for message in visitor.stored("messages") if message["role"] == "assistant"][-2:]
+            assert sorted(answer["checkpoint"] for answer in answers) == ["first", "second"]
+            expect(page.locator(".pair .differs").nth(0)).to_contain_text("Checkpoint first")
+            assert checkpoints.loader.name != loaded
+        page.locator(".second select").select_option("broken")
+        visitor.begin("What is 5 + 5?")
+        expect(pair.nth(0).locator(".state")).to_contain_text("token")
+        expect(pair.nth(1).locator(".state")).to_contain_text("broken: not a checkpoint")
+        assert loads == ["first", "second", "first", "broken"]
+        visitor.close()
+    checkpoints.unload()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
+def test_the_place_in_the_queue(browser: Browser, models: Checkpoints) -> None:
+    models.choose("first")
+    assert models.loader.wait(SOON).phase == "ready"
+    model = models.loader.model
+    assert model is not None
+    with serve_chat(chat_app(models.loader, models)) as url:
+        visitors = [Visitor(browser, url) for _ in range(4)]
+        with held(model):
+            for i, visitor in enumerate(visitors):
+                visitor.begin(f"What is 12 + {i}?")
+                wait_for(lambda i=i: sum(model.engine.occupancy()[:2]) == i + 1)
+            for visitor, key in zip(visitors[2:], ("queued_one", "queued"), strict=True):
+                expect(visitor.answers.locator(".state")).to_have_text(said(key, count=2))
+        for i, visitor in enumerate(visitors):
+            assert str(12 + i) in visitor.ended()
+            visitor.close()
 
 
 def test_who_may_change_what(models: Checkpoints) -> None:

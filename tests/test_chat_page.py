@@ -645,6 +645,7 @@ def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:
     first, second = visitor.page, visitor.open()
     second.locator(".sidebar .open").click()
     visitor.page = second
+    expect(visitor.answers).to_have_count(1)
     visitor.ask("What is 4 + 4?")
     visitor.page = first
     expect(visitor.answers).to_have_count(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -28,7 +29,7 @@ from server_site import (
 from small_models import gated
 
 import gemma_tpu
-from gemma_tpu.server import Settings
+from gemma_tpu.server import Settings, endpoint
 
 KEY = {"authorization": "Bearer secret-1"}
 
@@ -79,6 +80,43 @@ def test_a_client_that_leaves_while_it_waits(site: Site, model: gemma_tpu.Model)
         stack.close()
         wait_for(lambda: site.service.requests == 0)
     wait_for(lambda: idle(model))
+
+
+def test_the_place_in_the_queue(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments say it where it changes, and keep the connection alive; the answer is the same."""
+    monkeypatch.setattr(endpoint, "_LOOK", 0.02)
+    rows = model.deployment.rows
+    with serve(model) as site, contextlib.ExitStack() as stack:
+        alone = site.ask(stream=True, **LONG).text
+        assert not re.search("^:", alone, re.MULTILINE)
+        with held(model) as gate:
+            for i in range(rows + 2):
+                stack.enter_context(streaming(site))
+                wait_for(lambda i=i: sum(model.engine.occupancy()[:2]) == i + 1)
+            with streaming(site) as lines:
+                told = []
+                for line in lines:
+                    told.append(line)
+                    if line.startswith(": waiting"):
+                        gate.set()
+    places = [int(line.removeprefix(": waiting ")) for line in told if line.startswith(": waiting")]
+    assert places[0] >= 2  # the device has not begun: those before it wait too
+    assert places == sorted(places, reverse=True)
+    assert text_of(events(iter(told))) == text_of(events(iter(alone.splitlines())))
+
+
+def test_a_silent_stream_is_kept_alive(model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a long prompt is read, as while the device is busy with the first of its calls."""
+    monkeypatch.setattr(endpoint, "_LOOK", 0.02)
+    monkeypatch.setattr(endpoint, "_SILENCE", 0.05)
+    with serve(model) as site, held(model) as gate, streaming(site) as lines:
+        assert [line for line in itertools.islice(lines, 8) if line][1:] == [":"] * 3
+        gate.set()
+        assert text_of(events(lines)) == text_of(events(iter(site.ask(stream=True, **LONG).text.splitlines())))
+
+
+def text_of(chunks: Iterator[Any]) -> str:
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
 def test_a_client_that_never_sends_its_body(model: gemma_tpu.Model) -> None:

@@ -7,7 +7,7 @@ from demo.texts import TEXTS
 # Those that the two tabs have too.
 _SHARED = ("picture", "settings", "temperature", "top_k", "top_p", "min_p", "seed", "drop_oldest", "pan_and_scan")
 _SHARED += ("devices", "mesh", "mesh_value", "copy", "send", "busy", "not_loaded", "still_loading", "load_failed")
-_SHARED += ("conversation", "waiting", "writing", "no_answer", "no_vision")
+_SHARED += ("conversation", "waiting", "writing", "no_answer", "no_vision", "queued", "queued_one", "queued_next")
 _ALIASES = {
     "top_k_hint": "top_k_info",
     "min_p_hint": "min_p_info",
@@ -169,6 +169,16 @@ _OWN: dict[str, tuple[str, str]] = {
     "compare": ("Two answers side by side", "并排显示两个回答"),
     "second_answer": ("The second answer’s settings", "第二个回答的设置"),
     "keep": ("Keep this one", "保留这个"),
+    "checkpoint": ("Checkpoint", "检查点"),
+    "checkpoint_about": (
+        "Another one is loaded once the first answer has ended, for everyone",
+        "第一个回答结束后载入另一个检查点，对所有人生效",
+    ),
+    "loads": ("Loading {checkpoint}…", "正在载入 {checkpoint}…"),
+    "loaded_otherwise": (
+        "{checkpoint} was not loaded: somebody chose otherwise",
+        "{checkpoint} 未能载入：有人另作选择",
+    ),
     # Settings.
     "presets": ("Presets", "预设"),
     "preset_exact": ("Exact", "精确"),

@@ -35,7 +35,7 @@ class Answers:
         use: ToolUse = ToolUse(),
         client: Hashable = None,
     ) -> None:
-        self._metrics, self._n, self.tokenizer = metrics, n, model.tokenizer
+        self._model, self._metrics, self._n, self.tokenizer = model, metrics, n, model.tokenizer
         options = options | use.options(model) | {"client": client}
         seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
         self._streams = [model.astream(prompt, seed=seed, **options) for prompt in prompts for seed in seeds]
@@ -100,6 +100,17 @@ class Answers:
             async for _ in pieces:
                 pass
         return self.completions
+
+    @property
+    def written(self) -> bool:
+        """Whether there is a token of any of them."""
+        return any(stream.num_tokens for stream in self._streams)
+
+    @property
+    def waiting_before(self) -> int | None:
+        """How many other answers are begun before the first of these; None if it does not wait for a batch row."""
+        places = [self._model.waiting_before(stream) for stream in self._streams]
+        return None if None in places else min(places)
 
     @property
     def completions(self) -> list[Completion]:

@@ -32,6 +32,8 @@ _REQUESTS = logging.getLogger("gemma_tpu.server.requests")  # a line of JSON for
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _PARSED_INLINE = 1 << 16  # bytes of a body that take no noticeable time
 _LAST_WORD = 1  # seconds that a client has to read why its stream ends
+_LOOK = 1  # seconds between two looks at the place of a request in the queue
+_SILENCE = 15  # seconds without a byte: proxies close connections after 30 or 60
 RequestT = TypeVar("RequestT", bound=pydantic.BaseModel)
 
 
@@ -49,6 +51,7 @@ class Exchange:
         self.body, self.begun, self.status = b"", time.perf_counter(), 0
         self.stack = contextlib.ExitStack()
         self.noted: dict[str, Any] = {}  # for the log; never what was said
+        self.answers: Answers | None = None  # once they are begun
         self._held_by = "tools"  # the field that holds the answers to a grammar
 
     @property
@@ -102,6 +105,7 @@ class Exchange:
             raise
         except ValueError as error:
             raise refused(error, field, places) from error
+        self.answers = answers
         self.stack.callback(self._note, answers)
 
     def _note(self, answers: Answers) -> None:
@@ -203,6 +207,9 @@ class EventStream(Response):
     """Server-sent events as they come. An error ends them as an event of its own.
 
     `named`: each event has the name that is its "type", and the last is as the others; else the last is [DONE].
+
+    Until an answer has its first token, comments, which clients pass over, say how many others are given a batch row
+    before it (": waiting 3") and keep proxies from closing the connection.
     """
 
     def __init__(self, exchange: Exchange, events: AsyncGenerator[dict[str, Any]], *, named: bool = False) -> None:
@@ -214,8 +221,12 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             # Waits here for a client that reads slowly. The engine waits for nobody.
-            async with asyncio.timeout_at(self._exchange.deadline), aclosing(self._events) as events:
-                async for event in events:
+            async with (
+                asyncio.timeout_at(self._exchange.deadline),
+                aclosing(self._events) as events,
+                aclosing(self._noting(events, send)) as noted,
+            ):
+                async for event in noted:
                     await send(self._message(event))
                 if not self._named:
                     await send(_body(b"data: [DONE]\n\n"))
@@ -227,6 +238,27 @@ class EventStream(Response):
             except TimeoutError:  # it reads nothing: the connection is closed
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _noting(self, events: AsyncGenerator[dict[str, Any]], send: Send) -> AsyncGenerator[dict[str, Any]]:
+        """`events`, with comments to the client before the first token."""
+        answers = self._exchange.answers
+        while answers and not answers.written:
+            coming = asyncio.ensure_future(anext(events, None))
+            told, sent = None, time.monotonic()
+            try:
+                while not (await asyncio.wait({coming}, timeout=_LOOK))[0]:
+                    place, silent = answers.waiting_before, time.monotonic() - sent >= _SILENCE
+                    if place != told or silent:
+                        told, sent = place, time.monotonic()
+                        await send(_body(b":\n\n" if place is None else b": waiting %d\n\n" % place))
+            finally:
+                coming.cancel()
+                await asyncio.wait({coming})
+            if (event := coming.result()) is None:
+                return
+            yield event
+        async for event in events:
+            yield event
 
     def _message(self, event: dict[str, Any]) -> Message:
         name = f"event: {event.get('type', 'error')}\n" if self._named else ""

@@ -10,10 +10,12 @@ const RETRY = [500, 1000, 2000, 4000]; // milliseconds between attempts to find 
 const encoder = new TextEncoder();
 let prefillRate = null; // seconds for a token of a prompt that was not in the cache, measured here
 
+// `prepare` is awaited before the server is asked, also once more after a lost connection.
+//
 // Fields of a message while it is written: state "waiting", "writing" or "lost", then "done" or "failed"; text; prefix,
 // the characters it began with; tokens, [text, log-probability, [[text, log-probability], …]] of what follows it.
-export async function write(message, path, settings, { signal, update }) {
-  const started = performance.now();
+export async function write(message, path, settings, { signal, update, prepare }) {
+  let started = null;
   Object.assign(message, { state: "waiting", settings, tokens: message.tokens ?? [], problem: null, finish: null });
   message.prefix ??= message.text.length;
   message.forgotten ??= 0;
@@ -27,10 +29,16 @@ export async function write(message, path, settings, { signal, update }) {
     try {
       const left = { ...settings, max_tokens: settings.max_tokens - written };
       if (left.max_tokens < 1) return finish("length");
+      await prepare();
+      started ??= performance.now();
       const body = await chatBody(path, left, begun, message.forgotten);
       const asked = performance.now();
       for await (const chunk of stream("chat/completions", body, signal)) {
         if (chunk.usage) count(chunk.usage, before);
+        if ("place" in chunk) {
+          message.place = chunk.place;
+          update();
+        }
         const [choice] = chunk.choices;
         if (!choice) continue;
         take(choice);
@@ -87,7 +95,7 @@ export async function write(message, path, settings, { signal, update }) {
   }
 
   function finish(reason) {
-    message.seconds = (performance.now() - started) / 1000;
+    message.seconds = (performance.now() - (started ?? performance.now())) / 1000;
     Object.assign(message, { state: "done", finish: reason, written });
     // What came in one or two pieces has no speed: it was there when the first of it came.
     if (pieces > 2) message.speed = (written - 1) / ((performance.now() - first) / 1000);

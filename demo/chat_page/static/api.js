@@ -58,7 +58,8 @@ export const seen = async (picture, panAndScan) => (await post("seen", { picture
 export const tokenize = async (body, signal) =>
   (await post("api/tokenize", { ...body, return_token_strs: true }, signal)).json();
 
-// The chunks of a streamed answer. Problem("lost") if the stream ends before it is done.
+// The chunks of a streamed answer; one with `place` says how many answers are begun before it, undefined for none any
+// more. Problem("lost") if the stream ends before it is done.
 export async function* stream(path, body, signal) {
   const response = await post(`api/v1/${path}`, { ...body, stream: true, stream_options: STREAM }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -72,6 +73,8 @@ export async function* stream(path, body, signal) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
+        const comment = /^:(?: waiting (\d+))?$/.exec(event);
+        if (comment) yield { choices: [], place: comment[1] && Number(comment[1]) };
         const data = event
           .split("\n")
           .filter((line) => line.startsWith("data: "))

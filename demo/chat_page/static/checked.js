@@ -98,6 +98,7 @@ function checkedAnswer(given) {
     usage: usage.prompt === undefined || usage.cached === undefined ? undefined : usage,
     finish: typeof given.finish === "string" ? given.finish : undefined,
     thinking: typeof given.thinking === "string" ? given.thinking : undefined,
+    checkpoint: typeof given.checkpoint === "string" ? given.checkpoint : undefined,
     written: number(given.written),
     first: number(given.first),
     seconds: number(given.seconds),

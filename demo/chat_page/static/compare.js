@@ -1,16 +1,17 @@
-// Two answers side by side: the second's settings, and what is different between two.
+// Two answers side by side: the second's settings and checkpoint, and what is different between two.
 
 import { iconButton, make } from "./dom.js";
 import { LARGEST_SEED } from "./settings.js";
 import { say } from "./words.js";
 
 const NUMBERS = { temperature: [0, 2, 0.05], top_k: [0, 256, 1], top_p: [0.01, 1, 0.01], seed: [0, LARGEST_SEED, 1] };
-const NAMES = [...Object.keys(NUMBERS), "min_p", "system"];
+const NAMES = ["checkpoint", ...Object.keys(NUMBERS), "min_p", "system"];
 
-// A button, and fields that stand before the prompt while it is pressed. `settings()`: those of the first answer.
+// A button, and fields that stand before the prompt while it is pressed. `settings()`: those of the first answer;
+// `status()`: the server's.
 export class Comparison {
-  constructor(settings) {
-    this.settings = settings;
+  constructor(settings, status) {
+    Object.assign(this, { settings, status });
     this.on = false;
     this.button = iconButton("compare", "", () => this.toggle(), { "aria-pressed": false });
     this.element = make("div", { class: "second", hidden: true });
@@ -30,12 +31,16 @@ export class Comparison {
     if (!this.on) return;
     const { temperature, top_k, top_p, seed, system } = this.settings();
     this.values = { temperature: temperature || 1, top_k, top_p, seed, system };
+    this.checkpoints = [0, 1].map(() => this.status()?.checkpoint);
     this.lay();
   }
 
-  // Settings of the second answer, null if there is to be none.
-  get second() {
-    return this.on ? { ...this.settings(), ...this.values } : null;
+  // The settings of the answers to one question: one, or two. With two checkpoints both say theirs.
+  get sets() {
+    if (!this.on) return [this.settings()];
+    const sets = [this.settings(), { ...this.settings(), ...this.values }];
+    const [first, second] = this.checkpoints;
+    return first === second ? sets : sets.map((set, i) => ({ ...set, checkpoint: this.checkpoints[i] }));
   }
 
   lay() {
@@ -43,7 +48,17 @@ export class Comparison {
     const input = ({ target }) => (this.values.system = target.value);
     const system = make("input", { value: this.values.system, on: { input } });
     const label = make("label", { class: "wide" }, say("system"), system);
-    this.element.replaceChildren(make("span", {}, say("second_answer")), ...fields, label);
+    this.element.replaceChildren(make("span", {}, say("second_answer")), ...fields, label, this.chooser());
+  }
+
+  // The second answer's checkpoint, where there is a choice.
+  chooser() {
+    const names = this.status()?.checkpoints ?? [];
+    if (names.length < 2) return null;
+    const options = names.map((name) => make("option", { value: name, selected: name === this.checkpoints[1] }, name));
+    const change = ({ target }) => (this.checkpoints[1] = target.value);
+    const select = make("select", { on: { change } }, ...options);
+    return make("label", { class: "wide", title: say("checkpoint_about") }, say("checkpoint"), select);
   }
 
   number(name, min, max, step) {

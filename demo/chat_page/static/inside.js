@@ -49,9 +49,14 @@ export class Inside {
     this.element = make("div", { class: "inside" });
     this.sections = {};
     this.prediction = new Prediction(
-      () => this.page.tree.path().findLast((message) => message.speed > 0)?.speed ?? null,
+      () => this.page.tree.path().findLast((message) => message.speed > 0 && this.isOfLoaded(message))?.speed ?? null,
     );
     this.lay();
+  }
+
+  // Whether the model that is loaded has written it.
+  isOfLoaded(message) {
+    return (message.checkpoint ?? this.page.status.checkpoint) === this.page.status.checkpoint;
   }
 
   lay() {

@@ -13,6 +13,7 @@
 import { write } from "./answering.js";
 import { getStatus, Problem } from "./api.js";
 import { showAttention } from "./attention.js";
+import { bring } from "./checkpoints.js";
 import { Comparison, differences } from "./compare.js";
 import { Composer, fromParts } from "./composer.js";
 import { Conversations } from "./conversations.js";
@@ -75,7 +76,10 @@ class Page {
       importFiles: (files) => this.conversations.import(files),
     });
     this.conversations = new Conversations(this);
-    this.comparison = new Comparison(() => this.settings);
+    this.comparison = new Comparison(
+      () => this.settings,
+      () => this.status,
+    );
     this.composer.extra.append(this.comparison.button);
     this.composer.above.append(this.comparison.element);
     this.panel = new SettingsPanel(this);
@@ -212,19 +216,28 @@ class Page {
 
   // Writes an answer to `question`, or two at once to compare. `begun`: the text that it begins with.
   async answer(question, begun = "", fields = {}) {
-    const second = begun ? null : this.comparison.second;
-    const sets = [this.settings, ...(second ? [second] : [])].map(resolved);
+    const sets = (begun ? [this.settings] : this.comparison.sets).map(resolved);
     const forgotten = this.tree.path(question).findLast((message) => message.forgotten > 0)?.forgotten ?? 0;
-    const all = { state: "waiting", text: begun, forgotten, ...(second ? { pair: randomId() } : {}), ...fields };
+    const pair = sets.length > 1 ? { pair: randomId() } : {};
+    const all = { state: "waiting", text: begun, forgotten, ...pair, ...fields };
     const answers = sets.map((settings) => this.tree.add(question.id, "assistant", { ...all, settings }));
     this.setLeaf(answers[0]);
-    await Promise.all(answers.map((message) => this.write(message, message.settings)));
+    await this.writeAll(answers);
+  }
+
+  // What is loaded answers first.
+  writeAll(messages) {
+    const loaded = ({ settings }) => Number(settings.checkpoint === this.status?.checkpoint);
+    const order = messages.toSorted((one, other) => loaded(other) - loaded(one));
+    return Promise.all(order.map((message) => this.write(message, message.settings)));
   }
 
   async write(message, settings) {
     const { tree } = this;
     const path = tree.path(tree.messages.get(message.parent));
+    const before = [...this.running.values()].map(({ ended }) => ended);
     const one = { tree, controller: new AbortController(), forgotten: false };
+    one.ended = new Promise((resolve) => (one.end = resolve));
     const keep = () => {
       message.beat = Date.now();
       return one.forgotten ? null : store.put("messages", message);
@@ -250,9 +263,12 @@ class Page {
     };
     if (this.tree === tree) this.show();
     this.frame.scrollToEnd(true);
+    const { signal } = one.controller;
+    const prepare = () => this.prepare(message, settings.checkpoint, before, signal, update);
     try {
-      await write(message, path, settings, { signal: one.controller.signal, update });
+      await write(message, path, settings, { signal, update, prepare });
     } finally {
+      one.end();
       clearInterval(beat);
       this.running.delete(message.id);
       if (this.tree === tree) {
@@ -262,6 +278,17 @@ class Page {
       await keep();
       if (!one.forgotten) this.conversations.changed(tree.conversation.id); // by others, meanwhile
     }
+  }
+
+  // Loads the checkpoint that an answer is asked of, if it names one, after the answers that were begun `before` it.
+  async prepare(message, checkpoint, before, signal, update) {
+    if (checkpoint && checkpoint !== this.status.checkpoint) {
+      await Promise.race([Promise.all(before), aborted(signal)]);
+      message.loading = { checkpoint };
+      update();
+      await bring(checkpoint, signal, (status) => this.changedStatus(status)).finally(() => delete message.loading);
+    }
+    message.checkpoint = this.status?.checkpoint;
   }
 
   // What is being written in the conversation that is shown.
@@ -366,7 +393,7 @@ class Page {
   async reproduce(message) {
     const { tree } = this;
     await showPrograms(
-      this.status?.checkpoint ?? "gemma3-demo",
+      message.checkpoint ?? this.status?.checkpoint ?? "gemma3-demo",
       tree.path(tree.messages.get(message.parent)),
       message,
       () => linkTo(tree, message),
@@ -413,12 +440,13 @@ class Page {
   // Answers go on that this tab was writing when it was reloaded, and those of tabs that are no longer there.
   resume() {
     const { tree } = this;
-    for (const message of tree.messages.values()) {
-      if (!ACTIVE.includes(message.state) || this.running.has(message.id)) continue;
-      const left = (message.beat ?? 0) + 3 * BEAT - Date.now();
-      if (message.tab === tab || left <= 0) this.write(message, message.settings);
-      else setTimeout(() => this.tree === tree && this.resume(), left + 100);
-    }
+    const left = (message) => (message.tab === tab ? 0 : Math.max(0, (message.beat ?? 0) + 3 * BEAT - Date.now()));
+    const begun = [...tree.messages.values()].filter(
+      ({ state, id }) => ACTIVE.includes(state) && !this.running.has(id),
+    );
+    const others = begun.map(left).filter(Boolean);
+    if (others.length) setTimeout(() => this.tree === tree && this.resume(), Math.min(...others) + 100);
+    this.writeAll(begun.filter((message) => !left(message)));
   }
 
   // ---- The server
@@ -452,6 +480,14 @@ class Page {
     await this.conversations.begin();
   }
 }
+
+// Rejects when `signal` is aborted.
+const aborted = (signal) =>
+  new Promise((_, reject) => {
+    const reason = () => reject(signal.reason);
+    if (signal.aborted) reason();
+    signal.addEventListener("abort", reason, { once: true });
+  });
 
 // The index of the first message that the last answer was made from: the turns before it did not fit.
 function firstInContext(path) {

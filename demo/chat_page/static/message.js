@@ -89,9 +89,10 @@ export class MessageView {
     const { message } = this;
     if (message.state === "failed") return [make("p", { class: "notice", role: "alert" }, message.problem)];
     if (message.state === "lost") return [make("p", { class: "notice quiet" }, say("lost"))];
-    if (message.state === "waiting") return [say("waiting")];
+    if (message.state === "waiting") return [message.loading ? say("loads", message.loading) : waiting(message.place)];
     if (message.state === "writing") return [say("writing")];
-    return [statistics(message)];
+    const another = message.checkpoint !== this.page.status?.checkpoint ? [message.checkpoint] : [];
+    return [[statistics(message), ...another].filter(Boolean).join(" · ")];
   }
 
   call(call) {
@@ -214,6 +215,12 @@ export class MessageView {
     this.bar.replaceChildren();
     field.focus();
   }
+}
+
+// Why nothing of an answer is there: `place` others are begun before it.
+function waiting(place) {
+  if (place === undefined) return say("waiting");
+  return say({ 0: "queued_next", 1: "queued_one" }[place] ?? "queued", { count: place });
 }
 
 const calledAs = (call) => make("code", {}, `${call.function.name}(${call.function.arguments})`);
