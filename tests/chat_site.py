@@ -28,6 +28,7 @@ from gemma_tpu.server import Server, build_app
 from gemma_tpu.sharding import AXES
 
 EXAMPLES = Path(__file__).parents[1] / "demo" / "examples"
+SHAPES = EXAMPLES / "shapes.png"
 
 
 def demo_model(**options: Any) -> gemma_tpu.Model:
@@ -153,3 +154,17 @@ class Visitor:
                 f"""async () => JSON.stringify(await (await import("./static/store.js")).all("{name}"))"""
             )
         )
+
+
+def about(question: str, *pictures: Path) -> list[dict]:
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def stored_chat(text: str) -> dict:
+    messages = [
+        {"id": "q", "parent": None, "role": "user", "created": 1, "parts": [{"text": "Show."}]},
+        {"id": "a", "parent": "q", "role": "assistant", "created": 2, "text": text, "state": "done", "tokens": []},
+    ]
+    conversation = {"id": "c", "title": "Shown", "created": 1, "changed": 1, "leaf": "a", "messages": messages}
+    return {"format": "gemma_tpu chat", "version": 1, "conversations": [conversation], "pictures": {}}

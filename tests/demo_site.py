@@ -37,6 +37,7 @@ FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
+    "--use-fake-device-for-media-stream",  # a camera
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",

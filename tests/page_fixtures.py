@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from chat_site import Visitor
     from demo_site import Scripted, Visit
     from playwright.sync_api import Browser
     from small_models import Gate
@@ -85,6 +86,38 @@ def visit(browser: Browser, server: str) -> Iterator[Visit]:
     visit = Visit(browser, server)
     yield visit
     visit.close()
+
+
+@pytest.fixture(scope="module")
+def chat_model() -> Iterator[gemma_tpu.Model]:
+    """The demo checkpoint."""
+    from chat_site import demo_model
+
+    with demo_model(max_context=1024, max_rows=4) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def chat(chat_model: gemma_tpu.Model) -> Iterator[str]:
+    """The address of the Chat page."""
+    from chat_site import chat_app, serve_chat
+
+    from gemma_tpu import Loader
+
+    loader = Loader("gemma3-demo", lambda progress: chat_model)
+    loader.start()
+    assert loader.wait(600).phase == "ready"
+    with serve_chat(chat_app(loader)) as url:
+        yield url
+
+
+@pytest.fixture
+def visitor(browser: Browser, chat: str) -> Iterator[Visitor]:
+    from chat_site import Visitor
+
+    visitor = Visitor(browser, chat)
+    yield visitor
+    visitor.close()
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_every_import_of_the_page_is_there() -> None:
 
 def test_texts_exist_in_both_languages_and_all_are_used() -> None:
     code = "".join(path.read_text() for path in FOLDER.parent.glob("*.js"))
-    made_up = re.compile(r"^(inside|memory|preset|ended)_|^(top_k|min_p|temperature)_hint$")
+    made_up = re.compile(r"^(inside|memory|preset|ended|keys)_|^(top_k|min_p|temperature)_hint$")
     for key, texts in CHAT_TEXTS.items():
         assert len(texts) == 2
         assert all(texts), key

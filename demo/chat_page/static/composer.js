@@ -8,7 +8,7 @@ import { say } from "./words.js";
 const MARK = /\[(?:picture|图片) (\d+)\]/g; // where in the text a picture is shown
 
 export class Composer {
-  // `events`: send(parts), stop(), draft(), problem(text)
+  // `events`: send(parts), stop(), draft(), problem(text), busy(text, stays), edit() for the last question
   constructor(events) {
     this.events = events;
     this.pictures = [];
@@ -102,6 +102,11 @@ export class Composer {
   }
 
   key(event) {
+    const { text, pictures } = this.draft;
+    if (event.key === "ArrowUp" && !text && !pictures.length && !event.isComposing) {
+      event.preventDefault();
+      this.events.edit();
+    }
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     this.submit(event);

@@ -33,13 +33,13 @@ export class Conversations {
   // Answers go on in a conversation that is left: it is opened again as it is then.
   async open(id) {
     await this.leave();
-    const running = this.page.runningTree(id);
+    const running = this.page.writing.treeOf(id);
     const conversation = running?.conversation ?? (await store.get("conversations", id));
     if (!conversation) return this.create();
     const tree = running ?? new Tree(conversation, await store.messagesOf(id));
     this.page.settings = { ...defaultSettings(this.page.status?.model), ...conversation.settings };
     this.page.start(tree);
-    this.page.resume();
+    this.page.writing.resume();
   }
 
   async create() {
@@ -92,7 +92,7 @@ export class Conversations {
   }
 
   async remove(id) {
-    this.page.forget(id);
+    this.page.writing.forget(id);
     await store.removeConversation(id);
     if (this.page.tree.conversation.id !== id) return this.list();
     clearTimeout(this.drafting);
@@ -141,7 +141,7 @@ export class Conversations {
   async changed(id) {
     this.list();
     const { tree } = this.page;
-    if (id !== tree.conversation.id || this.page.runningTree(id)) return;
+    if (id !== tree.conversation.id || this.page.writing.treeOf(id)) return;
     const stored = await store.get("conversations", id);
     if (!stored && tree.messages.size) {
       this.page.start(new Tree(newConversation()));

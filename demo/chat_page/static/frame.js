@@ -2,6 +2,7 @@
 
 import { icon, iconButton, make } from "./dom.js";
 import { meter } from "./inside.js";
+import { showShortcuts } from "./shortcuts.js";
 import { count, DATA, framed, language, LANGUAGES, onLanguage, say, setLanguage } from "./words.js";
 
 const NEAR = 80; // pixels from the end within which the page follows an answer
@@ -121,7 +122,7 @@ export class Frame {
     this.foot.replaceChildren(
       meter(parts, whole),
       make("span", {}, say("context_used", { used: count(used), whole: count(whole) })),
-      make("span", { class: "keys" }, say("keys")),
+      make("button", { type: "button", class: "keys", on: { click: showShortcuts } }, say("keys")),
     );
   }
 
@@ -166,6 +167,11 @@ export class Frame {
   scrollToEnd(always = false) {
     if (always) this.following = true;
     if (this.following) this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  find() {
+    if (getComputedStyle(this.sidebar.element).display === "none") this.toggleSidebar();
+    this.sidebar.search.focus();
   }
 
   toggleSidebar() {

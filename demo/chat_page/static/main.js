@@ -5,15 +5,14 @@
 //   sidebar    the list of conversations                  tree       a conversation as a tree of messages
 //   message    one message                                request    messages and settings as OpenAI's fields
 //   tokens     an answer's tokens and alternatives        answering  writes one answer
-//   composer   the prompt and its pictures                api        requests to the server
+//   composer   the prompt and its pictures                writing    the answers that are being written
+//   compare    two answers side by side                   api        requests to the server
 //   settings   the settings                               media      files, PDFs, videos and the camera as pictures
 //   inside     context, pictures, tokens, machine         markdown   an answer as nodes
 //   reproduce  the same answer from elsewhere             share      files and links of conversations
 
-import { write } from "./answering.js";
 import { getStatus, Problem } from "./api.js";
 import { showAttention } from "./attention.js";
-import { bring } from "./checkpoints.js";
 import { Comparison, differences } from "./compare.js";
 import { Composer, fromParts } from "./composer.js";
 import { Conversations } from "./conversations.js";
@@ -23,47 +22,36 @@ import { contextParts, Inside } from "./inside.js";
 import { keep as keepPicture } from "./media.js";
 import { MessageView } from "./message.js";
 import { ModelDialog } from "./model.js";
+import { release } from "./pictures.js";
 import { RawPanel } from "./raw.js";
 import { showPrograms } from "./reproduce.js";
 import { nthQuestion } from "./request.js";
 import { defaultSettings, jsonProblem, resolved, SettingsPanel } from "./settings.js";
 import { linkTo } from "./share.js";
+import { listen } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { newConversation, titleOf, Tree } from "./tree.js";
 import { followParent, language, onLanguage, say } from "./words.js";
+import { Writing } from "./writing.js";
 
 const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
-const BEAT = 5000; // milliseconds between signs that an answer is still being written
-const SAVE = 400; // milliseconds between writes of an answer that grows
-const ACTIVE = ["waiting", "writing", "lost"];
-const tab = sessionStorageValue("tab", () => String(Math.random()));
-
-function sessionStorageValue(name, make) {
-  const key = `gemma-tpu chat ${name}`;
-  try {
-    const value = sessionStorage.getItem(key) ?? make();
-    if (value) sessionStorage.setItem(key, value);
-    return value;
-  } catch {
-    return make();
-  }
-}
 
 class Page {
   constructor() {
     this.status = null;
     this.lost = false;
-    this.running = new Map(); // message → {tree, controller, forgotten} while it is written
+    this.writing = new Writing(this);
     this.views = new Map(); // message → its view
     this.tree = new Tree(newConversation());
     this.settings = defaultSettings(null);
     this.composer = new Composer({
       send: (parts) => this.send(parts),
-      stop: () => this.stop(),
+      stop: () => this.writing.stop(),
       draft: () => this.conversations.saveDraft(),
       problem: (text) => this.frame.notice(text),
       busy: (text, stays) => this.frame.notice(text, stays ? "quiet" : "busy"),
+      edit: () => this.lastView("user")?.edit(),
     });
     this.sidebar = new Sidebar({
       open: (id) => this.conversations.open(id),
@@ -90,11 +78,17 @@ class Page {
       panels: { raw: new RawPanel(this), inside: this.inside, settings: this.panel },
       events: {
         model: () => this.model.open(this.status),
-        stop: () => this.stop(),
+        stop: () => this.writing.stop(),
         example: (example) => this.fillExample(example),
       },
     });
     this.model = new ModelDialog((status) => this.changedStatus(status));
+    listen({
+      find: () => this.frame.find(),
+      create: () => this.conversations.create(),
+      again: () => this.tree.leaf?.role === "assistant" && this.again(this.tree.leaf),
+      prompt: () => this.composer.field.focus(),
+    });
     onLanguage(() => this.translate());
   }
 
@@ -118,7 +112,7 @@ class Page {
     if (first > 0) rows.splice(first, 0, make("p", { class: "divider" }, say("left_out")));
     this.frame.showRows(rows, this.status);
     const shown = [...path, ...this.pairOf(path.at(-1))];
-    this.composer.setBusy(shown.some((message) => this.running.has(message.id)));
+    this.composer.setBusy(shown.some((message) => this.writing.has(message)));
     this.showStatus();
     this.inside.show();
   }
@@ -135,6 +129,12 @@ class Page {
     const view = this.views.get(message.id);
     view.update();
     return view.element;
+  }
+
+  // The view of the last question or answer, if there is one and nothing is being written.
+  lastView(role) {
+    const message = this.tree.path().findLast((one) => one.role === role);
+    return message && !this.writing.isBusy ? this.views.get(message.id) : null;
   }
 
   // Two answers that were asked for together stand side by side while one of them is the last.
@@ -194,7 +194,7 @@ class Page {
   // Asks, unless there is a problem, which is said. Whether it was asked.
   ask(parts, parent = this.tree.leaf) {
     const pictures = parts.some((part) => part.picture);
-    const busy = this.runningHere.length ? say("busy") : "";
+    const busy = this.writing.isBusy ? say("busy") : "";
     const problem = busy || this.problem() || (pictures && !this.status.model.vision ? say("no_vision") : "");
     this.frame.notice(problem);
     if (problem) return false;
@@ -222,85 +222,7 @@ class Page {
     const all = { state: "waiting", text: begun, forgotten, ...pair, ...fields };
     const answers = sets.map((settings) => this.tree.add(question.id, "assistant", { ...all, settings }));
     this.setLeaf(answers[0]);
-    await this.writeAll(answers);
-  }
-
-  // What is loaded answers first.
-  writeAll(messages) {
-    const loaded = ({ settings }) => Number(settings.checkpoint === this.status?.checkpoint);
-    const order = messages.toSorted((one, other) => loaded(other) - loaded(one));
-    return Promise.all(order.map((message) => this.write(message, message.settings)));
-  }
-
-  async write(message, settings) {
-    const { tree } = this;
-    const path = tree.path(tree.messages.get(message.parent));
-    const before = [...this.running.values()].map(({ ended }) => ended);
-    const one = { tree, controller: new AbortController(), forgotten: false };
-    one.ended = new Promise((resolve) => (one.end = resolve));
-    const keep = () => {
-      message.beat = Date.now();
-      return one.forgotten ? null : store.put("messages", message);
-    };
-    const beat = setInterval(keep, BEAT);
-    this.running.set(message.id, one);
-    message.tab = tab;
-    let saved = 0;
-    let drawn = false;
-    const update = () => {
-      if (performance.now() - saved > SAVE) {
-        saved = performance.now();
-        keep();
-      }
-      if (drawn) return;
-      drawn = true;
-      requestAnimationFrame(() => {
-        drawn = false;
-        if (this.tree !== tree) return;
-        this.views.get(message.id)?.update();
-        this.frame.scrollToEnd();
-      });
-    };
-    if (this.tree === tree) this.show();
-    this.frame.scrollToEnd(true);
-    const { signal } = one.controller;
-    const prepare = () => this.prepare(message, settings.checkpoint, before, signal, update);
-    try {
-      await write(message, path, settings, { signal, update, prepare });
-    } finally {
-      one.end();
-      clearInterval(beat);
-      this.running.delete(message.id);
-      if (this.tree === tree) {
-        this.show();
-        this.frame.scrollToEnd();
-      }
-      await keep();
-      if (!one.forgotten) this.conversations.changed(tree.conversation.id); // by others, meanwhile
-    }
-  }
-
-  // Loads the checkpoint that an answer is asked of, if it names one, after the answers that were begun `before` it.
-  async prepare(message, checkpoint, before, signal, update) {
-    if (checkpoint && checkpoint !== this.status.checkpoint) {
-      await Promise.race([Promise.all(before), aborted(signal)]);
-      message.loading = { checkpoint };
-      update();
-      await bring(checkpoint, signal, (status) => this.changedStatus(status)).finally(() => delete message.loading);
-    }
-    message.checkpoint = this.status?.checkpoint;
-  }
-
-  // What is being written in the conversation that is shown.
-  get runningHere() {
-    return [...this.running.values()].filter(({ tree }) => tree === this.tree);
-  }
-
-  // Stops an answer, or all that are written here. Whether there was anything to stop.
-  stop(message = null) {
-    const running = message ? [this.running.get(message.id)] : this.runningHere;
-    running.forEach((one) => one?.controller.abort());
-    return running.length > 0;
+    await this.writing.writeAll(answers);
   }
 
   // Everything below is pressed in a message (message.js).
@@ -336,12 +258,12 @@ class Page {
     if (this.blocked()) return;
     const max_tokens = (message.written ?? 0) + this.settings.max_tokens;
     const settings = { ...message.settings, max_tokens };
-    await this.write(message, settings);
+    await this.writing.write(message, settings);
   }
 
   // Takes the last turn back into the prompt. It stays, as a version of the question that is asked next.
   undo() {
-    if (this.runningHere.length) return this.frame.notice(say("busy"));
+    if (this.writing.isBusy) return this.frame.notice(say("busy"));
     const question = this.tree.path().findLast((message) => message.role === "user");
     this.composer.fill(fromParts(question.parts));
     this.setLeaf(this.tree.messages.get(question.parent) ?? null);
@@ -354,7 +276,7 @@ class Page {
   }
 
   blocked() {
-    const problem = this.runningHere.length ? say("busy") : this.problem();
+    const problem = this.writing.isBusy ? say("busy") : this.problem();
     if (problem) this.frame.notice(problem);
     return Boolean(problem);
   }
@@ -411,6 +333,7 @@ class Page {
   // Shows `tree` in place of the present conversation.
   start(tree) {
     this.tree = tree;
+    release();
     this.frame.attach();
     this.views.clear();
     document.body.classList.remove("sidebar-open");
@@ -421,32 +344,6 @@ class Page {
     this.conversations.list();
     requestAnimationFrame(() => this.frame.scrollToEnd(true));
     this.composer.focus();
-  }
-
-  // The conversation `id` if an answer in it is being written.
-  runningTree(id) {
-    return [...this.running.values()].find(({ tree }) => tree.conversation.id === id)?.tree ?? null;
-  }
-
-  // Ends the answers of a conversation that is being deleted, and keeps nothing more of them.
-  forget(id) {
-    for (const one of this.running.values()) {
-      if (one.tree.conversation.id !== id) continue;
-      one.forgotten = true;
-      one.controller.abort();
-    }
-  }
-
-  // Answers go on that this tab was writing when it was reloaded, and those of tabs that are no longer there.
-  resume() {
-    const { tree } = this;
-    const left = (message) => (message.tab === tab ? 0 : Math.max(0, (message.beat ?? 0) + 3 * BEAT - Date.now()));
-    const begun = [...tree.messages.values()].filter(
-      ({ state, id }) => ACTIVE.includes(state) && !this.running.has(id),
-    );
-    const others = begun.map(left).filter(Boolean);
-    if (others.length) setTimeout(() => this.tree === tree && this.resume(), Math.min(...others) + 100);
-    this.writeAll(begun.filter((message) => !left(message)));
   }
 
   // ---- The server
@@ -478,16 +375,9 @@ class Page {
     await store.open();
     store.onFull((error) => this.frame.notice(say("storage_full", { error: error?.message ?? "" })));
     await this.conversations.begin();
+    store.sweep();
   }
 }
-
-// Rejects when `signal` is aborted.
-const aborted = (signal) =>
-  new Promise((_, reject) => {
-    const reason = () => reject(signal.reason);
-    if (signal.aborted) reason();
-    signal.addEventListener("abort", reason, { once: true });
-  });
 
 // The index of the first message that the last answer was made from: the turns before it did not fit.
 function firstInContext(path) {

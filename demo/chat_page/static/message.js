@@ -125,7 +125,7 @@ export class MessageView {
     const busy = ["waiting", "writing", "lost"].includes(message.state);
     const found = [this.siblings()];
     const button = (name, key, act) => iconButton(name, say(key), act, { class: "small" });
-    if (busy && message.pair) found.push(button("stop", "stop_answer", () => page.stop(message)));
+    if (busy && message.pair) found.push(button("stop", "stop_answer", () => page.writing.stop(message)));
     if (busy) return found.filter(Boolean);
     found.push(button("copy", "copy", () => copyText(textOf(message))));
     if (message.role === "user") found.push(button("edit", "edit", () => this.edit()));

@@ -14,6 +14,12 @@ async function address(id) {
   return addresses.get(id);
 }
 
+// Lets the browser free what was shown.
+export function release() {
+  for (const found of addresses.values()) if (found) URL.revokeObjectURL(found.url);
+  addresses.clear();
+}
+
 // An <img> of a stored picture; a tile with its name where the browser cannot show it, as with HEIC.
 export function thumbnail(id, alt) {
   const image = make("img", { alt, class: "thumbnail" });

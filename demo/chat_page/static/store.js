@@ -3,6 +3,7 @@
 
 const NAME = "gemma-tpu chat";
 const STORES = { conversations: "id", messages: "id", pictures: "id" };
+const DAY = 86_400_000; // milliseconds
 let database = null;
 export let kept = false;
 const memory = Object.fromEntries(Object.keys(STORES).map((name) => [name, new Map()]));
@@ -104,6 +105,16 @@ export async function removeConversation(id) {
   for (const picture of new Set(mine.flatMap(picturesOf))) if (!others.has(picture)) await remove("pictures", picture);
   await remove("conversations", id);
   channel?.postMessage({ name: "conversations", id, conversation: id });
+}
+
+// Deletes the pictures that no message and no draft has, as of one that was taken out of a prompt; not those of the last
+// day, which another page may be about to use.
+export async function sweep() {
+  const old = (await all("pictures")).filter(({ created }) => created < Date.now() - DAY);
+  if (!old.length) return;
+  const drafts = (await all("conversations")).flatMap(({ draft }) => draft?.pictures ?? []);
+  const used = new Set([...drafts, ...(await all("messages")).flatMap(picturesOf)]);
+  for (const { id } of old) if (!used.has(id)) await remove("pictures", id);
 }
 
 export const picturesOf = (message) => (message.parts ?? []).filter((part) => part.picture).map((part) => part.picture);

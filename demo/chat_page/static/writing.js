@@ -1,0 +1,152 @@
+// The answers that are being written: each goes on while another conversation is shown, and in a tab that is reloaded.
+
+import { write } from "./answering.js";
+import { bring } from "./checkpoints.js";
+import * as store from "./store.js";
+
+const BEAT = 5000; // milliseconds between signs that an answer is still being written
+const SAVE = 400; // milliseconds between writes of an answer that grows
+const ACTIVE = ["waiting", "writing", "lost"];
+const tab = sessionStorageValue("tab", () => String(Math.random()));
+
+function sessionStorageValue(name, make) {
+  const key = `gemma-tpu chat ${name}`;
+  try {
+    const value = sessionStorage.getItem(key) ?? make();
+    if (value) sessionStorage.setItem(key, value);
+    return value;
+  } catch {
+    return make();
+  }
+}
+
+export class Writing {
+  // `page`: see Page in main.js.
+  constructor(page) {
+    this.page = page;
+    this.running = new Map(); // message → {tree, controller, ended, forgotten}
+  }
+
+  has(message) {
+    return this.running.has(message.id);
+  }
+
+  // What is loaded answers first.
+  writeAll(messages) {
+    const loaded = ({ settings }) => Number(settings.checkpoint === this.page.status?.checkpoint);
+    const order = messages.toSorted((one, other) => loaded(other) - loaded(one));
+    return Promise.all(order.map((message) => this.write(message, message.settings)));
+  }
+
+  async write(message, settings) {
+    const { page } = this;
+    const { tree } = page;
+    const path = tree.path(tree.messages.get(message.parent));
+    const before = [...this.running.values()].map(({ ended }) => ended);
+    const one = { tree, controller: new AbortController(), forgotten: false };
+    one.ended = new Promise((resolve) => (one.end = resolve));
+    const keep = () => {
+      message.beat = Date.now();
+      return one.forgotten ? null : store.put("messages", message);
+    };
+    const beat = setInterval(keep, BEAT);
+    this.running.set(message.id, one);
+    message.tab = tab;
+    let saved = 0;
+    let drawn = false;
+    const update = () => {
+      if (performance.now() - saved > SAVE) {
+        saved = performance.now();
+        keep();
+      }
+      if (drawn) return;
+      drawn = true;
+      requestAnimationFrame(() => {
+        drawn = false;
+        if (page.tree !== tree) return;
+        page.views.get(message.id)?.update();
+        page.frame.scrollToEnd();
+      });
+    };
+    if (page.tree === tree) page.show();
+    page.frame.scrollToEnd(true);
+    const { signal } = one.controller;
+    const prepare = () => this.prepare(message, settings.checkpoint, before, signal, update);
+    try {
+      await write(message, path, settings, { signal, update, prepare });
+    } finally {
+      one.end();
+      clearInterval(beat);
+      this.running.delete(message.id);
+      if (page.tree === tree) {
+        page.show();
+        page.frame.scrollToEnd();
+      }
+      await keep();
+      if (!one.forgotten) page.conversations.changed(tree.conversation.id); // by others, meanwhile
+    }
+  }
+
+  // Loads the checkpoint that an answer is asked of, if it names one, after the answers that were begun `before` it.
+  async prepare(message, checkpoint, before, signal, update) {
+    if (checkpoint && checkpoint !== this.page.status.checkpoint) {
+      await Promise.race([Promise.all(before), aborted(signal)]);
+      message.loading = { checkpoint };
+      update();
+      await bring(checkpoint, signal, (status) => this.page.changedStatus(status)).finally(
+        () => delete message.loading,
+      );
+    }
+    message.checkpoint = this.page.status?.checkpoint;
+  }
+
+  // What is being written in the conversation that is shown.
+  get here() {
+    return [...this.running.values()].filter(({ tree }) => tree === this.page.tree);
+  }
+
+  get isBusy() {
+    return this.here.length > 0;
+  }
+
+  // Stops an answer, or all that are written here. Whether there was anything to stop.
+  stop(message = null) {
+    const running = message ? [this.running.get(message.id)] : this.here;
+    running.forEach((one) => one?.controller.abort());
+    return running.length > 0;
+  }
+
+  // The conversation `id` if an answer in it is being written.
+  treeOf(id) {
+    return [...this.running.values()].find(({ tree }) => tree.conversation.id === id)?.tree ?? null;
+  }
+
+  // Ends the answers of a conversation that is being deleted, and keeps nothing more of them.
+  forget(id) {
+    for (const one of this.running.values()) {
+      if (one.tree.conversation.id !== id) continue;
+      one.forgotten = true;
+      one.controller.abort();
+    }
+  }
+
+  // Answers go on that this tab was writing when it was reloaded, and those of tabs that are no longer there.
+  resume() {
+    const { tree } = this.page;
+    const left = (message) => (message.tab === tab ? 0 : Math.max(0, (message.beat ?? 0) + 3 * BEAT - Date.now()));
+    const begun = [...tree.messages.values()].filter(
+      ({ state, id }) => ACTIVE.includes(state) && !this.running.has(id),
+    );
+    const others = begun.map(left).filter(Boolean);
+    if (others.length) setTimeout(() => this.page.tree === tree && this.resume(), Math.min(...others) + 100);
+    this.writeAll(begun.filter((message) => !left(message)));
+  }
+}
+
+// Rejects when `signal` is aborted.
+const aborted = (signal) =>
+  new Promise((_, reject) => {
+    const reason = () => reject(signal.reason);
+    if (signal.aborted) reason();
+    signal.addEventListener("abort", reason, { once: true });
+  });
