@@ -118,6 +118,7 @@ export class SettingsPanel {
     const off = this.values.temperature === 0;
     for (const element of this.greyed) {
       element.classList.toggle("greyed", off);
+      element.setAttribute("aria-disabled", off);
       for (const input of element.querySelectorAll("input")) input.disabled = off;
     }
     const chosen = presetOf(this.values);
