@@ -145,15 +145,20 @@ TEXTS: dict[str, tuple[str, str]] = {
     "recording": ("Recording", "录制"),
     "recording_about": (
         "No model runs in this page. It replays real runs of {checkpoint}, recorded on {date}: loading {faster}× as "
-        "fast as it was, answers {slower}× as slowly, so that they can be watched. The figures under an answer are "
-        "those measured.",
+        "fast as it was, answers {slower}× as slowly, so that they can be watched, in the Chat tab at their own pace. "
+        "The figures under an answer are those measured.",
         "本页面不运行模型，只回放 {checkpoint} 的真实运行（录制于 {date}）：加载以 {faster} 倍速回放，"
-        "回答放慢 {slower} 倍，便于观看。回答下方的数据是录制时测得的。",
+        "回答放慢 {slower} 倍，便于观看，“聊天”页则按原速。回答下方的数据是录制时测得的。",
     ),
     "recorded_next": ("Recorded follow-ups", "已录制的追问"),
     "unrecorded_question": ("There is no recording of this question here.", "此处没有这个问题的录制。"),
     "unrecorded_picture": ("There is no recording about this picture.", "没有关于这张图片的录制。"),
     "unrecorded_settings": ("There is no recording with these settings.", "没有使用这些设置的录制。"),
+    "unrecorded_chat": (
+        "This is a recording: it has the examples' answers, as they were asked, and of the first one what is inside. "
+        "For anything else, start the real demo with “make demo”.",
+        "这是录制：只有示例问题的回答，以及第一个示例的内部细节。其他问题请用“make demo”启动真正的演示。",
+    ),
     "unrecorded_help": (
         "This page can only replay what was recorded: the examples, and the follow-ups offered after an answer, with "
         "the settings as they were. For anything else, start the real demo with “make demo”, or give the address of a "

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import expect
 
 from checkpoints.demo_model.scenes import Scene, Shape, Text, render
+from demo.webui.browser import open_browser
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "demo" / "examples"
@@ -69,7 +68,7 @@ def examples() -> list[Path]:
 
 def favicon() -> list[Path]:
     """The logo, 64 × 64 pixels."""
-    with _browser() as browser:
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 64, "height": 64})
         page.set_content(f"<style>* {{ margin: 0 }} svg {{ width: 64px; height: 64px }}</style>{LOGO.read_text()}")
         page.screenshot(path=FAVICON, omit_background=True)
@@ -82,7 +81,7 @@ def page() -> list[Path]:
     Shows the fonts of this machine, which needs one with Chinese characters (Debian's `fonts-noto-cjk`).
     """
     expect.set_options(timeout=120_000)
-    with _serve() as url, _browser() as browser:
+    with _serve() as url, open_browser() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 880}, device_scale_factor=1.5, locale="en-GB")
         page.goto(url)
         expect(page.locator('[data-phase="ready"]')).to_be_attached()  # the model is loaded
@@ -104,7 +103,7 @@ def chat() -> list[Path]:
     """A recording of the Chat page on the shipped checkpoint: a question, its tokens, where the model looked."""
     expect.set_options(timeout=120_000)
     shots: list[tuple[bytes, int]] = []  # PNG, milliseconds
-    with _serve() as url, _browser() as browser:
+    with _serve() as url, open_browser() as browser:
         page = browser.new_page(viewport={"width": 1080, "height": 720}, locale="en-GB")
         page.goto(f"{url}/chat/")
         expect(page.locator('.chip-state[data-phase="ready"]')).to_be_visible()
@@ -152,15 +151,6 @@ def _serve() -> Iterator[str]:
             yield found[0]
         finally:
             process.terminate()
-
-
-@contextlib.contextmanager
-def _browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 KINDS = {"examples": examples, "favicon": favicon, "page": page, "chat": chat}

@@ -286,7 +286,7 @@ class Reader:
     def __init__(self, browser: Browser, url: str, *, live: str = "", width: int = 1280, **options: Any) -> None:
         """With `live`, the page talks to the demo there; without, it replays, and its clock is the test's."""
         self.problems: list[str] = []
-        self.allowed = (url, f"{live}/api/" if live else "data:", "data:")
+        self.allowed = (url, f"{live}/api/" if live else "data:", "data:", "blob:null/")  # a blob of this page
         self.context = browser.new_context(viewport={"width": width, "height": 844}, **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 import pytest
@@ -16,6 +17,7 @@ from demo.settings import sampling_params
 from demo.tab import examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.webui import build
+from demo.webui.chat import CHAT_RECORDING
 from demo.webui.record import questions
 from demo.webui.settings import TABS, controls, defaults
 
@@ -23,6 +25,11 @@ from demo.webui.settings import TABS, controls, defaults
 @pytest.fixture(scope="module")
 def recording() -> dict[str, Any]:
     return json.loads(build.RECORDING.read_text())
+
+
+@pytest.fixture(scope="module")
+def chat_recording() -> dict[str, Any]:
+    return json.loads(CHAT_RECORDING.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +45,82 @@ def runs_of(recording: dict[str, Any]) -> Iterator[dict[str, Any]]:
         waiting += run["next"]
 
 
-def test_it_is_what_its_sources_make(recording: dict[str, Any], page: str) -> None:
-    assert build.build_page(recording) == page, "stale: run python -m demo.webui.build"
+def test_it_is_what_its_sources_make(recording: dict[str, Any], chat_recording: dict[str, Any], page: str) -> None:
+    assert build.build_page(recording, chat_recording) == page, "stale: run python -m demo.webui.build"
 
 
 def test_it_asks_for_nothing(page: str) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
     assert policy.startswith("default-src 'none';")
-    assert "img-src data:;" in policy
+    assert "img-src data: blob:;" in policy
+    page, data = without_data(page)
     for attribute in re.findall(r'\b(?:src|href|action)="([^"]*)"', page):
         assert attribute.startswith("data:"), attribute[:60]
     assert not re.search(r"@import|url\(|<link (?!rel=\"icon\")|import\(", page)
-    # The one script that may run is the one that is there.
-    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert len(script) == 1
-    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}';" in policy
+    # The scripts that may run are those that are there, of the page and of the Chat page in its frame.
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1
+    scripts += re.findall(r'<script(?: type="(?:importmap|module)")?>(.*?)</script>', data["chat"], re.DOTALL)
+    assert len(scripts) == 4
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests) + " data:;" in policy
 
 
-def test_data_cannot_end_its_element(recording: dict[str, Any]) -> None:
+def without_data(page: str) -> tuple[str, dict[str, Any]]:
+    before, data, after = re.split(r'(?<=id="data">)(.*?)(?=</script>)', page, maxsplit=1, flags=re.DOTALL)
+    return before + after, json.loads(data)
+
+
+def test_the_recorded_chat_page_is_the_real_one(page: str) -> None:
+    """But for pdf.js and Temml, and the names by which its modules find each other."""
+    chat = without_data(page)[1]["chat"]
+    imports = json.loads(re.search(r'<script type="importmap">(.*?)</script>', chat, re.DOTALL)[1])["imports"]
+    folder = build.HERE.parent / "chat_page" / "static"
+    assert {f"chat-page/{path.name}" for path in folder.glob("*.js")} < imports.keys()
+    for name, url in imports.items():
+        text = unquote(url.removeprefix("data:text/javascript;charset=utf-8,"))
+        real = (folder / name.removeprefix("chat-page/")).read_text()
+        assert re.sub(r'"chat-page/([\w./]+)"', r'"./\1"', text) == real
+        for imported in re.findall(r'(?:\bfrom|^import)\s*"([^"]+)"', text, re.MULTILINE):
+            assert imported in imports, f"{name} imports {imported}"
+    assert (folder / "chat.css").read_text() in chat
+
+
+def test_the_chat_recording_has_the_answers_of_the_other(
+    recording: dict[str, Any], chat_recording: dict[str, Any]
+) -> None:
+    """In both languages, with the probabilities of every token; those were written by the same checkpoint."""
+    expected = {
+        (tuple(run["pictures"]), run["question"]): "".join(piece for *_, piece in run["pieces"])
+        for runs in recording["runs"].values()
+        for run in runs
+    }
+    found = {}
+    for exchange in chat_recording["exchanges"]:
+        path, body = json.loads(exchange["key"])
+        if path != "api/v1/chat/completions":
+            continue
+        (message,) = body["messages"]
+        content = message["content"] if isinstance(message["content"], list) else [{"text": message["content"]}]
+        pictures = tuple(part["image_url"]["url"].removeprefix("picture:") for part in content if "image_url" in part)
+        lines = "".join(text for _, text in exchange["chunks"]).split("\n\n")
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["content"]]
+        assert bytes(byte for token in tokens for byte in token["bytes"]).decode() == text
+        assert len(tokens) == chunks[-1]["usage"]["completion_tokens"]
+        assert all(len(token["top_logprobs"]) == 5 for token in tokens)
+        times = [seconds for seconds, _ in exchange["chunks"]]
+        assert times == sorted(times)
+        found[pictures, content[-1]["text"]] = text
+    assert found == expected
+
+
+def test_data_cannot_end_its_element(recording: dict[str, Any], chat_recording: dict[str, Any]) -> None:
     recording = json.loads(json.dumps(recording))
     recording["runs"]["text"][0]["pieces"][0][2] = hostile = "</script><script>alert(1)</script><!--"
-    data = re.search(r'id="data">(.*?)</script>', build.build_page(recording), re.DOTALL)[1]
+    data = re.search(r'id="data">(.*?)</script>', build.build_page(recording, chat_recording), re.DOTALL)[1]
     assert json.loads(data)["recording"]["runs"]["text"][0]["pieces"][0][2] == hostile
 
 

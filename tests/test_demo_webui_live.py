@@ -53,6 +53,11 @@ def test_a_running_demo_answers(
         expect(page.locator("#image-chat [data-testid=user]").last).to_have_text(question)
     expect(page.locator("#image-chat img")).to_have_count(1)  # shown to the model once
 
+    reader.allowed = (*reader.allowed, f"{server}/chat/", f"blob:{server}/")
+    page.click("#chat-tab-button")
+    frame = page.frame_locator("#chat-frame iframe")
+    expect(frame.locator(".chip-state")).to_contain_text("gemma3-tiny")
+
     page.click("#text-tab-button")
     page.fill("#text-prompt textarea", "word " * 9000)
     page.click("#text-send")
@@ -94,6 +99,7 @@ def test_stopping_and_leaving_stop_the_engine(
 ) -> None:
     reader = Reader(browser, f"{static}/webui_demo.html", live=server)
     page = reader.page
+    expect(page.locator("#source .about")).to_contain_text(server)
     page.click("#text-tab-button")
     set_length(reader, "text", 8000)
     for leave in (False, True):

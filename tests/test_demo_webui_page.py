@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_site import said
 from demo_site import CHROMIUM, LONG, Reader, serve_folder
 from PIL import Image
 from playwright.sync_api import Browser, expect
@@ -338,3 +339,40 @@ def test_everything_has_a_name(reader: Reader) -> None:
             .filter((e) => e.role !== "status")
             .map((e) => e.outerHTML.slice(0, 80))""")
         assert nameless == []
+
+
+@pytest.mark.parametrize(("lang", "locale", "width"), [("en", "en-US", 1280), ("zh", "zh-CN", 390)])
+def test_the_chat_page_is_replayed(browser: Browser, lang: str, locale: str, width: int) -> None:
+    """The real page's scripts, in a frame, on what the real server said."""
+    reader = Reader(browser, FILE, locale=locale, width=width)
+    page, chat = reader.page, reader.page.frame_locator("#chat-frame iframe")
+    page.clock.resume()
+    page.click("#chat-tab-button")
+    expect(chat.locator(".chip-state")).to_contain_text(text("recording", lang))
+    chat.locator(".card").first.click()
+    chat.locator(".composer .send").first.click()
+    answers = chat.locator("article.assistant")
+    expect(answers.locator(".state")).to_contain_text("12" if lang == "en" else " ")
+    expect(answers.locator(".body")).to_have_text(answer(recorded("image", examples("image")[0][lang])))
+    if lang == "en":
+        chat.get_by_role("button", name=said("tokens", lang)).click()
+        chat.locator(".token", has_text="star").first.click()
+        chat.get_by_role("button", name=said("look", lang)).click()
+        expect(chat.locator("dialog.attention canvas")).to_be_visible()
+        page.keyboard.press("Escape")
+    chat.locator("[data-drawer=inside]").click()
+    expect(chat.locator("[data-section=pictures] img")).to_be_visible()
+    expect(chat.locator("[data-section=sequence] .chip.soft")).to_have_count(1)
+    chat.locator(".prediction button").click()
+    expect(chat.locator(".prediction .facts")).to_contain_text("v5e-1")
+    chat.locator(".panel > header button").click()
+    chat.locator(".composer textarea").fill("Something else")
+    chat.locator(".composer textarea").press("Enter")
+    expect(answers.last.locator(".notice")).to_have_text(text("unrecorded_chat", lang))
+    page.reload()
+    page.clock.resume()
+    page.click("#chat-tab-button")
+    expect(answers).to_have_count(2)  # the browser keeps it
+    page.locator(f"#language label[lang={'zh' if lang == 'en' else 'en'}]").click()
+    expect(chat.locator(".chip-state")).to_contain_text(text("recording", "zh" if lang == "en" else "en"))
+    reader.close()

@@ -134,14 +134,14 @@ def _ready(loader: Loader) -> Model:
 
 
 def page_html() -> str:
-    """The page with the data that its scripts read."""
-    data = {
-        "languages": LANGUAGES,
-        "texts": CHAT_TEXTS,
-        "examples": json.loads((_EXAMPLES / "examples.json").read_text()),
-    }
-    encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    encoded = json.dumps(page_data(), ensure_ascii=False).replace("<", "\\u003c")
     return (_STATIC / "index.html").read_text().replace("{{data}}", encoded)
+
+
+def page_data() -> dict[str, Any]:
+    """What the page's scripts read."""
+    examples = json.loads((_EXAMPLES / "examples.json").read_text())
+    return {"languages": LANGUAGES, "texts": CHAT_TEXTS, "examples": examples}
 
 
 class _Forward:

@@ -18,9 +18,10 @@ from typing import Any
 from demo.chat import statistics
 from demo.facts import Facts, header_texts
 from demo.header import LOGO
-from demo.tab import EXAMPLES, examples
+from demo.tab import examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.theme import theme
+from demo.webui.chat import CHAT_RECORDING, chat_document, data_url, example_pictures
 from demo.webui.settings import TABS, controls
 from gemma_tpu import Completion, LoadStatus, Timings, Usage
 
@@ -39,6 +40,7 @@ _SCRIPTS = (
     "conversation",
     "turn",
     "tab",
+    "chat",
     "header",
     "main",
 )
@@ -50,22 +52,23 @@ def main() -> int:
 
 
 def write_page() -> Path:
-    PAGE.write_text(build_page(json.loads(RECORDING.read_text())))
+    PAGE.write_text(build_page(json.loads(RECORDING.read_text()), json.loads(CHAT_RECORDING.read_text())))
     return PAGE
 
 
-def build_page(recording: dict[str, Any]) -> str:
-    """The page that replays `recording` (see demo.webui.record)."""
+def build_page(recording: dict[str, Any], chat_recording: dict[str, Any]) -> str:
+    """The page that replays `recording` (see demo.webui.record) and `chat_recording` (see demo.webui.record_chat)."""
     styles = (STATIC / "style.css").read_text() + (HERE / "page.css").read_text()
     script = '"use strict";\n' + "".join((HERE / f"{name}.js").read_text() for name in _SCRIPTS)
+    chat, chat_scripts = chat_document(chat_recording)
     parts = {
         "style": _colours(styles) + styles,
         "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "data": json.dumps(_data(recording), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
-            "<", "\\u003c"
-        ),
-        "icon": _data_url(STATIC / "favicon.png"),
+        "script_hashes": " ".join(_hash(one) for one in (script, *chat_scripts)),  # a frame has its page's policy
+        "data": json.dumps(
+            {**_data(recording), "chat": chat}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        ).replace("<", "\\u003c"),
+        "icon": data_url(STATIC / "favicon.png"),
         "logo": LOGO,
         "needs_script": " ".join(TEXTS["needs_script"]),
     }
@@ -74,14 +77,13 @@ def build_page(recording: dict[str, Any]) -> str:
 
 def _data(recording: dict[str, Any]) -> dict[str, Any]:
     """The data that the scripts read."""
-    files = {file for example in examples("image") for file in example["pictures"]}
     runs = {tab: [_run(run) for run in recording["runs"][tab]] for tab in TABS}
     return {
         "languages": LANGUAGES,
         "texts": TEXTS,
         "settings": {tab: _settings(tab, recording["settings"]) for tab in TABS},
         "examples": {tab: examples(tab) for tab in TABS},
-        "pictures": {file: _data_url(EXAMPLES / file) for file in sorted(files)},
+        "pictures": example_pictures(),
         "recording": {
             **{key: recording[key] for key in ("checkpoint", "date", "settings")},
             "idle": _headers(recording, LoadStatus()),
@@ -119,8 +121,8 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_url(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _colours(styles: str) -> str:

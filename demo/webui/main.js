@@ -5,7 +5,7 @@ const darken = () => document.documentElement.classList.toggle("dark", dark.matc
 dark.addEventListener("change", darken);
 darken();
 
-const tabs = Object.keys(DATA.settings).map((name) => new Tab(name));
+const tabs = [...Object.keys(DATA.settings).map((name) => new Tab(name)), new ChatTab()];
 const header = new Header({ onLoad: load, onConnect: connect, onDisconnect: () => use(new Recorded(DATA.recording)) });
 let source = null;
 
@@ -53,6 +53,7 @@ function open(chosen) {
     button.tabIndex = i === chosen ? 0 : -1;
     panels[i].hidden = i !== chosen;
   });
+  document.body.classList.toggle("wide", tabs[chosen].name === "chat");
   tabs[chosen].fit();
 }
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo.chat import Exchange, submit
+from demo.checkpoints import Checkpoints
 from demo.facts import Facts
 from demo.settings import sampling_params
 from demo.tab import EXAMPLES, examples
 from demo.texts import LANGUAGES
 from demo.webui.build import RECORDING, write_page
+from demo.webui.chat import CHAT_RECORDING, example_pictures
+from demo.webui.record_chat import record_chat, trimmed
 from demo.webui.settings import TABS, defaults
 from gemma_tpu import Loader
 
@@ -46,7 +49,8 @@ def main() -> int:
     if not Path(CHECKPOINT).is_dir():
         print(f"record: no {CHECKPOINT} here: run this in the repository", file=sys.stderr)
         return 1
-    loader = Loader(CHECKPOINT, _load)
+    checkpoints = Checkpoints([CHECKPOINT], _load)
+    loader = checkpoints.loader
     loading = list(_watch(loader))
     if loader.model is None:
         print(f"record: {loader.status.error}", file=sys.stderr)
@@ -60,8 +64,10 @@ def main() -> int:
         "settings": settings,
         "runs": {tab: [record(loader.model, q, sampling_params(**settings)) for q in questions(tab)] for tab in TABS},
     }
+    chat = trimmed(record_chat(checkpoints), example_pictures())
     loader.close()
     RECORDING.write_text(json.dumps(recording, ensure_ascii=False, indent=1) + "\n")
+    CHAT_RECORDING.write_text(json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
     print(f"{RECORDING}\n{write_page()}")
     return 0
 
@@ -103,10 +109,10 @@ def record(
     }
 
 
-def _load(progress: Callable[[int, int], None]) -> Model:
+def _load(checkpoint: str, progress: Callable[[int, int], None]) -> Model:
     import gemma_tpu
 
-    return gemma_tpu.load(CHECKPOINT, max_rows=4, progress=progress)  # as `python -m demo` does
+    return gemma_tpu.load(checkpoint, max_rows=4, progress=progress)  # as `python -m demo` does
 
 
 def _watch(loader: Loader) -> Iterator[tuple[float, dict[str, Any]]]:

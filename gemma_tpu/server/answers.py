@@ -110,7 +110,8 @@ class Answers:
     def waiting_before(self) -> int | None:
         """How many other answers are begun before the first of these; None if it does not wait for a batch row."""
         places = [self._model.waiting_before(stream) for stream in self._streams]
-        return None if None in places else min(places)
+        waiting = [place for place in places if place is not None]
+        return min(waiting) if len(waiting) == len(places) else None
 
     @property
     def completions(self) -> list[Completion]:

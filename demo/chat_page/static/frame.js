@@ -3,7 +3,7 @@
 import { icon, iconButton, make } from "./dom.js";
 import { meter } from "./inside.js";
 import { showShortcuts } from "./shortcuts.js";
-import { count, DATA, framed, language, LANGUAGES, onLanguage, say, setLanguage } from "./words.js";
+import { count, DATA, exampleUrl, framed, language, LANGUAGES, onLanguage, say, setLanguage } from "./words.js";
 
 const NEAR = 80; // pixels from the end within which the page follows an answer
 const BUSY = ["starting", "reading", "compiling"];
@@ -57,7 +57,7 @@ export class Frame {
         DATA.languages[code],
       ),
     );
-    const own = framed
+    const own = framed && !DATA.address
       ? make(
           "a",
           {
@@ -106,7 +106,7 @@ export class Frame {
   }
 
   card(example) {
-    const pictures = (example.pictures ?? []).map((file) => make("img", { src: `examples/${file}`, alt: "" }));
+    const pictures = (example.pictures ?? []).map((file) => make("img", { src: exampleUrl(file), alt: "" }));
     return make(
       "button",
       { type: "button", class: "card", on: { click: () => this.events.example(example) } },
@@ -165,6 +165,7 @@ export class Frame {
 
   // Unless the visitor reads further up.
   scrollToEnd(always = false) {
+    if (this.column.querySelector(".empty")) return; // which is read from its top
     if (always) this.following = true;
     if (this.following) this.log.scrollTop = this.log.scrollHeight;
   }
@@ -190,6 +191,7 @@ export class Frame {
     document.body.classList.toggle("panel-open", !close);
     if (close) {
       delete this.side.dataset.shown;
+      this.side.replaceChildren(); // what is not shown asks the server for nothing
       return this.bar.querySelector(`[data-drawer=${name}]`)?.focus();
     }
     this.side.dataset.shown = name;

@@ -32,7 +32,7 @@ import { listen } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { newConversation, titleOf, Tree } from "./tree.js";
-import { followParent, language, onLanguage, say } from "./words.js";
+import { exampleUrl, followParent, language, onLanguage, say } from "./words.js";
 import { Writing } from "./writing.js";
 
 const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
@@ -160,7 +160,7 @@ class Page {
   async fillExample(example) {
     const ids = [];
     for (const file of example.pictures ?? [])
-      ids.push(await keepPicture(await (await fetch(`examples/${file}`)).blob(), file));
+      ids.push(await keepPicture(await (await fetch(exampleUrl(file))).blob(), file));
     this.composer.fill({ text: example[language], pictures: ids });
     this.conversations.saveDraft();
     this.composer.focus();

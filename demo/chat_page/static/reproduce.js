@@ -3,7 +3,7 @@
 import { copyText, download, iconButton, make, randomId } from "./dom.js";
 import { nthQuestion, toFields } from "./request.js";
 import { get } from "./store.js";
-import { say } from "./words.js";
+import { ADDRESS, say } from "./words.js";
 
 const python = (value) => {
   if (value === null || value === undefined) return "None";
@@ -170,7 +170,7 @@ export async function showPrograms(checkpoint, whole, message, link) {
   const path = whole.slice(nthQuestion(whole, message.forgotten ?? 0)); // without the turns that were left out
   const { files } = named(path, message.settings);
   const names = await withExtensions(files);
-  const address = new URL("..", location.href).href.replace(/\/$/, "");
+  const address = new URL("..", ADDRESS).href.replace(/\/$/, "");
   const made = programs(checkpoint, path, message, names, address);
   const dialog = make("dialog", { class: "programs", "aria-label": say("reproduce") });
   const block = (title, text) =>

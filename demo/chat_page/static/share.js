@@ -4,7 +4,7 @@ import { checkedConversation, checkedPicture } from "./checked.js";
 import { randomId } from "./dom.js";
 import { get, messagesOf, picturesOf, putAll } from "./store.js";
 import { dataUrl } from "./request.js";
-import { say } from "./words.js";
+import { ADDRESS, say } from "./words.js";
 
 const FORMAT = "gemma_tpu chat";
 const VERSION = 1;
@@ -74,7 +74,7 @@ export async function linkTo(tree, message) {
   const text = JSON.stringify({ format: FORMAT, version: VERSION, conversations: [conversation], pictures: {} });
   const bytes = await piped(new TextEncoder().encode(text), new CompressionStream("deflate-raw"));
   const base64 = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-  return `${location.origin}${location.pathname}${LINK}${base64.replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "")}`;
+  return `${ADDRESS}${LINK}${base64.replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "")}`;
 }
 
 export async function readLink(hash) {

@@ -3,6 +3,9 @@
 export const DATA = JSON.parse(document.getElementById("data").textContent);
 export const LANGUAGES = Object.keys(DATA.languages);
 export const framed = window.parent !== window;
+export const ADDRESS = DATA.address ?? location.origin + location.pathname; // a recording has that of a demo
+// A recording has the examples' pictures in it.
+export const exampleUrl = (file) => DATA.pictures?.[file] ?? `examples/${file}`;
 const KEY = "gemma-tpu chat language";
 const listeners = new Set();
 export let language = LANGUAGES[0];
@@ -51,12 +54,13 @@ export function followParent() {
     return;
   }
   const follow = () => {
-    document.documentElement.classList.toggle("dark", parent.body.classList.contains("dark"));
-    document.documentElement.classList.toggle("light", !parent.body.classList.contains("dark"));
+    const dark = parent.querySelector(":is(html, body).dark") !== null;
+    document.documentElement.classList.toggle("dark", dark);
+    document.documentElement.classList.toggle("light", !dark);
     const code = parent.documentElement.lang;
     if (code !== language || !document.documentElement.lang) setLanguage(code);
   };
-  new MutationObserver(follow).observe(parent.documentElement, { attributes: true, attributeFilter: ["lang"] });
+  new MutationObserver(follow).observe(parent.documentElement, { attributes: true, attributeFilter: ["lang", "class"] });
   new MutationObserver(follow).observe(parent.body, { attributes: true, attributeFilter: ["class"] });
   setLanguage(LANGUAGES[0]);
   follow();
