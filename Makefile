@@ -1,7 +1,7 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
 # make notebooks, make pictures: make them anew.   make dist: a wheel and an sdist, in dist/.
 # make site: the documentation, in build/site.
-# make recording: run the demo checkpoint again for demo/static/webui_demo.html, on a machine with nothing else to do.
+# make recording: run the demo checkpoint again for demo/static/webui_demo.html, with Chromium, on a machine with nothing else to do.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -30,7 +30,7 @@ site: .venv/installed-test
 	$(BIN)/python -m docs.reference
 	$(BIN)/python -m zensical build --strict
 
-recording: .venv/installed
+recording: .venv/installed-test
 	$(BIN)/python -m demo.webui.record
 
 dist: .venv/installed-test

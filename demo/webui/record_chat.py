@@ -40,11 +40,9 @@ def record_chat(checkpoints: Checkpoints) -> dict[str, Any]:
     A chunk is [seconds since the request, text]. The model is loaded.
     """
     with _serve(checkpoints) as url, open_browser() as browser:
-        found: dict[str, dict[str, Any]] = {}
-        for lang in LANGUAGES:
-            status, exchanges = _visit(browser, url, lang)
-            found |= {exchange["key"]: exchange for exchange in exchanges}
-    return {"status": status, "exchanges": list(found.values())}
+        visits = [_visit(browser, url, lang) for lang in LANGUAGES]
+    found = {exchange["key"]: exchange for _, exchanges in visits for exchange in exchanges}
+    return {"status": visits[-1][0], "exchanges": list(found.values())}
 
 
 def _visit(browser: Browser, url: str, lang: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
