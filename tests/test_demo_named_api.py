@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from chat_site import EXAMPLES, demo_model
 from demo_site import serve
 from gradio_client import Client, handle_file
+from test_readme import ROOT, blocks
 
 import gemma_tpu
 from demo.__main__ import _parse
@@ -52,6 +54,15 @@ def test_answers_are_those_of_the_library(model: gemma_tpu.Model, tmp_path: Path
         for wrong in ({"temperature": -1.0}, {"max_new_tokens": 0}):
             with pytest.raises(Exception, match=r"temperature|max_new_tokens"):
                 client.predict("x", **wrong, api_name="/ask")
+
+
+def test_the_documented_program(model: gemma_tpu.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of docs/chat.md, word for word but for the address."""
+    ((language, code),) = blocks((ROOT / "docs" / "chat.md").read_text())
+    with serve(model) as url, contextlib.chdir(ROOT):
+        exec(code.replace("http://127.0.0.1:7860", url), {})
+    assert capsys.readouterr().out.splitlines()[-1] == model.generate("What is in the picture?", images=[SHAPES]).text
+    assert language == "python"
 
 
 def test_only_uploaded_files_are_read(model: gemma_tpu.Model, tmp_path: Path) -> None:
