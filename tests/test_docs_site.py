@@ -98,7 +98,7 @@ def test_the_commands_of_a_page_are_commands(page: Path) -> None:
     """Those in its blocks and, with more than their name, in its text; shell variables stand for a word."""
     text = page.read_text()
     lines = [line for language, code in blocks(text) if language in ("bash", "sh") for line in code.splitlines()]
-    commands = [found for line in lines for found in re.findall(r"(?<![\w/-])gemma-tpu ([^&|;]+)", line)]
+    commands = [found for line in lines for found in re.findall(r"(?<![\w/-])gemma-tpu (\w[^&|;]+)", line)]
     commands = [found.rstrip("'") if found.count("'") % 2 else found for found in commands]  # in another's quotes
     for command in commands + re.findall(r"`gemma-tpu ([^`]+)`", text):
         words = shlex.split(re.sub(r"\$join \d|\$\w+", lambda found: "" if " " in found[0] else "X", command))
