@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
-from chat_site import SHAPES, Visitor, said
+from chat_site import SHAPES, Visitor, said, stored_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
 
@@ -29,6 +31,32 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return script.read().decode()
 
 
+MARKDOWN = """# Title
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+@cached  # a comment
+class Model(Base):
+    def run(self, value=1.5) -> str:
+        return f"{value}" if isinstance(value, int) else None
+```
+
+```diff
+- gone
++ come
+```
+
+```json
+{"name": [1, true]}
+```
+
+A [link](https://example.com), `code` and $x^2$.
+"""
+
+
 class Audit:
     def __init__(self, visitor: Visitor, axe: str) -> None:
         self.page, self.state = visitor.page, ""
@@ -47,7 +75,7 @@ class Audit:
 @pytest.mark.parametrize(
     ("scheme", "lang", "width"), [("light", "en-GB", 1280), ("dark", "zh-CN", 1280), ("light", "zh-CN", 390)]
 )
-def test_every_state(browser: Browser, chat: str, axe: str, scheme: str, lang: str, width: int) -> None:
+def test_every_state(browser: Browser, chat: str, axe: str, scheme: str, lang: str, width: int, tmp_path: Path) -> None:
     phone = {"has_touch": True, "is_mobile": True} if width < 500 else {}
     visitor = Visitor(browser, chat, width=width, color_scheme=scheme, locale=lang, **phone)
     page, code = visitor.page, lang[:2]
@@ -80,5 +108,10 @@ def test_every_state(browser: Browser, chat: str, axe: str, scheme: str, lang: s
     if width < 500:
         page.locator(".bar .icon-button").first.click()
         audit.look("conversations")
+    (tmp_path / "chat.json").write_text(json.dumps(stored_chat(MARKDOWN)))
+    page.set_input_files(".sidebar input[type=file]", tmp_path / "chat.json")
+    expect(page.locator(".hljs-keyword").first).to_be_attached()
+    expect(page.locator("math").first).to_be_attached()
+    audit.look("Markdown")
     visitor.close()
     assert not audit.found, "\n".join(audit.found)

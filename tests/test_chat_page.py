@@ -95,6 +95,7 @@ def test_markdown_is_shown_and_nothing_in_it_runs(visitor: Visitor, tmp_path: Pa
     expect(body.locator("math")).to_have_count(2)
     expect(body.locator("td").last).to_have_text("2")
     expect(body.locator("pre")).to_contain_text('print("<b>")')
+    expect(body.locator("pre .hljs-string")).to_have_text('"<b>"')
     expect(body).to_contain_text("costs $5 and $10")
     expect(body.locator("script, img")).to_have_count(0)
     assert visitor.page.evaluate("window.bad") is None

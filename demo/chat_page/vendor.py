@@ -17,6 +17,7 @@ PACKAGES = {
     "marked@18.2.1": ("lib/marked.esm.js", "LICENSE"),
     "dompurify@3.5.0": ("dist/purify.es.mjs", "LICENSE"),
     "temml@0.13.5": ("dist/temml.min.js", "LICENSE"),
+    "@highlightjs/cdn-assets@11.12.0": ("es/highlight.min.js", "LICENSE"),
     "pdfjs-dist@5.6.205": ("build/pdf.min.mjs", "build/pdf.worker.min.mjs", "LICENSE"),
 }
 
@@ -35,7 +36,8 @@ def fetch(folder: Path) -> list[Path]:
                     if content is None:
                         raise FileNotFoundError(f"{package} has no file {file}")
                     name = file.rpartition("/")[2]
-                    name = f"{package.partition('@')[0]}.LICENSE" if name == "LICENSE" else name
+                    library = package.rpartition("@")[0].replace("/", "-").removeprefix("@")
+                    name = f"{library}.LICENSE" if name == "LICENSE" else name
                     written.append(folder / name)
                     written[-1].write_bytes(content.read())
     return written

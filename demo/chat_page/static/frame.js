@@ -57,19 +57,20 @@ export class Frame {
         DATA.languages[code],
       ),
     );
-    const own = framed && !DATA.address
-      ? make(
-          "a",
-          {
-            class: "icon-button",
-            href: "./",
-            target: "_blank",
-            title: say("own_window"),
-            "aria-label": say("own_window"),
-          },
-          icon("link"),
-        )
-      : "";
+    const own =
+      framed && !DATA.address
+        ? make(
+            "a",
+            {
+              class: "icon-button",
+              href: "./",
+              target: "_blank",
+              title: say("own_window"),
+              "aria-label": say("own_window"),
+            },
+            icon("link"),
+          )
+        : "";
     this.bar.replaceChildren(
       iconButton("menu", say("conversations"), () => this.toggleSidebar()),
       this.title,

@@ -3,6 +3,7 @@
 
 import { Marked } from "./vendor/marked.esm.js";
 import DOMPurify from "./vendor/purify.es.mjs";
+import { colour } from "./code.js";
 import { copyText, icon, make } from "./dom.js";
 import { say } from "./words.js";
 
@@ -129,5 +130,7 @@ function codeBlock(pre) {
     icon("copy"),
     say("copy_code"),
   );
+  if (pre.firstElementChild) colour(pre.firstElementChild, language);
+  pre.tabIndex = 0; // to be scrolled by keys
   return make("figure", { class: "code" }, make("figcaption", {}, make("span", {}, language), button), pre);
 }

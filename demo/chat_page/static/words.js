@@ -60,7 +60,10 @@ export function followParent() {
     const code = parent.documentElement.lang;
     if (code !== language || !document.documentElement.lang) setLanguage(code);
   };
-  new MutationObserver(follow).observe(parent.documentElement, { attributes: true, attributeFilter: ["lang", "class"] });
+  new MutationObserver(follow).observe(parent.documentElement, {
+    attributes: true,
+    attributeFilter: ["lang", "class"],
+  });
   new MutationObserver(follow).observe(parent.body, { attributes: true, attributeFilter: ["class"] });
   setLanguage(LANGUAGES[0]);
   follow();
