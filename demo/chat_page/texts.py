@@ -184,6 +184,15 @@ _OWN: dict[str, tuple[str, str]] = {
         "Another one is loaded once the first answer has ended, for everyone",
         "第一个回答结束后载入另一个检查点，对所有人生效",
     ),
+    "as_first": ("As the first", "与第一个相同"),
+    "by_another": (
+        "{checkpoint} has begun this answer, and another checkpoint is loaded now: load it to go on",
+        "此回答由 {checkpoint} 开始，而现在载入的是另一个检查点：请先载入它再继续",
+    ),
+    "attached_nowhere": (
+        "Files were still being read when another conversation was opened: attach them again",
+        "打开另一个对话时文件仍在读取：请重新添加",
+    ),
     "loads": ("Loading {checkpoint}…", "正在载入 {checkpoint}…"),
     "loaded_otherwise": (
         "{checkpoint} was not loaded: somebody chose otherwise",

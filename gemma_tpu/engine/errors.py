@@ -16,6 +16,10 @@ class ProcessesLostError(RuntimeError):
     """Several processes run a model and one is lost. The message says which, and what to do."""
 
 
+class ModelClosedError(RuntimeError):
+    """The model was closed, or let go of, before what it was asked for was done."""
+
+
 class NotFiniteError(RuntimeError):
     """Logits that are NaN or infinity. `where` is in a request; `dtype` that of the weights."""
 

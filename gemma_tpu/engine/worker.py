@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 
-from gemma_tpu.engine.errors import ProcessesLostError, check_process
+from gemma_tpu.engine.errors import ModelClosedError, ProcessesLostError, check_process
 from gemma_tpu.engine.loop import Loop
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.scheduler import Scheduler
@@ -52,7 +52,7 @@ class Worker:
         if self._failure:
             raise RuntimeError(str(self._failure)) from self._failure
         if self._closed:
-            raise RuntimeError("this model has been closed")
+            raise ModelClosedError("this model has been closed")
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -110,7 +110,7 @@ class Worker:
                     self._loop.turn(self._wake)
                 except Exception as error:  # of all requests: the scheduler has caught what concerns one of them alone
                     self._recover(error)
-            self._fail_everyone(RuntimeError("the model was closed, or let go of, before this was done"))
+            self._fail_everyone(ModelClosedError("the model was closed, or let go of, before this was done"))
         except BaseException as error:  # of any class
             said: object = f"{type(error).__name__} {error}".strip()
             if isinstance(error, Exception):

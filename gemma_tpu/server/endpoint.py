@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from gemma_tpu.engine.errors import ModelClosedError
 from gemma_tpu.grammar import GrammarError
 from gemma_tpu.server.answers import Answers
 from gemma_tpu.server.body import parse
@@ -80,6 +81,8 @@ class Exchange:
             error = APIError(400, f"{self._held_by}: {error}", param=self._held_by, code="invalid_value")
         if isinstance(error, TimeoutError):
             error = APIError(504, "the answer took longer than this server allows", code="deadline_exceeded")
+        if isinstance(error, ModelClosedError):
+            error = APIError(503, "the model was unloaded before the answer was whole", code="unloaded")
         if not isinstance(error, APIError):
             place = "".join(traceback.format_tb(error.__traceback__))
             _LOG.error("request %s: %s (its message may repeat the prompt)\n%s", self.id, type(error).__name__, place)

@@ -2,6 +2,7 @@
 // depend on the place of a token alone, so that an answer that goes on is the one that was begun.
 
 import { getStatus, Problem, SOFT, stream, tokenize } from "./api.js";
+import { say } from "./words.js";
 import { chatBody, countQuestions, isHeld } from "./request.js";
 
 // What fewer turns help against: too many tokens, or pictures.
@@ -19,7 +20,7 @@ export async function write(message, path, settings, { signal, update, prepare }
   Object.assign(message, { state: "waiting", settings, tokens: message.tokens ?? [], problem: null, finish: null });
   message.prefix ??= message.text.length;
   message.forgotten ??= 0;
-  let written = message.written ?? 0;
+  let written = (message.written ?? 0) - dropUnfinished(message);
   let first = null;
   let pieces = 0;
   update();
@@ -56,12 +57,17 @@ export async function write(message, path, settings, { signal, update, prepare }
         message.forgotten += 1;
         continue;
       }
-      if (!(error instanceof Problem) || error.code !== "lost") return fail(error);
+      const again = error.code === "lost" || (error.code === "unloaded" && settings.checkpoint);
+      if (!(error instanceof Problem) || !again) return fail(error);
       if (isHeld(settings)) beginAnew();
       else written -= dropUnfinished(message);
       message.state = "lost";
       update();
-      if (!(await serverIsBack(signal))) return finish("cancelled");
+      try {
+        if (!(await serverIsBack(signal, settings.checkpoint))) return finish("cancelled");
+      } catch (problem) {
+        return fail(problem);
+      }
       message.state = "waiting";
       update();
     }
@@ -73,7 +79,7 @@ export async function write(message, path, settings, { signal, update, prepare }
   }
 
   function count(usage, before) {
-    written = before + usage.completion_tokens;
+    message.written = written = before + usage.completion_tokens;
     message.usage = { prompt: usage.prompt_tokens, cached: usage.prompt_tokens_details?.cached_tokens ?? 0 };
   }
 
@@ -95,6 +101,7 @@ export async function write(message, path, settings, { signal, update, prepare }
   }
 
   function finish(reason) {
+    delete message.place;
     message.seconds = (performance.now() - (started ?? performance.now())) / 1000;
     Object.assign(message, { state: "done", finish: reason, written });
     // What came in one or two pieces has no speed: it was there when the first of it came.
@@ -125,15 +132,20 @@ async function softTokens(messages, signal) {
   return tokens.filter((token) => token === SOFT).length;
 }
 
-async function serverIsBack(signal) {
+// Whether the server is there again, with a model or, if a checkpoint is to be loaded anyway, without.
+async function serverIsBack(signal, checkpoint) {
   for (let attempt = 0; ; attempt++) {
     await new Promise((resolve) => {
       setTimeout(resolve, RETRY[Math.min(attempt, RETRY.length - 1)]);
       signal.addEventListener("abort", resolve, { once: true });
     });
     if (signal.aborted) return false;
+    let phase = null;
     try {
-      if ((await getStatus()).phase === "ready") return true;
+      ({ phase } = await getStatus());
     } catch {} // not yet
+    if (phase === "ready" || (phase && checkpoint)) return true;
+    if (phase === "failed" || phase === "idle")
+      throw new Problem(say(phase === "idle" ? "not_loaded" : "load_failed"), "refused");
   }
 }

@@ -1,6 +1,6 @@
 // What a file or link says is a conversation, made anew from what is known and has the right type.
 
-import { defaultSettings } from "./settings.js";
+import { defaultSettings, NUMBERS } from "./settings.js";
 import { say } from "./words.js";
 
 const MOST_TEXT = 4_000_000; // characters of a message
@@ -16,7 +16,7 @@ const list = (value, each) => {
   if (!Array.isArray(value)) throw wrong();
   return value.map(each);
 };
-const number = (value) => (Number.isFinite(value) ? value : undefined);
+const number = (value) => (value >= 0 && value <= Number.MAX_SAFE_INTEGER ? value : undefined);
 
 // Only those keys that have a value.
 const only = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
@@ -31,7 +31,7 @@ export function checkedSettings(given) {
     else if (name === "stop")
       settings.stop = Array.isArray(found) ? found.filter((one) => typeof one === "string") : [];
     else if (typeof found === typeof value && (typeof found !== "number" || Number.isFinite(found)))
-      settings[name] = found;
+      settings[name] = name in NUMBERS ? Math.min(NUMBERS[name].high, Math.max(NUMBERS[name].low, found)) : found;
   }
   return settings;
 }
@@ -63,7 +63,7 @@ function checkRooted(messages, known) {
   for (const message of messages) {
     const seen = new Set();
     for (let one = message; one && !rooted.has(one.id); one = known.get(one.parent)) {
-      if (seen.has(one.id)) throw wrong();
+      if (seen.has(one.id) || (one.parent === null && one.role !== "user")) throw wrong();
       seen.add(one.id);
     }
     seen.forEach((id) => rooted.add(id));
@@ -110,7 +110,7 @@ function checkedAnswer(given) {
 
 function checkedTokens(given) {
   const pair = (one) => {
-    if (!Array.isArray(one) || !Number.isFinite(one[1])) throw wrong();
+    if (!Array.isArray(one) || !Number.isFinite(one[1]) || one[1] > 0) throw wrong(); // a log-probability
     return [text(one[0]), one[1]];
   };
   return list(given, (one) => {

@@ -6,9 +6,18 @@ import { language, say } from "./words.js";
 const BUSY = ["starting", "reading", "compiling"];
 const LOOK = 500; // milliseconds between two looks at a load
 
-// Waits until `checkpoint` is loaded, and begins that if need be. `changed(status)` is told what the server says.
+const busy = (occupancy) => Boolean(occupancy && occupancy.running + occupancy.waiting);
+
+// Waits until `checkpoint` is loaded, and begins that if need be, once nobody's answer is being written, as each would
+// end. `changed(status)` is told what the server says.
 export async function bring(checkpoint, signal, changed) {
-  let status = await act("load", { checkpoint });
+  let status = await getStatus();
+  while (status.checkpoint !== checkpoint && busy(status.model?.occupancy)) {
+    await new Promise((resolve) => setTimeout(resolve, LOOK));
+    signal.throwIfAborted();
+    status = await getStatus();
+  }
+  status = await act("load", { checkpoint });
   for (;;) {
     signal.throwIfAborted();
     changed(status);

@@ -31,7 +31,8 @@ export class Comparison {
     if (!this.on) return;
     const { temperature, top_k, top_p, seed, system } = this.settings();
     this.values = { temperature: temperature || 1, top_k, top_p, seed, system };
-    this.checkpoints = [0, 1].map(() => this.status()?.checkpoint);
+    this.other = null; // the second answer's checkpoint, if it is another than the first's
+    this.first = null; // that of the first while the other is loaded
     this.lay();
   }
 
@@ -39,8 +40,10 @@ export class Comparison {
   get sets() {
     if (!this.on) return [this.settings()];
     const sets = [this.settings(), { ...this.settings(), ...this.values }];
-    const [first, second] = this.checkpoints;
-    return first === second ? sets : sets.map((set, i) => ({ ...set, checkpoint: this.checkpoints[i] }));
+    const { checkpoint } = this.status();
+    if (checkpoint !== this.other) this.first = checkpoint;
+    if (!this.other || !this.first) return sets;
+    return sets.map((set, i) => ({ ...set, checkpoint: [this.first, this.other][i] }));
   }
 
   lay() {
@@ -55,9 +58,13 @@ export class Comparison {
   chooser() {
     const names = this.status()?.checkpoints ?? [];
     if (names.length < 2) return null;
-    const options = names.map((name) => make("option", { value: name, selected: name === this.checkpoints[1] }, name));
-    const change = ({ target }) => (this.checkpoints[1] = target.value);
-    const select = make("select", { on: { change } }, ...options);
+    const options = names.map((name) => make("option", { value: name, selected: name === this.other }, name));
+    const change = ({ target }) => {
+      const { checkpoint } = this.status();
+      this.other = target.value || null;
+      this.first = checkpoint === this.other ? null : checkpoint;
+    };
+    const select = make("select", { on: { change } }, make("option", { value: "" }, say("as_first")), ...options);
     return make("label", { class: "wide", title: say("checkpoint_about") }, say("checkpoint"), select);
   }
 
@@ -69,7 +76,9 @@ export class Comparison {
       target.value = this.values[name] ?? "";
     };
     const value = this.values[name] ?? "";
-    return make("label", {}, say(name), make("input", { type: "number", min, max, step, value, on: { change } }));
+    const keydown = (event) => event.key === "Enter" && event.preventDefault(); // which would send the prompt
+    const on = { change, keydown };
+    return make("label", {}, say(name), make("input", { type: "number", min, max, step, value, on }));
   }
 }
 

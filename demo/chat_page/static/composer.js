@@ -81,6 +81,16 @@ export class Composer {
     this.fit();
   }
 
+  // Beside what is typed already.
+  add({ text, pictures }) {
+    const { draft } = this;
+    const mark = (_, number) => say("picture_mark", { number: Number(number) + draft.pictures.length });
+    this.fill({
+      text: [draft.text, text.replace(MARK, mark)].filter(Boolean).join("\n\n"),
+      pictures: [...draft.pictures, ...pictures],
+    });
+  }
+
   focus() {
     if (matchMedia("(hover: hover) and (pointer: fine)").matches) this.field.focus({ preventScroll: true });
   }
@@ -98,7 +108,7 @@ export class Composer {
 
   fit() {
     this.field.style.height = "auto";
-    this.field.style.height = `${Math.min(this.field.scrollHeight, innerHeight * 0.4)}px`;
+    this.field.style.height = `${Math.min(this.field.scrollHeight, innerHeight * 0.3)}px`;
   }
 
   key(event) {
@@ -122,7 +132,7 @@ export class Composer {
   async choose(input = this.chooser) {
     const files = [...input.files];
     input.value = "";
-    await this.add(files);
+    await this.addFiles(files);
   }
 
   async camera() {
@@ -139,7 +149,7 @@ export class Composer {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
     if (!event.clipboardData.types.includes("text/plain")) event.preventDefault(); // else the text is wanted too
-    this.add(files);
+    this.addFiles(files);
   }
 
   dragged(event, over) {
@@ -153,15 +163,21 @@ export class Composer {
     const files = [...(event.dataTransfer?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
-    this.add(files);
+    this.addFiles(files);
   }
 
-  async add(files) {
+  async addFiles(files) {
     this.events.problem("");
     const busy = (text, stays) => this.events.busy(text, stays);
-    const attach = (ids) => this.attach(ids);
+    const { place } = this;
+    let moved = false; // whether another conversation was opened while the files were read
+    const attach = (ids) => {
+      moved ||= place !== this.place;
+      if (!moved) this.attach(ids);
+    };
     const room = MOST - this.pictures.length;
     const problems = await addFiles(files, room, { busy, chooseFrames, attach });
+    if (moved) problems.push(say("attached_nowhere"));
     if (problems.length) this.events.problem(problems.join(" "));
   }
 

@@ -61,8 +61,10 @@ export class Conversations {
     this.drafting = null;
     const { tree, composer } = this.page;
     const { conversation } = tree;
+    // What another page of this browser has typed into the same conversation stays, unless something is typed here.
+    const stored = this.typed ? null : await store.get("conversations", conversation.id);
     conversation.changed = Date.now();
-    conversation.draft = composer.draft;
+    conversation.draft = stored?.draft ?? composer.draft;
     const { text, pictures } = conversation.draft;
     if (conversation.leaf || text || pictures.length || conversation.settings) {
       await store.put("conversations", { ...conversation });
@@ -71,6 +73,7 @@ export class Conversations {
   }
 
   saveDraft() {
+    this.typed = true;
     clearTimeout(this.drafting);
     this.drafting = setTimeout(() => this.save(), DRAFT);
   }
@@ -141,15 +144,18 @@ export class Conversations {
   async changed(id) {
     this.list();
     const { tree } = this.page;
-    if (id !== tree.conversation.id || this.page.writing.treeOf(id)) return;
     const stored = await store.get("conversations", id);
+    if (!stored) this.page.writing.forget(id);
+    if (id !== tree.conversation.id || (stored && this.page.writing.treeOf(id))) return;
     if (!stored && tree.messages.size) {
       this.page.start(new Tree(newConversation()));
       return this.page.frame.notice(say("deleted_elsewhere"));
     }
     tree.conversation.title = stored?.title ?? tree.conversation.title;
     tree.take(await store.messagesOf(id));
-    if (this.page.tree === tree) this.page.show();
+    if (this.page.tree !== tree) return;
+    this.page.show();
+    this.page.writing.resume();
   }
 }
 

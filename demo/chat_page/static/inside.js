@@ -165,6 +165,7 @@ export class Inside {
       const about = make("p", { class: "hint" }, say("sequence_about", { count: count(found.count) }));
       place.replaceChildren(about, sequence(found));
     } catch (error) {
+      this.shownFor = null; // it is tried again
       place.replaceChildren(make("p", { class: "notice" }, error.message));
     }
   }

@@ -33,7 +33,7 @@ import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { newConversation, titleOf, Tree } from "./tree.js";
 import { exampleUrl, followParent, language, onLanguage, say } from "./words.js";
-import { Writing } from "./writing.js";
+import { claimTab, Writing } from "./writing.js";
 
 const POLL = { ready: 3000, busy: 500, lost: 1000 }; // milliseconds
 
@@ -41,8 +41,10 @@ class Page {
   constructor() {
     this.status = null;
     this.lost = false;
+    this.known = new Promise((resolve) => (this.learned = resolve)); // once the server has said its status
     this.writing = new Writing(this);
     this.views = new Map(); // message → its view
+    this.edits = new Map(); // message → the text of an edit that is not sent yet
     this.tree = new Tree(newConversation());
     this.settings = defaultSettings(null);
     this.composer = new Composer({
@@ -111,8 +113,7 @@ class Page {
     const first = firstInContext(path);
     if (first > 0) rows.splice(first, 0, make("p", { class: "divider" }, say("left_out")));
     this.frame.showRows(rows, this.status);
-    const shown = [...path, ...this.pairOf(path.at(-1))];
-    this.composer.setBusy(shown.some((message) => this.writing.has(message)));
+    this.composer.setBusy(this.writing.isBusy);
     this.showStatus();
     this.inside.show();
   }
@@ -158,10 +159,12 @@ class Page {
   }
 
   async fillExample(example) {
+    const { tree } = this;
     const ids = [];
     for (const file of example.pictures ?? [])
       ids.push(await keepPicture(await (await fetch(exampleUrl(file))).blob(), file));
-    this.composer.fill({ text: example[language], pictures: ids });
+    if (tree !== this.tree) return; // another conversation was opened meanwhile
+    this.composer.add({ text: example[language], pictures: ids });
     this.conversations.saveDraft();
     this.composer.focus();
   }
@@ -169,6 +172,7 @@ class Page {
   changedStatus(status) {
     const { phase, checkpoint } = this.status ?? {};
     this.status = status;
+    this.learned();
     if (status.phase === "ready" && (phase !== "ready" || checkpoint !== status.checkpoint)) this.ready();
     this.showStatus();
     this.inside.show();
@@ -209,8 +213,13 @@ class Page {
 
   async send(parts) {
     await this.polled; // else a quick visitor is told that there is no model
+    const { tree } = this;
+    for (const id of store.picturesOf({ parts }))
+      if (!(await store.get("pictures", id))) return this.frame.notice(say("picture_gone"));
+    if (tree !== this.tree) return; // another conversation was opened meanwhile; the prompt is a draft of this one
     const draft = this.composer.draft;
     this.composer.fill(); // before the answer is begun, which stores the draft too
+    this.conversations.typed = true;
     if (!this.ask(parts)) this.composer.fill(draft);
   }
 
@@ -265,14 +274,16 @@ class Page {
   undo() {
     if (this.writing.isBusy) return this.frame.notice(say("busy"));
     const question = this.tree.path().findLast((message) => message.role === "user");
-    this.composer.fill(fromParts(question.parts));
+    this.composer.add(fromParts(question.parts));
+    this.conversations.typed = true;
     this.setLeaf(this.tree.messages.get(question.parent) ?? null);
     this.composer.focus();
   }
 
   async goOnFrom(message, text) {
     if (this.blocked()) return;
-    await this.answer(this.tree.messages.get(message.parent), text, { prefix: text.length });
+    const { checkpoint } = message;
+    await this.answer(this.tree.messages.get(message.parent), text, { prefix: text.length, checkpoint });
   }
 
   blocked() {
@@ -314,8 +325,10 @@ class Page {
 
   async reproduce(message) {
     const { tree } = this;
+    const unusable = jsonProblem("schema", message.settings.schema) || jsonProblem("tools", message.settings.tools);
+    if (unusable) return this.frame.notice(unusable);
     await showPrograms(
-      message.checkpoint ?? this.status?.checkpoint ?? "gemma3-demo",
+      message.checkpoint ?? message.settings.checkpoint ?? this.status?.checkpoint ?? "gemma3-demo",
       tree.path(tree.messages.get(message.parent)),
       message,
       () => linkTo(tree, message),
@@ -338,6 +351,8 @@ class Page {
     this.views.clear();
     document.body.classList.remove("sidebar-open");
     this.composer.fill(tree.conversation.draft);
+    this.composer.place = tree.conversation.id;
+    this.conversations.typed = false;
     this.frame.notice("");
     this.panel.show();
     this.show();
@@ -372,7 +387,7 @@ class Page {
 
   async begin() {
     this.polled = this.poll();
-    await store.open();
+    await Promise.all([store.open(), claimTab()]);
     store.onFull((error) => this.frame.notice(say("storage_full", { error: error?.message ?? "" })));
     await this.conversations.begin();
     store.sweep();

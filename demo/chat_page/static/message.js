@@ -17,6 +17,7 @@ export class MessageView {
     this.tokens = null;
     this.element = make("article", { class: `message ${message.role}`, "data-id": message.id });
     this.lay();
+    if (page.edits.has(message.id)) this.edit();
   }
 
   lay() {
@@ -175,21 +176,28 @@ export class MessageView {
   }
 
   edit() {
+    if (this.editing) return this.body.querySelector("textarea").focus();
     const { text, pictures } = fromParts(this.message.parts);
+    const { edits } = this.page;
     const field = make("textarea", {
-      value: text,
+      value: edits.get(this.message.id) ?? text,
+      on: { input: () => edits.set(this.message.id, field.value) },
       rows: Math.min(12, text.split("\n").length + 1),
       "aria-label": say("edit"),
     });
+    const close = () => {
+      edits.delete(this.message.id);
+      this.lay();
+    };
     const send = () => {
       if (!this.page.edit(this.message, toParts(field.value, pictures))) return;
-      this.lay();
+      close();
       this.page.show();
     };
     const key = (event) => {
       if (event.key === "Escape" && !event.isComposing) {
         event.preventDefault(); // which would stop an answer
-        this.lay();
+        close();
       }
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -207,7 +215,7 @@ export class MessageView {
     const buttons = make(
       "div",
       { class: "buttons" },
-      make("button", { type: "button", on: { click: () => this.lay() } }, say("cancel")),
+      make("button", { type: "button", on: { click: close } }, say("cancel")),
       make("button", { type: "button", class: "primary", on: { click: send } }, say("send")),
     );
     this.editing = true;

@@ -70,6 +70,10 @@ export class ModelDialog {
   }
 
   async send(path, body) {
-    this.changed(await act(path, body));
+    try {
+      this.changed(await act(path, body));
+    } catch (error) {
+      this.element.append(make("p", { class: "notice", role: "alert" }, error.message));
+    }
   }
 }

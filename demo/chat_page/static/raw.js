@@ -59,6 +59,7 @@ export class RawPanel {
       resolved(this.page.settings),
     );
     let usage = null;
+    let lost = "";
     try {
       for await (const chunk of stream("completions", { prompt: this.text, ...fields }, this.running.signal)) {
         usage = chunk.usage ?? usage;
@@ -67,9 +68,10 @@ export class RawPanel {
         this.field.scrollTop = this.field.scrollHeight;
       }
     } catch (error) {
-      if (error.name !== "AbortError") this.state.textContent = error.message;
+      if (error.name !== "AbortError") lost = error.message;
     }
-    if (usage) this.state.textContent = say("tokens_count", { count: count(usage.completion_tokens) });
+    const length = usage ? say("tokens_count", { count: count(usage.completion_tokens) }) : "";
+    this.state.textContent = [length, lost].filter(Boolean).join(" · ");
     this.running = null;
     this.go.textContent = say("raw_go");
   }

@@ -5,7 +5,7 @@ import { say } from "./words.js";
 
 export const LONGEST = 8192;
 export const LARGEST_SEED = 2 ** 31 - 1;
-const NUMBERS = {
+export const NUMBERS = {
   max_tokens: { low: 1, high: LONGEST, step: 1 },
   temperature: { low: 0, high: 2, step: 0.05 },
   top_k: { low: 0, high: 256, step: 1 },

@@ -27,7 +27,8 @@ export async function exported(ids) {
 // Stores what `exported` gave under new ids, all of it or nothing; returns those of the conversations.
 // Error if it is something else.
 export async function imported(data) {
-  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new Error(say("not_an_export"));
+  if (data?.format !== FORMAT || !Array.isArray(data.conversations) || !data.conversations.length)
+    throw new Error(say("not_an_export"));
   if (data.version > VERSION) throw new Error(say("newer_export"));
   const conversations = data.conversations.map(checkedConversation);
   const names = new Map(); // an id in the file → a new one

@@ -5,14 +5,14 @@ import { say } from "./words.js";
 
 const APPLE = /Mac|iPhone|iPad/.test(navigator.platform);
 const COMMAND = APPLE ? "⌘" : "Ctrl";
-// `code`: of the key with Ctrl or ⌘, whatever the keyboard's language; `key`: alone, where nothing is typed.
+// `code`: a key with Ctrl or ⌘, whatever the keyboard's language; `key`: what it writes, alone where nothing is typed.
 const SHORTCUTS = [
   { name: "find", keys: [COMMAND, "K"], code: "KeyK" },
   { name: "create", keys: [COMMAND, "Shift", "O"], code: "KeyO", shift: true },
   { name: "again", keys: [COMMAND, "Shift", "Enter"], code: "Enter", shift: true },
   { name: "edit", keys: ["↑"] }, // the prompt's own
   { name: "prompt", keys: ["/"], key: "/" },
-  { name: "list", keys: [COMMAND, "/"], code: "Slash" },
+  { name: "list", keys: [COMMAND, "/"], key: "/", command: true },
 ];
 const FIXED = [
   ["Enter", "keys_send"],
@@ -32,11 +32,11 @@ export function listen(acts) {
   });
 }
 
-function fits({ code, key, shift = false }, event) {
+function fits({ code, key, command: wanted = false, shift = false }, event) {
   const command = APPLE ? event.metaKey : event.ctrlKey;
   if (code) return command && event.code === code && event.shiftKey === shift;
   const typing = event.target.closest?.("input, textarea, select");
-  return key !== undefined && event.key === key && !event.ctrlKey && !event.metaKey && !typing;
+  return key !== undefined && event.key === key && (wanted ? command : !event.ctrlKey && !event.metaKey && !typing);
 }
 
 export function showShortcuts() {

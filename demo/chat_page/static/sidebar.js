@@ -12,7 +12,8 @@ export class Sidebar {
     this.texts = new Map(); // as they were when the search began
     this.element = make("aside", { class: "sidebar" });
     this.list = make("ul", { class: "list" });
-    this.search = make("input", { type: "search", on: { input: () => this.find() } });
+    const keydown = (event) => event.key === "Escape" && event.stopPropagation(); // it empties the field
+    this.search = make("input", { type: "search", on: { input: () => this.find(), keydown } });
     this.file = make("input", {
       type: "file",
       accept: "application/json,.json",
@@ -65,7 +66,13 @@ export class Sidebar {
     const fits = ({ id, title }) =>
       !wanted || title.toLowerCase().includes(wanted) || this.texts.get(id)?.includes(wanted);
     const found = this.conversations.filter(fits).sort((a, b) => b.changed - a.changed);
-    this.list.replaceChildren(...found.map((one) => this.row(one)));
+    const key = JSON.stringify([
+      document.documentElement.lang,
+      this.current,
+      found.map(({ id, title }) => [id, title]),
+    ]);
+    if (key !== this.shown) this.list.replaceChildren(...found.map((one) => this.row(one))); // else keys lose their place
+    this.shown = key;
     this.note.textContent = this.kept === false ? say("not_kept") : wanted && !found.length ? say("nothing_found") : "";
   }
 
@@ -102,13 +109,15 @@ export class Sidebar {
     const done = (keep) => {
       field.removeEventListener("blur", leave);
       field.remove();
+      this.shown = null;
       this.show();
       if (keep && field.value.trim() && field.value.trim() !== title) this.events.rename(id, field.value.trim());
     };
     const leave = () => done(true);
-    field.addEventListener("keydown", ({ key, isComposing }) => {
-      if (key === "Enter" && !isComposing) done(true);
-      if (key === "Escape") done(false);
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault(); // Escape would stop an answer
+      done(event.key === "Enter");
     });
     field.addEventListener("blur", leave);
     row.replaceChildren(field);

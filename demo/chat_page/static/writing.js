@@ -2,21 +2,38 @@
 
 import { write } from "./answering.js";
 import { bring } from "./checkpoints.js";
+import { act, Problem } from "./api.js";
+import { randomId } from "./dom.js";
 import * as store from "./store.js";
+import { say } from "./words.js";
 
 const BEAT = 5000; // milliseconds between signs that an answer is still being written
 const SAVE = 400; // milliseconds between writes of an answer that grows
 const ACTIVE = ["waiting", "writing", "lost"];
-const tab = sessionStorageValue("tab", () => String(Math.random()));
+const KEY = "gemma-tpu chat tab";
+let tab = null;
 
-function sessionStorageValue(name, make) {
-  const key = `gemma-tpu chat ${name}`;
+// Finds out who this tab is: over a reload the same, but not the copy of another tab, which has the other's storage.
+export async function claimTab() {
+  const mine = stored() ?? randomId();
+  const held = new Promise((resolve) => {
+    if (!navigator.locks) return resolve(true); // where the origin is not secure
+    navigator.locks.request(`${KEY} ${mine}`, { ifAvailable: true }, (lock) => {
+      resolve(Boolean(lock));
+      return lock && new Promise(() => {}); // as long as the tab is there
+    });
+  });
+  tab = (await held) ? mine : randomId();
   try {
-    const value = sessionStorage.getItem(key) ?? make();
-    if (value) sessionStorage.setItem(key, value);
-    return value;
+    sessionStorage.setItem(KEY, tab);
+  } catch {} // storage may be forbidden
+}
+
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY);
   } catch {
-    return make();
+    return null; // storage may be forbidden
   }
 }
 
@@ -89,15 +106,26 @@ export class Writing {
 
   // Loads the checkpoint that an answer is asked of, if it names one, after the answers that were begun `before` it.
   async prepare(message, checkpoint, before, signal, update) {
-    if (checkpoint && checkpoint !== this.page.status.checkpoint) {
+    const { page } = this;
+    await Promise.race([page.known, aborted(signal)]);
+    const loaded = page.status.checkpoint;
+    if (checkpoint && checkpoint !== loaded) {
       await Promise.race([Promise.all(before), aborted(signal)]);
       message.loading = { checkpoint };
       update();
-      await bring(checkpoint, signal, (status) => this.page.changedStatus(status)).finally(
-        () => delete message.loading,
-      );
+      try {
+        await bring(checkpoint, signal, (status) => page.changedStatus(status));
+      } catch (error) {
+        if (error.code === "refused") act("load", { checkpoint: loaded }).catch(() => {}); // who asks next is told
+        throw error;
+      } finally {
+        delete message.loading;
+      }
     }
-    message.checkpoint = this.page.status?.checkpoint;
+    // What one model has begun no other goes on with.
+    if (message.text && message.checkpoint && message.checkpoint !== page.status.checkpoint)
+      throw new Problem(say("by_another", { checkpoint: message.checkpoint }), "refused");
+    message.checkpoint = page.status.checkpoint;
   }
 
   // What is being written in the conversation that is shown.
@@ -138,7 +166,9 @@ export class Writing {
       ({ state, id }) => ACTIVE.includes(state) && !this.running.has(id),
     );
     const others = begun.map(left).filter(Boolean);
-    if (others.length) setTimeout(() => this.page.tree === tree && this.resume(), Math.min(...others) + 100);
+    clearTimeout(this.later);
+    if (others.length)
+      this.later = setTimeout(() => this.page.tree === tree && this.resume(), Math.min(...others) + 100);
     this.writeAll(begun.filter((message) => !left(message)));
   }
 }
