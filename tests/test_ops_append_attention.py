@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,13 @@ from gemma_tpu.ops import append_attention, triton_attention
 K, G, H, PAGE, PAGES = 4, 2, 8, 8, 16
 WINDOWS = [8, None]
 LENGTHS = [0, 1, 7, 8, 21, 40]  # nothing yet; the ring full, and long past it; a page begun
+HELD = [1, 2, 1, 9, 22, 1]  # the third rests, and the last
 
 
-def _cache(dtype: Any, mesh: jax.sharding.Mesh, lengths: np.ndarray, seed: int = 0) -> tuple[KVCache, Pages]:
-    """With `lengths` tokens of each row, on pages in no order, NaN in those of nobody. The last row has no page."""
-    rng = np.random.default_rng(seed)
+@functools.cache
+def _cache(dtype: Any, mesh: jax.sharding.Mesh) -> tuple[KVCache, Pages]:
+    """With LENGTHS tokens of each row, on pages in no order, NaN in those of nobody. The last row has no page."""
+    rng, lengths = np.random.default_rng(0), np.array(LENGTHS)
     shape = CacheShape(len(lengths), PAGES * PAGE, PAGES * len(lengths), PAGE, 0, 0, K, H)
     cache = KVCache.init(WINDOWS, shape, dtype, mesh)
     groups = mesh.shape["data"]
@@ -45,19 +49,27 @@ def _cache(dtype: Any, mesh: jax.sharding.Mesh, lengths: np.ndarray, seed: int =
     return cache, pages
 
 
-def _step(cache: KVCache, pages: Pages, lengths: np.ndarray, held: np.ndarray, layer: int) -> tuple[KVCache, Any]:
-    rng = np.random.default_rng(1)
+def _step(dtype: Any, mesh: jax.sharding.Mesh, layer: int) -> tuple[KVCache, Any]:
+    rng, (cache, pages), lengths = np.random.default_rng(1), _cache(dtype, mesh), np.array(LENGTHS)
     query = jnp.asarray(rng.standard_normal((len(lengths), 1, K, G, H)), jnp.float32)
     key, value = jnp.asarray(rng.standard_normal((2, len(lengths), 1, K, H)), jnp.float32)
     step = jax.jit(lambda cache, *given, **more: cache.append_and_attend(layer, *given, **more))
-    return step(cache, query, key, value, length=jnp.asarray(lengths), held=jnp.asarray(held), pages=pages)
+    return step(cache, query, key, value, length=jnp.asarray(lengths), held=jnp.asarray(HELD), pages=pages)
+
+
+@functools.cache
+def _plain_step(dtype: Any, mesh: jax.sharding.Mesh, layer: int) -> tuple[KVCache, Any]:
+    with mock.patch.object(triton_attention, "fits", return_value=False):
+        jax.clear_caches()
+        return _step(dtype, mesh, layer)
 
 
 @pytest.mark.usefixtures("in_kernels")
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
-@pytest.mark.parametrize("programs", [1, 16])
-@pytest.mark.parametrize(("shape", "fused"), [((1, 1), True), ((2, 4), True), ((1, 8), False)])
+@pytest.mark.parametrize(
+    ("programs", "shape", "fused"), [(1, (1, 1), True), (16, (1, 1), True), (16, (2, 4), True), (16, (1, 8), False)]
+)
 def test_it_equals_append_then_attend(
     layer: int, dtype: Any, programs: int, shape: tuple[int, int], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,16 +79,11 @@ def test_it_equals_append_then_attend(
     """
     monkeypatch.setattr(triton_attention, "_PROGRAMS", programs)
     mesh = mesh_of(*shape, dataclasses.replace(TEXT, num_kv_heads=K))
-    lengths = np.array(LENGTHS)
-    held = lengths + 1
-    held[[2, -1]] = 1  # rest
-    cache, pages = _cache(dtype, mesh, lengths)
+    cache, _ = _cache(dtype, mesh)
     assert append_attention.fits(jnp.zeros((6, 1, K, G, H)), cache.layers[layer], mesh) is fused
-    found, encoded = _step(cache, pages, lengths, held, layer)
-    monkeypatch.setattr(triton_attention, "fits", lambda mesh, head_dim: False)
-    jax.clear_caches()
-    expected, plain = _step(cache, pages, lengths, held, layer)
-    active = held > 1
+    found, encoded = _step(dtype, mesh, layer)
+    expected, plain = _plain_step(dtype, mesh, layer)
+    active = np.array(HELD) > 1
     active[0] = True
     np.testing.assert_allclose(encoded[active], plain[active], atol=2e-5)
     assert np.isfinite(np.asarray(encoded)).all()
@@ -88,7 +95,7 @@ def test_it_equals_append_then_attend(
 @pytest.mark.parametrize("layer", [0, 1])
 def test_what_is_not_finite_spoils_its_own_row_alone(layer: int) -> None:
     mesh, lengths = mesh_of(1, 1), np.array(LENGTHS)
-    cache, pages = _cache(jnp.float32, mesh, lengths)
+    cache, pages = _cache(jnp.float32, mesh)
     query, key, value = jnp.ones((6, 1, K, G, H)), jnp.ones((6, 1, K, H)), jnp.ones((6, 1, K, H)).at[3].set(jnp.nan)
     more = {"length": jnp.asarray(lengths), "held": jnp.asarray(lengths + 1), "pages": pages}
     _, encoded = cache.append_and_attend(layer, query, key, value, **more)

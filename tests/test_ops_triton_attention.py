@@ -26,6 +26,7 @@ from gemma_tpu.ops.masks import attend, attention_mask, by_head
 from gemma_tpu.ops.triton_attention import _shares, blocks_of, look_by_block
 
 look = jax.jit(functools.partial(look_by_block, interpret=True), static_argnames="window")
+share = jax.jit(_shares, static_argnums=1)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def in_kernels(monkeypatch: pytest.MonkeyPatch, fresh_traces: None) -> None:
 @pytest.mark.parametrize("wanted", [1, 2, 7, 64, 500])
 @pytest.mark.parametrize("blocks", [[5], [0], [1, 0, 3], [0, 0], [17, 1, 1, 1, 200, 0, 17], [1] * 64])
 def test_shares_hold_every_block_of_every_row_once(blocks: list[int], wanted: int) -> None:
-    row, first, last, end = map(np.asarray, _shares(jnp.array(blocks), wanted))
+    row, first, last, end = map(np.asarray, share(jnp.array(blocks), wanted))
     assert len(row) <= wanted + len(blocks)
     held = [(r, block) for r, i, j in zip(row, first, last, strict=True) for block in range(i, j)]
     assert sorted(held) == [(r, block) for r, count in enumerate(blocks) for block in range(count)]
@@ -55,8 +56,9 @@ def test_shares_hold_every_block_of_every_row_once(blocks: list[int], wanted: in
 
 
 @pytest.mark.parametrize(("keys", "lengths", "window", "images"), CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("last", [1, 5, 64])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "last"), [("float32", 1e-5, 1), ("float32", 1e-5, 64), ("bfloat16", 2e-2, 5)]
+)
 def test_the_kernel_equals_plain_attention(keys, lengths, window, images, dtype, tolerance, last) -> None:
     """Of a few queries, or of many programs of them. What sees no key reads zeros."""
     case = _case(keys, lengths, images=images, dtype=dtype)
@@ -72,7 +74,7 @@ def test_the_kernel_equals_plain_attention(keys, lengths, window, images, dtype,
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("size", [16, 100, 128])
+@pytest.mark.parametrize("size", [16, 100])
 def test_the_kernel_reads_a_rows_own_pages_wherever_they_lie(size: int, int8: bool) -> None:
     """Few or many of them; those of others, and slots behind a row's end, hold NaN."""
     rng = np.random.default_rng(size)
@@ -109,7 +111,7 @@ def test_the_kernel_reads_a_rows_own_pages_wherever_they_lie(size: int, int8: bo
 
 
 @pytest.mark.usefixtures("in_kernels")
-@pytest.mark.parametrize(("shape", "kv_heads"), [((1, 1), 4), ((1, 8), 1), ((2, 4), 2), ((2, 4), 4)])
+@pytest.mark.parametrize(("shape", "kv_heads"), [((1, 1), 4), ((2, 4), 2), ((2, 4), 4)])
 def test_prefill_then_decode_equals_the_plain_path(
     shape: tuple[int, int], kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,12 +63,11 @@ def test_look_up_finds_the_longest_likeness_and_the_last_of_those(tokens: int) -
     "more",
     [
         {"draft_tokens": 1},
-        {"draft_tokens": 15},
+        {"draft_tokens": 15, "batch_always": True},
         {"draft_tokens": 3, "draft": DRAFT},
         {"draft_tokens": 4, "draft": dataclasses.replace(DRAFT, vocab_size=70), "sides": (2, 4)},
-        {"draft_tokens": 3, "sides": (1, 8), "batch_always": True},
     ],
-    ids=["one", "most", "a draft model", "a draft model on 8 devices", "8 devices"],
+    ids=["one", "most", "a draft model", "a draft model on 8 devices"],
 )
 def test_guesses_save_steps_and_change_no_answer(more: dict[str, Any]) -> None:
     """Ragged prompts with pictures, past the window, up to the context's end; and one that another goes on from."""
