@@ -40,6 +40,8 @@ def test_an_answer_goes_on_over_a_reload_and_a_lost_server(
         text = visitor.ended()
         whole = chat_model.generate("Write a long story about a red circle and a blue star.", **settings)
         assert text == whole.text
+        (answer,) = [message for message in visitor.stored("messages") if message["role"] == "assistant"]
+        assert (answer["written"], answer["checkpoint"]) == (len(whole.tokens), "gemma3-demo")
         visitor.close()
 
 
@@ -221,6 +223,95 @@ def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:
     texts = [message["parts"][0]["text"] for message in visitor.stored("messages") if message["role"] == "user"]
     assert sorted(texts) == ["Reverse the word lemon.", "What is 12 + 30?", "What is 4 + 4?"]
     second.close()
+
+
+def test_what_two_tabs_type_stays(visitor: Visitor) -> None:
+    """In one conversation: an answer that one asks for anew leaves the other's prompt."""
+    visitor.ask("What is 12 + 30?")
+    first, second = visitor.page, visitor.open()
+    second.locator(".sidebar .open").click()
+    visitor.page = second
+    expect(visitor.answers).to_have_count(1)
+    first.set_input_files(".composer input[multiple]", SHAPES)
+    first.fill(".composer textarea", "my next question")
+    wait_for(lambda: visitor.stored("conversations")[0]["draft"]["text"] == "my next question")
+    visitor.press("again")
+    expect(visitor.answers.locator(".versions")).to_contain_text("2/2")
+    visitor.ended()
+    first.reload()
+    expect(first.locator(".composer textarea")).to_have_value("my next question")
+    expect(first.locator(".composer .attached")).to_have_count(1)
+    second.close()
+    visitor.page = first
+
+
+def test_an_answer_that_another_tab_leaves_goes_on_here(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
+    visitor.set(max_tokens=40, temperature=1, top_k=0, top_p=1, seed=4)
+    whole = chat_model.generate("Tell me a story.", max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0, seed=4)
+    with gated(chat_model.engine, 8, pause=0.2):
+        visitor.begin("Tell me a story.")
+        expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w{3}"))
+        other = visitor.open()
+        other.locator(".sidebar .open").click()
+        expect(other.locator("article.assistant .body")).to_contain_text(re.compile(r"\w{3}"))
+        visitor.page.close()
+        visitor.page = other
+    assert visitor.ended().strip() == whole.text.strip()
+
+
+def test_nothing_typed_is_replaced(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
+    page, prompt = visitor.page, visitor.page.locator(".composer textarea")
+    prompt.fill("typed before")
+    page.locator(".card").first.click()
+    example = "What is in the picture?"
+    expect(prompt).to_have_value(f"typed before\n\n{example}")
+    expect(page.locator(".composer .attached")).to_have_count(1)
+    page.get_by_role("button", name=said("remove")).click()
+    visitor.ask("What is 12 + 30?")
+    prompt.fill("typed after")
+    visitor.press("undo")
+    expect(prompt).to_have_value("typed after\n\nWhat is 12 + 30?")
+    visitor.ask("What is 4 + 4?")
+    question = page.locator("article.user").last
+    visitor.press("edit", question)
+    question.locator("textarea").fill("What is 5 + 5?")
+    prompt.press("ArrowUp")  # would edit the last question
+    expect(question.locator("textarea")).to_have_value("What is 5 + 5?")
+    page.get_by_role("button", name=said("new"), exact=True).click()
+    expect(visitor.answers).to_have_count(0)
+    page.locator(".sidebar .open").first.click()
+    expect(question.locator("textarea")).to_have_value("What is 5 + 5?")
+    question.locator("textarea").press("Escape")
+    with gated(chat_model.engine, 4, pause=0.3):
+        visitor.begin("Tell me about yourself.")
+        expect(visitor.answers.last.locator(".body")).to_contain_text(re.compile(r"\w"))
+        page.locator(".sidebar li").first.locator(".open").dblclick()
+        page.locator(".sidebar li input").press("Escape")  # leaves the title, and stops no answer
+        page.fill(".sidebar input[type=search]", "you")
+        page.locator(".sidebar input[type=search]").press("Escape")
+        expect(page.locator(".composer .stop")).to_be_visible()
+    assert visitor.ended()
+    assert visitor.stored("messages")[-1].get("finish") != "cancelled"
+
+
+SLOW = """() => {
+  const real = createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    await new Promise((resolve) => (window.goOn = resolve));
+    return real(file);
+  };
+}"""
+
+
+def test_a_picture_lands_in_no_other_conversation(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(SLOW)
+    page.set_input_files(".composer input[multiple]", SHAPES)
+    wait_for(lambda: page.evaluate("Boolean(window.goOn)"))
+    page.get_by_role("button", name=said("new"), exact=True).click()
+    page.evaluate("goOn()")
+    expect(page.locator(".note .notice")).to_contain_text(said("attached_nowhere"))
+    expect(page.locator(".composer .attached")).to_have_count(0)
 
 
 def test_search_rename_and_delete(visitor: Visitor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from chat_site import Visitor, chat_app, demo_model, said, serve_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
 from server_site import held, wait_for
+from small_models import gated
 
 import gemma_tpu
 from demo.checkpoints import Checkpoints
@@ -189,6 +191,35 @@ def test_the_place_in_the_queue(browser: Browser, models: Checkpoints) -> None:
         for i, visitor in enumerate(visitors):
             assert str(12 + i) in visitor.ended()
             visitor.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
+def test_no_other_checkpoint_goes_on_with_an_answer(browser: Browser, models: Checkpoints) -> None:
+    """One that is unloaded amid an answer, and one that is loaded before the answer is continued."""
+    models.choose("first")
+    assert models.loader.wait(SOON).phase == "ready"
+    model = models.loader.model
+    assert model is not None
+    with serve_chat(chat_app(models.loader, models)) as url:
+        visitor = Visitor(browser, url)
+        with gated(model.engine, 10):
+            visitor.begin("Tell me about yourself.")
+            expect(visitor.answers.locator(".body")).to_contain_text(re.compile(r"\w{2}"))
+            models.choose("second")
+        state = visitor.answers.locator(".state")
+        expect(state).to_contain_text("the model was unloaded before the answer was whole")
+        assert models.loader.wait(SOON).phase == "ready"
+        chip = visitor.page.locator(".chip-state")
+        expect(chip).to_contain_text("second")
+        expect(chip).to_have_attribute("data-phase", "ready")
+        visitor.press("go_on")
+        expect(state).to_contain_text(said("by_another", checkpoint="first"))
+        models.choose("first")
+        expect(chip).to_contain_text("first")
+        expect(chip).to_have_attribute("data-phase", "ready")
+        visitor.press("go_on")
+        assert visitor.ended() == models.loader.model.generate("Tell me about yourself.").text
+        visitor.close()
 
 
 def test_who_may_change_what(models: Checkpoints) -> None:
