@@ -32,7 +32,7 @@ def chat_document(recorded: dict[str, Any]) -> tuple[str, list[str]]:
     imports = {f"chat-page/{name}": _module((_STATIC / name).read_text()) for name in modules}
     replay = (HERE / "chat_key.js").read_text() + (HERE / "chat_replay.js").read_text()
     scripts = [json.dumps({"imports": imports}), replay]
-    missing = {code: f"{TEXTS['unrecorded_chat'][i]}" for i, code in enumerate(LANGUAGES)}
+    missing = {code: TEXTS["unrecorded_chat"][i] for i, code in enumerate(LANGUAGES)}
     data = {
         "data": {**page_data(), "pictures": example_pictures(), "address": _DEMO},
         "recorded": {**recorded, "status": _marked(recorded["status"]), "missing": missing},
