@@ -18,8 +18,10 @@ FIRST_CELL = (FOLDER / "first_cell.py").read_text().rstrip("\n")  # the same in 
 _PROGRESS = re.compile(r"\r?Loading:[^\r\n]*\n?")
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+def execute(path: Path, **variables: str) -> nbformat.NotebookNode:
     """The notebook at `path` with new outputs, as one CPU gives them; the file stays as it is.
+
+    `variables` of the environment are set for it, beside those of this process.
 
     A cell that fails is a `nbclient.exceptions.CellExecutionError`, and what one writes to standard error, other than
     progress, a RuntimeError.
@@ -30,7 +32,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]),
-    }
+    } | variables
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, environment):
         # Sockets in a folder of their own: those of TCP are open to everyone on this machine.
         config = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
