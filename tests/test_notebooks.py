@@ -28,8 +28,6 @@ from notebooks.execute import FIRST_CELL, execute
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 300_000
-# One whose programs run for longer than they compile, and one that runs libtpu, which ends at flags for a CPU.
-COMPILED_AS_USUAL = ("long_context", "sharding_and_plan")
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -52,8 +50,8 @@ def pictures(cell: nbformat.NotebookNode) -> list[np.ndarray]:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_outputs_are_those_committed(path: Path) -> None:
     """But for what cells tagged "varies" say, such as times. Pictures may differ as float32 does between machines."""
-    quick = {} if path.stem in COMPILED_AS_USUAL else xla_flags.PROCESS
-    before, after = code_cells(nbformat.read(path, as_version=4)), code_cells(execute(path, **quick))
+    before = code_cells(nbformat.read(path, as_version=4))
+    after = code_cells(execute(path, **xla_flags.PROCESS))
     for old, new in zip(before, after, strict=True):
         if "varies" in old.metadata.get("tags", []):
             assert old.outputs
