@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux on x86-64 alone")
 
-from plan_samples import CONTEXT, DRAFT, SMALL, compiled
+from plan_samples import CONTEXT, DRAFT, SMALL, compile_once, compiled
 from small_models import TEXT, mesh_of, random_params
 
 import gemma_tpu
@@ -34,10 +34,9 @@ def small(monkeypatch) -> None:
 
     def compile_cached(target, names=PROGRAMS, progress=no_progress):
         sizes = target.where.topology, target.mesh_shape, target.deployment.rows
-        found = compiled(*sizes, draft_tokens=target.deployment.draft_tokens)
-        assert found[0] == target
+        assert compiled(*sizes, (), draft_tokens=target.deployment.draft_tokens)[0] == target
         progress("compiling decode")
-        return [found[1][name] for name in names]
+        return [compile_once(target, name) for name in names]
 
     monkeypatch.setattr(planner, "compile_cached", compile_cached)
 
@@ -135,24 +134,25 @@ def test_stored_prefixes_are_counted(capsys, monkeypatch) -> None:
 
 
 def test_a_draft_model_is_counted_and_its_step_compared_with_one_of_one_token(capsys) -> None:
-    guesses = ["--draft", "gemma3-270m", "--draft-tokens", "2"]
-    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json", *guesses]) == 0
+    arguments = ["--topology", "v5e:1x1", *ARGUMENTS[2:]]
+    guesses = ["--draft", "gemma3-270m", "--draft-tokens", "4"]
+    assert main(["plan", "gemma3-4b", *arguments, "--quick", "--json", *guesses]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["draft"], plan["draft_tokens"]) == ("gemma3-270m", 2)
-    draft = compiled("v5e:2x2", (1, 4), 4)[0].replace(config=DRAFT).deployment.memory
+    assert (plan["draft"], plan["draft_tokens"]) == ("gemma3-270m", 4)
+    draft = compiled("v5e:1x1", (1, 1), 4, ())[0].replace(config=DRAFT).deployment.memory
     ring = draft.local_cache * (512 + 128) // 512  # a register more, for guesses that are wrong
     assert plan["memory"]["draft"] == draft.weights + draft.global_cache + ring
     step, *_, plain = [*plan["predictions"], plan["plain_step"]]
-    assert (step["what"], plain["what"]) == ("decode step of 3 tokens, 4 rows", "decode step of 1 token, 4 rows")
+    assert (step["what"], plain["what"]) == ("decode step of 5 tokens, 4 rows", "decode step of 1 token, 4 rows")
     assert plan["step_ratio"] == step["compiler_seconds"] / plain["compiler_seconds"] > 1
-    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", *guesses]) == 0
+    assert main(["plan", "gemma3-4b", *arguments, "--quick", *guesses]) == 0
     text = capsys.readouterr().out
     ratio = (
         f"{step['roofline_seconds'] / plain['roofline_seconds']:.2f} (roofline), {plan['step_ratio']:.2f} (compiler)"
     )
-    for wanted in ("draft model", "2 tokens guessed by gemma3-270m", f"3 tokens / one of 1 token: {ratio}"):
+    for wanted in ("draft model", "4 tokens guessed by gemma3-270m", f"5 tokens / one of 1 token: {ratio}"):
         assert wanted in text
-    assert main(["plan", "gemma3-4b", *ARGUMENTS, "--quick", "--json"]) == 0
+    assert main(["plan", "gemma3-4b", *arguments, "--quick", "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert (alone["draft"], alone["draft_tokens"], alone["plain_step"], alone["step_ratio"]) == (None, 0, None, None)
     assert alone["memory"]["draft"] == 0
