@@ -157,6 +157,7 @@ def test_two_checkpoints_side_by_side(browser: Browser) -> None:
         for question, loaded in (("What is 12 + 30?", "first"), ("What is 4 + 4?", "second")):  # which stays loaded
             assert checkpoints.loader.name == loaded
             visitor.begin(question)
+            expect(page.locator("article.user").last).to_contain_text(question)
             expect(pair).to_have_count(2)
             expect(pair.nth(0).locator(".state")).to_contain_text("token")
             expect(pair.nth(1).locator(".state")).to_contain_text("token")
@@ -166,6 +167,7 @@ def test_two_checkpoints_side_by_side(browser: Browser) -> None:
             assert checkpoints.loader.name != loaded
         page.locator(".second select").select_option("broken")
         visitor.begin("What is 5 + 5?")
+        expect(page.locator("article.user").last).to_contain_text("What is 5 + 5?")
         expect(pair.nth(0).locator(".state")).to_contain_text("token")
         expect(pair.nth(1).locator(".state")).to_contain_text("broken: not a checkpoint")
         wait_for(lambda: checkpoints.loader.status.phase == "ready")  # what was there before
