@@ -161,7 +161,8 @@ def test_two_checkpoints_side_by_side(browser: Browser) -> None:
             expect(pair).to_have_count(2)
             expect(pair.nth(0).locator(".state")).to_contain_text("token")
             expect(pair.nth(1).locator(".state")).to_contain_text("token")
-            answers = [message for message in visitor.stored("messages") if message["role"] == "assistant"][-2:]
+            stored = sorted(visitor.stored("messages"), key=lambda message: message["created"])
+            answers = [message for message in stored if message["role"] == "assistant"][-2:]
             assert sorted(answer["checkpoint"] for answer in answers) == ["first", "second"]
             expect(page.locator(".pair .differs").nth(0)).to_contain_text("Checkpoint first")
             assert checkpoints.loader.name != loaded

@@ -18,10 +18,11 @@ export async function claimTab() {
   const mine = stored() ?? randomId();
   const held = new Promise((resolve) => {
     if (!navigator.locks) return resolve(true); // where the origin is not secure
-    navigator.locks.request(`${KEY} ${mine}`, { ifAvailable: true }, (lock) => {
+    const hold = (lock) => {
       resolve(Boolean(lock));
       return lock && new Promise(() => {}); // as long as the tab is there
-    });
+    };
+    navigator.locks.request(`${KEY} ${mine}`, { ifAvailable: true }, hold).catch(() => resolve(true)); // forbidden
   });
   tab = (await held) ? mine : randomId();
   try {
@@ -123,9 +124,10 @@ export class Writing {
       }
     }
     // What one model has begun no other goes on with.
-    if (message.text && message.checkpoint && message.checkpoint !== page.status.checkpoint)
+    const now = checkpoint ?? page.status.checkpoint;
+    if (message.text && message.checkpoint && message.checkpoint !== now)
       throw new Problem(say("by_another", { checkpoint: message.checkpoint }), "refused");
-    message.checkpoint = page.status.checkpoint;
+    message.checkpoint = now;
   }
 
   // What is being written in the conversation that is shown.
