@@ -95,7 +95,15 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 // Fills `element` with `text`; again once formulas can be shown.
 // While it `grows` it is parsed as often as its length allows.
 export function renderMarkdown(element, text, grows = false) {
-  if (grows && performance.now() < (element.next ?? 0)) return;
+  const wait = grows ? (element.next ?? 0) - performance.now() : 0;
+  if (wait > 0) {
+    element.markdown = text;
+    element.later ??= setTimeout(() => {
+      element.later = null; // what came meanwhile is shown though nothing may follow
+      if (element.isConnected) renderMarkdown(element, element.markdown, true);
+    }, wait);
+    return;
+  }
   if (!temml && /\$|\\\[|\\\(/.test(text))
     loadTemml().then(() => element.isConnected && fill(element, element.markdown));
   element.markdown = text;
