@@ -131,4 +131,5 @@ def model(name: str) -> tuple[GemmaConfig, Quantization | None]:
 
 
 def _progress(what: str) -> None:
-    print(f"{what} …", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{what} …\n")  # as one: programs are compiled on several threads
+    sys.stderr.flush()
