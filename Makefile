@@ -1,7 +1,8 @@
 # make demo: serve the demo page.   make test: run the tests.   make check: lint, types and quick tests.
 # make notebooks, make pictures: make them anew.   make dist: a wheel and an sdist, in dist/.
 # make site: the documentation, in build/site.
-# make recording: run the demo checkpoint again for demo/static/webui_demo.html, with Chromium, on a machine with nothing else to do.
+# make recording: run the demo checkpoint again for demo/static/webui_demo.html; needs Chromium, and a machine with
+# nothing else to do.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -21,7 +21,7 @@ from demo.header import LOGO
 from demo.tab import examples
 from demo.texts import LANGUAGES, TEXTS
 from demo.theme import theme
-from demo.webui.chat import CHAT_RECORDING, chat_document, data_url, example_pictures
+from demo.webui.chat import CHAT_RECORDING, as_json, chat_document, data_url, example_pictures
 from demo.webui.settings import TABS, controls
 from gemma_tpu import Completion, LoadStatus, Timings, Usage
 
@@ -65,9 +65,7 @@ def build_page(recording: dict[str, Any], chat_recording: dict[str, Any]) -> str
         "style": _colours(styles) + styles,
         "script": script,
         "script_hashes": " ".join(_hash(one) for one in (script, *chat_scripts)),  # a frame has its page's policy
-        "data": json.dumps(
-            {**_data(recording), "chat": chat}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-        ).replace("<", "\\u003c"),
+        "data": as_json({**_data(recording), "chat": chat}),
         "icon": data_url(STATIC / "favicon.png"),
         "logo": LOGO,
         "needs_script": " ".join(TEXTS["needs_script"]),

@@ -23,6 +23,7 @@ _STATIC = HERE.parent / "chat_page" / "static"
 _LIBRARIES = ("vendor/marked.esm.js", "vendor/purify.es.mjs")
 _IMPORT = re.compile(r"""(\bfrom\s*|^import\s*)"\./([^"]+)";""", re.MULTILINE)
 _AS_IT_IS = " !\"$&'()*+,-./:;<=>?@[\\]^`{|}~"  # in a data URL; a line break is not
+_START = 'import "chat-page/main.js";'
 _DEMO = "http://127.0.0.1:7860/chat/"  # what *Reproduce* and links lead to
 
 
@@ -41,13 +42,13 @@ def chat_document(recorded: dict[str, Any]) -> tuple[str, list[str]]:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content">',
         f"<style>\n{(_STATIC / 'chat.css').read_text()}</style>",
-        *(f'<script id="{name}" type="application/json">{_json(value)}</script>' for name, value in data.items()),
+        *(f'<script id="{name}" type="application/json">{as_json(value)}</script>' for name, value in data.items()),
         f'<script type="importmap">{scripts[0]}</script>',
         f"<script>{replay}</script>",
-        '<script type="module">import "chat-page/main.js";</script>',
+        f'<script type="module">{_START}</script>',
         "</head>\n<body></body>\n</html>",
     ]
-    return "\n".join(parts), [*scripts, 'import "chat-page/main.js";']
+    return "\n".join(parts), [*scripts, _START]
 
 
 def example_pictures() -> dict[str, str]:
@@ -65,7 +66,8 @@ def _module(text: str) -> str:
     return f"data:text/javascript;charset=utf-8,{quote(text, safe=_AS_IT_IS)}"
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """For a <script>, which no text in it can end."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

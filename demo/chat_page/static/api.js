@@ -1,5 +1,7 @@
 // Requests to the server (../app.py): its OpenAI endpoints, and what this page asks besides.
 
+// The phases of a loader that is loading.
+export const BUSY = ["starting", "reading", "compiling"];
 export const SOFT = -1; // stands for a soft token of a picture
 const STREAM = { include_usage: true, continuous_usage_stats: true };
 const HEADERS = { "content-type": "application/json", "x-gemma-chat": "1" };

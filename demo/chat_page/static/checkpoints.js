@@ -1,9 +1,8 @@
 // Another checkpoint in the place of the one that is loaded.
 
-import { act, getStatus, Problem } from "./api.js";
+import { act, BUSY, getStatus, Problem } from "./api.js";
 import { language, say } from "./words.js";
 
-const BUSY = ["starting", "reading", "compiling"];
 const LOOK = 500; // milliseconds between two looks at a load
 
 const busy = (occupancy) => Boolean(occupancy && occupancy.running + occupancy.waiting);

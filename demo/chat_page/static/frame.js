@@ -1,12 +1,12 @@
 // The frame of the page: bar, conversation, prompt, drawers, notices. It knows no conversation.
 
+import { BUSY } from "./api.js";
 import { icon, iconButton, make } from "./dom.js";
 import { meter } from "./inside.js";
 import { showShortcuts } from "./shortcuts.js";
 import { count, DATA, exampleUrl, framed, language, LANGUAGES, onLanguage, say, setLanguage } from "./words.js";
 
 const NEAR = 80; // pixels from the end within which the page follows an answer
-const BUSY = ["starting", "reading", "compiling"];
 
 export class Frame {
   // `panels`: name → what the drawer of that name shows, {element, show()}. `events`: model() for a press on the model's

@@ -1,10 +1,8 @@
 // The dialog about the model: what it is, how far its loading is, and, where visitors may, another in its place.
 
-import { act } from "./api.js";
+import { act, BUSY } from "./api.js";
 import { make } from "./dom.js";
 import { language, say } from "./words.js";
-
-const BUSY = ["starting", "reading", "compiling"];
 
 export class ModelDialog {
   // `changed(status)` is told what the server said.
