@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,19 @@ def writable(folder: Path) -> Path:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise OSError(f"{folder} cannot be written: {_REMEDY}")
     return folder
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file of a cache: another process finds all of it or none. OSError if it cannot be written."""
+    writable(path.parent).mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def hub_cache(name: str, *variables: str) -> Path | None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import xla_flags
@@ -83,13 +84,23 @@ def pytest_collection_finish() -> None:
 def _how_programs_are_compiled(request: pytest.FixtureRequest) -> None:
     """Without optimisation where they take longer to compile than to run.
 
-    The tests of the planner read what the compiler says, which a cache does not keep.
+    The tests of the planner read what the compiler says, which a cache does not keep; those of executables are about
+    what was compiled.
     """
     name = request.path.stem
     planner = name.startswith("test_plan")
     jax.config.update("jax_disable_most_optimizations", not planner and name not in _RUN_LONG)
-    jax.config.update("jax_enable_compilation_cache", not planner)
+    jax.config.update("jax_enable_compilation_cache", not planner and name != "test_executables")
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _executables_are_not_kept() -> Iterator[None]:
+    """They are found by what the files say, which a test that replaces a part of a module does not change."""
+    from gemma_tpu.engine import executables
+
+    with mock.patch.object(executables, "of_deployment", return_value=None):
+        yield
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def told(self, lowered):
         ending.wait()
     if self.wanted:
         print("compiles", flush=True)
-    compile_one(self, lowered)
+    return compile_one(self, lowered)
 ahead._AT_ONCE, ahead._Compiler._compile = 1, told
 model = gemma_tpu.load(sys.argv[1], max_context=84, compile_ahead=True, progress=False)
 while len(seen[0]._known) < 8:
@@ -193,25 +193,25 @@ def test_what_cannot_be_compiled_is_said_by_warm_up(checkpoint: Path, monkeypatc
 
 def test_a_request_waits_for_the_programs_that_it_needs(checkpoint: Path, monkeypatch) -> None:
     """One whose turn has not come is compiled by the request's own thread."""
-    compile_one, wait_for, begun = Compiler._compile, Ahead.wait_for, list[int]()
+    compile_one, find, begun = Compiler._compile, Ahead.compiled, list[int]()
     reached, asked = threading.Event(), threading.Event()
 
-    def slowly(self, lowered) -> None:
+    def slowly(self, lowered) -> Any:
         begun.append(1)
         if len(begun) == 5:  # a state, masks, decode steps of all rows, counts, decode steps of one
             reached.set()
             asked.wait(20)
-        compile_one(self, lowered)
+        return compile_one(self, lowered)
 
-    def ask(self, program, *args) -> None:
+    def ask(self, program, *args) -> Any:
         if program is programs.decode:
             reached.wait(60)
             asked.set()
-        wait_for(self, program, *args)
+        return find(self, program, *args)
 
     monkeypatch.setattr(engine_ahead, "_AT_ONCE", 1)
     monkeypatch.setattr(Compiler, "_compile", slowly)
-    monkeypatch.setattr(Ahead, "wait_for", ask)
+    monkeypatch.setattr(Ahead, "compiled", ask)
     with compiled() as found, gemma_tpu.load(checkpoint, max_context=84, compile_ahead=True, progress=False) as model:
         assert len(run(model.engine.submit(prompt(5), (), NO_STOP))) == 20
         model.warmup()

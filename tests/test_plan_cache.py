@@ -13,6 +13,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler, which exists for Linux o
 
 from plan_samples import CONTEXT, DRAFT, SMALL, compile_once
 
+from gemma_tpu import environment, fingerprint
 from gemma_tpu.plan import compilation_cache, report
 from gemma_tpu.plan import compiled as plan_compiled
 from gemma_tpu.plan.chips import parse_slice
@@ -123,7 +124,7 @@ def test_whatever_the_program_depends_on_is_compiled_for_itself(
     assert not changes_the_key()
     monkeypatch.setattr(compilation_cache, "versions", lambda: {"jax": "9.9", "libtpu": "9.9"})
     assert changes_the_key()
-    monkeypatch.setattr(compilation_cache, "_sources", lambda: "edited")
+    monkeypatch.setattr(fingerprint, "sources", lambda: "edited")
     assert changes_the_key()
     library = folder / "libtpu.so"  # another build in the same place
     monkeypatch.setenv("TPU_LIBRARY_PATH", str(library))
@@ -144,7 +145,7 @@ def test_whatever_the_program_depends_on_is_compiled_for_itself(
 def test_an_edited_source_is_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plan").mkdir()
     (tmp_path / "model.py").write_text("x = 1")
-    monkeypatch.setattr(compilation_cache, "__file__", str(tmp_path / "plan" / "compilation_cache.py"))
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "fingerprint.py"))
     digests = set()
     for change in (
         lambda: None,
@@ -153,7 +154,7 @@ def test_an_edited_source_is_another_package(tmp_path: Path, monkeypatch: pytest
         lambda: (tmp_path / "model.py").rename(tmp_path / "models.py"),
     ):
         change()
-        digests.add(compilation_cache._sources.__wrapped__())
+        digests.add(fingerprint.sources.__wrapped__())
     assert len(digests) == 4
 
 
@@ -175,7 +176,7 @@ def test_what_cannot_be_kept_is_said_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compilation_cache.json, "dump", full)
+        patched.setattr(environment.os, "replace", full)
         with pytest.warns(RuntimeWarning, match="not kept for the next plan: .*No space left"):
             assert [program.name for program in compile_cached(target, ["decode"])] == ["decode"]
     assert list(folder.iterdir()) == []

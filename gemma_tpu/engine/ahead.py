@@ -1,4 +1,7 @@
-"""Compiles a model's programs from the shapes of their arguments: several at a time, and while its weights are read."""
+"""Compiles a model's programs from the shapes of their arguments: several at a time, and while its weights are read.
+
+What an earlier process compiled is taken from the disk instead (gemma_tpu.engine.executables).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.devices import free_memory
+from gemma_tpu.engine import executables
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.step import Step
 from gemma_tpu.engine.warmup import warmup_steps
@@ -27,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _THREAD = "gemma-compile"
 _AT_ONCE = 8  # programs; about ten take long
 _MEMORY = 4 << 30  # bytes of the host that one of them may need
+_Make = Callable[["Future[Any]"], None]  # puts what is to be called there
 
 
 class _Shape(jax.ShapeDtypeStruct):
@@ -37,19 +42,20 @@ class _Shape(jax.ShapeDtypeStruct):
 
 
 class _Compiler(Runner):
-    """Has `work` compile what a runner would call. jax finds it again for a call with arguments of the same shapes.
+    """Has `work` compile what a runner would call, which finds it by the shapes of its arguments.
 
     Tracing and lowering hold Python's lock, so the caller's thread does that.
     """
 
     def __init__(self, deployment: Deployment, params: Params, *, max_steps: int) -> None:
         super().__init__(deployment, params, max_steps=max_steps)
-        self._known = dict[Any, tuple[Future[None], Any]]()
-        self._left = queue.SimpleQueue[tuple[Future[None], Any] | None]()
-        self._called: list[Future[None]] = []
+        self._kept = executables.of_deployment(deployment)
+        self._known = dict[Any, tuple[Future[Any], Any]]()
+        self._left = queue.SimpleQueue[tuple[Future[Any], _Make] | None]()
+        self._called: list[Future[Any]] = []
         self.stopped = False
 
-    def begin(self, step: Step) -> list[Future[None]]:
+    def begin(self, step: Step) -> list[Future[Any]]:
         """Those of the programs that a step calls."""
         self._called = []
         self.run(step)
@@ -59,17 +65,17 @@ class _Compiler(Runner):
     def wanted(self) -> bool:
         return not self.stopped and threading.main_thread().is_alive()
 
-    def begun(self, program: Any, args: Any, static: dict[str, Any]) -> Future[None] | None:
-        """None for a program that has not been begun with."""
+    def begun(self, program: Any, args: Any, static: dict[str, Any]) -> Future[Any] | None:
+        """Of what is to be called with `args`, or None where that failed. None for what has not been begun with."""
         known = self._known.get(_key(program, args, static))
         return known and known[0]
 
     def _call(self, program: Any, *args: Any, **static: Any) -> Any:
         key = _key(program, args, static)
         if key not in self._known:
-            lowered = program.lower(*args, **static)
-            self._known[key] = Future[None](), self._results(lowered.out_info)
-            self._left.put((self._known[key][0], lowered))
+            results, make = self._find(program, args, static) or self._lower(program, args, static)
+            self._known[key] = Future[Any](), results
+            self._left.put((self._known[key][0], make))
         compiled, results = self._known[key]
         self._called.append(compiled)
         return results
@@ -77,21 +83,62 @@ class _Compiler(Runner):
     def work(self) -> None:
         """Compiles one program after another, until `end` has been called as often as this."""
         while item := self._left.get():
-            future, lowered = item
+            future, make = item
             if future.set_running_or_notify_cancel():
-                self._compile(lowered)
-                future.set_result(None)
+                make(future) if self.wanted else future.set_result(None)
 
     def end(self) -> None:
         self._left.put(None)
 
-    def _compile(self, lowered: Any) -> None:
-        if not self.wanted:
-            return
+    def prune(self) -> None:
+        """What is on the disk, if it has become too much."""
+        if self._kept:
+            with contextlib.suppress(OSError):  # another process deletes as well
+                self._kept.prune()
+
+    def _find(self, *call: Any) -> tuple[Any, _Make] | None:
+        """As `_lower`, of a program that is on the disk."""
+        if not (store := self._kept) or not (kept := store.find(*call)):
+            return None
+
+        def load(future: Future[Any]) -> None:
+            try:
+                compiled = store.load(kept)
+            except Exception:  # XLA says what it was compiled for, and that is not here
+                _LOG.debug("%s cannot be loaded", kept.path, exc_info=True)
+                self._lower(*call)[1](future)
+            else:
+                future.set_result(compiled)
+
+        return self._results(kept.results), load
+
+    def _lower(self, program: Any, args: Any, static: dict[str, Any]) -> tuple[Any, _Make]:
+        """Shapes of what a program gives, and what compiles it."""
+        lowered = program.lower(*args, **static)
+        results = self._results(lowered.out_info)
+
+        def make(future: Future[Any]) -> None:
+            with executables.compiling() as anew:
+                compiled = self._compile(lowered)
+            future.set_result(compiled)
+            if compiled and anew():
+                self._keep(program, args, static, compiled, results)
+
+        return results, make
+
+    def _compile(self, lowered: Any) -> Any:
         try:
-            lowered.compile()
+            return lowered.compile()
         except Exception:  # raised again where the program is called
             _LOG.debug("compiling ahead failed", exc_info=True)
+            return None
+
+    def _keep(self, *one: Any) -> None:
+        if self._kept:
+            try:
+                self._kept.keep(*one)
+            except Exception:  # compiled again by the next process
+                _LOG.debug("not kept: %s", one[0], exc_info=True)
 
     def _results(self, shapes: Any) -> Any:
         """Every program leaves the state where it is, and all else whole on each device."""
@@ -110,7 +157,8 @@ def _placed(x: Any, where: Any) -> _Shape:
 
 
 def _key(program: Any, args: Any, static: dict[str, Any]) -> Any:
-    leaves, structure = jax.tree.flatten(args)
+    # At every call of a program. Parameters and a state always have the same shapes.
+    leaves, structure = jax.tree.flatten([x for x in args if not isinstance(x, (dict, State))])
     return program, structure, tuple(map(_seen_by_jit, leaves)), tuple(static.items())
 
 
@@ -142,7 +190,7 @@ class Ahead:
         at_once = min(_AT_ONCE, os.cpu_count() or 1, (free_memory() or _AT_ONCE * _MEMORY) // _MEMORY)
         self._compiler = _Compiler(deployment, params, max_steps=steps_per_call)
         steps = [step for _, step in warmup_steps(deployment, deployment.calls(batch_always))]
-        self._begun: list[Future[list[Future[None]]]] = [Future() for _ in steps]
+        self._begun: list[Future[list[Future[Any]]]] = [Future() for _ in steps]
         # No daemons, whoever loads: a loader's thread is one. No pool either: Python empties its queue before it ends.
         workers = [
             threading.Thread(target=self._compiler.work, name=f"{_THREAD}_{i}", daemon=False)
@@ -155,16 +203,16 @@ class Ahead:
     def wait(self, number: int) -> None:
         """Until this step is compiled, or never will be."""
         for program in self._begun[number].result():
-            with contextlib.suppress(CancelledError):  # see `wait_for`
+            with contextlib.suppress(CancelledError):  # see `compiled`
                 program.result()
 
-    def wait_for(self, program: Any, args: Any, static: dict[str, Any]) -> None:
-        """Until a program that is being compiled for such arguments is: its caller would compile it once more.
+    def compiled(self, program: Any, args: Any, static: dict[str, Any]) -> Callable[..., Any] | None:
+        """A program for such arguments, to be called with `args` alone, once it is compiled if it is being so.
 
-        One that is yet to be compiled is left to the caller, who need not wait for those before it.
+        None for one that is yet to be compiled, which is left to the caller, who need not wait for those before it.
         """
-        if self._thread.is_alive() and (begun := self._compiler.begun(program, args, static)) and not begun.cancel():
-            begun.result()
+        begun = self._compiler.begun(program, args, static)
+        return None if begun is None or begun.cancel() else begun.result()
 
     def stop(self) -> None:
         """After the programs that are being compiled."""
@@ -187,6 +235,7 @@ class Ahead:
                 self._compiler.end()
             for worker in workers:
                 worker.join()
+            self._compiler.prune()
 
 
 def compiler(deployment: Deployment, params: Params, **options: Any) -> Callable[[], Ahead | None]:

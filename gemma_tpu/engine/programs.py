@@ -34,7 +34,7 @@ from gemma_tpu.options import NO_TOKEN
 _SCORED = 64  # positions whose logits `score` has at once: 67 MB over the vocabulary of the released models
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("deployment",))
 def init_state(deployment: Deployment) -> State:
     """An empty state, made in place on the mesh."""
     return pin(deployment.empty_state(), deployment)
@@ -85,7 +85,7 @@ def stack(images: tuple[Float[Array, "soft D"], ...], *, deployment: Deployment)
     return on_all(jnp.stack(images), deployment)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("deployment",))
 def blank_image(deployment: Deployment) -> Float[Array, "soft D"]:
     """Soft tokens of no image, to fill `stack` up to a known size."""
     shape = deployment.num_soft_tokens, deployment.config.embed_dim

@@ -41,16 +41,16 @@ class Runner:
         self._deployment, self._max_steps = deployment, max_steps
         self._static = {"deployment": deployment.text}
         self._state: State | None = None
-        self.ahead: Any = None  # what compiles the programs meanwhile, if anything does: an `Ahead`
+        self.ahead: Any = None  # what compiled or is compiling the programs, if anything does: an `Ahead`
 
     @in_32_bits
     def reset(self) -> None:
         """An empty state in the place of the old one, and no image known."""
         self._free_state()
-        self._state = self._call(programs.init_state, self._deployment.text)
+        self._state = self._call(programs.init_state, **self._static)
         self._soft_tokens: dict[bytes, jax.Array] = {}
         if self._deployment.config.vision:
-            self._blank = self._call(programs.blank_image, self._deployment)
+            self._blank = self._call(programs.blank_image, deployment=self._deployment)
 
     @in_32_bits
     def run(self, step: Step) -> Drawn | None:
@@ -179,8 +179,8 @@ class Runner:
     # The calls of a step.
 
     def _call(self, program: Any, *args: Any, **static: Any) -> Any:
-        if self.ahead:
-            self.ahead.wait_for(program, args, static)
+        if self.ahead and (compiled := self.ahead.compiled(program, args, static)):
+            return compiled(*args)
         return program(*args, **static)
 
     def _encode(self, images: Encode) -> None:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-
-from gemma_tpu.environment import cache_dir, writable
+from gemma_tpu import fingerprint
+from gemma_tpu.environment import cache_dir, write_whole
 from gemma_tpu.plan.compiled import PROGRAMS, Program, Progress, Target, compile_programs, no_progress, versions
 from gemma_tpu.plan.hlo import Collective
 
 # Two at a time: the compiler keeps little more than a core busy with one, and takes a GB or two for it.
 _COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 _ENCODE = ("config", "mesh", "dtype", "quantization")  # of a deployment, all that the vision tower's program looks at
-_ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "TPU_LIBRARY_PATH")
 
 
 def compile_cached(target: Target, names: Sequence[str] = PROGRAMS, progress: Progress = no_progress) -> list[Program]:
@@ -74,22 +68,8 @@ def _key(target: Target, name: str) -> str:
     fields = _ENCODE if name == "encode" else [field.name for field in dataclasses.fields(deployment)]
     sizes = {field: getattr(deployment, field) for field in fields}
     sizes["mesh"] = target.mesh_shape
-    flags: list[object] = [os.environ.get(flag) for flag in _ENVIRONMENT]
-    with contextlib.suppress(KeyError, OSError):  # a compiler named by its path says no version
-        library = os.stat(os.environ["TPU_LIBRARY_PATH"])
-        flags += [library.st_size, library.st_mtime_ns]
-    flags += [getattr(jax.config, name) for name in ("jax_default_matmul_precision", "jax_enable_x64")]
-    flags += [jax.config.read("jax_disable_most_optimizations")]
-    return hashlib.sha256(repr((name, target.where, sizes, flags, versions(), _sources())).encode()).hexdigest()
-
-
-@functools.cache
-def _sources() -> str:
-    """A digest of this package."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
-    return digest.hexdigest()
+    made_by = fingerprint.flags(), versions(), fingerprint.sources()
+    return hashlib.sha256(repr((name, target.where, sizes, made_by)).encode()).hexdigest()
 
 
 def _path(key: str) -> Path:
@@ -106,17 +86,8 @@ def _read(key: str) -> Program | None:
 
 
 def _write(key: str, program: Program) -> None:
-    path = _path(key)
-    writable(path.parent).mkdir(parents=True, exist_ok=True)
     said = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     del said["hlo"], said["kept"]
     if program.collectives is not None:
         said["collectives"] = [dataclasses.astuple(one) for one in program.collectives]
-    handle, part = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(said, file)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    write_whole(_path(key), json.dumps(said).encode())
