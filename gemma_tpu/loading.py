@@ -29,7 +29,7 @@ from gemma_tpu.checkpoint import (
 from gemma_tpu.checks import as_path, brief, check_flag, check_progress
 from gemma_tpu.config import GemmaConfig, as_config
 from gemma_tpu.deployment import Deployment, check_draft
-from gemma_tpu.devices import choose_dtype, device_capacity
+from gemma_tpu.devices import choose_dtype, device_capacity, wake
 from gemma_tpu.distributed.processes import everywhere, require_same
 from gemma_tpu.engine.ahead import compiling_ahead
 from gemma_tpu.model import Params, as_draft
@@ -259,6 +259,7 @@ def deploy(
         mesh = make_mesh(config, devices.shape, list(devices.flat))
     if max_rows % (copies := mesh.shape["data"]):
         raise ValueError(f"max_rows {max_rows} must be a multiple of the {copies} copies of the model in this mesh")
+    wake(mesh)
     check_draft(draft, config)
     more = {"cache_tokens": cache_tokens, "stored_prefixes": stored_prefixes}
     more |= {"draft_tokens": draft_tokens, "draft": draft, "quantization": quantization}

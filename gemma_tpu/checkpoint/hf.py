@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import operator
 import os
 import warnings
@@ -56,9 +57,9 @@ class SafetensorsArray(Leaf):
             around[axis] = part
             if part.stop - part.start > 1:
                 break
-        strides = [int(np.prod(self.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(self.shape))]
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         start = sum(part.start * stride for part, stride in zip(around, strides, strict=True))
-        count = int(np.prod(slices.box_shape(tuple(around)), dtype=np.int64))
+        count = math.prod(slices.box_shape(tuple(around)))
         first = self.offset + start * self.dtype.itemsize
         return tuple(around), first, first + count * self.dtype.itemsize
 

@@ -300,7 +300,7 @@ def read_blocks(array: LazyArray, box: Box, axis: int | None = None) -> Iterator
     count = math.ceil(math.prod(shape) * array.dtype.itemsize / BLOCK_BYTES)
     axes = range(len(shape)) if axis is None else [axis]
     # Blocks that cut a stored chunk each read all of it. Larger blocks cut fewer chunks; 25% of rereading is allowed.
-    max_cost = 1.25 * array.cost(box)
+    max_cost = 1.25 * array.cost(box) if count > 1 else 0
     while count > 1:
         for candidate in axes:
             if shape[candidate] < count:  # too few for blocks so small: another axis may do, or larger blocks

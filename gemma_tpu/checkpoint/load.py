@@ -32,6 +32,7 @@ GridOf = Callable[[str], Grid | None]
 _HOST_BYTES = 1 << 30
 # Host memory for what reading blocks of them takes beside that; a larger block is read alone.
 _BLOCKS_BYTES = 512 << 20
+_SMALL = 1 << 20  # bytes; to wait until the devices have a parameter takes longer than to get new memory for it
 _READERS = min(16, os.cpu_count() or 1)
 
 
@@ -149,7 +150,11 @@ class _Reader:
                     self._stop.set()
                     raise
 
-        futures = [self._pool.submit(read, block) for block in lazy.read_blocks(array, box)]
+        first, *more = lazy.read_blocks(array, box)
+        if not more:  # other parameters are read beside it
+            read(first)
+            return
+        futures = [self._pool.submit(read, block) for block in (first, *more)]
         _, others = wait(futures, return_when=FIRST_EXCEPTION)
         for future in others:
             future.cancel()
@@ -188,7 +193,7 @@ class _ReadPlan:
         )
         own = [self._whole_channels(box) for box, _ in shards]
         # Shards that cut across stored chunks or rows each read most of the file: read their union once instead.
-        read_union = sum(map(array.cost, own)) > 1.25 * array.cost(union)
+        read_union = len(own) > 1 and sum(map(array.cost, own)) > 1.25 * array.cost(union)
         self.reads: list[tuple[Box, list[_Shard]]]
         self.reads = (
             [(union, shards)] if read_union else [(box, [shard]) for box, shard in zip(own, shards, strict=True)]
@@ -215,7 +220,13 @@ class _ReadPlan:
         scales: list[jax.Array] = []
         try:
             for read_box, shards in self.reads:
-                with reader.buffers.lend(slices.box_shape(read_box), self._read_dtype) as values:
+                shape, dtype = slices.box_shape(read_box), self._read_dtype
+                if math.prod(shape) * dtype.itemsize <= _SMALL:
+                    values = np.empty(shape, dtype)
+                    reader.read(self.array, read_box, values)
+                    self._put(values, read_box, shards, parts, scales)
+                    continue
+                with reader.buffers.lend(shape, dtype) as values:
                     reader.read(self.array, read_box, values)
                     self._put(values, read_box, shards, parts, scales)
                     # The buffer is free once the devices have the values.
