@@ -3,8 +3,9 @@
     GEMMA_ENVIRONMENT/bin/python benchmarks/google_sampler.py < REQUEST
 
 The first line of REQUEST is JSON: config, dtype, checkpoint (null: random weights), context and new tokens. Each
-further one is a level: its batch size, and prompts as token ids. Prints a line of JSON for each: the batch that fits
-into memory (halved until it does), tokens and seconds. Every shape is compiled before it is timed.
+further one is a level: its batch size, prompts as token ids, and fewer new tokens if it is to have those. Prints a line
+of JSON for each: the batch that fits into memory (halved until it does), tokens and seconds. Every shape is compiled
+before it is timed.
 
 kauldron, which gemma imports for names of types and for shardings, takes tensorflow and an older jax; where it is not
 installed, a stand-in has those names, so that the sampler runs with the jax that there is.
@@ -95,7 +96,7 @@ def main():
                 for batch in {len(b) * 10**6 + bucket(max(map(len, b))): b for b in batches}.values():
                     answer(batch, 2)
                 begin = time.perf_counter()
-                tokens = sum(answer(batch, asked["new"]) for batch in batches)
+                tokens = sum(answer(batch, level.get("new", asked["new"])) for batch in batches)
                 break
             except theirs.jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):

@@ -138,7 +138,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "refused": ("The model cannot take this: {error}", "模型无法处理此输入：{error}"),
     "broke": ("The answer broke off: {error}", "回答中断：{error}"),
     "busy": (
-        "An answer is still being written. What you have typed stays here, to be sent after it.",
+        "An answer is still being written. What you have typed stays here: send it after that.",
         "正在生成回答。您输入的内容会保留，请在回答结束后发送。",
     ),
     # The page that replays recordings (demo/webui).
@@ -193,7 +193,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "unshowable": ("this browser cannot show it", "此浏览器无法显示"),
     "conversation": ("Conversation", "对话"),
-    "copy": ("Copy the answer", "复制回答"),
+    "copy": ("Copy", "复制"),
     "needs_script": ("This page needs JavaScript.", "本页面需要 JavaScript。"),
 }
 

@@ -48,6 +48,7 @@ def test_tokens_and_going_on_from_another(visitor: Visitor, chat_model: gemma_tp
     answer = visitor.ask(question, SHAPES)
     visitor.press("tokens")
     tokens = visitor.answers.locator(".token")
+    expect(tokens.first).to_be_visible()
     assert "".join(tokens.all_inner_texts()).strip() == answer
     expected = chat_model.generate(asked, logprobs=5)
     tokens.nth(2).click()

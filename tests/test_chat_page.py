@@ -184,6 +184,11 @@ def test_a_call_gets_its_result(visitor: Visitor, chat_model: gemma_tpu.Model) -
     call = visitor.page.locator(".call").first
     expect(call.locator("code")).to_have_text("now({})")
     visitor.ended()
+    visitor.press("reproduce")
+    programs = visitor.page.locator("dialog.programs")
+    expect(programs.locator("pre")).to_have_count(1)  # only the server holds an answer to a call
+    expect(programs.locator("pre")).to_contain_text('"tool_choice": "required"')
+    programs.locator(".close").click()
     visitor.page.click("[data-drawer=settings]")
     visitor.page.locator("[data-setting=must_call] input").uncheck()
     visitor.page.locator(".panel > header button").click()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
+import types
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from jax.sharding import Mesh
 from small_models import TEXT
 
 from gemma_tpu.config import CONFIGS
-from gemma_tpu.devices import attention_kernel, available_devices, choose_dtype, device_capacity
+from gemma_tpu.devices import attention_kernel, available_devices, choose_dtype, device_capacity, wake
 from gemma_tpu.loading import deploy, resolve_dtype
 from gemma_tpu.quantization import Quantization
 from gemma_tpu.sharding import AXES, make_mesh
@@ -166,3 +169,15 @@ def test_platforms_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(jax, "devices", devices)
         with pytest.raises(ValueError, match=rf"JAX_PLATFORMS=cpu: JAX finds no such device{reason}. Unset"):
             available_devices()
+
+
+def test_gpus_begin_to_reserve_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[int, object]] = []
+    monkeypatch.setattr(jax, "device_put", lambda x, device: put.append((x.nbytes, device)))
+    one, another = A100, H100
+    for devices in ((one, another), (CPU,), (V4,)):
+        wake(cast(Mesh, types.SimpleNamespace(local_devices=devices)))
+    for thread in threading.enumerate():
+        if thread.name == "gemma-wake":
+            thread.join()
+    assert sorted(put, key=lambda one: one[1] is another) == [(1, one), (1, another)]

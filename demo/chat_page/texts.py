@@ -115,7 +115,10 @@ _OWN: dict[str, tuple[str, str]] = {
     "no_camera": ("The camera cannot be used: {error}", "无法使用摄像头：{error}"),
     "picture_number": ("Picture {number}", "图片 {number}"),
     "picture_mark": ("[picture {number}]", "[图片 {number}]"),
-    "picture_gone": ("a picture that this browser has deleted", "浏览器已删除的图片"),
+    "picture_gone": (
+        "a picture that is not in this browser: deleted, or not part of a link",
+        "此浏览器中没有的图片：已删除，或不包含在链接中",
+    ),
     "insert": ("show it where the cursor is in the text", "放到光标所在的位置"),
     "remove": ("Remove", "移除"),
     "enlarge": ("Enlarge the picture", "放大图片"),

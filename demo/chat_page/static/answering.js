@@ -9,6 +9,7 @@ import { chatBody, countQuestions, isHeld } from "./request.js";
 const TOO_MUCH = /^context_length_exceeded|more than \d+ images/;
 const RETRY = [500, 1000, 2000, 4000]; // milliseconds between attempts to find the server again
 const encoder = new TextEncoder();
+const LEAST = 256; // tokens of a prompt whose time says something of each: shorter ones take as long
 let prefillRate = null; // seconds for a token of a prompt that was not in the cache, measured here
 
 // `prepare` is awaited before the server is asked, also once more after a lost connection.
@@ -21,12 +22,14 @@ export async function write(message, path, settings, { signal, update, prepare }
   message.prefix ??= message.text.length;
   message.forgotten ??= 0;
   let written = (message.written ?? 0) - dropUnfinished(message);
-  let first = null;
+  let first = null; // when the first piece came of what was asked for last
   let pieces = 0;
+  let from = written; // tokens before it
   update();
   for (;;) {
     const begun = message.text;
     const before = written;
+    [first, pieces, from] = [null, 0, written];
     try {
       const left = { ...settings, max_tokens: settings.max_tokens - written };
       if (left.max_tokens < 1) return finish("length");
@@ -46,7 +49,7 @@ export async function write(message, path, settings, { signal, update, prepare }
         if (choice.finish_reason) message.finish = choice.finish_reason;
       }
       const { prompt, cached } = message.usage;
-      if (first !== null && prompt - cached >= 32) prefillRate = (first - asked) / 1000 / (prompt - cached);
+      if (first !== null && prompt - cached >= LEAST) prefillRate = (first - asked) / 1000 / (prompt - cached);
       if (settings.pan_and_scan) message.usage.soft = await softTokens(body.messages, signal);
       message.saved = prefillRate === null || !cached ? null : prefillRate * cached;
       return finish(message.finish);
@@ -80,7 +83,7 @@ export async function write(message, path, settings, { signal, update, prepare }
 
   function count(usage, before) {
     message.written = written = before + usage.completion_tokens;
-    message.usage = { prompt: usage.prompt_tokens, cached: usage.prompt_tokens_details?.cached_tokens ?? 0 };
+    message.usage = { prompt: usage.prompt_tokens - before, cached: usage.prompt_tokens_details?.cached_tokens ?? 0 };
   }
 
   function take({ delta, logprobs }) {
@@ -105,7 +108,7 @@ export async function write(message, path, settings, { signal, update, prepare }
     message.seconds = (performance.now() - (started ?? performance.now())) / 1000;
     Object.assign(message, { state: "done", finish: reason, written });
     // What came in one or two pieces has no speed: it was there when the first of it came.
-    if (pieces > 2) message.speed = (written - 1) / ((performance.now() - first) / 1000);
+    if (pieces > 2) message.speed = (written - from - 1) / ((performance.now() - first) / 1000);
     update(true);
   }
 

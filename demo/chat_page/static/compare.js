@@ -51,7 +51,7 @@ export class Comparison {
     const input = ({ target }) => (this.values.system = target.value);
     const system = make("input", { value: this.values.system, on: { input } });
     const label = make("label", { class: "wide" }, say("system"), system);
-    this.element.replaceChildren(make("span", {}, say("second_answer")), ...fields, label, this.chooser());
+    this.element.replaceChildren(make("span", {}, say("second_answer")), ...fields, label, this.chooser() ?? "");
   }
 
   // The second answer's checkpoint, where there is a choice.

@@ -5,6 +5,7 @@ import { addFiles, MOST, takePicture } from "./media.js";
 import { thumbnail } from "./pictures.js";
 import { say } from "./words.js";
 
+const DOUBLE_CLICK = 500; // milliseconds
 const MARK = /\[(?:picture|图片) (\d+)\]/g; // where in the text a picture is shown
 
 export class Composer {
@@ -51,7 +52,8 @@ export class Composer {
         hidden: true,
         title: say("stop_answer"),
         "aria-label": say("stop_answer"),
-        on: { click: () => this.events.stop() },
+        // It takes the place of the button that sends: the second press of a double click stops nothing.
+        on: { click: () => performance.now() - this.busySince > DOUBLE_CLICK && this.events.stop() },
       },
       icon("stop"),
     );
@@ -96,6 +98,7 @@ export class Composer {
   }
 
   setBusy(busy) {
+    if (busy && !this.busy) this.busySince = performance.now();
     this.busy = busy;
     this.stopping.hidden = !busy;
     this.sending.hidden = busy;

@@ -4,7 +4,7 @@ import { download } from "./dom.js";
 import { defaultSettings } from "./settings.js";
 import { exported, imported, LINK, readLink } from "./share.js";
 import * as store from "./store.js";
-import { newConversation, textOf, Tree } from "./tree.js";
+import { newConversation, textOf, titleOf, Tree } from "./tree.js";
 import { say } from "./words.js";
 
 const DRAFT = 400; // milliseconds after the last letter until a draft is stored
@@ -81,7 +81,9 @@ export class Conversations {
   async list() {
     const current = this.page.tree.conversation.id;
     remember(current);
-    const conversations = (await store.all("conversations")).filter(({ leaf, title }) => leaf || title);
+    const conversations = (await store.all("conversations"))
+      .map((one) => ({ ...one, title: one.title || (one.id === current ? "" : draftTitle(one)) }))
+      .filter(({ leaf, title }) => leaf || title);
     this.page.sidebar.set(conversations, current, store.kept);
   }
 
@@ -179,4 +181,10 @@ function remember(id) {
   try {
     sessionStorage.setItem(CURRENT, id);
   } catch {} // storage may be forbidden
+}
+
+// The first words of what was typed into a conversation that nothing was asked in yet; empty without any.
+function draftTitle({ leaf, draft }) {
+  if (leaf || !(draft?.text || draft?.pictures.length)) return "";
+  return titleOf({ parts: [{ text: draft.text }] }) || say("untitled");
 }

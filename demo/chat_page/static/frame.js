@@ -21,6 +21,7 @@ export class Frame {
       { class: "log", role: "log", "aria-live": "off", tabIndex: 0, on: { scroll: () => this.scrolled() } },
       this.column,
     );
+    new ResizeObserver(() => this.scrollToEnd()).observe(this.column); // pictures get their height when they are loaded
     this.toEnd = iconButton("down", say("to_end"), () => this.scrollToEnd(true), { class: "to-end", hidden: true });
     this.note = make("div", { class: "note" });
     this.foot = make("div", { class: "context" });
@@ -91,7 +92,11 @@ export class Frame {
     const wanted = rows.length ? rows : [this.empty(status)];
     const same =
       wanted.length === this.column.children.length && wanted.every((row, i) => row === this.column.children[i]);
-    if (!same) this.column.replaceChildren(...wanted); // else what has the focus would lose it
+    if (same) return; // else what has the focus would lose it
+    const { scrollTop } = this.log;
+    this.column.replaceChildren(...wanted);
+    if (this.following) this.scrollToEnd();
+    else this.log.scrollTop = scrollTop; // an empty column has no other place than its top
   }
 
   empty(status) {
@@ -110,7 +115,7 @@ export class Frame {
     const pictures = (example.pictures ?? []).map((file) => make("img", { src: exampleUrl(file), alt: "" }));
     return make(
       "button",
-      { type: "button", class: "card", on: { click: () => this.events.example(example) } },
+      { type: "button", class: "card", on: { click: ({ detail }) => detail < 2 && this.events.example(example) } },
       pictures.length ? make("span", { class: "pictures" }, ...pictures) : "",
       make("span", {}, example[language]),
     );
@@ -144,6 +149,7 @@ export class Frame {
 
   // `kind`: "" for an error, "busy" or "quiet" for other news.
   notice(text, kind = "") {
+    this.said = text;
     const close = () => this.notice("");
     this.note.replaceChildren(
       ...(text
@@ -157,6 +163,11 @@ export class Frame {
           ]
         : []),
     );
+  }
+
+  keepAt(element, top) {
+    this.log.scrollTop += element.getBoundingClientRect().top - top;
+    this.scrolled();
   }
 
   scrolled() {

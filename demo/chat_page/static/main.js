@@ -114,6 +114,7 @@ class Page {
     if (first > 0) rows.splice(first, 0, make("p", { class: "divider" }, say("left_out")));
     this.frame.showRows(rows, this.status);
     this.composer.setBusy(this.writing.isBusy);
+    if (!this.writing.isBusy && this.frame.said === say("busy")) this.frame.notice("");
     this.showStatus();
     this.inside.show();
   }
@@ -140,8 +141,8 @@ class Page {
 
   // Two answers that were asked for together stand side by side while one of them is the last.
   rowOf(message) {
-    const pair = message === this.tree.leaf ? this.pairOf(message) : [message];
-    if (pair.length < 2) return this.viewOf(message);
+    if (!this.standsBeside(message)) return this.viewOf(message);
+    const pair = this.pairOf(message);
     const columns = pair.map((one) =>
       make(
         "div",
@@ -151,6 +152,11 @@ class Page {
       ),
     );
     return make("div", { class: "pair" }, ...columns);
+  }
+
+  standsBeside(message) {
+    const pair = this.pairOf(message);
+    return pair.length > 1 && pair.includes(this.tree.leaf);
   }
 
   pairOf(message) {
@@ -240,8 +246,10 @@ class Page {
     return this.tree.siblings(message);
   }
 
-  choose(message) {
+  // `top`: where on the screen the buttons were that asked for it, and those of the message shall be.
+  choose(message, top) {
     this.setLeaf(this.tree.deepest(message));
+    this.frame.keepAt(this.views.get(message.id).bar, top);
   }
 
   keep(message) {

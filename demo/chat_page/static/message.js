@@ -142,7 +142,7 @@ export class MessageView {
       );
       found.push(button("code", "reproduce", () => page.reproduce(message)));
       if (message === page.tree.leaf) found.push(button("undo", "undo", () => page.undo()));
-      if (message.pair)
+      if (page.standsBeside(message))
         found.push(
           make("button", { type: "button", class: "quiet keep", on: { click: () => page.keep(message) } }, say("keep")),
         );
@@ -154,7 +154,7 @@ export class MessageView {
     const all = this.page.siblings(this.message);
     if (all.length < 2) return null;
     const at = all.indexOf(this.message);
-    const go = (step) => this.page.choose(all[at + step]);
+    const go = (step) => this.page.choose(all[at + step], this.bar.getBoundingClientRect().top);
     const before = iconButton("left", say("version_before"), () => go(-1), { class: "small", disabled: at === 0 });
     const after = iconButton("right", say("version_after"), () => go(1), {
       class: "small",

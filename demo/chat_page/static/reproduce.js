@@ -71,14 +71,15 @@ async function withExtensions(files) {
   return names;
 }
 
-// Python, command line and curl for the answer `message` after `path`. `command` is null for what one command cannot ask.
+// Python, command line and curl for the answer `message` after `path`. `command` is null for what one command cannot ask, and
+// `python` for what only the server holds answers to.
 export function programs(checkpoint, path, message, names, address) {
   const { settings } = message;
   const { messages } = named(path, settings);
   const begun = message.text.slice(0, message.prefix ?? 0);
   const fields = toFields({ ...settings, probabilities: false });
   return {
-    python: pythonProgram(checkpoint, messages, begun, settings, fields, names),
+    python: fields.tool_choice ? null : pythonProgram(checkpoint, messages, begun, settings, fields, names),
     command: command(checkpoint, path, messages, begun, settings, fields, names),
     curl: curl(messages, begun, settings, fields, names, address),
   };
@@ -195,7 +196,7 @@ export async function showPrograms(checkpoint, whole, message, link) {
     make("header", {}, make("h2", {}, say("reproduce")), close),
     make("p", { class: "hint" }, say("reproduce_about")),
     ...(pictures.length ? [make("p", {}, say("reproduce_pictures"), " ", ...pictures)] : []),
-    block("Python", made.python),
+    ...(made.python ? [block("Python", made.python)] : []),
     ...(made.command ? [block(say("command_line"), made.command)] : []),
     block("curl", made.curl),
     make(
