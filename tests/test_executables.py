@@ -125,6 +125,22 @@ def test_what_is_damaged_is_compiled_again(folder: Path, lowered: list[str], con
     assert all(len(path.read_bytes()) > 1000 for path in files)
 
 
+def test_what_fails_ahead_keeps_no_request_waiting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled where it is called."""
+    deployment = deployment_on((1, 1))
+    expected = answers(deployment, finished(deployment))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("not for this machine")
+
+    lower = Compiler._lower
+    monkeypatch.setattr(Executables, "load", fail)
+    monkeypatch.setattr(
+        Compiler, "_lower", lambda self, *call: (lower if call[0] is programs.init_state else fail)(self, *call)
+    )
+    assert answers(deployment, finished(deployment)) == expected
+
+
 def test_a_folder_that_cannot_be_written_is_none(folder: Path) -> None:
     folder.write_text("a file")
     deployment = deployment_on((1, 1))

@@ -22,6 +22,7 @@ from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import STEPS_PER_CALL, Deployment
 from gemma_tpu.devices import free_memory
 from gemma_tpu.engine import executables
+from gemma_tpu.engine.forward import in_32_bits
 from gemma_tpu.engine.runner import Runner
 from gemma_tpu.engine.step import Step
 from gemma_tpu.engine.warmup import warmup_steps
@@ -84,8 +85,16 @@ class _Compiler(Runner):
         """Compiles one program after another, until `end` has been called as often as this."""
         while item := self._left.get():
             future, make = item
-            if future.set_running_or_notify_cancel():
-                make(future) if self.wanted else future.set_result(None)
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self.wanted:
+                    make(future)
+            except Exception:  # raised again where the program is called, or compiled again by the next process
+                _LOG.debug("not compiled ahead, or not kept", exc_info=True)
+            finally:
+                if not future.done():
+                    future.set_result(None)
 
     def end(self) -> None:
         self._left.put(None)
@@ -112,6 +121,7 @@ class _Compiler(Runner):
 
         return self._results(kept.results), load
 
+    @in_32_bits  # on a worker's thread too
     def _lower(self, program: Any, args: Any, static: dict[str, Any]) -> tuple[Any, _Make]:
         """Shapes of what a program gives, and what compiles it."""
         lowered = program.lower(*args, **static)
@@ -121,24 +131,13 @@ class _Compiler(Runner):
             with executables.compiling() as anew:
                 compiled = self._compile(lowered)
             future.set_result(compiled)
-            if compiled and anew():
-                self._keep(program, args, static, compiled, results)
+            if self._kept and anew():
+                self._kept.keep(program, args, static, compiled, results)
 
         return results, make
 
     def _compile(self, lowered: Any) -> Any:
-        try:
-            return lowered.compile()
-        except Exception:  # raised again where the program is called
-            _LOG.debug("compiling ahead failed", exc_info=True)
-            return None
-
-    def _keep(self, *one: Any) -> None:
-        if self._kept:
-            try:
-                self._kept.keep(*one)
-            except Exception:  # compiled again by the next process
-                _LOG.debug("not kept: %s", one[0], exc_info=True)
+        return lowered.compile()
 
     def _results(self, shapes: Any) -> Any:
         """Every program leaves the state where it is, and all else whole on each device."""
