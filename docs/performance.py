@@ -58,12 +58,12 @@ one row: the loop of `gm.text.Sampler` (gemma 3.3.0, also on jax 0.11.2) in the 
 
 NVIDIA H200, jax 0.11.2, a copy at 3,991 GB/s, cache 4096:
 
-| model | weights | rows | ms, greedy | tokens/s | of the floor | ms, Google's | × Google's |
-|---|---|---|---|---|---|---|---|
-| gemma3-4b | none | 1 | 3.17 | 315 | 62% | 4.28 | 1.35 |
-| gemma3-4b | none | 8 | 3.54 | 2,260 | 63% | 3.68 | 1.04 |
-| gemma3-4b | none | 32 | 4.69 | 6,826 | 66% | 8.24 | 1.76 |
-| gemma3-27b | none | 1 | 15.02 | 67 | 92% | 15.17 | 1.01 |
+| model, bfloat16 | rows | ms, greedy | tokens/s | of the floor | ms, Google's | × Google's |
+|---|---|---|---|---|---|---|
+| gemma3-4b | 1 | 3.17 | 315 | 62% | 4.28 | 1.35 |
+| gemma3-4b | 8 | 3.54 | 2,260 | 63% | 3.68 | 1.04 |
+| gemma3-4b | 32 | 4.69 | 6,826 | 66% | 8.24 | 1.76 |
+| gemma3-27b | 1 | 15.02 | 67 | 92% | 15.17 | 1.01 |
 
 An H200 reads its memory faster than an H100 and starts kernels no faster, so that a small model is further from the
 floor.

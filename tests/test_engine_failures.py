@@ -142,9 +142,9 @@ def test_after_a_failed_program_one_state_takes_the_place_of_the_other(
             real(*args, **kwargs)
         raise jax.errors.JaxRuntimeError("INTERNAL: the program failed")
 
-    def build(*args):
+    def build(**static):
         alive.append(len(_caches()) - before)
-        return init(*args)
+        return init(**static)
 
     errors = []
     try:
@@ -243,7 +243,7 @@ class Own(BaseException):
 
 @pytest.mark.parametrize("where", ["init_state", "blank_image"])
 def test_too_little_memory_for_the_state_is_explained(where: str, monkeypatch) -> None:
-    def fail(*_):
+    def fail(**_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore lines")
 
     monkeypatch.setattr(programs, where, fail)

@@ -62,11 +62,11 @@ export class Conversations {
     const { tree, composer } = this.page;
     const { conversation } = tree;
     // What another page of this browser has typed into the same conversation stays, unless something is typed here.
-    const stored = this.typed ? null : await store.get("conversations", conversation.id);
+    const stored = await store.get("conversations", conversation.id);
     conversation.changed = Date.now();
-    conversation.draft = stored?.draft ?? composer.draft;
+    conversation.draft = (this.typed ? null : stored?.draft) ?? composer.draft;
     const { text, pictures } = conversation.draft;
-    if (conversation.leaf || text || pictures.length || conversation.settings) {
+    if (stored || conversation.leaf || text || pictures.length || conversation.settings) {
       await store.put("conversations", { ...conversation });
     }
     this.list();
