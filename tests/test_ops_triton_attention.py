@@ -19,7 +19,7 @@ from test_programs import read_and_decode
 
 from gemma_tpu.engine.device_program import DeviceProgram
 from gemma_tpu.engine.programs import decode, prefill
-from gemma_tpu.ops import triton_attention
+from gemma_tpu.ops import norms, triton_attention
 from gemma_tpu.ops.attention import Part, finish
 from gemma_tpu.ops.int8 import Int8, to_int8
 from gemma_tpu.ops.masks import attend, attention_mask, by_head
@@ -32,6 +32,8 @@ share = jax.jit(_shares, static_argnums=1)
 @pytest.fixture
 def in_kernels(monkeypatch: pytest.MonkeyPatch, fresh_traces: None) -> None:
     """What a Hopper GPU runs, with blocks so small that a window has several."""
+    monkeypatch.setattr(norms, "runs_triton", lambda mesh: True)
+    monkeypatch.setattr(norms, "_in_kernel", functools.partial(norms._in_kernel, interpret=True))
     monkeypatch.setattr(triton_attention, "fits", lambda mesh, head_dim: True)
     monkeypatch.setattr(triton_attention, "look_by_block", functools.partial(look_by_block, interpret=True))
     monkeypatch.setattr(triton_attention, "BLOCK", 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
 from gemma_tpu.cache.layer import Pages
 from gemma_tpu.cache.state import RowParams, State
+from gemma_tpu.config import GemmaConfig
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.device_program import device_program
 from gemma_tpu.engine.draw import draw, nothing_drawn
@@ -56,17 +58,18 @@ def finite(logits: Float[Array, "*batch V"]) -> Bool[Array, "*batch"]:
     return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
-def model_in_step(model: Transformer, params: Params, deployment: Deployment, i: Int[Array, ""]) -> Transformer:
-    """The model for turn `i` of a loop, of `params`.
+def model_in_loop(config: GemmaConfig, params: Params, platform: str) -> Callable[[Int[Array, ""]], Transformer]:
+    """The decoder for each turn of a loop, by the turn's number.
 
-    XLA for GPUs would convert each norm's scale to float32 before the loop, in a kernel of its own: 137 of 4B at every
-    call. So there they seem to be others at each turn.
+    Norms compute in float32. XLA for TPUs and CPUs would convert their scales at each turn, and is given them converted
+    before the loop. For GPUs a conversion is part of the kernel that needs it, unless XLA moves it out of the loop,
+    where it is a kernel of its own: 137 of 4B at every call. So there the scales seem to be others at each turn.
     """
-    if deployment.platform != "gpu":
-        return model
-    norms = {name: x for name, x in params.items() if x.shape == (deployment.config.embed_dim,)}
-    norms, _ = jax.lax.optimization_barrier((norms, i))
-    return text_model(deployment.config, params | norms)
+    scales: dict[str, Any] = {name: x for name, x in params.items() if name.endswith("norm.scale")}
+    if platform != "gpu":
+        model = text_model(config, {**params, **jax.tree.map(lambda x: x.astype(jnp.float32), scales)})
+        return lambda i: model
+    return lambda i: text_model(config, {**params, **jax.lax.optimization_barrier((scales, i))[0]})
 
 
 @functools.partial(jax.jit, static_argnames=("deployment",))
@@ -282,11 +285,11 @@ def decode(
     picked = state if rows is None else state.take(rows)
     B = picked.length.shape[0]
     pad, unpad = row_padding(B, deployment.mesh)
-    model, row_params = text_model(deployment.config, params), picked.row_params
+    model, row_params = model_in_loop(deployment.config, params, deployment.platform), picked.row_params
 
     def step(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
         i, row, drawn = carry
-        model_now = model_in_step(model, params, deployment, i)
+        model_now = model(i)
         active = (i < steps) & (row.remaining > 0)
         position = row.length[:, None]
         cache = row.cache

@@ -20,9 +20,9 @@ from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
 from gemma_tpu.engine.device_program import device_program
 from gemma_tpu.engine.draw import draw, nothing_drawn, sampled
-from gemma_tpu.engine.programs import finite, model_in_step, on_all, pin
+from gemma_tpu.engine.programs import finite, model_in_loop, on_all, pin
 from gemma_tpu.engine.step import NOT_FINITE, Drawn
-from gemma_tpu.model import Params, draft_params, text_model
+from gemma_tpu.model import Params, draft_params
 from gemma_tpu.ops.attention import own_keys
 from gemma_tpu.ops.logits import last_tokens
 from gemma_tpu.ops.rows import row_padding
@@ -62,7 +62,7 @@ def _drafted(
     """Up to `most` tokens by the draft model, one after another; its cache then holds them too."""
     config, V, mesh = deployment.draft, deployment.config.vocab_size, deployment.mesh
     assert config is not None
-    model = text_model(config, draft_params(params))
+    model = model_in_loop(config, draft_params(params), deployment.platform)
     B = len(most)
     pad, unpad = row_padding(B, mesh)
 
@@ -78,10 +78,11 @@ def _drafted(
             return pad(encoded)
 
         known = jnp.where(token < config.vocab_size, token, NO_TOKEN)
-        x = model(model.embed(pad(known[:, None]), mesh=mesh), pad(at[:, None]), attend_layer, mesh=mesh)
+        model_now = model(i)
+        x = model_now(model_now.embed(pad(known[:, None]), mesh=mesh), pad(at[:, None]), attend_layer, mesh=mesh)
 
         def next_token() -> jax.Array:
-            logits = unpad(model.embedder.decode(x))[..., :V]
+            logits = unpad(model_now.embedder.decode(x))[..., :V]
             missing = ((0, 0), (0, 0), (0, V - logits.shape[2]))
             logits = jnp.pad(logits, missing, constant_values=-jnp.inf)
             return sampled(logits, at[:, None] + 1, active, row.row_params)[:, 0]
@@ -114,7 +115,7 @@ def decode(
     picked = state if rows is None else state.take(rows)
     B, T, mesh = picked.length.shape[0], 1 + deployment.draft_tokens, deployment.mesh
     pad, unpad = row_padding(B, mesh, T)
-    model, row_params = text_model(deployment.config, params), picked.row_params
+    model, row_params = model_in_loop(deployment.config, params, deployment.platform), picked.row_params
     row_ids, size, nth = jnp.arange(B), max_steps * T, jnp.arange(T)
 
     def guess(row: State, active: jax.Array) -> tuple[jax.Array, State]:
@@ -130,7 +131,7 @@ def decode(
 
     def step(carry: Carry) -> Carry:
         i, row, drawn, made = carry
-        model_now = model_in_step(model, params, deployment, i)
+        model_now = model(i)
         active = (i < steps) & (row.remaining > 0)
         guesses, row = guess(row, active)
         fed = jnp.concatenate([row.last[:, None], guesses], axis=1)

@@ -8,10 +8,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import GemmaConfig
-from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope, rms_norm
+from gemma_tpu.model.layers import RMSNorm, Rope, apply_rope
 from gemma_tpu.model.linear import as_matrix, contract
 from gemma_tpu.ops.attention import FEW
 from gemma_tpu.ops.masks import KeyValues, Queries
+from gemma_tpu.ops.norms import rms_norm
 from gemma_tpu.sharding import constrain
 
 

@@ -12,28 +12,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.model.linear import contract, lookup
+from gemma_tpu.ops.norms import rms_norm
 
-NORM_EPS = 1e-6
 _ROPE_BLOCK = 256  # positions are split as block * 256 + offset, so that the tables stay small
 _ROPE_BLOCKS = 512  # 512 * 256 = 131,072 positions, the longest context of any Gemma 3
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale) over the last axis, in float32 (gemma: gm/nn/_layers.py)."""
+    """The scale of an `rms_norm`."""
 
     def __init__(self, dim: int) -> None:
         self.scale = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return rms_norm(x, self.scale[...])
-
-
-def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, "*some dim"]) -> Float[Array, "*batch dim"]:
-    """`RMSNorm`, with scales that may differ along the last few axes."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPS)
-    # Not (1 + scale), which XLA for TPUs would add in a kernel of its own.
-    return (normed + normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Embedder(nnx.Module):

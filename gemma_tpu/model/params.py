@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from gemma_tpu.config import GemmaConfig, VisionConfig
-from gemma_tpu.model.linear import Weight, dequantized
+from gemma_tpu.model.linear import Weight
 from gemma_tpu.model.transformer import Transformer
 from gemma_tpu.model.vision import VisionTower
 
@@ -23,9 +22,7 @@ Params = Mapping[str, Weight]  # "layers.0.attention.qkv" → array or quantised
 
 def text_model(config: GemmaConfig, params: Params) -> Transformer:
     """The decoder around `params`. Cheap enough to call while tracing, which is how every program gets its model."""
-    # Norms compute in float32: a loop of decode steps would convert their scales at each.
-    wide = {name: dequantized(x).astype(jnp.float32) for name, x in params.items() if name.endswith("norm.scale")}
-    return _merge(_text_skeleton(dataclasses.replace(config, vision=None)), {**params, **wide})
+    return _merge(_text_skeleton(dataclasses.replace(config, vision=None)), params)
 
 
 def vision_model(config: GemmaConfig, params: Params) -> VisionTower:

@@ -15,6 +15,7 @@ from gemma_tpu.config import GemmaConfig
 from gemma_tpu.model.attention import Attention
 from gemma_tpu.model.layers import MLP, Embedder, RMSNorm, Rope, rope_angles
 from gemma_tpu.ops.masks import KeyValues, Queries
+from gemma_tpu.ops.norms import add_and_norm
 from gemma_tpu.sharding import constrain
 
 # (layer, queries, keys and values of the given tokens) → attended values.
@@ -35,13 +36,16 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
+        normed: Float[Array, "B T D"],
+        next_norm: RMSNorm,
         rope: Rope,
         attend: Callable[[Queries, KeyValues, KeyValues], Queries],
         mesh: Mesh | None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """The residual stream after this block, and its `next_norm`; `normed` is its `pre_attention_norm`."""
         parts = nnx.split(self)
-        encoded = self.attention.output(attend(*_project(*parts, x, rope, mesh)), mesh)
-        return _feed_forward(*parts, _whole(x + self.post_attention_norm(_whole(encoded, mesh)), mesh), mesh)
+        encoded = self.attention.output(attend(*_project(*parts, normed, rope, mesh)), mesh)
+        return _feed_forward(*parts, next_norm.scale[...], x, encoded, mesh)
 
 
 # JAX traces and lowers each of these once for all layers of a program. The attention's output is in none: with it, a
@@ -50,25 +54,26 @@ class Block(nnx.Module):
 
 @functools.partial(jax.jit, static_argnames=("definition", "mesh"))
 def _project(
-    definition: nnx.GraphDef, weights: nnx.State, x: Float[Array, "B T D"], rope: Rope, mesh: Mesh | None
+    definition: nnx.GraphDef, weights: nnx.State, normed: Float[Array, "B T D"], rope: Rope, mesh: Mesh | None
 ) -> tuple[Queries, KeyValues, KeyValues]:
-    """Queries, keys and values of a block for its input."""
-    block = nnx.merge(definition, weights)
-    return block.attention.project(_whole(block.pre_attention_norm(x), mesh), rope)
+    """Queries, keys and values of a block for its normed input."""
+    # Where the attention's weights are split over D, XLA would split the residual stream as well.
+    return nnx.merge(definition, weights).attention.project(constrain(normed, "BT.", mesh), rope)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "mesh"))
 def _feed_forward(
-    definition: nnx.GraphDef, weights: nnx.State, x: Float[Array, "B T D"], mesh: Mesh | None
-) -> Float[Array, "B T D"]:
-    """What a block gives, from its residual stream after the attention."""
+    definition: nnx.GraphDef,
+    weights: nnx.State,
+    next_scale: Float[Array, "D"],
+    x: Float[Array, "B T D"],
+    encoded: Float[Array, "B T D"],
+    mesh: Mesh | None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """What a block gives, from the residual stream before it and what its attention adds."""
     block = nnx.merge(definition, weights)
-    return _whole(x + block.post_ffw_norm(_whole(block.mlp(block.pre_ffw_norm(x)), mesh)), mesh)
-
-
-def _whole(x: Float[Array, "B T D"], mesh: Mesh | None) -> Float[Array, "B T D"]:
-    """Where the attention's weights are split over D, XLA would split the residual stream as well."""
-    return constrain(x, "BT.", mesh)
+    x, normed = add_and_norm(x, encoded, block.post_attention_norm.scale[...], block.pre_ffw_norm.scale[...], mesh)
+    return add_and_norm(x, block.mlp(normed), block.post_ffw_norm.scale[...], next_scale, mesh)
 
 
 class Transformer(nnx.Module):
@@ -110,12 +115,13 @@ class Transformer(nnx.Module):
         ropes = {kind: rope_angles(positions, self.config.head_dim, *kind) for kind in dict.fromkeys(kinds)}
         if capture:
             capture("embed", x)
+        norms = [*(layer.pre_attention_norm for layer in self.layers), self.final_norm]
+        normed = norms[0](x)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, ropes[kinds[i]], functools.partial(attend, i), mesh)
+                x, normed = layer(x, normed, norms[i + 1], ropes[kinds[i]], functools.partial(attend, i), mesh)
             if capture:
                 capture(f"layers.{i}", x)
-        x = self.final_norm(x)
         if capture:
-            capture("final_norm", x)
-        return x
+            capture("final_norm", normed)
+        return normed

@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gemma_tpu.config import VisionConfig
-from gemma_tpu.model.layers import NORM_EPS, RMSNorm
+from gemma_tpu.model.layers import RMSNorm
 from gemma_tpu.model.linear import as_matrix, contract
+from gemma_tpu.ops.norms import NORM_EPS
 from gemma_tpu.ops.patch_attention import PatchHeads, full_attention
 
 AttendPatches = Callable[[PatchHeads, PatchHeads, PatchHeads], PatchHeads]

@@ -45,7 +45,7 @@ def append_to_rings(
     def local(
         query: jax.Array, new: Layer | None, layer: Layer, length: jax.Array, position: jax.Array
     ) -> tuple[Layer, Queries]:
-        at = New(new, first=jnp.arange(len(length)), slot=length % position.shape[1])
+        at = New(new, first=None, slot=length % position.shape[1])
         blocks = triton_attention.blocks_of(used(position))
         return _look(query, at, layer, length, position, blocks, None, window)
 

@@ -10,7 +10,6 @@ queries of a kv head; P: shares.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,11 +20,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_tpu.ops.einsum import precision
+from gemma_tpu.ops.hopper import runs_triton
 from gemma_tpu.ops.int8 import Numbers, dequantized, split
 from gemma_tpu.ops.masks import MASKED, sees
 
 BLOCK = 64  # keys that a program looks at in one go
-_PROGRAMS = 512  # that are wanted at a time, of _LEAST queries: a few for each multiprocessor
+_PROGRAMS = 256  # that are wanted at a time, of _LEAST queries: two for each multiprocessor, which has room for three
 _JOINED = 16  # shares of a row that are joined in one go
 _LEAST, _MOST = 16, 64  # queries of a program: a GPU multiplies no fewer, and its registers hold no more
 
@@ -35,25 +35,19 @@ _Running = tuple[jax.Array, jax.Array, jax.Array]  # the same, of a program
 
 class New(NamedTuple):
     """A token of each row that is not among the keys: it is looked at too, and stored in `slot` of `first`, its row of
-    a ring or its page (-1: nowhere). No query of the call may see what that slot held.
+    a ring or its page (-1: nowhere; None: that of its own number). No query of the call may see what that slot held.
 
     `numbers`: its key and value, [B, K, H] each. None: they are the last two of the queries at hand.
     """
 
     numbers: tuple[Numbers, Numbers] | None
-    first: Int[Array, "B"]
+    first: Int[Array, "B"] | None
     slot: Int[Array, "B"]
 
 
 def fits(mesh: Mesh, head_dim: int) -> bool:
-    """Whether the devices run these kernels: NVIDIA's Hopper, on which they were tried, if jax has Triton."""
-    device = mesh.devices.flat[0]
-    hopper = device.platform == "gpu" and str(getattr(device, "compute_capability", "")).startswith("9.")
-    return (
-        hopper
-        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-        and _LEAST <= head_dim == pl.next_power_of_2(head_dim)
-    )
+    """Whether the devices run these kernels."""
+    return runs_triton(mesh) and _LEAST <= head_dim == pl.next_power_of_2(head_dim)
 
 
 def blocks_of(slots: Any) -> Any:
@@ -111,12 +105,13 @@ def look_by_block(
 
     def look(keys: Any, shares: _Shares, *references: Any) -> None:
         """Nothing, for the shares that are not needed: they would take longer to store than the others to look."""
-
         share, k, nth = (pl.program_id(axis) for axis in range(3))  # outside of the branch, for the interpreter
+        needed = share < shares.end[B - 1]
+        at = _At(share, k, nth * queries, *(of[share] for of in (shares.row, shares.first, shares.last)))
 
-        @pl.when(share < shares.end[B - 1])
+        @pl.when(needed)
         def _() -> None:
-            _look((share, k, nth * queries), keys, shares, *references, queries=queries, window=window)
+            _look(at, keys, *references, queries=queries, window=window)
 
     looked = call(
         look,
@@ -166,10 +161,22 @@ def _shares(blocks: Int[Array, "B"], wanted: int) -> _Shares:
     return _Shares(row, jnp.where(needed, first, 0), jnp.where(needed, last, 0), end)
 
 
+class _At(NamedTuple):
+    """What a program looks at: a kv head, and blocks of a row from `first` to the one before `last`, for the queries
+    from `begin` on.
+    """
+
+    share: Any
+    k: Any
+    begin: Any
+    row: Any
+    first: Any
+    last: Any
+
+
 def _look(
-    which: tuple[Any, Any, Any],
+    at: _At,
     keys: Any,
-    shares: _Shares,
     query_pos_ref: Any,
     query_ref: Any,
     key_pos_ref: Any,
@@ -184,13 +191,15 @@ def _look(
     queries: int,
     window: int | None,
 ) -> None:
-    """`which`: a share, a kv head, and the first of the queries at hand. The rest is as of `look_by_block`."""
+    """The references are as of `look_by_block`. A program waits for memory longer than it computes: it asks at once for
+    all that it can.
+    """
     from jax.experimental.pallas import triton
 
-    share, k, begin = which
-    b, (Q, H), S, T = shares.row[share], weighted_ref.shape[2:], keys[0].shape[2], query_pos_ref.shape[1]
-    nth = begin + jnp.arange(queries)
-    rows, real = pl.ds(begin, queries), jnp.broadcast_to((nth < Q)[:, None], (queries, H))
+    share, k, b = at.share, at.k, at.row
+    (Q, H), S, T = weighted_ref.shape[2:], keys[0].shape[2], query_pos_ref.shape[1]
+    nth = at.begin + jnp.arange(queries)
+    rows, real = pl.ds(at.begin, queries), jnp.broadcast_to((nth < Q)[:, None], (queries, H))
     query = triton.load(query_ref.at[b, k, rows], mask=real, other=0)
     query_pos = triton.load(query_pos_ref.at[b, nth % T])[:, None]
     query_image = triton.load(images[0].at[b, nth % T])[:, None] if images else None
@@ -225,25 +234,39 @@ def _look(
         return weighted * shrunk[:, None] + found, total, peak
 
     sums = jnp.zeros((queries, H)), jnp.zeros(queries), jnp.full(queries, MASKED)
-    if new is not None:  # the first share of a row has seen it, and stores it
-        opens = share == _begin(shares.end, b)
-        own = new.numbers and jax.tree.map(lambda ref: ref[b, k], new.numbers)
-        own = own or (query_ref[b, k, Q], query_ref[b, k, Q + 1])
-        kept = opens & (new.first[b] >= 0)
+    one = new and (b if new.first is None else new.first[b], new.slot[b], _own_token(new, query_ref, b, k))
+    sums = jax.lax.fori_loop(at.first, at.last, look, sums)
+    if one:  # the first share of a row sees it, and stores it
+        first, slot, own = one
+        opens = at.first == 0
+        kept = opens & (first >= 0)
 
         def store(ref: Any, x: jax.Array) -> None:
-            at = ref.at[jnp.where(kept, new.first[b], 0), k, new.slot[b]]
-            triton.store(at, x, mask=jnp.broadcast_to(kept, x.shape))
+            triton.store(ref.at[jnp.where(kept, first, 0), k, slot], x, mask=jnp.broadcast_to(kept, x.shape))
 
         jax.tree.map(store, stored, own)
-        own_key, own_value = map(dequantized, own)
-        scores = jnp.sum(query.astype(jnp.float32) * own_key, axis=1)
-        weighted = jnp.where(opens, jnp.broadcast_to(own_value, (queries, H)), 0)
-        sums = weighted, jnp.where(opens, jnp.ones(queries), 0), jnp.where(opens, scores, MASKED)
-    weighted, total, peak = jax.lax.fori_loop(shares.first[share], shares.last[share], look, sums)
+        sums = _with_one(sums, query, opens, *map(dequantized, own))
+    weighted, total, peak = sums
     triton.store(weighted_ref.at[share, k, rows], weighted, mask=real)
     triton.store(total_ref.at[share, k, rows], _divisor(total), mask=nth < Q)
     triton.store(peak_ref.at[share, k, rows], peak, mask=nth < Q)
+
+
+def _own_token(new: New, query_ref: Any, b: jax.Array, k: jax.Array) -> tuple[Numbers, Numbers]:
+    """The key and value of a row's new token, in a kernel."""
+    if new.numbers is not None:
+        return jax.tree.map(lambda ref: ref[b, k], new.numbers)
+    last = query_ref.shape[2] - 1
+    return query_ref[b, k, last - 1], query_ref[b, k, last]
+
+
+def _with_one(sums: _Running, query: jax.Array, counts: jax.Array, key: jax.Array, value: jax.Array) -> _Running:
+    """With the key and value of one token, if it counts."""
+    weighted, total, before = sums
+    score = jnp.where(counts, jnp.sum(query.astype(jnp.float32) * key, axis=1), MASKED)
+    peak = jnp.maximum(before, score)
+    weight, shrunk = jnp.where(counts, jnp.exp(score - peak), 0), jnp.exp(before - peak)
+    return weighted * shrunk[:, None] + weight[:, None] * value, total * shrunk + weight, peak
 
 
 def _join(end_ref: Any, weighted_ref: Any, total_ref: Any, peak_ref: Any, encoded_ref: Any, log_total_ref: Any) -> None:
