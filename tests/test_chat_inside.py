@@ -42,7 +42,9 @@ def test_pictures_stand_where_the_text_says(visitor: Visitor, chat_model: gemma_
     assert visitor.ended() == chat_model.generate([{"role": "user", "content": shown}]).text
 
 
-def test_tokens_and_going_on_from_another(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
+def test_tokens_and_going_on_from_another(
+    visitor: Visitor, chat_model: gemma_tpu.Model, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     question = "What is in the picture?"
     asked = about(question, SHAPES)
     answer = visitor.ask(question, SHAPES)
@@ -65,6 +67,15 @@ def test_tokens_and_going_on_from_another(visitor: Visitor, chat_model: gemma_tp
     rest = chat_model.generate([*asked, {"role": "assistant", "content": begun}], continue_final=True).text
     assert visitor.ended() == (begun + rest).strip()
     assert re.search(r"from the cache", visitor.answers.locator(".state").inner_text())
+    whole = visitor.answer
+    visitor.press("reproduce")
+    dialog = visitor.page.locator("dialog.programs")
+    expect(dialog).to_contain_text(said("only_rest"))
+    monkeypatch.chdir(SHAPES.parent)
+    program = dialog.locator("pre").first.inner_text().replace("picture-1.png", SHAPES.name)
+    monkeypatch.setattr(gemma_tpu, "load", lambda checkpoint: chat_model)
+    exec(program, {})
+    assert capsys.readouterr().out.strip() == whole
 
 
 def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path) -> None:
@@ -228,6 +239,20 @@ def test_what_is_inside(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
     used = chat_model.generate(about("What is in the picture?", SHAPES)).usage
     assert int(context[0]) == used.prompt_tokens + used.completion_tokens - 256
     expect(panel.locator("[data-section=machine]")).to_contain_text("CPU", ignore_case=True)
+
+
+def test_what_is_attached_counts(visitor: Visitor) -> None:
+    """In the meter before it is sent: at least its soft tokens."""
+    foot = visitor.page.locator(".context")
+    expect(foot).to_contain_text(re.compile(r"^0 of"))
+    visitor.page.set_input_files(".composer input[multiple]", [SHAPES, SHAPES])
+    expect(foot).to_contain_text(re.compile(r"^512 of"))
+    expect(foot.locator(".meter")).to_have_attribute("aria-label", re.compile("attached 512"))
+    visitor.page.get_by_role("button", name=re.compile(said("remove"))).first.click()
+    expect(foot).to_contain_text(re.compile(r"^256 of"))
+    visitor.ask("What is in the picture?")
+    expect(foot.locator(".meter")).not_to_have_attribute("aria-label", re.compile("attached"))
+    expect(foot.locator(".meter .pictures")).to_have_attribute("title", "pictures: 256")
 
 
 def test_where_the_model_looked(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:

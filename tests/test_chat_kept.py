@@ -218,7 +218,7 @@ def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:
     expect(visitor.answers).to_have_count(1)
     visitor.ask("What is 4 + 4?")
     visitor.page = first
-    expect(visitor.answers).to_have_count(1)
+    expect(visitor.answers).to_have_count(2)
     visitor.ask("Reverse the word lemon.")
     texts = [message["parts"][0]["text"] for message in visitor.stored("messages") if message["role"] == "user"]
     assert sorted(texts) == ["Reverse the word lemon.", "What is 12 + 30?", "What is 4 + 4?"]

@@ -83,6 +83,9 @@ $$
 \\frac{1}{2}
 $$
 
+- [ ] open
+- [x] done
+
 שלום עולם
 """
 
@@ -97,6 +100,7 @@ def test_markdown_is_shown_and_nothing_in_it_runs(visitor: Visitor, tmp_path: Pa
     expect(body.locator("pre")).to_contain_text('print("<b>")')
     expect(body.locator("pre .hljs-string")).to_have_text('"<b>"')
     expect(body).to_contain_text("costs $5 and $10")
+    expect(body.locator("li")).to_have_text(["☐ open", "☑ done"])
     expect(body.locator("script, img")).to_have_count(0)
     assert visitor.page.evaluate("window.bad") is None
     assert body.get_by_text("link", exact=True).get_attribute("href") is None
@@ -229,6 +233,15 @@ def test_a_raw_prompt(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
     expected = chat_model.generate("Who are you?", max_new_tokens=200)
     assert field.input_value().startswith(prompt)
     assert field.input_value().removeprefix(prompt[:-1]) == expected.text
+    written = field.input_value()
+    visitor.page.reload()
+    visitor.page.click("[data-drawer=raw]")
+    expect(field).to_have_value(written)
+    panel.get_by_role("button", name=said("raw_take")).click()
+    expect(field).to_have_value(re.compile("12"))
+    panel.get_by_role("button", name=said("raw_back")).click()
+    expect(field).to_have_value(written)
+    expect(panel.get_by_role("button", name=said("raw_back"))).to_be_hidden()
 
 
 def test_twenty_visitors_at_once(browser: Browser, chat: str, chat_model: gemma_tpu.Model) -> None:

@@ -67,3 +67,20 @@ def test_a_continued_answer_says_its_own_prompt_and_speed(visitor: Visitor, chat
     (whole,) = [message for message in visitor.stored("messages") if message["role"] == "assistant"]
     assert whole["written"] > first["written"]
     assert whole["usage"]["prompt"] == first["usage"]["prompt"]
+
+
+def test_two_answers_that_have_to_be_the_same_are_said_to_be(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.set(temperature=1, seed=7, max_tokens=8)
+    page.get_by_role("button", name=said("compare")).click()
+    visitor.begin("Who are you?")
+    expect(page.locator(".notice")).to_contain_text(said("same_settings"))
+    visitor.ended()
+    bodies = page.locator(".pair .body").all_inner_texts()
+    assert bodies[0] == bodies[1]
+    page.locator(".second input[type=number]").nth(3).fill("8")
+    page.keyboard.press("Tab")
+    visitor.begin("Who are you?")
+    expect(visitor.answers).to_have_count(3)
+    visitor.ended()
+    expect(page.locator(".notice")).to_have_count(0)

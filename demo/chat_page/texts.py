@@ -58,6 +58,7 @@ _OWN: dict[str, tuple[str, str]] = {
     ),
     "not_an_export": ("This file is not an export of this page.", "此文件不是本页面导出的对话。"),
     "newer_export": ("This file comes from a newer version of this page.", "此文件来自本页面的更新版本。"),
+    "already_here": ("All of that is in this browser already.", "这些内容已在此浏览器中。"),
     "bad_link": ("This link is not whole; copy it again.", "链接不完整，请重新复制。"),
     "away": ("The server does not answer, trying again…", "服务器没有响应，正在重试…"),
     "own_window": ("In a window of its own", "在新窗口中打开"),
@@ -105,6 +106,7 @@ _OWN: dict[str, tuple[str, str]] = {
     ),
     "raw_take": ("Take the conversation’s", "取自当前对话"),
     "raw_pictures": ("The conversation has pictures, which text cannot hold.", "对话含有图片，无法用文本表示。"),
+    "raw_back": ("Bring mine back", "恢复我的文本"),
     "raw_go": ("Go on", "续写"),
     "undo": ("Take the last turn back", "撤回最后一轮"),
     # The prompt.
@@ -118,6 +120,10 @@ _OWN: dict[str, tuple[str, str]] = {
     "picture_gone": (
         "a picture that is not in this browser: deleted, or not part of a link",
         "此浏览器中没有的图片：已删除，或不包含在链接中",
+    ),
+    "without_pictures": (
+        "Pictures of this conversation are not in this browser: the model answers without them.",
+        "此对话的部分图片不在此浏览器中：模型回答时看不到它们。",
     ),
     "insert": ("show it where the cursor is in the text", "放到光标所在的位置"),
     "remove": ("Remove", "移除"),
@@ -180,6 +186,10 @@ _OWN: dict[str, tuple[str, str]] = {
     "look": ("Where in the pictures the model looked", "模型看了图片的哪里"),
     # Side by side.
     "compare": ("Two answers side by side", "并排显示两个回答"),
+    "same_settings": (
+        "Both answers have the same settings and seed: they will be the same.",
+        "两个回答的设置和随机种子相同，结果也会相同。",
+    ),
     "second_answer": ("The second answer’s settings", "第二个回答的设置"),
     "keep": ("Keep this one", "保留这个"),
     "checkpoint": ("Checkpoint", "检查点"),
@@ -227,6 +237,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "inside_machine": ("The machine", "运行环境"),
     "text": ("text", "文本"),
     "pictures": ("pictures", "图片"),
+    "attached": ("attached", "已附加"),
     "free": ("free", "空闲"),
     "context_whole": ("whole context", "上下文总长"),
     "context_used": ("{used} of {whole} tokens", "{used} / {whole} 个 token"),
@@ -271,6 +282,10 @@ _OWN: dict[str, tuple[str, str]] = {
         "相同的检查点、精度和随机种子会得到相同的文本。",
     ),
     "reproduce_pictures": ("The pictures that they read:", "所用的图片："),
+    "only_rest": (
+        "The answer went on from a part of another. The command line and curl give what follows that part.",
+        "此回答是从另一个回答的一部分续写的。命令行和 curl 只给出其后的内容。",
+    ),
     "command_line": ("Command line", "命令行"),
     "copy_link": ("Copy a link to this conversation", "复制此对话的链接"),
     "link_about": ("It has the texts and settings in it, not the pictures.", "链接包含文本和设置，不包含图片。"),

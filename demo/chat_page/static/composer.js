@@ -9,7 +9,7 @@ const DOUBLE_CLICK = 500; // milliseconds
 const MARK = /\[(?:picture|图片) (\d+)\]/g; // where in the text a picture is shown
 
 export class Composer {
-  // `events`: send(parts), stop(), draft(), problem(text), busy(text, stays), edit() for the last question
+  // `events`: send(parts), stop(), draft(), attached(), problem(text), busy(text, stays), edit() for the last question
   constructor(events) {
     this.events = events;
     this.pictures = [];
@@ -212,6 +212,7 @@ export class Composer {
         return make("div", { class: "attached" }, insert, drop);
       }),
     );
+    this.events.attached();
   }
 
   insert(number) {

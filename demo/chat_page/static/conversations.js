@@ -121,10 +121,10 @@ export class Conversations {
 
   async import(files) {
     try {
-      for (const file of files) {
-        const ids = await imported(parsed(await file.text()));
-        if (ids.length) await this.open(ids.at(-1));
-      }
+      const found = [];
+      for (const file of files) found.push(...(await imported(parsed(await file.text()))));
+      await this.open((found.findLast(({ added }) => added) ?? found.at(-1)).id);
+      if (!found.some(({ added }) => added)) this.page.frame.notice(say("already_here"), "quiet");
     } catch (error) {
       this.page.frame.notice(error.message);
     }
@@ -134,8 +134,9 @@ export class Conversations {
     const { hash } = location;
     history.replaceState(null, "", location.pathname); // else a reload would import it again
     try {
-      const [id] = await imported(await readLink(hash));
+      const [{ id, leaf, added }] = await imported(await readLink(hash));
       await this.open(id);
+      if (!added) this.page.setLeaf(this.page.tree.messages.get(leaf));
     } catch (error) {
       this.page.start(new Tree(newConversation()));
       this.page.frame.notice(error.message);
@@ -155,6 +156,9 @@ export class Conversations {
     }
     tree.conversation.title = stored?.title ?? tree.conversation.title;
     tree.take(await store.messagesOf(id));
+    // What was asked there below what is shown here is followed.
+    const theirs = tree.messages.get(stored?.leaf);
+    if (theirs && tree.path(theirs).includes(tree.leaf)) tree.conversation.leaf = theirs.id;
     if (this.page.tree !== tree) return;
     this.page.show();
     this.page.writing.resume();

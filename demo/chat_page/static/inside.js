@@ -32,15 +32,17 @@ export function meter(parts, whole) {
   );
 }
 
-// Tokens of the context after `path`, by kind.
-export function contextParts(path, model) {
+// Tokens of the context after `path`, by kind; those of pictures that are `attached` to the prompt are the least.
+export function contextParts(path, model, attached) {
   const last = [...path].reverse().find((message) => message.usage);
   const used = last ? last.usage.prompt + (last.written ?? 0) : 0;
   const soft = model.vision ? model.vision.soft : 0;
   const at = last ? path.slice(0, path.indexOf(last)) : [];
   const questions = at.filter((message) => message.role === "user").slice(last?.forgotten ?? 0);
   const pictures = Math.min(used, last?.usage.soft ?? questions.flatMap(picturesOf).length * soft);
-  return { text: used - pictures, pictures, free: Math.max(0, model.context - used) };
+  const more = attached * soft;
+  const parts = { text: used - pictures, pictures, ...(more ? { attached: more } : {}) };
+  return { ...parts, free: Math.max(0, model.context - used - more) };
 }
 
 export class Inside {
@@ -93,7 +95,7 @@ export class Inside {
   }
 
   showContext(path, model) {
-    const parts = contextParts(path, model);
+    const parts = this.page.contextParts(model);
     const last = [...path].reverse().find((message) => message.usage);
     const facts = [
       ...Object.entries(parts).map(([kind, size]) => [say(kind), count(size)]),

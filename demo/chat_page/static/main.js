@@ -51,6 +51,7 @@ class Page {
       send: (parts) => this.send(parts),
       stop: () => this.writing.stop(),
       draft: () => this.conversations.saveDraft(),
+      attached: () => this.status && this.showStatus(),
       problem: (text) => this.frame.notice(text),
       busy: (text, stays) => this.frame.notice(text, stays ? "quiet" : "busy"),
       edit: () => this.lastView("user")?.edit(),
@@ -123,7 +124,11 @@ class Page {
     const model = this.status?.model;
     this.frame.showChip(this.status, this.lost);
     this.model.show(this.status);
-    this.frame.showFoot(model ? contextParts(this.tree.path(), model) : null, model?.context);
+    this.frame.showFoot(model ? this.contextParts(model) : null, model?.context);
+  }
+
+  contextParts(model) {
+    return contextParts(this.tree.path(), model, this.composer.pictures.length);
   }
 
   viewOf(message) {
@@ -237,7 +242,16 @@ class Page {
     const all = { state: "waiting", text: begun, forgotten, ...pair, ...fields };
     const answers = sets.map((settings) => this.tree.add(question.id, "assistant", { ...all, settings }));
     this.setLeaf(answers[0]);
-    await this.writing.writeAll(answers);
+    await Promise.all([this.writing.writeAll(answers), this.sayBefore(question, sets)]);
+  }
+
+  // What a visitor would not expect of an answer.
+  async sayBefore(question, sets) {
+    const pictures = this.tree.path(question).flatMap(store.picturesOf);
+    const stored = await Promise.all(pictures.map((id) => store.get("pictures", id)));
+    const same = sets.length > 1 && new Set(sets.map((set) => JSON.stringify(set))).size === 1;
+    const lines = [stored.every(Boolean) ? "" : say("without_pictures"), same ? say("same_settings") : ""];
+    if (lines.some(Boolean)) this.frame.notice(lines.filter(Boolean).join(" "), "quiet");
   }
 
   // Everything below is pressed in a message (message.js).

@@ -75,6 +75,7 @@ const block = {
 };
 const renderer = {
   image: ({ href, text }) => `<a href="${escapeHtml(href)}">${escapeHtml(text || href)}</a>`,
+  checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
   html: ({ text }) => escapeHtml(text), // tags in an answer are shown as they are
 };
 const marked = new Marked({ gfm: true, breaks: false, extensions: [extension, block], renderer });

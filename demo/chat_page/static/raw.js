@@ -7,11 +7,14 @@ import { resolved } from "./settings.js";
 import { picturesOf } from "./store.js";
 import { count, say } from "./words.js";
 
+const KEY = "gemma-tpu chat raw"; // the text, as this tab has it
+
 export class RawPanel {
   constructor(page) {
     this.page = page;
     this.running = null;
-    this.text = "";
+    this.text = stored();
+    this.before = null; // what stood here before the conversation's text was taken
     this.element = make("div", { class: "raw" });
   }
 
@@ -23,15 +26,17 @@ export class RawPanel {
       value: this.text,
       spellcheck: false,
       "aria-label": say("raw"),
-      on: { input: () => (this.text = this.field.value) },
+      on: { input: () => this.set(this.field.value) },
     });
     this.go = make("button", { type: "button", class: "primary", on: { click: () => this.press() } }, say("raw_go"));
     this.take = make("button", { type: "button", on: { click: () => this.takeConversation() } }, say("raw_take"));
+    const back = { type: "button", class: "quiet", hidden: this.before === null, on: { click: () => this.takeBack() } };
+    this.back = make("button", back, say("raw_back"));
     this.state = make("p", { class: "hint", role: "status" });
     this.element.replaceChildren(
       make("p", { class: "hint" }, say("raw_about")),
       this.field,
-      make("div", { class: "buttons" }, this.take, this.go),
+      make("div", { class: "buttons" }, this.back, this.take, this.go),
       this.state,
     );
   }
@@ -46,7 +51,22 @@ export class RawPanel {
     } catch (error) {
       return (this.state.textContent = error.message);
     }
-    this.field.value = this.text = found.token_strs.slice(1).join(""); // <bos> is added to a text
+    this.before = this.text || null;
+    this.set(found.token_strs.slice(1).join("")); // <bos> is added to a text
+    this.field.value = this.text;
+    this.back.hidden = this.before === null;
+  }
+
+  takeBack() {
+    this.field.value = this.before;
+    this.set(this.before);
+    this.before = null;
+    this.back.hidden = true;
+  }
+
+  set(text) {
+    this.text = text;
+    keep(text);
   }
 
   async press() {
@@ -63,7 +83,7 @@ export class RawPanel {
     try {
       for await (const chunk of stream("completions", { prompt: this.text, ...fields }, this.running.signal)) {
         usage = chunk.usage ?? usage;
-        this.text += chunk.choices[0]?.text ?? "";
+        this.set(this.text + (chunk.choices[0]?.text ?? ""));
         this.field.value = this.text;
         this.field.scrollTop = this.field.scrollHeight;
       }
@@ -75,4 +95,18 @@ export class RawPanel {
     this.running = null;
     this.go.textContent = say("raw_go");
   }
+}
+
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return ""; // storage may be forbidden
+  }
+}
+
+function keep(text) {
+  try {
+    sessionStorage.setItem(KEY, text);
+  } catch {} // storage may be forbidden, or full
 }

@@ -104,7 +104,7 @@ function pythonProgram(checkpoint, messages, begun, settings, fields, names) {
   if (response_format)
     given.push(`    grammar=gemma_tpu.Grammar.json_schema(${python(response_format.json_schema.schema)}),`);
   const list = shown.map((message) => `    ${python(message)},`).join("\n");
-  return `import gemma_tpu\n\nmodel = gemma_tpu.load(${python(checkpoint)})\nmessages = [\n${list}\n]\nanswer = model.generate(\n    messages,\n${given.join("\n")}\n)\nprint(answer.text)\n`;
+  return `import gemma_tpu\n\nmodel = gemma_tpu.load(${python(checkpoint)})\nmessages = [\n${list}\n]\nanswer = model.generate(\n    messages,\n${given.join("\n")}\n)\nprint(${begun ? 'messages[-1]["content"] + ' : ""}answer.text)\n`;
 }
 
 function command(checkpoint, path, messages, begun, settings, fields, names) {
@@ -195,8 +195,9 @@ export async function showPrograms(checkpoint, whole, message, link) {
   dialog.append(
     make("header", {}, make("h2", {}, say("reproduce")), close),
     make("p", { class: "hint" }, say("reproduce_about")),
-    ...(pictures.length ? [make("p", {}, say("reproduce_pictures"), " ", ...pictures)] : []),
+    ...(pictures.length ? [make("p", { class: "files" }, say("reproduce_pictures"), ...pictures)] : []),
     ...(made.python ? [block("Python", made.python)] : []),
+    ...(message.prefix ? [make("p", { class: "hint" }, say("only_rest"))] : []),
     ...(made.command ? [block(say("command_line"), made.command)] : []),
     block("curl", made.curl),
     make(

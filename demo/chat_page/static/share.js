@@ -2,13 +2,15 @@
 
 import { checkedConversation, checkedPicture } from "./checked.js";
 import { randomId } from "./dom.js";
-import { get, messagesOf, picturesOf, putAll } from "./store.js";
+import { all, get, messagesOf, picturesOf, putAll } from "./store.js";
 import { dataUrl } from "./request.js";
+import { textOf } from "./tree.js";
 import { ADDRESS, say } from "./words.js";
 
 const FORMAT = "gemma_tpu chat";
 const VERSION = 1;
 export const LINK = "#open=";
+const ID = /^[\w-]{1,64}$/;
 
 export async function exported(ids) {
   const conversations = [];
@@ -24,39 +26,70 @@ export async function exported(ids) {
   return { format: FORMAT, version: VERSION, exported: new Date().toISOString(), conversations, pictures };
 }
 
-// Stores what `exported` gave under new ids, all of it or nothing; returns those of the conversations.
-// Error if it is something else.
+// Stores what `exported` gave and this browser lacks, all of it or nothing. Ids that something here has already are
+// replaced by new ones. Returns {id, leaf, added} of each conversation. Error if it is something else.
 export async function imported(data) {
   if (data?.format !== FORMAT || !Array.isArray(data.conversations) || !data.conversations.length)
     throw new Error(say("not_an_export"));
   if (data.version > VERSION) throw new Error(say("newer_export"));
-  const conversations = data.conversations.map(checkedConversation);
-  const names = new Map(); // an id in the file → a new one
-  const renamed = (id) => {
-    if (id === null) return null;
-    if (!names.has(id)) names.set(id, randomId());
-    return names.get(id);
-  };
+  const given = data.conversations.map(checkedConversation);
+  const here = await Promise.all(given.map(isHere));
+  const free = await freeIds();
+  const pictureIds = new Map(); // an id in the file → one here
   const created = Date.now();
-  const given = Object.entries(data.pictures ?? {});
-  const pictures = given.map(([id, picture]) => ({ id: renamed(id), created, ...checkedPicture(picture) }));
-  const messages = conversations.flatMap((conversation) =>
-    conversation.messages.map((message) => ({
-      ...message,
-      ...(message.parts ? { parts: message.parts.map((part) => renamedPart(part, renamed)) } : {}),
-      id: renamed(message.id),
-      parent: renamed(message.parent),
-      conversation: renamed(conversation.id),
-    })),
-  );
-  const heads = conversations.map(({ id, leaf, messages: _, ...rest }) => {
-    return { ...rest, id: renamed(id), leaf: renamed(leaf), changed: created };
+  const pictures = Object.entries(data.pictures ?? {}).map(([id, picture]) => {
+    pictureIds.set(id, free(id));
+    return { id: pictureIds.get(id), created, ...checkedPicture(picture) };
   });
-  await putAll({ pictures, messages, conversations: heads });
-  return heads.map(({ id }) => id);
+  const fresh = given.filter((_, i) => !here[i]).map((conversation) => renamed(conversation, free, pictureIds));
+  const used = new Set(
+    [...fresh, ...given.filter((_, i) => here[i])].flatMap(({ messages }) => messages.flatMap(picturesOf)),
+  );
+  await putAll({
+    pictures: pictures.filter(({ id }) => used.has(id)),
+    messages: fresh.flatMap(({ messages }) => messages),
+    conversations: fresh.map(({ messages: _, ...head }) => ({ ...head, changed: created })),
+  });
+  const added = fresh.values();
+  return given.map((conversation, i) => {
+    const { id, leaf } = here[i] ? conversation : added.next().value;
+    return { id, leaf, added: !here[i] };
+  });
 }
 
-const renamedPart = (part, renamed) => (part.picture ? { picture: renamed(part.picture) } : part);
+// Whether this browser has all that is said in a conversation of a file.
+async function isHere({ id, messages }) {
+  if (!(await get("conversations", id))) return false;
+  const stored = new Map((await messagesOf(id)).map((message) => [message.id, message]));
+  return messages.every((message) => stored.has(message.id) && said(stored.get(message.id)) === said(message));
+}
+
+const said = (message) => (message.role === "tool" ? message.text : textOf(message));
+
+// A function that gives an id which nothing here has: the one it is given, or a new one.
+async function freeIds() {
+  const stores = await Promise.all(["conversations", "messages", "pictures"].map(all));
+  const taken = new Set(stores.flat().map(({ id }) => id));
+  return (id) => {
+    const free = ID.test(id) && !taken.has(id) ? id : randomId();
+    taken.add(free);
+    return free;
+  };
+}
+
+function renamed(conversation, free, pictureIds) {
+  const id = free(conversation.id);
+  const ids = new Map([[null, null], ...conversation.messages.map((message) => [message.id, free(message.id)])]);
+  const part = (one) => (one.picture ? { picture: pictureIds.get(one.picture) ?? one.picture } : one);
+  const messages = conversation.messages.map((message) => ({
+    ...message,
+    ...(message.parts ? { parts: message.parts.map(part) } : {}),
+    id: ids.get(message.id),
+    parent: ids.get(message.parent),
+    conversation: id,
+  }));
+  return { ...conversation, id, leaf: ids.get(conversation.leaf), messages };
+}
 
 // The path to one answer as a link: texts and settings, compressed, behind the #, which no server sees.
 export async function linkTo(tree, message) {

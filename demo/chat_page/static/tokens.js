@@ -69,6 +69,7 @@ export class TokenView {
         say("look"),
       );
     this.detail.replaceChildren(make("ul", {}, ...rows), look ?? "");
+    this.detail.scrollIntoView({ block: "nearest" });
   }
 
   row(token, logprob, drawn) {
