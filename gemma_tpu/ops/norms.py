@@ -73,12 +73,12 @@ def _kernel(
     from jax.experimental.pallas import triton
 
     D, token = post_ref.shape[0], (pl.program_id(0), pl.program_id(1))
-    inside = jnp.arange(width) < D
+    nth = jnp.arange(width)
+    inside = nth < D
     load = functools.partial(triton.load, mask=inside, other=0)
     # All at first, so that none of them waits for what is computed.
     x, branch, post, pre = (
-        load(ref.at[*at, pl.ds(0, width)])
-        for ref, at in ((x_ref, token), (branch_ref, token), (post_ref, ()), (pre_ref, ()))
+        load(ref.at[*at, nth]) for ref, at in ((x_ref, token), (branch_ref, token), (post_ref, ()), (pre_ref, ()))
     )
 
     def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -86,5 +86,5 @@ def _kernel(
         return _scaled(x32, jnp.sum(x32 * x32) / D, scale).astype(x.dtype)
 
     x += norm(branch, post)
-    triton.store(sum_ref.at[*token, pl.ds(0, width)], x, mask=inside)
-    triton.store(normed_ref.at[*token, pl.ds(0, width)], norm(x, pre), mask=inside)
+    triton.store(sum_ref.at[*token, nth], x, mask=inside)
+    triton.store(normed_ref.at[*token, nth], norm(x, pre), mask=inside)
