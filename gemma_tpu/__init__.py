@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # "as" tells type checkers that the name is public
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from gemma_tpu.text import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
+_IMPORTED = time.time()  # files of this package that are newer are not what runs
 
 # Names are imported when first used: `gemma-tpu --help` and a single module should not wait for jax.
 _HOME = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
+import secrets
 import warnings
 from pathlib import Path
 
 # Answers to what libtpu asks the cloud metadata server, for a single machine without a TPU.
 LIBTPU_ALONE = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 
+PART = ".part"  # the end of the name of a file that is not whole yet
 _REMEDY = "set GEMMA_TPU_CACHE to a folder that can be written"
 
 
@@ -33,13 +34,12 @@ def writable(folder: Path) -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file of a cache: another process finds all of it or none. OSError if it cannot be written."""
     writable(path.parent).mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent)
+    part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        part.write_bytes(data)  # to be read by whom other files are, unlike those of `tempfile`
         os.replace(part, path)
     except BaseException:
-        os.unlink(part)
+        part.unlink(missing_ok=True)
         raise
 
 

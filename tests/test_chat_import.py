@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,29 @@ def test_what_is_here_already_is_not_stored_twice(visitor: Visitor, tmp_path: Pa
     bring(visitor, exported(visitor, tmp_path / "both.json"))
     expect(visitor.page.locator(".notice")).to_contain_text(said("already_here"))
     assert counts(visitor) == [2, 6, 1]
+
+
+def test_an_answer_that_has_grown_since_is_the_same(visitor: Visitor, tmp_path: Path) -> None:
+    """Beside a file that is none, which is named."""
+    visitor.set(max_tokens=4)
+    visitor.ask("What is in the picture?", SHAPES)
+    path = exported(visitor, tmp_path / "export.json")
+    visitor.press("go_on")
+    visitor.ended()
+    grown, before = visitor.answer, counts(visitor)
+    bring(visitor, path)
+    expect(visitor.page.locator(".notice")).to_contain_text(said("already_here"))
+    assert (visitor.answer, counts(visitor)) == (grown, before)
+    state = visitor.answers.locator(".state").inner_text()
+    if "cache" in state:
+        cached, prompt = map(int, re.search(r"(\d+) of (\d+) prompt", state).groups())
+        assert cached <= prompt
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "good.json").write_text(json.dumps(stored_chat("Brought.")))
+    visitor.page.set_input_files(".sidebar input[type=file]", [tmp_path / "good.json", tmp_path / "bad.json"])
+    expect(visitor.answers.locator(".body")).to_have_text("Brought.")
+    expect(visitor.page.locator(".notice")).to_contain_text(f"bad.json: {said('not_an_export')}")
+    expect(visitor.page.locator(".sidebar .open")).to_have_count(2)
 
 
 def test_a_file_that_says_otherwise_is_a_conversation_of_its_own(visitor: Visitor, tmp_path: Path) -> None:
@@ -124,5 +148,10 @@ def test_what_another_tab_asks_is_followed(visitor: Visitor) -> None:
     expect(visitor.answers.last.locator(".versions")).to_contain_text("2/2")
     visitor.ended()
     expect(second.locator("article.assistant").last.locator(".versions")).to_contain_text("1/2")
+    visitor.page.once("dialog", lambda dialog: dialog.accept())
+    visitor.page.locator(".sidebar li").first.hover()
+    visitor.page.locator(".sidebar").get_by_role("button", name=said("delete")).first.click()
+    expect(second.locator(".notice")).to_contain_text(said("deleted_elsewhere"))
+    expect(second.locator(".composer textarea")).to_have_value("typed here")
     second.close()
     visitor.page = first

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from chat_site import EXAMPLES, SHAPES, Visitor, about, said
 from demo_site import CHROMIUM
@@ -76,6 +77,22 @@ def test_tokens_and_going_on_from_another(
     monkeypatch.setattr(gemma_tpu, "load", lambda checkpoint: chat_model)
     exec(program, {})
     assert capsys.readouterr().out.strip() == whole
+
+
+def test_large_photos_are_made_smaller(visitor: Visitor, tmp_path: Path) -> None:
+    """So that the server takes as many as it takes pictures; a small one stays as it is."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "photo.png")  # 9 MB
+    visitor.ask("What is in the last picture?", tmp_path / "photo.png", SHAPES)
+    kept = {
+        picture["name"]: picture["size"]
+        for picture in visitor.page.evaluate(
+            """async () => (await (await import("./static/store.js")).all("pictures"))
+                .map(({ name, blob }) => ({ name, size: blob.size }))"""
+        )
+    }
+    assert kept["shapes.png"] == SHAPES.stat().st_size
+    assert kept["photo.png"] < 2_500_000  # noise is larger than any photo
 
 
 def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path) -> None:

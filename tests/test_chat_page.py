@@ -242,6 +242,18 @@ def test_a_raw_prompt(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
     panel.get_by_role("button", name=said("raw_back")).click()
     expect(field).to_have_value(written)
     expect(panel.get_by_role("button", name=said("raw_back"))).to_be_hidden()
+    for _ in range(2):  # the second takes the same once more
+        panel.get_by_role("button", name=said("raw_take")).click()
+        expect(field).to_have_value(re.compile("12"))
+    visitor.page.reload()
+    visitor.page.click("[data-drawer=raw]")
+    panel.get_by_role("button", name=said("raw_back")).click()
+    expect(field).to_have_value(written)
+    with gated(chat_model.engine, 4, pause=0.3):
+        panel.get_by_role("button", name=said("raw_go")).click()
+        expect(field).not_to_be_editable()
+        expect(panel.get_by_role("button", name=said("raw_take"))).to_be_disabled()
+    expect(field).to_be_editable()
 
 
 def test_twenty_visitors_at_once(browser: Browser, chat: str, chat_model: gemma_tpu.Model) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ OPTIONS = {"steps_per_call": 4}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(executables, "of_deployment", lambda one: Executables(tmp_path / "kept", one))
+    jax.clear_caches()  # what is in memory is not kept
     return tmp_path / "kept"
 
 
@@ -120,6 +122,7 @@ def test_what_is_damaged_is_compiled_again(folder: Path, lowered: list[str], con
     for path in files:
         path.write_bytes(content)
     lowered.clear()
+    jax.clear_caches()
     assert answers(deployment, finished(deployment)) == expected
     assert len(lowered) == len(files) + 1
     assert all(len(path.read_bytes()) > 1000 for path in files)
@@ -153,7 +156,7 @@ def test_of_another_deployment_other_programs(monkeypatch: pytest.MonkeyPatch) -
 
     def path(deployment: Deployment = usual, *, width: int = 4, program: Any = programs.release, **static: Any) -> Path:
         args = (np.zeros((width, 2), np.int32),)
-        return Executables(Path("kept"), deployment)._path(program, args, {"deployment": deployment, **static})
+        return Executables(Path("kept"), deployment).path(program, args, {"deployment": deployment, **static})
 
     first = path()
     assert path() == first
@@ -187,7 +190,7 @@ def test_of_another_deployment_other_programs(monkeypatch: pytest.MonkeyPatch) -
     assert len({first, *others}) == 1 + len(others)
 
 
-def test_jax_settings_and_flags_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jax_settings_and_flags_are_part_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = fingerprint.flags()
     for name, value in (("jax_default_matmul_precision", "float32"), ("jax_threefry_partitionable", False)):
         kept = jax.config.values[name]
@@ -198,6 +201,11 @@ def test_jax_settings_and_flags_are_part_of_it(monkeypatch: pytest.MonkeyPatch) 
             jax.config.update(name, kept)
     monkeypatch.setenv("XLA_FLAGS", "--xla_a_flag=true")
     assert fingerprint.flags() != before
+    (tmp_path / "flags").write_text("--xla_a_flag=true")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    in_file = fingerprint.flags()
+    (tmp_path / "flags").write_text("--xla_a_flag=false")
+    assert fingerprint.flags() not in (before, in_file)
     monkeypatch.undo()
     for name, value in (("jax_compilation_cache_dir", "elsewhere"), ("jax_persistent_cache_min_entry_size_bytes", 5)):
         kept = jax.config.values[name]
@@ -215,6 +223,83 @@ def test_those_that_were_not_used_for_longest_are_deleted(tmp_path: Path, monkey
     monkeypatch.setattr(executables, "_MOST", 200)
     Executables(tmp_path, deployment_on((1, 1))).prune()
     assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder and a link to nothing stay; what a process left half-written goes."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nothing")
+    for age, name in enumerate(("new", "old", "oldest")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    for name, age in (("now.part", 0), ("long ago.part", 2 * executables._ABANDONED)):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    monkeypatch.setattr(executables, "_MOST", 220)
+    Executables(tmp_path, deployment_on((1, 1))).prune()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "link", "new", "old", "now.part"}
+
+
+def test_a_file_under_the_name_of_another_is_damaged(folder: Path, lowered: list[str]) -> None:
+    deployment = deployment_on((1, 1))
+    expected = answers(deployment, finished(deployment))
+    files = sorted(folder.iterdir())
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, [*contents[1:], contents[0]], strict=True):
+        path.write_bytes(content)
+    lowered.clear()
+    assert answers(deployment, finished(deployment)) == expected
+    assert len(lowered) == len(files) + 1
+
+
+def test_what_fails_when_it_is_called_is_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with it the next process is right again."""
+    deployment = deployment_on((1, 1))
+    finished(deployment)
+    store = Executables(folder, deployment)
+    (path, *_) = sorted(folder.iterdir())
+
+    def broken(*_: Any, **__: Any) -> Any:
+        def call(*_: Any) -> None:
+            raise jax.errors.JaxRuntimeError("NOT_FOUND: Function wrapped_broadcast not found")
+
+        return call
+
+    monkeypatch.setattr(executables.serialize_executable, "deserialize_and_load", broken)
+    call = store.load(executables.Kept(path, None, b"", (None, None)))
+    assert path.exists()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="wrapped_broadcast"):
+        call()
+    assert not path.exists()
+
+
+def test_a_folder_that_is_only_read_is_used(folder: Path, lowered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = deployment_on((1, 1))
+    expected = answers(deployment, finished(deployment))
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~os.umask(os.umask(0o22) or 0o22)}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    lowered.clear()
+    assert answers(deployment, finished(deployment)) == expected
+    assert lowered == ["init_state"]
+
+
+def test_settings_that_change_while_programs_are_lowered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun with the old ones is not kept, neither under theirs nor under the new ones'."""
+    deployment = deployment_on((1, 1))
+    compile_it = Compiler._compile
+
+    def changing(self: Compiler, lowered: Any) -> Any:
+        now = [*fingerprint.flags(), "another"]
+        monkeypatch.setattr(fingerprint, "flags", lambda: now)
+        return compile_it(self, lowered)
+
+    monkeypatch.setattr(Compiler, "_compile", changing)
+    finished(deployment)
+    assert not folder.exists()
 
 
 _TWICE = """
@@ -254,3 +339,33 @@ def test_the_next_process_finds_them(tmp_path: Path) -> None:
     assert run_it() == (whole, text)
     assert not list((tmp_path / "gemma_tpu").iterdir())
     assert run_it() == (whole, text)
+
+
+_LOADS = (
+    _TWICE.replace("with gemma_tpu", "for _ in range(int(sys.argv[2])):\n  with gemma_tpu")
+    .replace("    model", "      model")
+    .replace("    print", "      print")
+)
+
+
+def test_what_jax_brought_into_memory_is_not_kept(tmp_path: Path) -> None:
+    """By a jitted call or an earlier load: a program from JAX's cache is never written again."""
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "XLA_FLAGS": ""}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+    def run_it(loads: int, ahead: bool = True) -> list[str]:
+        code = (
+            _LOADS
+            if ahead
+            else _LOADS.replace("compile_ahead=True", "compile_ahead=False").replace("model.warmup()", "pass")
+        )
+        command = [sys.executable, "-c", code, "checkpoints/gemma3-demo", str(loads)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return [line.partition(" ")[2] for line in done.stdout.splitlines()]
+
+    (text,) = run_it(1, ahead=False)  # JAX's cache has all, this one nothing
+    assert not (tmp_path / "gemma_tpu").exists()
+    assert run_it(3) == [text] * 3
+    assert run_it(2) == [text] * 2
+    assert run_it(1) == [text]

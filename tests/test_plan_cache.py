@@ -154,8 +154,21 @@ def test_an_edited_source_is_another_package(tmp_path: Path, monkeypatch: pytest
         lambda: (tmp_path / "model.py").rename(tmp_path / "models.py"),
     ):
         change()
-        digests.add(fingerprint.sources.__wrapped__())
+        digests.add(fingerprint._digest_of_sources.__wrapped__())
     assert len(digests) == 4
+
+
+def test_of_a_package_that_was_edited_under_a_process_nothing_is_known(
+    compiled: list[str], target: Target, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs what it has imported, and the files say something else."""
+    assert fingerprint.sources()
+    monkeypatch.setattr(fingerprint, "_IMPORTED", Path(fingerprint.__file__).stat().st_ctime - 1)
+    assert fingerprint.sources() is None
+    for _ in range(2):
+        compile_cached(target, ["decode"])
+    assert compiled == ["decode", "decode"]
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"name": "decode"}', '{"collectives": null, "cycle": 1}'])

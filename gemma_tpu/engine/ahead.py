@@ -124,15 +124,20 @@ class _Compiler(Runner):
     @in_32_bits  # on a worker's thread too
     def _lower(self, program: Any, args: Any, static: dict[str, Any]) -> tuple[Any, _Make]:
         """Shapes of what a program gives, and what compiles it."""
+        path = self._kept and self._kept.path(program, args, static)
         lowered = program.lower(*args, **static)
         results = self._results(lowered.out_info)
 
         def make(future: Future[Any]) -> None:
             with executables.compiling() as anew:
                 compiled = self._compile(lowered)
-            future.set_result(compiled)
-            if self._kept and anew():
-                self._kept.keep(program, args, static, compiled, results)
+            try:
+                data = self._kept.written(args, compiled, results) if self._kept and path and anew() else None
+            finally:
+                future.set_result(compiled)
+            # What it follows from may have changed meanwhile.
+            if data and self._kept and path and path == self._kept.path(program, args, static):
+                self._kept.keep(path, data)
 
         return results, make
 

@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,16 @@ from jax.experimental import serialize_executable
 from gemma_tpu import fingerprint
 from gemma_tpu.cache.state import State
 from gemma_tpu.deployment import Deployment
-from gemma_tpu.environment import write_whole
+from gemma_tpu.environment import PART, write_whole
 
 _LOG = logging.getLogger(__name__)
 _FOLDER = "gemma_tpu"  # in JAX's
 _MOST = 4 << 30  # bytes of all; those that were not used for longest are deleted
 _DIGEST = hashlib.sha256().digest_size  # bytes, which a file begins with
 _STATE = "state"  # stands for one
-_FOUND = "/jax/compilation_cache/cache_hits"  # event of JAX
+_FOUND = "/jax/compilation_cache/cache_hits"  # events of JAX: a program was in its cache,
+_MADE = "/jax/core/compile/backend_compile_duration"  # and then: it is there, compiled or from the cache
+_ABANDONED = 3600  # seconds after which a part of a file is nobody's
 _CPU = Path("/proc/cpuinfo")  # on Linux
 
 
@@ -54,37 +57,44 @@ class Executables:
     def __init__(self, folder: Path, deployment: Deployment) -> None:
         devices = list(deployment.mesh.devices.flat)
         self._folder, self._devices = folder, devices
-        self._made_by = fingerprint.sources(), fingerprint.versions(), fingerprint.flags(), _hardware(devices)
+        self._made_by = fingerprint.versions(), _hardware(devices)
 
     def find(self, program: Any, args: Any, static: dict[str, Any]) -> Kept | None:
         """What was kept of a program for such arguments; None if nothing was, or it is damaged."""
-        path = self._path(program, args, static)
+        path = self.path(program, args, static)
+        if path is None:
+            return None
         try:
             data = path.read_bytes()
-            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            if _digest(path, data[_DIGEST:]) != data[:_DIGEST]:
                 raise ValueError("its digest is another")
             results, payload = pickle.loads(data[_DIGEST:])
-            os.utime(path)
+            state = next((x for x in args if isinstance(x, State)), None)
+            results = jax.tree.map(lambda x: state if isinstance(x, str) and x == _STATE else x, results)
+            kept = Kept(path, results, payload, _trees(args, results))
         except FileNotFoundError:
             return None
         except Exception:  # whatever reading and unpickling raise
             _LOG.debug("%s is damaged", path, exc_info=True)
             return None
-        state = next((x for x in args if isinstance(x, State)), None)
-        results = jax.tree.map(lambda x: state if x == _STATE else x, results)
-        return Kept(path, results, payload, _trees(args, results))
+        with contextlib.suppress(OSError):  # a folder that is only read
+            os.utime(path)
+        return kept
 
-    def load(self, kept: Kept) -> Any:
+    def load(self, kept: Kept) -> Callable[..., Any]:
         """Called with the arguments that are not static. Raises whatever is wrong with it, and deletes it then."""
-        try:
+        with _deleted_if_it_fails(kept.path):
             load = serialize_executable.deserialize_and_load
-            return load(kept.payload, *kept.trees, backend=self._devices[0].client, execution_devices=self._devices)
-        except Exception:
-            kept.path.unlink(missing_ok=True)
-            raise
+            compiled = load(kept.payload, *kept.trees, backend=self._devices[0].client, execution_devices=self._devices)
 
-    def keep(self, program: Any, args: Any, static: dict[str, Any], compiled: Any, results: Any) -> None:
-        """For later processes. OSError if it cannot be written, and ValueError if it is no program to be kept.
+        def call(*args: Any) -> Any:
+            with _deleted_if_it_fails(kept.path):
+                return compiled(*args)
+
+        return call
+
+    def written(self, args: Any, compiled: Any, results: Any) -> bytes:
+        """A program that has not run yet, to be kept. ValueError if it is none that can be.
 
         What makes a State is none: what is to come back is known of those that are given one.
         """
@@ -98,25 +108,38 @@ class Executables:
         shapes = jax.tree.map(
             lambda x: _STATE if _is_state(x) else jax.ShapeDtypeStruct(x.shape, x.dtype), results, is_leaf=_is_state
         )
-        data = pickle.dumps((shapes, payload))
-        write_whole(self._path(program, args, static), hashlib.sha256(data).digest() + data)
+        return pickle.dumps((shapes, payload))
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """For later processes, what was `written`. OSError if it cannot be."""
+        write_whole(path, _digest(path, data) + data)
 
     def prune(self) -> None:
-        """Deletes those that were not used for longest, if they are too many."""
-        files = [(path.stat(), path) for path in self._folder.iterdir()]
+        """Deletes those that were not used for longest, if they are too many, and what a process has left half-done."""
+        files = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):  # another process deletes as well
+                if path.is_file():
+                    files.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in files)
         for stat, path in sorted(files, key=lambda one: one[0].st_mtime):
-            if total <= _MOST:
-                break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
+            abandoned = path.suffix == PART and stat.st_mtime < time.time() - _ABANDONED
+            if total > _MOST or abandoned:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                total -= stat.st_size
 
-    def _path(self, program: Any, args: Any, static: dict[str, Any]) -> Path:
+    def path(self, program: Any, args: Any, static: dict[str, Any]) -> Path | None:
+        """Where a program for such arguments is, as this process would compile it now; None if nothing says how."""
+        sources = fingerprint.sources()
+        if sources is None:
+            return None
         leaves, structure = jax.tree.flatten(args)
         shapes = [(x.shape, x.dtype.name, str(getattr(getattr(x, "sharding", None), "spec", ""))) for x in leaves]
         fixed = {name: _described(value) for name, value in static.items()}
         what = program.__module__, program.__qualname__, fixed, str(structure), shapes
-        return self._folder / hashlib.sha256(repr((what, self._made_by)).encode()).hexdigest()
+        made_by = sources, fingerprint.flags(), self._made_by
+        return self._folder / hashlib.sha256(repr((what, made_by)).encode()).hexdigest()
 
 
 def of_deployment(deployment: Deployment) -> Executables | None:
@@ -129,23 +152,45 @@ def of_deployment(deployment: Deployment) -> Executables | None:
 
 @contextlib.contextmanager
 def compiling() -> Iterator[Callable[[], bool]]:
-    """Says whether this thread compiled all that it asked JAX to compile in the block.
+    """Says whether JAX compiled what this thread asks it to compile in the block.
 
-    What JAX had from its own cache is not to be kept: XLA for CPUs writes such a program without some of its parts,
-    which is not found out before it runs.
+    What it had from its own cache is not to be kept: XLA for CPUs writes such a program without some of its parts,
+    which is not found out before it runs. Nor is what was in memory: nobody knows where it came from, and one that has
+    run can be written as little.
     """
-    found: list[str] = []
-    own = threading.get_ident()
+    _THREAD.compiled = False
+    yield lambda: _THREAD.compiled
 
-    def listen(event: str, **_: object) -> None:
-        if event == _FOUND and threading.get_ident() == own:
-            found.append(event)
 
-    jax.monitoring.register_event_listener(listen)
+_THREAD = threading.local()
+
+
+def _listen(event: str, *_: object, **__: object) -> None:
+    if event == _FOUND:
+        _THREAD.found = True
+    elif event == _MADE:
+        _THREAD.compiled = not getattr(_THREAD, "found", False)
+        _THREAD.found = False
+
+
+# For good: JAX passes over a listener while another is taken away.
+jax.monitoring.register_event_listener(_listen)
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+@contextlib.contextmanager
+def _deleted_if_it_fails(path: Path) -> Iterator[None]:
     try:
-        yield lambda: not found
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    """Of what is in a file, and for which program it is."""
+    return hashlib.sha256(path.name.encode() + data).digest()
 
 
 def _is_state(x: Any) -> bool:

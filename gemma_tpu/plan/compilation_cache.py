@@ -52,23 +52,28 @@ def compile_all(
 
 def _compile(target: Target, name: str, progress: Progress) -> Program:
     key = _key(target, name)
-    if (kept := _read(key)) is not None:
+    if key and (kept := _read(key)) is not None:
         return kept
     (program,) = compile_programs(target, [name], progress)
     program = dataclasses.replace(program, hlo=None)
     try:
-        _write(key, program)
+        if key and key == _key(target, name):  # what it follows from may have changed meanwhile
+            _write(key, program)
     except OSError as error:
         warnings.warn(f"not kept for the next plan: {error}", RuntimeWarning, stacklevel=2)
     return program
 
 
-def _key(target: Target, name: str) -> str:
+def _key(target: Target, name: str) -> str | None:
+    """None if nothing says what this process would compile."""
+    sources = fingerprint.sources()
+    if sources is None:
+        return None
     deployment = target.deployment
     fields = _ENCODE if name == "encode" else [field.name for field in dataclasses.fields(deployment)]
     sizes = {field: getattr(deployment, field) for field in fields}
     sizes["mesh"] = target.mesh_shape
-    made_by = fingerprint.flags(), versions(), fingerprint.sources()
+    made_by = fingerprint.flags(), versions(), sources
     return hashlib.sha256(repr((name, target.where, sizes, made_by)).encode()).hexdigest()
 
 

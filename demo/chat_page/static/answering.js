@@ -83,7 +83,10 @@ export async function write(message, path, settings, { signal, update, prepare }
 
   function count(usage, before) {
     message.written = written = before + usage.completion_tokens;
-    message.usage = { prompt: usage.prompt_tokens - before, cached: usage.prompt_tokens_details?.cached_tokens ?? 0 };
+    message.usage = {
+      prompt: usage.prompt_tokens - before,
+      cached: Math.min(usage.prompt_tokens_details?.cached_tokens ?? 0, usage.prompt_tokens - before),
+    };
   }
 
   function take({ delta, logprobs }) {

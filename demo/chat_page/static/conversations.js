@@ -120,14 +120,19 @@ export class Conversations {
   }
 
   async import(files) {
-    try {
-      const found = [];
-      for (const file of files) found.push(...(await imported(parsed(await file.text()))));
-      await this.open((found.findLast(({ added }) => added) ?? found.at(-1)).id);
-      if (!found.some(({ added }) => added)) this.page.frame.notice(say("already_here"), "quiet");
-    } catch (error) {
-      this.page.frame.notice(error.message);
+    const found = [];
+    const problems = [];
+    for (const file of files) {
+      try {
+        found.push(...(await imported(parsed(await file.text()))));
+      } catch (error) {
+        problems.push(`${file.name}: ${error.message}`);
+      }
     }
+    const shown = found.findLast(({ added }) => added) ?? found.at(-1);
+    if (shown) await this.open(shown.id);
+    if (problems.length) this.page.frame.notice(problems.join(" "));
+    else if (!shown.added) this.page.frame.notice(say("already_here"), "quiet");
   }
 
   async openLink() {
@@ -151,7 +156,10 @@ export class Conversations {
     if (!stored) this.page.writing.forget(id);
     if (id !== tree.conversation.id || (stored && this.page.writing.treeOf(id))) return;
     if (!stored && tree.messages.size) {
+      const { draft } = this.page.composer;
       this.page.start(new Tree(newConversation()));
+      this.page.composer.fill(draft);
+      if (draft.text || draft.pictures.length) this.saveDraft();
       return this.page.frame.notice(say("deleted_elsewhere"));
     }
     tree.conversation.title = stored?.title ?? tree.conversation.title;

@@ -7,6 +7,8 @@ import { say } from "./words.js";
 const DRAWING_SIDE = 896; // pixels of the longer side of an SVG
 const PAGE_SIDE = 1792; // pixels of the longer side of a page: twice what the model sees of it at once
 export const MOST = 16; // pictures of a request, which the server takes
+const LARGE = 1_400_000; // bytes of a picture, so that the server takes as many of them as MOST in base64
+const SIDES = [3584, 2688, 1792]; // pixels of the longer side of one that was larger: four, three and two crops
 
 class Unusable extends Error {}
 
@@ -69,8 +71,33 @@ async function drawn(file) {
 
 export async function keep(blob, name = "") {
   const id = randomId();
-  await put("pictures", { id, blob, name, created: Date.now() });
+  await put("pictures", { id, blob: await fitting(blob), name, created: Date.now() });
   return id;
+}
+
+// A picture that can be sent with others; smaller if it is large, unless the browser cannot show it.
+async function fitting(blob) {
+  if (blob.size <= LARGE) return blob;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob);
+  } catch {
+    return blob;
+  }
+  let smaller = blob;
+  for (const side of SIDES) {
+    const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
+    const [width, height] = [bitmap.width, bitmap.height].map((size) => Math.max(1, Math.round(size * scale)));
+    const canvas = make("canvas", { width, height });
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white"; // behind what can be seen through
+    context.fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
+    smaller = await blobOf(canvas, "image/jpeg", 0.9);
+    if (smaller.size <= LARGE) break;
+  }
+  bitmap.close();
+  return smaller;
 }
 
 // By its first bytes: "pdf", "video", "unseen" for pictures that the browser may not show, "picture" for all else.
@@ -139,7 +166,8 @@ function seek(video, seconds) {
   });
 }
 
-const blobOf = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+const blobOf = (canvas, type = "image/png", quality = 1) =>
+  new Promise((resolve) => canvas.toBlob(resolve, type, quality));
 
 // A picture from the camera of a machine, in a dialog; null if none was taken.
 export async function takePicture() {

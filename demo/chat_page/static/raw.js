@@ -7,14 +7,14 @@ import { resolved } from "./settings.js";
 import { picturesOf } from "./store.js";
 import { count, say } from "./words.js";
 
-const KEY = "gemma-tpu chat raw"; // the text, as this tab has it
+const KEY = "gemma-tpu chat raw"; // the texts, as this tab has them
 
 export class RawPanel {
   constructor(page) {
     this.page = page;
     this.running = null;
-    this.text = stored();
-    this.before = null; // what stood here before the conversation's text was taken
+    // The text; the conversation's as it was taken, and what stood here before that.
+    Object.assign(this, { text: "", taken: null, before: null }, stored());
     this.element = make("div", { class: "raw" });
   }
 
@@ -51,22 +51,32 @@ export class RawPanel {
     } catch (error) {
       return (this.state.textContent = error.message);
     }
-    this.before = this.text || null;
-    this.set(found.token_strs.slice(1).join("")); // <bos> is added to a text
-    this.field.value = this.text;
-    this.back.hidden = this.before === null;
+    if (this.text && this.text !== this.taken) this.before = this.text;
+    this.taken = found.token_strs.slice(1).join(""); // <bos> is added to a text
+    this.put(this.taken);
   }
 
   takeBack() {
-    this.field.value = this.before;
-    this.set(this.before);
+    const { before } = this;
     this.before = null;
-    this.back.hidden = true;
+    this.put(before);
+  }
+
+  put(text) {
+    this.field.value = text;
+    this.set(text);
+    this.back.hidden = this.before === null;
   }
 
   set(text) {
     this.text = text;
-    keep(text);
+    keep({ text, taken: this.taken, before: this.before });
+  }
+
+  // While the model writes, the text is its own.
+  lock(locked) {
+    this.field.readOnly = this.take.disabled = this.back.disabled = locked;
+    this.go.textContent = say(locked ? "stop_answer" : "raw_go");
   }
 
   async press() {
@@ -74,7 +84,7 @@ export class RawPanel {
     const problem = this.page.problem();
     if (problem) return (this.state.textContent = problem);
     this.running = new AbortController();
-    this.go.textContent = say("stop_answer");
+    this.lock(true);
     const { logprobs, top_logprobs, response_format, tools, tool_choice, ...fields } = toFields(
       resolved(this.page.settings),
     );
@@ -93,20 +103,20 @@ export class RawPanel {
     const length = usage ? say("tokens_count", { count: count(usage.completion_tokens) }) : "";
     this.state.textContent = [length, lost].filter(Boolean).join(" · ");
     this.running = null;
-    this.go.textContent = say("raw_go");
+    this.lock(false);
   }
 }
 
 function stored() {
   try {
-    return sessionStorage.getItem(KEY) ?? "";
+    return JSON.parse(sessionStorage.getItem(KEY)) ?? {};
   } catch {
-    return ""; // storage may be forbidden
+    return {}; // storage may be forbidden
   }
 }
 
-function keep(text) {
+function keep(state) {
   try {
-    sessionStorage.setItem(KEY, text);
+    sessionStorage.setItem(KEY, JSON.stringify(state));
   } catch {} // storage may be forbidden, or full
 }

@@ -61,10 +61,14 @@ export async function imported(data) {
 async function isHere({ id, messages }) {
   if (!(await get("conversations", id))) return false;
   const stored = new Map((await messagesOf(id)).map((message) => [message.id, message]));
-  return messages.every((message) => stored.has(message.id) && said(stored.get(message.id)) === said(message));
+  return messages.every((message) => stored.has(message.id) && has(stored.get(message.id), message));
 }
 
-const said = (message) => (message.role === "tool" ? message.text : textOf(message));
+// An answer may have grown since.
+function has(stored, message) {
+  if (message.role === "assistant") return stored.text?.startsWith(message.text) ?? false;
+  return message.role === "tool" ? stored.text === message.text : textOf(stored) === textOf(message);
+}
 
 // A function that gives an id which nothing here has: the one it is given, or a new one.
 async function freeIds() {
