@@ -123,7 +123,19 @@ def test_pictures_that_a_link_lacks(browser: Browser, visitor: Visitor, tmp_path
     other.begin("Where is the star?")
     expect(other.page.locator(".notice")).to_contain_text(said("without_pictures"))
     other.ended()
+    meter = other.page.locator(".context .meter")
+    expect(meter).to_have_attribute("aria-label", re.compile("pictures 0"))
+    other.press("reproduce")
+    programs = other.page.locator("dialog.programs")
+    expect(programs).to_contain_text(said("without_pictures"))
+    expect(programs).not_to_contain_text("picture-1")
+    programs.locator(".close").click()
+    other.page.click("[data-drawer=inside]")
+    seen = other.page.locator("[data-section=pictures]")
+    expect(seen.locator(".hint")).to_have_text(said("picture_gone"))
     bring(other, path)
+    expect(seen.locator("img").first).to_have_js_property("naturalWidth", 896)
+    other.page.locator(".panel > header button").click()
     expect(other.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)
     assert counts(other) == [1, 4, 1]
     other.begin("What else?")
@@ -155,3 +167,17 @@ def test_what_another_tab_asks_is_followed(visitor: Visitor) -> None:
     expect(second.locator(".composer textarea")).to_have_value("typed here")
     second.close()
     visitor.page = first
+
+
+def test_one_of_two_answers_that_another_tab_keeps(visitor: Visitor) -> None:
+    visitor.ask("What is 12 + 30?")
+    first, second = visitor.page, visitor.open()
+    second.locator(".sidebar .open").click()
+    first.get_by_role("button", name=said("compare")).click()
+    visitor.begin("Who are you?")
+    expect(second.locator(".pair article.assistant .state")).to_have_count(2)
+    visitor.ended()
+    first.locator(".pair .keep").first.click()
+    expect(second.locator(".pair")).to_have_count(0)
+    expect(second.locator("article.assistant")).to_have_count(2)
+    second.close()

@@ -362,3 +362,29 @@ def test_keyboard_shortcuts(visitor: Visitor) -> None:
     expect(visitor.answers).to_have_count(0)
     prompt.press("ArrowUp")  # there is no question
     expect(prompt).to_be_focused()
+
+
+def test_keys_keep_their_place(visitor: Visitor) -> None:
+    page, focused = visitor.page, visitor.page.locator(":focus")
+    visitor.ask("What is 12 + 30?")
+    page.locator("[data-drawer=settings]").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".panel > header button")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("[data-drawer=settings]")).to_be_focused()
+    visitor.press("edit", page.locator("article.user"))
+    page.keyboard.press("Escape")
+    expect(focused).to_have_attribute("aria-label", said("edit"))
+    for key in ("Escape", "Enter"):
+        page.get_by_role("button", name=f"{said('rename')}: ").first.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.type("Sums")
+        page.keyboard.press(key)
+        expect(page.locator(".sidebar .open")).to_be_focused()
+    expect(page.locator(".sidebar .open")).to_have_text("Sums")
+    page.wait_for_timeout(300)
+    expect(page.locator(".sidebar .open")).to_be_focused()
+    page.set_input_files(".composer input[multiple]", SHAPES)
+    page.get_by_role("button", name=said("remove")).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".composer textarea")).to_be_focused()

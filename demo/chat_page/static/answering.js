@@ -50,6 +50,7 @@ export async function write(message, path, settings, { signal, update, prepare }
       }
       const { prompt, cached } = message.usage;
       if (first !== null && prompt - cached >= LEAST) prefillRate = (first - asked) / 1000 / (prompt - cached);
+      message.usage.pictures = body.messages.flatMap(picturesIn).length;
       if (settings.pan_and_scan) message.usage.soft = await softTokens(body.messages, signal);
       message.saved = prefillRate === null || !cached ? null : prefillRate * cached;
       return finish(message.finish);
@@ -130,6 +131,8 @@ function dropUnfinished(message) {
   message.tokens = kept;
   return dropped;
 }
+
+const picturesIn = ({ content }) => (Array.isArray(content) ? content.filter(({ type }) => type === "image_url") : []);
 
 // Those of the pictures and their crops, whose number only the server knows.
 async function softTokens(messages, signal) {

@@ -226,6 +226,7 @@ export class Composer {
     this.pictures.splice(index, 1);
     this.showStrip();
     this.events.draft();
+    this.focus();
   }
 }
 

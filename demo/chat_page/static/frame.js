@@ -216,9 +216,11 @@ export class Frame {
     );
     this.side.replaceChildren(head, this.panels[name].element);
     this.panels[name].show();
+    if (!again) head.querySelector("button").focus(); // it comes after the whole conversation
   }
 
   closeDrawers() {
+    if (document.body.classList.contains("sidebar-open")) this.bar.querySelector("button").focus();
     document.body.classList.remove("sidebar-open");
     if (this.shown) this.openPanel(this.shown);
   }

@@ -39,7 +39,8 @@ export function contextParts(path, model, attached) {
   const soft = model.vision ? model.vision.soft : 0;
   const at = last ? path.slice(0, path.indexOf(last)) : [];
   const questions = at.filter((message) => message.role === "user").slice(last?.forgotten ?? 0);
-  const pictures = Math.min(used, last?.usage.soft ?? questions.flatMap(picturesOf).length * soft);
+  const sent = last?.usage.pictures ?? questions.flatMap(picturesOf).length;
+  const pictures = Math.min(used, last?.usage.soft ?? sent * soft);
   const more = attached * soft;
   const parts = { text: used - pictures, pictures, ...(more ? { attached: more } : {}) };
   return { ...parts, free: Math.max(0, model.context - used - more) };
@@ -138,7 +139,12 @@ export class Inside {
     const shown = [];
     for (const id of pictures) {
       try {
-        const found = await seen(await dataUrl(id), this.page.settings.pan_and_scan);
+        const url = await dataUrl(id);
+        if (!url) {
+          shown.push(make("p", { class: "hint" }, say("picture_gone")));
+          continue;
+        }
+        const found = await seen(url, this.page.settings.pan_and_scan);
         const views = found.views.map((url, i) =>
           grid(url, found.grid, say(i ? "crop" : "whole_picture", { number: i })),
         );

@@ -371,6 +371,7 @@ class Page {
     release();
     this.frame.attach();
     this.views.clear();
+    this.inside.shownFor = null;
     document.body.classList.remove("sidebar-open");
     this.composer.fill(tree.conversation.draft);
     this.composer.place = tree.conversation.id;

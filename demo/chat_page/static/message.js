@@ -188,11 +188,13 @@ export class MessageView {
     const close = () => {
       edits.delete(this.message.id);
       this.lay();
+      this.bar.querySelector(`[aria-label="${say("edit")}"]`)?.focus();
     };
     const send = () => {
       if (!this.page.edit(this.message, toParts(field.value, pictures))) return;
       close();
       this.page.show();
+      this.page.composer.focus();
     };
     const key = (event) => {
       if (event.key === "Escape" && !event.isComposing) {

@@ -2,7 +2,7 @@
 
 import { copyText, download, iconButton, make, randomId } from "./dom.js";
 import { nthQuestion, toFields } from "./request.js";
-import { get } from "./store.js";
+import { get, picturesOf } from "./store.js";
 import { ADDRESS, say } from "./words.js";
 
 const python = (value) => {
@@ -166,9 +166,18 @@ function curl(messages, begun, settings, fields, names, address) {
   return `curl -s ${address}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<END\n${text}\nEND\n`;
 }
 
+// As it is sent: without the pictures that are not in this browser.
+async function withoutMissing(message) {
+  if (!message.parts) return message;
+  const stored = await Promise.all(message.parts.map(({ picture }) => !picture || get("pictures", picture)));
+  return { ...message, parts: message.parts.filter((_, i) => stored[i]) };
+}
+
 // A dialog with the programs and the pictures that they read.
 export async function showPrograms(checkpoint, whole, message, link) {
-  const path = whole.slice(nthQuestion(whole, message.forgotten ?? 0)); // without the turns that were left out
+  const read = whole.slice(nthQuestion(whole, message.forgotten ?? 0)); // without the turns that were left out
+  const path = await Promise.all(read.map(withoutMissing));
+  const missing = read.some((one, i) => picturesOf(one).length > picturesOf(path[i]).length);
   const { files } = named(path, message.settings);
   const names = await withExtensions(files);
   const address = new URL("..", ADDRESS).href.replace(/\/$/, "");
@@ -197,6 +206,7 @@ export async function showPrograms(checkpoint, whole, message, link) {
     make("p", { class: "hint" }, say("reproduce_about")),
     ...(pictures.length ? [make("p", { class: "files" }, say("reproduce_pictures"), ...pictures)] : []),
     ...(made.python ? [block("Python", made.python)] : []),
+    ...(missing ? [make("p", { class: "hint" }, say("without_pictures"))] : []),
     ...(message.prefix ? [make("p", { class: "hint" }, say("only_rest"))] : []),
     ...(made.command ? [block(say("command_line"), made.command)] : []),
     block("curl", made.curl),

@@ -71,9 +71,21 @@ export class Sidebar {
       this.current,
       found.map(({ id, title }) => [id, title]),
     ]);
-    if (key !== this.shown) this.list.replaceChildren(...found.map((one) => this.row(one))); // else keys lose their place
+    if (key !== this.shown) {
+      const focused = this.rows.findIndex((row) => row.contains(document.activeElement));
+      this.list.replaceChildren(...found.map((one) => this.row(one)));
+      this.focus(focused);
+    }
     this.shown = key;
     this.note.textContent = this.kept === false ? say("not_kept") : wanted && !found.length ? say("nothing_found") : "";
+  }
+
+  get rows() {
+    return [...this.list.children];
+  }
+
+  focus(index) {
+    this.rows[index]?.querySelector(".open").focus();
   }
 
   row(conversation) {
@@ -106,14 +118,16 @@ export class Sidebar {
 
   rename(row, { id, title }) {
     const field = make("input", { value: title, "aria-label": say("rename") });
-    const done = (keep) => {
+    const done = (keep, left = false) => {
+      const at = this.rows.indexOf(row);
       field.removeEventListener("blur", leave);
       field.remove();
       this.shown = null;
       this.show();
+      if (!left) this.focus(at);
       if (keep && field.value.trim() && field.value.trim() !== title) this.events.rename(id, field.value.trim());
     };
-    const leave = () => done(true);
+    const leave = () => done(true, true);
     field.addEventListener("keydown", (event) => {
       if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
       event.preventDefault(); // Escape would stop an answer

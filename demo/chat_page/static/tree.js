@@ -13,8 +13,10 @@ export class Tree {
   take(messages) {
     for (const message of messages) {
       const known = this.messages.get(message.id);
-      if (known) Object.assign(known, message);
-      else this.messages.set(message.id, message);
+      if (known) {
+        for (const key of Object.keys(known)) if (!(key in message)) delete known[key];
+        Object.assign(known, message);
+      } else this.messages.set(message.id, message);
     }
   }
 
