@@ -21,7 +21,8 @@ from gemma_tpu.model import param_shapes
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).with_suffix("")
-BEFORE = "profile-before"  # what an earlier version did: commit a64b6e6, with today's benchmark
+# What earlier versions did, with today's benchmarks: the first is of commit a64b6e6.
+BEFORE = ("profile-before", "decode-4b", "decode-27b")
 
 _DECODE, _PROFILE = "python benchmarks/decode.py --models", "python benchmarks/profile_decode.py --model"
 COMMANDS = {
@@ -32,7 +33,7 @@ COMMANDS = {
     "decode-27b": f"{_DECODE} gemma3-27b --rows 1 --quantize none int8 int4",
     "decode-long": f"{_DECODE} gemma3-4b --rows 8 --quantize none --context 65536 --length 60000",
     "profile": f"{_PROFILE} gemma3-4b",
-    BEFORE: f"{_PROFILE} gemma3-4b",
+    "profile-before": f"{_PROFILE} gemma3-4b",
 }
 
 _PAGE = """# Performance
@@ -141,7 +142,7 @@ def _number(text: str) -> int:
 def measure(gemma: str) -> None:
     """`gemma`: an interpreter that has gemma."""
     for name, command in COMMANDS.items():
-        if name != BEFORE:
+        if name not in BEFORE:
             print(command, file=sys.stderr)
             words = [sys.executable, *(gemma if word == "PYTHON" else word for word in command.split()[1:])]
             done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -37,14 +37,14 @@ def test_a_recording_has_what_its_command_asks_for(name: str) -> None:
 
 def test_measuring_keeps_what_the_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what an earlier version did."""
-    printed = {"new": "import sys; print('a card, fast', *sys.argv[1:])", performance.BEFORE: "raise SystemExit(1)"}
+    printed = {"new": "import sys; print('a card, fast', *sys.argv[1:])", performance.BEFORE[0]: "raise SystemExit(1)"}
     for name, code in printed.items():
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setattr(performance, "RECORDINGS", tmp_path)
     monkeypatch.setattr(performance, "COMMANDS", {name: f"python {tmp_path}/{name}.py PYTHON" for name in printed})
     performance.measure("theirs")
     assert performance.recording("new") == "a card, fast theirs"
-    monkeypatch.setattr(performance, "COMMANDS", {"failing": f"python {tmp_path}/{performance.BEFORE}.py"})
+    monkeypatch.setattr(performance, "COMMANDS", {"failing": f"python {tmp_path}/{performance.BEFORE[0]}.py"})
     with pytest.raises(subprocess.CalledProcessError):
         performance.measure("theirs")
     assert [path.name for path in tmp_path.glob("*.txt")] == ["new.txt"]
