@@ -56,7 +56,7 @@ def flags() -> list[object]:
         value = os.environ.get(name, "").strip()
         if value and not value.startswith("-"):  # a file of flags
             try:
-                found.append(Path(value).read_text())
+                found.append(Path(value).read_bytes())
             except OSError:
                 found.append("not there")
     if library := os.environ.get("TPU_LIBRARY_PATH"):  # a compiler named by its path says no version
