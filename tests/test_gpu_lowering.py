@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from gemma_tpu.ops import norms
+from gemma_tpu.ops import int4_products, norms
 from gemma_tpu.ops.int8 import Int8
 from gemma_tpu.ops.triton_attention import New, look_by_block
 
@@ -34,6 +34,12 @@ def of(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
 def test_two_norms(D: int) -> None:
     stream, scale = of("bfloat16", 2, 1, D), of("bfloat16", D)
     assert kernels(norms._in_kernel, stream, stream, scale, scale) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize(("N", "K"), [(43008, 5376), (5376, 21504), (2560, 10240), (1536, 1152), (4096, 640)])
+def test_a_product_with_int4(rows: int, N: int, K: int) -> None:
+    assert kernels(int4_products._product, of("bfloat16", rows, K), of("int4", N, K)) == 2
 
 
 @pytest.mark.parametrize("int8", [False, True])

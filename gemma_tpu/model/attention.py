@@ -28,9 +28,11 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(H)
         self.query_scale = config.query_scale
 
-    def project(self, x: Float[Array, "B T D"], rope: Rope) -> tuple[Queries, KeyValues, KeyValues]:
+    def project(
+        self, x: Float[Array, "B T D"], rope: Rope, mesh: Mesh | None = None
+    ) -> tuple[Queries, KeyValues, KeyValues]:
         """Queries (normed, rotated, scaled), keys (normed, rotated) and values."""
-        flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()))
+        flat = contract("btd,od->bto", x, as_matrix(self.qkv.get_value()), mesh)
         qkv = flat.reshape(*x.shape[:2], *self.qkv.shape[:-1])
         G, value = qkv.shape[3] - 2, qkv[:, :, :, -1]
         if x.shape[1] > FEW:

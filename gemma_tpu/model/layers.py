@@ -56,11 +56,11 @@ class MLP(nnx.Module):
         self.gate_up = nnx.Param(init(batch_axis=0)(rngs.params(), (2, hidden_dim, embed_dim)))
         self.down = nnx.Param(init()(rngs.params(), (embed_dim, hidden_dim)))
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], mesh: Mesh | None = None) -> Float[Array, "B T D"]:
         # Outputs first, as XLA for GPUs computes the product of a few rows: it would transpose one with scales.
-        gate, up = contract("btd,cfd->cfbt", x, self.gate_up.get_value())
+        gate, up = contract("btd,cfd->cfbt", x, self.gate_up.get_value(), mesh)
         hidden = jnp.moveaxis(jax.nn.gelu(gate, approximate=True) * up, 0, -1)
-        return contract("btf,df->btd", hidden, self.down.get_value())
+        return contract("btf,df->btd", hidden, self.down.get_value(), mesh)
 
 
 @functools.lru_cache

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
 from gemma_tpu.ops.cpu_products import cpu_product
-from gemma_tpu.ops.einsum import einsum
+from gemma_tpu.ops.einsum import einsum, letters
+from gemma_tpu.ops.int4_products import int4_product, takes
 from gemma_tpu.sharding import partition
 
 
@@ -60,13 +61,20 @@ def as_matrix(weight: Weight) -> Weight:
     return jax.tree.map(lambda part: part.reshape(-1, part.shape[-1]), weight)
 
 
-def contract(spec: str, x: jax.Array, weight: Weight, *, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """The product `spec` of activations and a weight, in `dtype` (default: that of the activations)."""
+def contract(
+    spec: str, x: jax.Array, weight: Weight, mesh: Mesh | None = None, *, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    """The product `spec` of activations and a weight, in `dtype` (default: that of the activations).
+
+    On a `mesh` that is known, a kernel may do it.
+    """
     dtype, on_cpu = dtype or x.dtype, functools.partial(cpu_product, spec)
     if isinstance(weight, QuantizedWeight):
-        # On TPUs and GPUs the conversion is part of the product, which reads the integers.
-        converted = functools.partial(_product, spec)
-        found = jax.lax.platform_dependent(x, weight.values, cpu=on_cpu, default=converted)
+        if takes(spec, x, weight.values, mesh):
+            found = int4_product(spec, x, weight.values)
+        else:  # on TPUs and GPUs the conversion is part of the product, which reads the integers
+            converted = functools.partial(_product, spec)
+            found = jax.lax.platform_dependent(x, weight.values, cpu=on_cpu, default=converted)
         return (found * _output_scales(spec, weight.scales)).astype(dtype)
     whole = functools.partial(einsum, spec, dtype=dtype)
     if not x.dtype == weight.dtype == jnp.bfloat16:
@@ -80,7 +88,7 @@ def _product(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
 
 def _output_scales(spec: str, scales: jax.Array) -> jax.Array:
     """Scales with the dimensions of the product's output, of size 1 where it has one that the weight lacks."""
-    dims, out = spec.split(",")[1].split("->")
+    _, dims, out = letters(spec)
     kept = [dim for dim in out if dim in dims]
     scales = jnp.einsum(f"{dims}->{''.join(kept)}", scales)  # drops the contracted dimensions, whose size is 1
     return jnp.expand_dims(scales, [i for i, dim in enumerate(out) if dim not in kept])

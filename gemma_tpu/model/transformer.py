@@ -58,7 +58,7 @@ def _project(
 ) -> tuple[Queries, KeyValues, KeyValues]:
     """Queries, keys and values of a block for its normed input."""
     # Where the attention's weights are split over D, XLA would split the residual stream as well.
-    return nnx.merge(definition, weights).attention.project(constrain(normed, "BT.", mesh), rope)
+    return nnx.merge(definition, weights).attention.project(constrain(normed, "BT.", mesh), rope, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "mesh"))
@@ -73,7 +73,7 @@ def _feed_forward(
     """What a block gives, from the residual stream before it and what its attention adds."""
     block = nnx.merge(definition, weights)
     x, normed = add_and_norm(x, encoded, block.post_attention_norm.scale[...], block.pre_ffw_norm.scale[...], mesh)
-    return add_and_norm(x, block.mlp(normed), block.post_ffw_norm.scale[...], next_scale, mesh)
+    return add_and_norm(x, block.mlp(normed, mesh), block.post_ffw_norm.scale[...], next_scale, mesh)
 
 
 class Transformer(nnx.Module):

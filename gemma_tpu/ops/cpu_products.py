@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 
+from gemma_tpu.ops.einsum import letters
+from gemma_tpu.ops.int8 import FINER, LEVELS
+
 _BLOCK = 256  # rows of a weight that are converted at a time: they stay in the processor's cache
 _FEW = 32  # rows of activations; for more, splitting them takes longer than converting the weight
-_LEVELS, _FINER = 127, 254  # of an int8, and how many of the next part make one of a part
 
 
 def cpu_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -28,18 +29,13 @@ def cpu_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     if weight.dtype != jnp.int8:
         return _dot(spec, x, weight)
-    given, dims, _ = _letters(spec)
+    given, dims, _ = letters(spec)
     rows = math.prod(size for letter, size in zip(given, x.shape, strict=True) if letter not in dims)
     return _split_product(spec, x, weight) if rows <= _FEW else _product_in_blocks(spec, x, weight)
 
 
-def _letters(spec: str) -> list[str]:
-    """Of the activations, the weight and the result."""
-    return re.split(",|->", spec)
-
-
 def _dot(spec: str, x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-    given, dims, out = _letters(spec)
+    given, dims, out = letters(spec)
     sizes = dict(zip(given + dims, x.shape + weight.shape, strict=True))
     inner, last = math.prod(sizes[letter] for letter in given if letter in dims), dims[-1] not in out
     rows, few = x.size // inner, last and x.size <= 3 * _FEW * inner
@@ -51,26 +47,26 @@ def _dot(spec: str, x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike
     product = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
     if few:
         weight = weight.reshape(*(sizes[letter] for letter in dims if letter in out), inner)
-        found, letters = product(weight, x, (((weight.ndim - 1,), (1,)), ((), ())))[..., :rows], dims + given
+        found, order = product(weight, x, (((weight.ndim - 1,), (1,)), ((), ())))[..., :rows], dims + given
     else:  # of matrices: a weight of more dimensions would be transposed first
         weight = weight.reshape((-1, inner) if last else (inner, -1))
-        found, letters = product(x, weight, (((1,), (int(last),)), ((), ())))[:rows], given + dims
-    letters = [letter for letter in letters if letter in out]
-    return found.reshape([sizes[letter] for letter in letters]).transpose([letters.index(letter) for letter in out])
+        found, order = product(x, weight, (((1,), (int(last),)), ((), ())))[:rows], given + dims
+    order = [letter for letter in order if letter in out]
+    return found.reshape([sizes[letter] for letter in order]).transpose([order.index(letter) for letter in out])
 
 
 def _split_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    given, dims, out = _letters(spec)
+    given, dims, out = letters(spec)
     summed = tuple(axis for axis, letter in enumerate(given) if letter in dims)
     wide = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(wide), summed, keepdims=True) / _LEVELS, jnp.finfo(jnp.float32).tiny)
+    scale = jnp.maximum(jnp.max(jnp.abs(wide), summed, keepdims=True) / LEVELS, jnp.finfo(jnp.float32).tiny)
     scale = jnp.where(jnp.isfinite(wide).all(summed, keepdims=True), scale, jnp.nan)  # a maximum may leave NaN out
     rest, parts = wide / scale, []
     for _ in range(2 if x.dtype == jnp.bfloat16 else 3):
         parts.append(jnp.round(rest))
-        rest = (rest - parts[-1]) * _FINER
+        rest = (rest - parts[-1]) * FINER
     products = _dot(f"Z{given},{dims}->Z{out}", jnp.stack(parts).astype(jnp.int8), weight, jnp.int32)
-    total = sum(product / _FINER**place for place, product in enumerate(products.astype(jnp.float32)))
+    total = sum(product / FINER**place for place, product in enumerate(products.astype(jnp.float32)))
     return total * jnp.expand_dims(
         scale.squeeze(summed), [place for place, letter in enumerate(out) if letter not in given]
     )
@@ -78,7 +74,7 @@ def _split_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _product_in_blocks(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """Converts and multiplies a block of the weight at a time."""
-    given, dims, out = _letters(spec)
+    given, dims, out = letters(spec)
     axis = max(range(len(dims) - 1), key=lambda axis: weight.shape[axis])  # rows of the last dimension stay whole
     letter, count = dims[axis], weight.shape[axis] // _BLOCK
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+
+def letters(spec: str) -> list[str]:
+    """Of the first factor, the second and the result."""
+    return re.split(",|->", spec)
 
 
 def precision(*factors: Any) -> Literal["highest", "default"]:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_LEVELS = 127  # symmetric: -128 is left out
+LEVELS = 127  # symmetric: -128 is left out
+FINER = 254  # how many of the next part make one of a part, where a number is a sum of int8 numbers
 
 
 class Int8(NamedTuple):
@@ -38,8 +39,8 @@ def to_int8(x: Float[Array, "*batch H"]) -> Int8:
     """The nearest that there is. Where a number is not finite, the scale is not."""
     x = x.astype(jnp.float32)
     # A vector of zeros may have any scale; that of one of subnormal numbers is not 0.
-    scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1) / _LEVELS, jnp.finfo(jnp.float32).tiny)
-    values = jnp.clip(jnp.round(x / scales[..., None]), -_LEVELS, _LEVELS)
+    scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1) / LEVELS, jnp.finfo(jnp.float32).tiny)
+    values = jnp.clip(jnp.round(x / scales[..., None]), -LEVELS, LEVELS)
     return Int8(jnp.where(jnp.isfinite(values), values, 0).astype(jnp.int8), scales)
 
 
