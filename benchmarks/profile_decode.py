@@ -30,7 +30,7 @@ from gemma_tpu.sharding import make_mesh
 CALLS = 4
 # What a kernel is for, by its name in the trace; the first that fits.
 PARTS = {
-    "products": r"gemm|dot|cublas|nvjet|cutlass|splitK|wgmma",
+    "products": r"gemm|dot|int4_product|split_rows|cublas|nvjet|cutlass|splitK|wgmma",
     "attention": r"look_by_block|join_shares|_look|_join|flash|attend",
     "the rest (norms, rotary embedding, sampling)": "",
 }

@@ -28,7 +28,8 @@ _DECODE, _PROFILE = "python benchmarks/decode.py --models", "python benchmarks/p
 COMMANDS = {
     "gemma-4b": f"{_DECODE} gemma3-4b --rows 1 8 32 --quantize none --gemma PYTHON",
     "gemma-27b": f"{_DECODE} gemma3-27b --rows 1 --quantize none int8 int4 --gemma PYTHON",
-    "int4-4b": f"{_DECODE} gemma3-4b --rows 1 8 32 --quantize none int4",
+    "int4-4b": f"{_DECODE} gemma3-4b --rows 1 8 32 --quantize none int8 int4",
+    "int4-27b": f"{_DECODE} gemma3-27b --rows 1 --quantize none int8 int4",
     "decode-4b": f"{_DECODE} gemma3-4b --rows 1 8 32 --quantize none int8 int4",
     "decode-27b": f"{_DECODE} gemma3-27b --rows 1 --quantize none int8 int4",
     "decode-long": f"{_DECODE} gemma3-4b --rows 8 --quantize none --context 65536 --length 60000",
@@ -52,11 +53,15 @@ same rows and cache.
 
 {gemma-4b}
 
+Of the version before attention had half as many programs, and before int4 had a kernel of its own:
+
 {gemma-27b}
+
+## int8 and int4
 
 {int4-4b}
 
-The tables of 27B and of int4 are of the version before attention had half as many programs.
+{int4-27b}
 
 With a long cache the keys and values are most of what is read:
 
