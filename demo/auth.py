@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from starlette.authentication import SimpleUser
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,14 +19,18 @@ _CHALLENGE = {"www-authenticate": 'Basic realm="gemma_tpu", charset="UTF-8"'}
 class BasicAuth:
     """Middleware that admits only `accounts`, each USER:PASSWORD (RFC 7617).
 
-    Browsers send the credentials with every request, so there is no session that a restart could end.
+    Browsers send the credentials with every request, so there is no session that a restart could end. A request that
+    is admitted has the account's name as its `user`.
     """
 
     def __init__(self, app: ASGIApp, accounts: Sequence[str]) -> None:
         self._app, self._accounts = app, [account.encode() for account in accounts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_allowed(scope):
+        user = None if scope["type"] == "lifespan" else self._user(scope)
+        if user:
+            scope["user"] = SimpleUser(user)
+        if user or scope["type"] == "lifespan" or _is_preflight(scope):
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})  # policy violation
@@ -34,17 +39,21 @@ class BasicAuth:
         challenge = {} if "x-requested-with" in Headers(scope=scope) else _CHALLENGE
         await PlainTextResponse("a name and a password are needed", 401, challenge)(scope, receive, send)
 
-    def _is_allowed(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        if scope.get("method") == "OPTIONS" and "access-control-request-method" in headers:
-            return True  # a CORS preflight, which has no credentials
-        kind, _, value = headers.get("authorization", "").partition(" ")
+    def _user(self, scope: Scope) -> str | None:
+        """Whose account was given; never empty."""
+        kind, _, value = Headers(scope=scope).get("authorization", "").partition(" ")
         try:
             credentials = base64.b64decode(value, validate=True) if kind.lower() == "basic" else b""
         except binascii.Error:
-            return False
+            return None
         # Compares all accounts, for constant time.
-        return any([secrets.compare_digest(credentials, account) for account in self._accounts])
+        known = any([secrets.compare_digest(credentials, account) for account in self._accounts])
+        return credentials.decode().partition(":")[0] if known else None
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Of CORS, which has no credentials."""
+    return scope.get("method") == "OPTIONS" and "access-control-request-method" in Headers(scope=scope)
 
 
 def read_accounts(path: str) -> list[str]:

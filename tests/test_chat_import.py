@@ -133,7 +133,17 @@ def test_pictures_that_a_link_lacks(browser: Browser, visitor: Visitor, tmp_path
     other.page.click("[data-drawer=inside]")
     seen = other.page.locator("[data-section=pictures]")
     expect(seen.locator(".hint")).to_have_text(said("picture_gone"))
-    bring(other, path)
+    other.page.locator(".panel > header button").click()
+    looks = other.page.get_by_role("button", name=said("look"))
+    for present in (False, True):
+        if present:
+            bring(other, path)
+        other.press("tokens")
+        other.answers.last.locator(".token").first.click()
+        expect(looks).to_have_count(int(present))
+        other.page.keyboard.press("Escape")
+        expect(other.answers.last.locator(".token")).to_have_count(0)
+    other.page.click("[data-drawer=inside]")
     expect(seen.locator("img").first).to_have_js_property("naturalWidth", 896)
     other.page.locator(".panel > header button").click()
     expect(other.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)

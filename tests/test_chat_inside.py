@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from chat_site import EXAMPLES, SHAPES, Visitor, about, said
+from chat_site import EXAMPLES, SHAPES, Visitor, about, chat_app, said, serve_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
 
 import gemma_tpu
+from demo.auth import BasicAuth
 from gemma_tpu.cli.main import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
@@ -244,6 +245,25 @@ def test_the_same_answer_from_elsewhere(
     assert capsys.readouterr().out.strip() == answer
 
 
+def test_curl_says_whose_password_it_needs(browser: Browser, chat_model: gemma_tpu.Model) -> None:
+    loader = gemma_tpu.Loader("gemma3-demo", lambda progress: chat_model)
+    loader.start()
+    assert loader.wait(600).phase == "ready"
+    app = chat_app(loader)
+    app.add_middleware(BasicAuth, accounts=["ann b:s cret", "李:密码"])
+    with serve_chat(app) as url:
+        for name, password in (("ann b", "s cret"), ("李", "密码")):
+            other = Visitor(browser, url, http_credentials={"username": name, "password": password})
+            answer = other.ask("What is 12 + 30?")
+            other.press("reproduce")
+            curl = other.page.locator("dialog.programs pre").last.inner_text()
+            assert f" -u '{name}' " in curl
+            asked = curl.replace(f"-u '{name}'", f"-u '{name}:{password}'")  # as typed when it asks
+            done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+            assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip() == answer
+            other.close()
+
+
 def test_what_is_inside(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
     visitor.ask("What is in the picture?", SHAPES)
     visitor.page.click("[data-drawer=inside]")
@@ -301,3 +321,24 @@ def test_where_the_model_looked(visitor: Visitor, chat_model: gemma_tpu.Model) -
         assert shown == pytest.approx(100 * square.sum(), abs=0.6)
     visitor.page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
+    visitor.page.keyboard.press("Escape")
+    expect(visitor.answers.locator(".token")).to_have_count(0)
+
+
+def test_the_picture_that_the_model_looked_at_is_shown(visitor: Visitor) -> None:
+    """Of several that do not fit into the dialog."""
+    visitor.page.set_viewport_size({"width": 390, "height": 600})
+    visitor.ask("What is in the picture?", EXAMPLES / "word.png", EXAMPLES / "word.png", SHAPES)
+    visitor.press("tokens")
+    tokens = visitor.answers.locator(".token")
+    most = []
+    for nth in range(min(6, tokens.count())):
+        tokens.nth(nth).click()
+        visitor.page.get_by_role("button", name=said("look")).click()
+        figures = visitor.page.locator("dialog.attention figure")
+        light = "c => [...c.getContext('2d').getImageData(0, 0, 16, 16).data].filter((a, i) => i % 4 === 3)"
+        shares = [np.square(205 - np.array(figures.nth(i).locator("canvas").evaluate(light))).sum() for i in range(3)]
+        most.append(int(np.argmax(shares)))
+        expect(figures.nth(most[-1])).to_be_in_viewport()
+        visitor.page.keyboard.press("Escape")
+    assert max(most) > 0  # of the first picture it would be so anyhow

@@ -118,6 +118,8 @@ def test_loading_from_the_page(browser: Browser, models: Checkpoints) -> None:
         visitor.begin("Hello")
         expect(page.locator(".note .notice")).to_contain_text(said("not_loaded"))
         assert page.locator(".composer textarea").input_value() == "Hello"
+        page.click("[data-drawer=inside]")
+        expect(page.locator(".inside")).to_have_text(said("not_loaded"))
         page.click(".chip-state")
         dialog.get_by_role("button", name="Load model").click()
         expect(page.locator(".chip-state")).to_have_attribute("data-phase", "ready")
@@ -131,6 +133,7 @@ def test_loading_from_the_page(browser: Browser, models: Checkpoints) -> None:
         expect(page.locator(".chip-state")).to_have_attribute("data-phase", "ready")
         dialog.get_by_role("button", name=said("close")).click()
         assert "42" in visitor.ask("What is 12 + 30?")
+        expect(page.locator("[data-section=context] dd").first).to_have_text(re.compile("[1-9]"))
         page.click(".chip-state")
         dialog.get_by_role("button", name=said("unload")).click()
         expect(page.locator(".chip-state")).to_have_attribute("data-phase", "idle")

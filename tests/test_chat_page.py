@@ -12,8 +12,11 @@ from chat_site import SHAPES, Visitor, about, said, stored_chat
 from demo_site import CHROMIUM
 from playwright.sync_api import Browser, expect
 from small_models import gated
+from starlette.datastructures import Headers
+from starlette.testclient import TestClient
 
 import gemma_tpu
+from demo.chat_page.app import _refusal
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's `chromium`, or set CHROMIUM")
 
@@ -125,8 +128,36 @@ def test_what_is_nested_too_deep_is_shown_as_text(visitor: Visitor, tmp_path: Pa
     expect(visitor.answers.locator(".body")).to_contain_text(text[:50])
 
 
+def test_what_took_the_place_of_an_answer_stays(visitor: Visitor) -> None:
+    """A long text is parsed some time after it came: not if the whole of it, or its tokens, stand there by then."""
+    shown = visitor.page.evaluate(
+        """async () => {
+            const { leaveMarkdown, renderMarkdown } = await import("./static/markdown.js");
+            const shown = [];
+            for (const end of [() => {}, (e) => renderMarkdown(e, "whole"), leaveMarkdown]) {
+                const element = document.body.appendChild(document.createElement("div"));
+                renderMarkdown(element, "first", true);
+                element.next = performance.now() + 50;
+                renderMarkdown(element, "second", true);
+                end(element);
+                element.replaceChildren("tokens");
+                await new Promise((done) => setTimeout(done, 200));
+                shown.push(element.textContent.trim());
+                element.remove();
+            }
+            return shown;
+        }"""
+    )
+    assert shown == ["second", "tokens", "tokens"]
+
+
 def test_two_answers_side_by_side(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
-    visitor.page.get_by_role("button", name=said("compare")).click()
+    button = visitor.page.get_by_role("button", name=said("compare"))
+    button.click()
+    visitor.page.locator(".second input").nth(0).press("Escape")
+    expect(visitor.page.locator(".second")).to_be_hidden()
+    expect(button).to_be_focused()
+    button.click()
     visitor.page.locator(".second input").nth(0).fill("1.5")
     visitor.page.locator(".second input").nth(3).fill("5")
     visitor.page.locator(".second input").nth(3).press("Tab")
@@ -249,10 +280,15 @@ def test_a_raw_prompt(visitor: Visitor, chat_model: gemma_tpu.Model) -> None:
     visitor.page.click("[data-drawer=raw]")
     panel.get_by_role("button", name=said("raw_back")).click()
     expect(field).to_have_value(written)
+    field.fill(prompt)
     with gated(chat_model.engine, 4, pause=0.3):
         panel.get_by_role("button", name=said("raw_go")).click()
         expect(field).not_to_be_editable()
         expect(panel.get_by_role("button", name=said("raw_take"))).to_be_disabled()
+        visitor.page.locator("header [lang=zh]").click()
+        expect(panel.get_by_role("button", name=said("stop_answer", "zh"))).to_be_visible()
+        expect(panel.locator("textarea")).not_to_be_editable()
+        visitor.page.locator("header [lang=en]").click()
     expect(field).to_be_editable()
 
 
@@ -302,6 +338,10 @@ def test_other_sites_change_nothing(chat: str) -> None:
     request = urllib.request.Request(f"{chat}load", method="POST", data=b"")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urlopen(request)
+    for length, status, what in (("", 411, "content-length"), (str(97 << 20), 413, "97 of at most 96 MiB")):
+        headers = Headers({"x-gemma-chat": "1", "content-length": length})
+        refusal = TestClient(_refusal("POST", headers)).post("/")
+        assert (refusal.status_code, what in refusal.text) == (status, True)
     with urlopen(chat) as answer:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 

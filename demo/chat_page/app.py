@@ -79,25 +79,26 @@ def build_chat(server: ASGIApp, loader: Loader, checkpoints: Checkpoints | None 
     choices = {"checkpoints": checkpoints.names, "slices": SLICES} if checkpoints else {}
 
     @app.get("/status")
-    async def now() -> dict[str, Any]:
-        return {**status(loader), **choices}
+    async def now(request: fastapi.Request) -> dict[str, Any]:
+        user = request.scope.get("user")  # with accounts: demo/auth.py
+        return {**status(loader), **choices, "account": user and user.display_name}
 
     @app.post("/load")
-    async def load(request: LoadRequest) -> dict[str, Any]:
-        if request.checkpoint is None:
+    async def load(wanted: LoadRequest, request: fastapi.Request) -> dict[str, Any]:
+        if wanted.checkpoint is None:
             loader.start()
         elif checkpoints:
-            await asyncio.to_thread(checkpoints.choose, request.checkpoint)
+            await asyncio.to_thread(checkpoints.choose, wanted.checkpoint)
         else:
             raise ValueError("this server keeps its checkpoint")
-        return await now()
+        return await now(request)
 
     @app.post("/unload")
-    async def unload() -> dict[str, Any]:
+    async def unload(request: fastapi.Request) -> dict[str, Any]:
         if not checkpoints:
             raise ValueError("this server keeps its checkpoint")
         await asyncio.to_thread(checkpoints.unload)
-        return await now()
+        return await now(request)
 
     @app.post("/plan")
     async def plan(request: PlanRequest) -> dict[str, Any]:
@@ -189,6 +190,10 @@ def _refusal(method: str, headers: Headers) -> ASGIApp | None:
         return None
     if _HEADER not in headers:
         return PlainTextResponse(f"requests to change something need the header {_HEADER}", 403)
-    if not headers.get("content-length", "").isdecimal() or int(headers["content-length"]) > _MAX_BODY:
-        return JSONResponse({"error": f"a request says how long it is, at most {_MAX_BODY >> 20} MiB"}, 413)
+    length = headers.get("content-length", "")
+    if not length.isdecimal():
+        return JSONResponse({"error": "a request has to say how long it is: content-length"}, 411)
+    if int(length) > _MAX_BODY:
+        size = f"{int(length) / (1 << 20):.0f} of at most {_MAX_BODY >> 20} MiB"
+        return JSONResponse({"error": f"too much for one request, {size}: ask with fewer or smaller pictures"}, 413)
     return None

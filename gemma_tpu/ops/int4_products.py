@@ -47,7 +47,7 @@ def _block(N: int, K: int) -> _Block | None:
 
 
 def takes(spec: str, x: jax.Array, values: jax.Array, mesh: Mesh | None) -> bool:
-    """Whether `int4_product` is for these: few rows of bfloat16, one device that runs the kernel, K last in the weight."""
+    """Whether `int4_product` is for these: few rows of bfloat16, one device with the kernel, K last in the weight."""
     if (x.dtype, values.dtype) != (jnp.bfloat16, jnp.int4) or mesh is None or mesh.size > 1 or not runs_triton(mesh):
         return False
     _, dims, out = letters(spec)

@@ -72,6 +72,9 @@ class AttentionDialog {
     document.body.append(this.element);
     this.draw();
     this.element.showModal();
+    const sums = this.views.map((_, i) => this.weights(i).reduce((sum, share) => sum + share, 0));
+    const most = sums.indexOf(Math.max(...sums));
+    if (most > 0) this.canvases[most].closest("figure").scrollIntoView({ block: "nearest" });
   }
 
   // Those of a head, of a layer in the mean over its heads, or of all layers in the mean.

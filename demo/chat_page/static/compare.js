@@ -14,7 +14,14 @@ export class Comparison {
     Object.assign(this, { settings, status });
     this.on = false;
     this.button = iconButton("compare", "", () => this.toggle(), { "aria-pressed": false });
-    this.element = make("div", { class: "second", hidden: true });
+    const keydown = (event) => {
+      if (event.key !== "Escape" || event.isComposing || !this.on) return;
+      event.preventDefault(); // which would stop an answer
+      this.toggle();
+      this.button.focus();
+    };
+    this.button.addEventListener("keydown", keydown);
+    this.element = make("div", { class: "second", hidden: true, on: { keydown } });
     this.translate();
   }
 

@@ -69,6 +69,7 @@ export class Inside {
       return make("section", { "data-section": key }, make("h3", {}, say(`inside_${key}`)), body);
     };
     this.element.replaceChildren(...["context", "pictures", "sequence", "machine"].map(section));
+    this.bare = false;
     this.shownFor = null;
     this.machine = make("div");
     this.prediction.translate();
@@ -80,7 +81,13 @@ export class Inside {
   async show() {
     const { tree, status } = this.page;
     const model = status?.model;
-    if (!model || !this.element.isConnected) return;
+    if (!this.element.isConnected) return;
+    if (!model) {
+      this.element.replaceChildren(make("p", { class: "hint" }, say("not_loaded")));
+      this.bare = true;
+      return;
+    }
+    if (this.bare) return this.lay();
     const path = tree.path();
     this.showContext(path, model);
     this.showMachine(model);

@@ -334,9 +334,11 @@ class Page {
     await this.answer(parent);
   }
 
-  // Whether there are pictures to look at before `message`.
-  canLook(message) {
-    return Boolean(this.status?.model?.vision) && this.tree.path(message).flatMap(store.picturesOf).length > 0;
+  // Whether there are pictures to look at before `message` that this browser has.
+  async canLook(message) {
+    if (!this.status?.model?.vision) return false;
+    const pictures = this.tree.path(message).flatMap(store.picturesOf);
+    return (await Promise.all(pictures.map((id) => store.get("pictures", id)))).some(Boolean);
   }
 
   look(message, index) {
@@ -354,6 +356,7 @@ class Page {
       tree.path(tree.messages.get(message.parent)),
       message,
       () => linkTo(tree, message),
+      this.status?.account,
     );
   }
 

@@ -106,11 +106,18 @@ export function renderMarkdown(element, text, grows = false) {
     return;
   }
   if (!temml && /\$|\\\[|\\\(/.test(text))
-    loadTemml().then(() => element.isConnected && fill(element, element.markdown));
+    loadTemml().then(() => element.isConnected && element.markdown !== null && fill(element, element.markdown));
+  leaveMarkdown(element);
   element.markdown = text;
   const began = performance.now();
   fill(element, text);
   element.next = performance.now() + PARSE_SHARE * (performance.now() - began);
+}
+
+// Nothing more is filled into `element`, which may show something else.
+export function leaveMarkdown(element) {
+  clearTimeout(element.later);
+  element.later = element.markdown = null;
 }
 
 function fill(element, text) {

@@ -2,7 +2,7 @@
 
 import { copyText, iconButton, make } from "./dom.js";
 import { fromParts, toParts } from "./composer.js";
-import { renderMarkdown } from "./markdown.js";
+import { leaveMarkdown, renderMarkdown } from "./markdown.js";
 import { isHeld } from "./request.js";
 import { enlarge, thumbnail } from "./pictures.js";
 import { TokenView } from "./tokens.js";
@@ -15,7 +15,11 @@ export class MessageView {
     this.message = message;
     this.page = page;
     this.tokens = null;
-    this.element = make("article", { class: `message ${message.role}`, "data-id": message.id });
+    this.element = make("article", {
+      class: `message ${message.role}`,
+      "data-id": message.id,
+      on: { keydown: (event) => this.key(event) },
+    });
     this.lay();
     if (page.edits.has(message.id)) this.edit();
   }
@@ -167,12 +171,20 @@ export class MessageView {
     const { message, page } = this;
     if (this.tokens) this.tokens = null;
     else {
-      const look = page.canLook(message) ? (index) => page.look(message, index) : null;
-      this.tokens = new TokenView(message, { goOn: (text) => page.goOnFrom(message, text), look });
+      const view = new TokenView(message, (text) => page.goOnFrom(message, text));
+      page.canLook(message).then((can) => can && view.allowLook((index) => page.look(message, index)));
+      this.tokens = view;
+      leaveMarkdown(this.body);
       this.body.replaceChildren(this.tokens.element);
     }
     this.update();
     this.bar.querySelector("[aria-pressed]")?.focus();
+  }
+
+  key(event) {
+    if (event.key !== "Escape" || !this.tokens || this.page.writing.isBusy || event.defaultPrevented) return;
+    event.preventDefault(); // which would close a drawer
+    this.toggleTokens();
   }
 
   edit() {

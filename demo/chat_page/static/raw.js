@@ -19,7 +19,7 @@ export class RawPanel {
   }
 
   show() {
-    if (!this.element.isConnected || this.running) return;
+    if (!this.element.isConnected) return;
     this.field = make("textarea", {
       class: "mono",
       rows: 18,
@@ -39,6 +39,7 @@ export class RawPanel {
       make("div", { class: "buttons" }, this.back, this.take, this.go),
       this.state,
     );
+    if (this.running) this.lock(true);
   }
 
   async takeConversation() {

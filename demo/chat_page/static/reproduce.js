@@ -72,8 +72,8 @@ async function withExtensions(files) {
 }
 
 // Python, command line and curl for the answer `message` after `path`. `command` is null for what one command cannot ask, and
-// `python` for what only the server holds answers to.
-export function programs(checkpoint, path, message, names, address) {
+// `python` for what only the server holds answers to. `account`: whose password the server asks for, if it does.
+export function programs(checkpoint, path, message, names, address, account) {
   const { settings } = message;
   const { messages } = named(path, settings);
   const begun = message.text.slice(0, message.prefix ?? 0);
@@ -81,7 +81,7 @@ export function programs(checkpoint, path, message, names, address) {
   return {
     python: fields.tool_choice ? null : pythonProgram(checkpoint, messages, begun, settings, fields, names),
     command: command(checkpoint, path, messages, begun, settings, fields, names),
-    curl: curl(messages, begun, settings, fields, names, address),
+    curl: curl(messages, begun, settings, fields, names, address, account),
   };
 }
 
@@ -137,7 +137,7 @@ function command(checkpoint, path, messages, begun, settings, fields, names) {
 }
 
 // Pictures are put in by the shell, and so the body is a here document in which $ and ` stand for themselves.
-function curl(messages, begun, settings, fields, names, address) {
+function curl(messages, begun, settings, fields, names, address, account) {
   const places = new Map();
   const place = (image) => {
     const key = randomId(); // which nothing else in the text is
@@ -163,7 +163,8 @@ function curl(messages, begun, settings, fields, names, address) {
   const body = { messages: sent, ...fields, ...(begun ? { continue_final_message: true } : {}) };
   let text = JSON.stringify(body, null, 1).replace(/[\\$`]/g, "\\$&");
   for (const [key, value] of places) text = text.replaceAll(key, () => value);
-  return `curl -s ${address}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<END\n${text}\nEND\n`;
+  const user = account ? ` -u ${shell(account)}` : ""; // it asks for the password
+  return `curl -s${user} ${address}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<END\n${text}\nEND\n`;
 }
 
 // As it is sent: without the pictures that are not in this browser.
@@ -174,14 +175,14 @@ async function withoutMissing(message) {
 }
 
 // A dialog with the programs and the pictures that they read.
-export async function showPrograms(checkpoint, whole, message, link) {
+export async function showPrograms(checkpoint, whole, message, link, account) {
   const read = whole.slice(nthQuestion(whole, message.forgotten ?? 0)); // without the turns that were left out
   const path = await Promise.all(read.map(withoutMissing));
   const missing = read.some((one, i) => picturesOf(one).length > picturesOf(path[i]).length);
   const { files } = named(path, message.settings);
   const names = await withExtensions(files);
   const address = new URL("..", ADDRESS).href.replace(/\/$/, "");
-  const made = programs(checkpoint, path, message, names, address);
+  const made = programs(checkpoint, path, message, names, address, account);
   const dialog = make("dialog", { class: "programs", "aria-label": say("reproduce") });
   const block = (title, text) =>
     make(

@@ -19,11 +19,10 @@ const percent = (logprob) => {
 };
 const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
-// `actions`: goOn(text) begins another answer with that text; look(index) shows where the attention went, or is null.
+// `goOn(text)` begins another answer with that text.
 export class TokenView {
-  constructor(message, actions) {
-    this.message = message;
-    this.actions = actions;
+  constructor(message, goOn) {
+    Object.assign(this, { message, goOn, look: null });
     this.chosen = null;
     this.text = make("div", { class: "tokens", dir: "auto", on: { click: (event) => this.click(event) } });
     this.detail = make("div", { class: "alternatives" });
@@ -52,24 +51,30 @@ export class TokenView {
     else if (this.chosen === null) this.detail.replaceChildren(make("p", { class: "hint" }, say("choose_token")));
   }
 
+  // `look(index)` shows where the attention went.
+  allowLook(look) {
+    this.look = look;
+    if (this.chosen !== null) this.showChosen();
+  }
+
   click({ target }) {
     const index = target.closest("[data-index]")?.dataset.index;
     if (index === undefined) return;
     this.chosen = Number(index);
     for (const token of this.text.querySelectorAll(".token"))
       token.setAttribute("aria-pressed", token.dataset.index === index);
+    this.showChosen();
+    this.detail.scrollIntoView({ block: "nearest" });
+  }
+
+  showChosen() {
     const [drawn, logprob, top] = this.message.tokens[this.chosen];
     const all = top.some(([token]) => token === drawn) ? top : [...top, [drawn, logprob]];
     const rows = all.map(([token, p]) => this.row(token, p, token === drawn));
     const look =
-      this.actions.look &&
-      make(
-        "button",
-        { type: "button", class: "quiet", on: { click: () => this.actions.look(this.chosen) } },
-        say("look"),
-      );
+      this.look &&
+      make("button", { type: "button", class: "quiet", on: { click: () => this.look(this.chosen) } }, say("look"));
     this.detail.replaceChildren(make("ul", {}, ...rows), look ?? "");
-    this.detail.scrollIntoView({ block: "nearest" });
   }
 
   row(token, logprob, drawn) {
@@ -79,11 +84,7 @@ export class TokenView {
     const usable = !drawn && !text.includes("\ufffd") && !/^<[a-z_]+>$/.test(token) && this.message.state === "done";
     const go =
       usable &&
-      make(
-        "button",
-        { type: "button", class: "quiet", on: { click: () => this.actions.goOn(text) } },
-        say("go_on_from"),
-      );
+      make("button", { type: "button", class: "quiet", on: { click: () => this.goOn(text) } }, say("go_on_from"));
     return make(
       "li",
       { class: drawn ? "drawn" : "" },
