@@ -192,7 +192,11 @@ def proxy(url: str, prefix: str, port: int = 0) -> Iterator[str]:
 
 
 # What Gradio itself says of a stream that it gives up because its page is left.
-_LEFT = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
+_LEFT = (
+    "AbortError: signal is aborted",
+    "AbortError: BodyStreamBuffer was aborted",
+    "Unexpected error Connection errored out",
+)
 
 
 class Visit:
