@@ -1,7 +1,7 @@
 """Products of a few rows of activations and a weight of int4, on NVIDIA's Hopper.
 
 XLA for GPUs makes bfloat16 of such a weight on its way to the matrix unit, and takes longer for that than for reading
-it. The matrix unit also multiplies int8: here both halves of a byte become int8 in two instructions for four bytes, and
+it. The matrix unit also multiplies int8: here both halves of four bytes become int8 in three instructions, and
 activations are sums of int8 numbers, as they are on CPUs. Letters: R rows, N outputs, K what is summed over.
 """
 
