@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from chat_site import EXAMPLES, SHAPES, Visitor, about, chat_app, said, serve_chat
 from demo_site import CHROMIUM
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 import gemma_tpu
 from demo.auth import BasicAuth
@@ -81,10 +81,11 @@ def test_tokens_and_going_on_from_another(
 
 
 def test_large_photos_are_made_smaller(visitor: Visitor, tmp_path: Path) -> None:
-    """So that the server takes as many as it takes pictures; a small one stays as it is."""
+    """So that the server takes as many as it takes pictures, and each of them; a small one stays as it is."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(tmp_path / "photo.png")  # 9 MB
-    visitor.ask("What is in the last picture?", tmp_path / "photo.png", SHAPES)
+    PIL.Image.new("RGB", (8100, 8000), "red").save(tmp_path / "scan.png")  # 65 million pixels, 200 kB
+    visitor.ask("What is in the last picture?", tmp_path / "photo.png", tmp_path / "scan.png", SHAPES)
     kept = {
         picture["name"]: picture["size"]
         for picture in visitor.page.evaluate(
@@ -94,6 +95,7 @@ def test_large_photos_are_made_smaller(visitor: Visitor, tmp_path: Path) -> None
     }
     assert kept["shapes.png"] == SHAPES.stat().st_size
     assert kept["photo.png"] < 2_500_000  # noise is larger than any photo
+    assert kept["scan.png"] < (tmp_path / "scan.png").stat().st_size
 
 
 def test_pages_of_a_pdf_and_what_is_no_picture(visitor: Visitor, tmp_path: Path) -> None:
@@ -323,6 +325,34 @@ def test_where_the_model_looked(visitor: Visitor, chat_model: gemma_tpu.Model) -
     expect(dialog).to_be_hidden()
     visitor.page.keyboard.press("Escape")
     expect(visitor.answers.locator(".token")).to_have_count(0)
+
+
+def test_who_has_left_an_answer_is_not_shown_where_the_model_looked(visitor: Visitor) -> None:
+    """It takes a while the first time."""
+    visitor.ask("What is in the picture?", SHAPES)
+    visitor.press("tokens")
+    visitor.answers.locator(".token").first.click()
+    asked: list[Route] = []
+    visitor.page.route("**/attention", lambda route: asked.append(route))
+    look = visitor.page.locator(".alternatives > button")
+    for leaves in (False, True):
+        look.click()
+        expect(look).to_have_text(said("looking"))
+        expect(look).to_have_attribute("aria-busy", "true")
+        look.click()  # changes nothing
+        if leaves:
+            visitor.page.get_by_role("button", name=said("new"), exact=True).click()
+        (request,) = asked
+        asked.clear()
+        with visitor.page.expect_response("**/seen") as seen:
+            request.continue_()
+        seen.value.finished()
+        visitor.page.wait_for_timeout(300)
+        expect(visitor.page.locator("dialog.attention")).to_have_count(int(not leaves))
+        if not leaves:
+            visitor.page.keyboard.press("Escape")
+            expect(look).to_be_focused()
+            expect(look).to_have_text(said("look"))
 
 
 def test_the_picture_that_the_model_looked_at_is_shown(visitor: Visitor) -> None:

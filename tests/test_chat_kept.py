@@ -45,6 +45,27 @@ def test_an_answer_goes_on_over_a_reload_and_a_lost_server(
         visitor.close()
 
 
+def test_an_answer_that_is_held_to_a_schema_is_begun_anew_after_a_reload(
+    visitor: Visitor, chat_model: gemma_tpu.Model
+) -> None:
+    """The server follows a schema from its beginning: what was there of the answer counts for nothing."""
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 40}
+    visitor.set(max_tokens=60)
+    with visitor.settings() as panel:
+        panel.locator("summary").click()
+        panel.locator("[data-setting=schema]").fill(json.dumps(schema))
+    with gated(chat_model.engine, 12, pause=0.3):
+        visitor.begin("Count.")
+        expect(visitor.answers.locator(".body")).to_contain_text("[")
+        visitor.page.reload()
+    visitor.ended()
+    grammar = gemma_tpu.Grammar.json_schema(schema)
+    whole = chat_model.generate("Count.", grammar=grammar, max_new_tokens=60)
+    (answer,) = [message for message in visitor.stored("messages") if message["role"] == "assistant"]
+    assert (answer["text"], answer["written"]) == (whole.text, len(whole.tokens))
+    assert answer["usage"]["prompt"] == whole.usage.prompt_tokens
+
+
 def damaged(change: Callable[[dict, dict], object]) -> dict:
     data = stored_chat("An answer.")
     change(data, data["conversations"][0])

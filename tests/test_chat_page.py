@@ -113,6 +113,26 @@ def test_an_answer_follows_a_schema(visitor: Visitor) -> None:
     )
 
 
+def test_a_new_conversation_has_no_instructions_of_the_last_one(visitor: Visitor) -> None:
+    """How answers are drawn stays."""
+    visitor.set(temperature=0.5, system="Answer in French.")
+    with visitor.settings() as panel:
+        panel.locator("summary").click()
+        panel.locator("[data-setting=schema]").fill('{"type": "object"}')
+    visitor.page.get_by_role("button", name=said("new"), exact=True).click()
+    with visitor.settings() as panel:
+        expect(panel.locator("[data-setting=temperature] input").first).to_have_value("0.5")
+        for name in ("system", "schema"):
+            expect(panel.locator(f"[data-setting={name}]")).to_have_value("")
+
+
+def test_a_prompt_that_is_refused_says_so_where_the_visitor_looks(visitor: Visitor) -> None:
+    visitor.set(drop_oldest=False)
+    visitor.begin("word " * 10_000, SHAPES, SHAPES)
+    expect(visitor.answers.locator(".notice")).to_contain_text("context")
+    expect(visitor.answers.locator(".notice")).to_be_in_viewport()
+
+
 def test_old_turns_are_left_out_when_the_context_is_full(visitor: Visitor) -> None:
     visitor.set(max_tokens=8)
     long = "Sort these numbers: " + ", ".join(str(i) for i in range(120))

@@ -183,6 +183,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "sharpest": ("layer {layer}, head {head}: the sharpest", "第 {layer} 层第 {head} 头：最集中"),
     "all_layers": ("all layers, the mean", "所有层的平均"),
     "look_shares": ("{pictures} % of it on pictures, {text} % on text", "图片占 {pictures} %，文本占 {text} %"),
+    "looking": ("Looking…", "正在查看…"),
     "look": ("Where in the pictures the model looked", "模型看了图片的哪里"),
     # Side by side.
     "compare": ("Two answers side by side", "并排显示两个回答"),
@@ -282,6 +283,10 @@ _OWN: dict[str, tuple[str, str]] = {
         "相同的检查点、精度和随机种子会得到相同的文本。",
     ),
     "reproduce_pictures": ("The pictures that they read:", "所用的图片："),
+    "no_command": (
+        "One command asks one question, without tools or a schema.",
+        "一条命令只能提一个问题，且不带工具或 schema。",
+    ),
     "only_rest": (
         "The answer went on from a part of another. The command line and curl give what follows that part.",
         "此回答是从另一个回答的一部分续写的。命令行和 curl 只给出其后的内容。",

@@ -21,7 +21,8 @@ export async function write(message, path, settings, { signal, update, prepare }
   Object.assign(message, { state: "waiting", settings, tokens: message.tokens ?? [], problem: null, finish: null });
   message.prefix ??= message.text.length;
   message.forgotten ??= 0;
-  let written = (message.written ?? 0) - dropUnfinished(message);
+  let written = message.written ?? 0;
+  takeUp();
   let first = null; // when the first piece came of what was asked for last
   let pieces = 0;
   let from = written; // tokens before it
@@ -63,8 +64,7 @@ export async function write(message, path, settings, { signal, update, prepare }
       }
       const again = error.code === "lost" || (error.code === "unloaded" && settings.checkpoint);
       if (!(error instanceof Problem) || !again) return fail(error);
-      if (isHeld(settings)) beginAnew();
-      else written -= dropUnfinished(message);
+      takeUp();
       message.state = "lost";
       update();
       try {
@@ -77,9 +77,14 @@ export async function write(message, path, settings, { signal, update, prepare }
     }
   }
 
-  function beginAnew() {
-    Object.assign(message, { text: message.text.slice(0, message.prefix), tokens: [], calls: undefined });
-    written = message.written ?? 0;
+  // Keeps what the answer can go on from.
+  function takeUp() {
+    if (!isHeld(settings)) written -= dropUnfinished(message);
+    else {
+      Object.assign(message, { text: message.text.slice(0, message.prefix), tokens: [], calls: undefined });
+      message.thinking = undefined;
+      message.written = written = 0;
+    }
   }
 
   function count(usage, before) {

@@ -10,15 +10,15 @@ import { say } from "./words.js";
 const MEAN = "mean";
 const SHARPEST = "sharpest";
 
-// For token `index` of the answer `message` after `path`.
-export async function showAttention(path, message, index) {
+// For token `index` of the answer `message` after `path`: a function that opens the dialog.
+export async function attentionOf(path, message, index) {
   const { settings } = message;
   const messages = await toMessages(path, settings, message.forgotten ?? 0);
   const begun = textBefore(message, index);
   if (begun) messages.push({ role: "assistant", content: begun });
   const found = await act("attention", { messages, pan_and_scan: settings.pan_and_scan });
   const views = await viewsOf(messages, settings.pan_and_scan);
-  new AttentionDialog(message.tokens[index][0], found, views).open();
+  return () => new AttentionDialog(message.tokens[index][0], found, views).open();
 }
 
 // The pictures that were sent as the model sees them, with their crops, in order.

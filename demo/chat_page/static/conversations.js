@@ -10,6 +10,8 @@ import { say } from "./words.js";
 const DRAFT = 400; // milliseconds after the last letter until a draft is stored
 const CURRENT = "gemma-tpu chat current"; // the conversation that this tab shows
 
+const OWN = { system: "", stop: [], tools: "", schema: "", must_call: false }; // of a conversation, not of the next one
+
 export class Conversations {
   constructor(page) {
     this.page = page;
@@ -45,7 +47,7 @@ export class Conversations {
   async create() {
     await this.leave();
     const { settings, tree } = this.page;
-    this.page.settings = structuredClone(settings);
+    this.page.settings = { ...structuredClone(settings), ...OWN };
     const chosen = tree.conversation.settings ? { settings: this.page.settings } : {};
     this.page.start(new Tree({ ...newConversation(), ...chosen }));
   }

@@ -12,7 +12,7 @@ export class Frame {
   // `panels`: name → what the drawer of that name shows, {element, show()}. `events`: model() for a press on the model's
   // chip, stop() for Escape, example(example).
   constructor({ sidebar, composer, panels, events }) {
-    Object.assign(this, { sidebar, panels, events, following: true });
+    Object.assign(this, { sidebar, panels, events, following: true, top: 0 });
     this.title = make("h1");
     this.chip = make("button", { type: "button", class: "chip-state", on: { click: () => events.model() } });
     this.column = make("div", { class: "column" });
@@ -167,11 +167,16 @@ export class Frame {
 
   keepAt(element, top) {
     this.log.scrollTop += element.getBoundingClientRect().top - top;
+    this.following = false;
     this.scrolled();
   }
 
   scrolled() {
-    this.following = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR;
+    const { scrollHeight, scrollTop, clientHeight } = this.log;
+    const near = scrollHeight - scrollTop - clientHeight < NEAR;
+    // Whose view has not moved up has not left the end: pictures may have got their height before this was called.
+    this.following = near || (this.following && scrollTop >= this.top);
+    this.top = scrollTop;
     this.toEnd.hidden = this.following;
   }
 

@@ -12,7 +12,7 @@
 //   reproduce  the same answer from elsewhere             share      files and links of conversations
 
 import { getStatus, Problem } from "./api.js";
-import { showAttention } from "./attention.js";
+import { attentionOf } from "./attention.js";
 import { Comparison, differences } from "./compare.js";
 import { Composer, fromParts } from "./composer.js";
 import { Conversations } from "./conversations.js";
@@ -341,10 +341,15 @@ class Page {
     return (await Promise.all(pictures.map((id) => store.get("pictures", id)))).some(Boolean);
   }
 
-  look(message, index) {
-    return showAttention(this.tree.path(this.tree.messages.get(message.parent)), message, index).catch((error) =>
-      this.frame.notice(error.message),
-    );
+  async look(message, index) {
+    const path = this.tree.path(this.tree.messages.get(message.parent));
+    const { element } = this.views.get(message.id);
+    try {
+      const open = await attentionOf(path, message, index);
+      if (element.isConnected) open(); // else the visitor has left it meanwhile
+    } catch (error) {
+      this.frame.notice(error.message);
+    }
   }
 
   async reproduce(message) {
@@ -406,6 +411,7 @@ class Page {
 
   // The model is there: its defaults hold where nothing else was set.
   ready() {
+    if (this.frame.said === say("still_loading")) this.frame.notice("");
     if (!this.tree.conversation.settings) this.settings = defaultSettings(this.status.model);
     this.panel.show();
     this.show();

@@ -8,6 +8,7 @@ const DRAWING_SIDE = 896; // pixels of the longer side of an SVG
 const PAGE_SIDE = 1792; // pixels of the longer side of a page: twice what the model sees of it at once
 export const MOST = 16; // pictures of a request, which the server takes
 const LARGE = 1_400_000; // bytes of a picture, so that the server takes as many of them as MOST in base64
+const MANY = 64_000_000; // pixels of a picture, which the server takes
 const SIDES = [3584, 2688, 1792]; // pixels of the longer side of one that was larger: four, three and two crops
 
 class Unusable extends Error {}
@@ -77,7 +78,6 @@ export async function keep(blob, name = "") {
 
 // A picture that can be sent with others; smaller if it is large, unless the browser cannot show it.
 async function fitting(blob) {
-  if (blob.size <= LARGE) return blob;
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob);
@@ -85,7 +85,7 @@ async function fitting(blob) {
     return blob;
   }
   let smaller = blob;
-  for (const side of SIDES) {
+  for (const side of blob.size > LARGE || bitmap.width * bitmap.height > MANY ? SIDES : []) {
     const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
     const [width, height] = [bitmap.width, bitmap.height].map((size) => Math.max(1, Math.round(size * scale)));
     const canvas = make("canvas", { width, height });

@@ -61,7 +61,11 @@ export class MessageView {
   }
 
   part(part) {
-    if (part.text !== undefined) return make("div", { class: "typed", dir: "auto" }, part.text);
+    if (part.text !== undefined) {
+      // Between pictures a line of its own, without the blanks around their marks.
+      const text = this.message.parts.length > 1 ? part.text.trim() : part.text;
+      return make("div", { class: "typed", dir: "auto" }, text);
+    }
     const open = () => enlarge(part.picture);
     return make(
       "button",
@@ -97,7 +101,8 @@ export class MessageView {
     if (message.state === "waiting") return [message.loading ? say("loads", message.loading) : waiting(message.place)];
     if (message.state === "writing") return [say("writing")];
     const another = message.checkpoint !== this.page.status?.checkpoint ? [message.checkpoint] : [];
-    return [[statistics(message), ...another].filter(Boolean).join(" · ")];
+    const facts = statistics(message).map((fact) => make("span", { class: "fact" }, fact));
+    return [...facts, ...another].flatMap((fact, i) => (i ? [" · ", fact] : [fact]));
   }
 
   call(call) {
@@ -247,8 +252,8 @@ function waiting(place) {
 
 const calledAs = (call) => make("code", {}, `${call.function.name}(${call.function.arguments})`);
 
-// One line about an answer: length, speed, cached prompt, forgotten turns, and why it ended early.
-export function statistics(message) {
+// Facts about an answer: length, speed, cached prompt, forgotten turns, and why it ended early.
+function statistics(message) {
   const { usage, written = 0 } = message;
   const parts = [say(written === 1 ? "one_token" : "tokens_count", { count: count(written) })];
   if (message.speed > 0)
@@ -262,5 +267,5 @@ export function statistics(message) {
   if (message.forgotten) parts.push(say("forgotten", { count: message.forgotten }));
   if (message.settings?.temperature > 0) parts.push(say("with_seed", { seed: message.settings.seed }));
   if (["length", "cancelled"].includes(message.finish)) parts.push(say(`ended_${message.finish}`));
-  return parts.join(" · ");
+  return parts;
 }

@@ -209,7 +209,7 @@ export async function showPrograms(checkpoint, whole, message, link, account) {
     ...(made.python ? [block("Python", made.python)] : []),
     ...(missing ? [make("p", { class: "hint" }, say("without_pictures"))] : []),
     ...(message.prefix ? [make("p", { class: "hint" }, say("only_rest"))] : []),
-    ...(made.command ? [block(say("command_line"), made.command)] : []),
+    made.command ? block(say("command_line"), made.command) : make("p", { class: "hint" }, say("no_command")),
     block("curl", made.curl),
     make(
       "p",

@@ -15,6 +15,7 @@ export function textBefore(message, index) {
 
 const percent = (logprob) => {
   const p = 100 * Math.exp(logprob);
+  if (p < 0.0005) return "< 0.001 %";
   return p >= 10 ? `${p.toFixed(0)} %` : `${p.toFixed(p >= 0.1 ? 1 : 3)} %`;
 };
 const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
@@ -71,9 +72,13 @@ export class TokenView {
     const [drawn, logprob, top] = this.message.tokens[this.chosen];
     const all = top.some(([token]) => token === drawn) ? top : [...top, [drawn, logprob]];
     const rows = all.map(([token, p]) => this.row(token, p, token === drawn));
-    const look =
-      this.look &&
-      make("button", { type: "button", class: "quiet", on: { click: () => this.look(this.chosen) } }, say("look"));
+    const ask = async ({ target }) => {
+      if (target.ariaBusy === "true") return;
+      Object.assign(target, { ariaBusy: "true", textContent: say("looking") });
+      await this.look(this.chosen);
+      Object.assign(target, { ariaBusy: "false", textContent: say("look") });
+    };
+    const look = this.look && make("button", { type: "button", class: "quiet", on: { click: ask } }, say("look"));
     this.detail.replaceChildren(make("ul", {}, ...rows), look ?? "");
   }
 
