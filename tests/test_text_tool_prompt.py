@@ -191,6 +191,23 @@ def test_the_grammar_allows_calls_or_an_answer(allowed: bool, text: str) -> None
     assert allows(call_grammar([PRODUCT, {"name": "now"}], answer=answer), text) == allowed
 
 
+@pytest.mark.parametrize(
+    ("others", "allowed"),
+    [
+        ({}, False),
+        ({"additionalProperties": True}, True),
+        ({"additionalProperties": {"type": "integer"}}, True),
+        ({"allOf": [{"properties": {"x": {"type": "integer"}}}]}, True),
+    ],
+)
+def test_arguments_that_are_not_declared(others: dict, allowed: bool) -> None:
+    """JSON Schema allows them, but a call with one would fail; what a schema says of them holds."""
+    tool = {"name": "now", "parameters": {"type": "object", "properties": {}, **others}}
+    for grammar in (call_grammar([tool]), call_grammar([tool], answer={"type": "array"})):
+        assert allows(grammar, '{"name": "now", "parameters": {}}')
+        assert allows(grammar, '{"name": "now", "parameters": {"x": 1}}') == allowed
+
+
 def test_references_within_the_schema_of_a_function() -> None:
     tree = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}, "y": {"$ref": "#"}}, "required": ["x"]}
     tool = {"name": "f", "parameters": {**tree, "additionalProperties": False, "$defs": {"n": {"type": "integer"}}}}

@@ -25,6 +25,18 @@ You SHOULD NOT include any other text in the response if you call a function
 # Of llguidance: spaces as `json.dumps` writes them, since a model could go on with others without end.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+# By which a schema says something of arguments that are not among its properties.
+_OF_OTHERS = {
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "$ref",
+}
+
 
 def write_with_tools(builder: PromptBuilder, messages: Messages, continue_final: bool, tools: Any = None) -> None:
     """`write_messages`, with functions that the model may call, and with calls and responses among the messages.
@@ -96,7 +108,8 @@ def call_grammar(
 ) -> str:
     """A grammar in llguidance's Lark of answers that call one of `tools`, or several in a line each if `parallel`.
 
-    The calls are as `write_with_tools` asks for them; arguments follow the schema of their function. With `answer`, a
+    The calls are as `write_with_tools` asks for them; arguments follow the schema of their function, and are those that
+    it declares unless it speaks of others. With `answer`, a
     schema, JSON that follows it is an answer too.
     """
     more = r' ("\n" call)*' if parallel else ""
@@ -127,7 +140,10 @@ def text_grammar(tools: Sequence[Mapping[str, Any]], strict: Sequence[str]) -> s
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    return tool.get("parameters") or _closed({})
+    """The schema of a call's arguments: those declared and no others, unless it says what others may be."""
+    schema = tool.get("parameters") or _closed({})
+    closed = "properties" in schema and not _OF_OTHERS & schema.keys()
+    return {**schema, "additionalProperties": False} if closed else schema
 
 
 def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
