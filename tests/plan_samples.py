@@ -16,7 +16,7 @@ from gemma_tpu.quantization import as_quantization
 
 # A local layer, a global one and one of the vision tower: enough to be split four ways.
 SMALL = GemmaConfig(
-    vocab_size=32_768,
+    vocab_size=8_192,
     embed_dim=1024,
     hidden_dim=4096,
     layers=gemma3_layers(6, window=512)[4:],
@@ -50,7 +50,9 @@ def compiled(
 
 def compile_once(target: Target, name: str) -> Program:
     """By one of the processes of this run of the tests: the next has it from a file, with its HLO."""
-    path = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], f"plan-{_key(target, name)}")
+    key = _key(target, name)
+    assert key, "the package's files have changed since this process began"
+    path = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], f"plan-{key}")
     if path.exists():
         return pickle.loads(path.read_bytes())
     (program,) = compile_programs(target, [name])

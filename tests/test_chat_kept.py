@@ -318,6 +318,7 @@ def test_nothing_typed_is_replaced(visitor: Visitor, chat_model: gemma_tpu.Model
 SLOW = """() => {
   const real = createImageBitmap;
   window.createImageBitmap = async (file) => {
+    window.createImageBitmap = real;
     await new Promise((resolve) => (window.goOn = resolve));
     return real(file);
   };

@@ -118,7 +118,8 @@ def test_a_new_conversation_has_no_instructions_of_the_last_one(visitor: Visitor
     visitor.set(temperature=0.5, system="Answer in French.")
     with visitor.settings() as panel:
         panel.locator("summary").click()
-        panel.locator("[data-setting=schema]").fill('{"type": "object"}')
+        panel.locator("[data-setting=schema]").fill('{"type": "integer"}')
+    visitor.ask("What is 12 + 30?")
     visitor.page.get_by_role("button", name=said("new"), exact=True).click()
     with visitor.settings() as panel:
         expect(panel.locator("[data-setting=temperature] input").first).to_have_value("0.5")

@@ -47,7 +47,7 @@ export class Conversations {
   async create() {
     await this.leave();
     const { settings, tree } = this.page;
-    this.page.settings = { ...structuredClone(settings), ...OWN };
+    this.page.settings = { ...structuredClone(settings), ...(tree.messages.size ? OWN : {}) };
     const chosen = tree.conversation.settings ? { settings: this.page.settings } : {};
     this.page.start(new Tree({ ...newConversation(), ...chosen }));
   }
