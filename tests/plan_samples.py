@@ -16,7 +16,7 @@ from gemma_tpu.quantization import as_quantization
 
 # A local layer, a global one and one of the vision tower: enough to be split four ways.
 SMALL = GemmaConfig(
-    vocab_size=8_192,
+    vocab_size=32_768,
     embed_dim=1024,
     hidden_dim=4096,
     layers=gemma3_layers(6, window=512)[4:],
