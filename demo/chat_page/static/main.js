@@ -341,12 +341,11 @@ class Page {
     return (await Promise.all(pictures.map((id) => store.get("pictures", id)))).some(Boolean);
   }
 
-  async look(message, index) {
-    const path = this.tree.path(this.tree.messages.get(message.parent));
-    const { element } = this.views.get(message.id);
+  // `wanted`: whether the visitor still waits for it.
+  async look(message, index, wanted) {
     try {
-      const open = await attentionOf(path, message, index);
-      if (element.isConnected) open(); // else the visitor has left it meanwhile
+      const open = await attentionOf(this.tree.path(this.tree.messages.get(message.parent)), message, index);
+      if (wanted()) open();
     } catch (error) {
       this.frame.notice(error.message);
     }

@@ -177,7 +177,7 @@ export class MessageView {
     if (this.tokens) this.tokens = null;
     else {
       const view = new TokenView(message, (text) => page.goOnFrom(message, text));
-      page.canLook(message).then((can) => can && view.allowLook((index) => page.look(message, index)));
+      page.canLook(message).then((can) => can && view.allowLook((...which) => page.look(message, ...which)));
       this.tokens = view;
       leaveMarkdown(this.body);
       this.body.replaceChildren(this.tokens.element);

@@ -52,7 +52,7 @@ export class TokenView {
     else if (this.chosen === null) this.detail.replaceChildren(make("p", { class: "hint" }, say("choose_token")));
   }
 
-  // `look(index)` shows where the attention went.
+  // `look(index, wanted)` shows where the attention went, if it is still wanted then.
   allowLook(look) {
     this.look = look;
     if (this.chosen !== null) this.showChosen();
@@ -75,7 +75,7 @@ export class TokenView {
     const ask = async ({ target }) => {
       if (target.ariaBusy === "true") return;
       Object.assign(target, { ariaBusy: "true", textContent: say("looking") });
-      await this.look(this.chosen);
+      await this.look(this.chosen, () => target.isConnected);
       Object.assign(target, { ariaBusy: "false", textContent: say("look") });
     };
     const look = this.look && make("button", { type: "button", class: "quiet", on: { click: ask } }, say("look"));
