@@ -129,6 +129,8 @@ def test_a_new_conversation_has_no_instructions_of_the_last_one(visitor: Visitor
 
 def test_a_prompt_that_is_refused_says_so_where_the_visitor_looks(visitor: Visitor) -> None:
     visitor.set(drop_oldest=False)
+    visitor.ask("What is in the picture?", SHAPES)
+    visitor.page.set_viewport_size({"width": 390, "height": 844})
     visitor.begin("word " * 10_000, SHAPES, SHAPES)
     expect(visitor.answers.locator(".notice")).to_contain_text("context")
     expect(visitor.answers.locator(".notice")).to_be_in_viewport()

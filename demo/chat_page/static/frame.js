@@ -174,7 +174,7 @@ export class Frame {
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.log;
     const near = scrollHeight - scrollTop - clientHeight < NEAR;
-    // Whose view has not moved up has not left the end: pictures may have got their height before this was called.
+    // Who has not moved up has not left the end: pictures may have got their height before this was called.
     this.following = near || (this.following && scrollTop >= this.top);
     this.top = scrollTop;
     this.toEnd.hidden = this.following;
@@ -184,7 +184,9 @@ export class Frame {
   scrollToEnd(always = false) {
     if (this.column.querySelector(".empty")) return; // which is read from its top
     if (always) this.following = true;
-    if (this.following) this.log.scrollTop = this.log.scrollHeight;
+    if (!this.following) return;
+    this.log.scrollTop = this.log.scrollHeight;
+    this.top = this.log.scrollTop;
   }
 
   find() {

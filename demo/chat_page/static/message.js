@@ -53,10 +53,10 @@ export class MessageView {
   update() {
     const { message } = this;
     if (this.editing) return;
-    if (message.role === "user") this.body.replaceChildren(...message.parts.map((part) => this.part(part)));
-    else if (message.role === "tool")
-      this.body.replaceChildren(); // it stands in the call
-    else this.showAnswer();
+    // Questions do not change, and their pictures take a moment to be there; results stand in the call.
+    if (message.role === "user" && !this.body.hasChildNodes())
+      this.body.append(...message.parts.map((part) => this.part(part)));
+    if (message.role === "assistant") this.showAnswer();
     this.bar.replaceChildren(...this.buttons());
   }
 
