@@ -191,3 +191,27 @@ def test_one_of_two_answers_that_another_tab_keeps(visitor: Visitor) -> None:
     expect(second.locator(".pair")).to_have_count(0)
     expect(second.locator("article.assistant")).to_have_count(2)
     second.close()
+
+
+def test_an_export_and_a_link_give_the_conversation_back(browser: Browser, visitor: Visitor, tmp_path: Path) -> None:
+    answer = visitor.ask("What is in the picture?", SHAPES)
+    path = exported(visitor, tmp_path / "export.json")
+    other = Visitor(browser, visitor.url)
+    other.page.set_input_files(".sidebar input[type=file]", path)
+    expect(other.answers).to_have_count(1)
+    assert other.answer == answer
+    expect(other.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)
+    other.close()
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.press("reproduce")
+    visitor.page.get_by_role("button", name=said("copy_link")).click()
+    visitor.page.wait_for_timeout(300)
+    link = visitor.page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{visitor.url}#open=")
+    other = Visitor(browser, link)
+    expect(other.answers).to_have_count(1)
+    assert other.answer == answer
+    other.close()
+    broken = Visitor(browser, link[:-20])
+    expect(broken.page.locator(".note .notice")).to_contain_text(said("bad_link"))
+    broken.close()

@@ -204,33 +204,6 @@ def test_settings_of_a_new_conversation_are_kept(visitor: Visitor) -> None:
     expect(visitor.page.locator("textarea[data-setting=system]")).to_have_value("Answer in one word.")
 
 
-def test_an_export_and_a_link_give_the_conversation_back(browser: Browser, visitor: Visitor, tmp_path: Path) -> None:
-    answer = visitor.ask("What is in the picture?", SHAPES)
-    with visitor.page.expect_download() as download:
-        visitor.page.get_by_role("button", name=said("export_all")).click()
-    path = tmp_path / "export.json"
-    download.value.save_as(path)
-    other = Visitor(browser, visitor.url)
-    other.page.set_input_files(".sidebar input[type=file]", path)
-    expect(other.answers).to_have_count(1)
-    assert other.answer == answer
-    expect(other.page.locator("article.user img.thumbnail")).to_have_js_property("naturalWidth", 384)
-    other.close()
-    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    visitor.press("reproduce")
-    visitor.page.get_by_role("button", name=said("copy_link")).click()
-    visitor.page.wait_for_timeout(300)
-    link = visitor.page.evaluate("navigator.clipboard.readText()")
-    assert link.startswith(f"{visitor.url}#open=")
-    other = Visitor(browser, link)
-    expect(other.answers).to_have_count(1)
-    assert other.answer == answer
-    other.close()
-    broken = Visitor(browser, link[:-20])
-    expect(broken.page.locator(".note .notice")).to_contain_text(said("bad_link"))
-    broken.close()
-
-
 def test_two_tabs_lose_nothing_of_each_other(visitor: Visitor) -> None:
     visitor.ask("What is 12 + 30?")
     first, second = visitor.page, visitor.open()
